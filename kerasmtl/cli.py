@@ -1,0 +1,261 @@
+"""The command line. TensorFlow is imported by the commands that need it, and by no other."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kerasmtl._version import __version__
+
+if TYPE_CHECKING:
+    from kerasmtl.manifest import Fault, Manifest
+    from kerasmtl.project import Project
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
+in_project = click.option(
+    "--project",
+    "folder",
+    default=".",
+    show_default=True,
+    type=click.Path(file_okay=False),
+    help="The project's folder.",
+)
+
+
+def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors that name what is wrong are shown as they are, without a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kerasmtl")
+def main() -> None:
+    """From a CSV with holes in it to a served model.
+
+    Make a project with `kerasmtl new`, train it with `python train.py`; inside the project the
+    other commands need no arguments.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@main.command()
+@click.argument("template")
+@click.argument("folder", type=click.Path())
+@click.option("--labels", type=click.Path(), help="CSV with an image column and 0/1/? columns.")
+@click.option("--backbone", help="tiny, a keras.applications name, a folder, archive or URL.")
+@click.option("--image-column", help="The CSV's column of pictures.  [default: image]")
+@click.option("--no-input", is_flag=True, help="Ask nothing; take the defaults.")
+@_plain_errors
+def new(
+    template: str,
+    folder: str,
+    labels: str | None,
+    backbone: str | None,
+    image_column: str | None,
+    no_input: bool,
+) -> None:
+    """Make a project FOLDER from TEMPLATE.
+
+    With --labels nothing is asked: each 0/1/? column of the CSV becomes a task.
+    """
+    from kerasmtl.scaffold import check_target, new_project
+
+    known, _ = check_target(template, folder)
+    given = {"labels": labels, "backbone": backbone, "_image_column": image_column}
+    answers = {key: value for key, value in given.items() if value is not None}
+    if not no_input and labels is None:
+        for key, (question, default) in known.questions.items():
+            if key not in answers:
+                answers[key] = click.prompt(question, default=default)
+    target = new_project(template, folder, answers)
+    click.echo(f"Made {target}. Go on with:\n\n  cd {os.path.relpath(target)}\n  python train.py")
+
+
+@main.command("templates")
+@_plain_errors
+def list_templates() -> None:
+    """List the templates."""
+    from kerasmtl.scaffold import templates
+
+    for template in templates().values():
+        click.echo(f"{template.name}  {template.description}")
+
+
+@main.command()
+@click.argument("labels", required=False, type=click.Path())
+@click.option("--image-column", default="image", show_default=True)
+@click.option("--split-column", default="split", show_default=True)
+@click.option("--allow-outside", is_flag=True, help="Accept pictures outside of the CSV's folder.")
+@in_project
+@as_json
+@_plain_errors
+def check(
+    labels: str | None,
+    image_column: str,
+    split_column: str,
+    allow_outside: bool,
+    folder: str,
+    json_: bool,
+) -> None:
+    """Check a CSV (by default the project's): rows, broken pictures, coverage by task.
+
+    Ends with 1 if a picture cannot be used or a task cannot be learnt.
+    """
+    from kerasmtl.manifest import Manifest
+
+    if labels is None:
+        manifest = _project(folder).manifest()
+    else:
+        manifest = Manifest.from_csv(
+            labels,
+            image_column=image_column,
+            split_column=split_column,
+            allow_outside=allow_outside,
+        )
+    faults = _check_pictures(manifest, quiet=json_)
+    classes = manifest.class_faults()
+    if json_:
+        click.echo(json.dumps(_check_dict(manifest, faults, classes), indent=2))
+    else:
+        _print_check(manifest, faults, classes)
+    if faults or classes:
+        raise SystemExit(1)
+
+
+def _check_pictures(manifest: Manifest, quiet: bool) -> list[Fault]:
+    from rich.progress import Progress
+
+    with Progress(disable=quiet, transient=True) as progress:
+        bar = progress.add_task("pictures", total=len(manifest))
+        return manifest.check_images(lambda: progress.advance(bar))
+
+
+def _check_dict(manifest: Manifest, faults: list[Fault], classes: dict[str, str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "labels": str(manifest.source),
+        "rows": len(manifest),
+        "faults": [asdict(fault) for fault in faults],
+        "class_faults": classes,
+        "tasks": manifest.coverage().to_dict(orient="index"),
+    }
+
+
+def _print_check(manifest: Manifest, faults: list[Fault], classes: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{manifest.source}: {len(manifest)} rows", title_justify="left")
+    for column in ("task", "known", "positive", "negative", "share known"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for name, row in manifest.coverage().iterrows():
+        counts = (f"{row[key]:.0f}" for key in ("known", "positive", "negative"))
+        table.add_row(str(name), *counts, f"{row.share:.0%}")
+    console.print(table)
+    for name, fault in classes.items():
+        click.echo(f"Task {name}: {fault}")
+    for fault in faults:
+        click.echo(f"line {fault.line}: {fault.image}: {fault.reason}")
+    click.echo(f"{len(faults)} of {len(manifest)} pictures cannot be used.")
+
+
+@main.command()
+@click.option(
+    "--part",
+    default="test",
+    show_default=True,
+    type=click.Choice(["train", "val", "test"]),
+    help="Which rows.",
+)
+@in_project
+@as_json
+@_plain_errors
+def evaluate(part: str, folder: str, json_: bool) -> None:
+    """Score the trained model by task."""
+    project = _project(folder)
+    from kerasmtl.evaluation import evaluate as score
+    from kerasmtl.manifest import SPLITS
+    from kerasmtl.pipeline import make_dataset
+    from kerasmtl.prediction import load_trained
+
+    model = load_trained(project.checkpoint)
+    manifest = project.manifest()
+    rows = manifest.split(seed=project.training.seed)[SPLITS.index(part)]
+    dataset = make_dataset(rows, model.input_shape[1:3], project.training.batch_size)
+    report = score(model, dataset, manifest.tasks)
+    if json_:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(report.table())
+
+
+@main.command()
+@click.argument("out", required=False, type=click.Path(file_okay=False))
+@in_project
+@_plain_errors
+def export(out: str | None, folder: str) -> None:
+    """Write the trained model as a SavedModel, under the next version number of OUT."""
+    project = _project(folder)
+    from kerasmtl.export import export_saved_model
+    from kerasmtl.prediction import load_trained
+
+    model = load_trained(project.checkpoint)
+    tasks = project.manifest().tasks
+    click.echo(export_saved_model(model, out or project.export_folder, tasks))
+
+
+@main.command()
+@click.argument("pictures", nargs=-1, required=True, type=click.Path())
+@click.option("--model", "export_", type=click.Path(), help="An exported SavedModel's folder.")
+@in_project
+@as_json
+@_plain_errors
+def predict(pictures: tuple[str, ...], export_: str | None, folder: str, json_: bool) -> None:
+    """Probabilities for PICTURES, from the trained model or an exported one."""
+    if export_ is None:
+        project = _project(folder)
+        from kerasmtl.prediction import load_trained, predict_with_model
+
+        model = load_trained(project.checkpoint)
+        rows = predict_with_model(model, pictures, project.manifest().tasks)
+    else:
+        from kerasmtl.prediction import predict_with_export
+
+        rows = predict_with_export(export_, pictures)
+    if json_:
+        named = zip(pictures, rows, strict=True)
+        click.echo(json.dumps([{"image": p, "probabilities": row} for p, row in named], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in ("picture", *rows[0]):
+        left = column == "picture"
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for picture, row in zip(pictures, rows, strict=True):
+        table.add_row(picture, *(f"{p:.3f}" for p in row.values()))
+    Console().print(table)
+
+
+def _project(folder: str) -> Project:
+    from kerasmtl.project import Project
+
+    return Project.load(folder)

@@ -1,0 +1,30 @@
+"""What is shipped with the package: example data and a feature extractor, found by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+DATASETS = {"street_scenes": "street_scenes/labels.csv"}
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """An embedded SavedModel, and the picture size it was trained for, (height, width)."""
+
+    folder: str
+    image_size: tuple[int, int]
+
+
+EXTRACTORS = {"tiny": Extractor("tiny/1", (128, 128))}
+
+
+def dataset_csv(name: str) -> Path:
+    """The labels.csv of an embedded data set."""
+    return Path(str(files("kerasmtl.datasets"))) / DATASETS[name]
+
+
+def extractor_folder(name: str) -> Path:
+    """The folder of an embedded SavedModel."""
+    return Path(str(files("kerasmtl.saved_models"))) / EXTRACTORS[name].folder

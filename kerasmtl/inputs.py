@@ -1,0 +1,130 @@
+"""One example: from the bytes of a picture to float32 RGB in [0, 1].
+
+Training, prediction and the exported model all go through `decode_image` and `resize_image`, so
+that a picture means the same everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# What TensorFlow decodes; other formats that Pillow reads are turned into PNG first.
+TF_FORMATS = {"JPEG", "PNG", "GIF", "BMP"}
+_JPEG = (b"\xff\xd8\xff", b"\xff\xd9")
+_PNG = (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
+
+
+def as_size(size: Any) -> tuple[int, int]:
+    """A picture size as (height, width); one number stands for both.
+
+    Raises:
+        ValueError: not one or two positive whole numbers.
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+        raise ValueError(
+            "`image_size` is no size. Expected (height, width) in pixels, for example (224, 224). "
+            f"Received: {size!r}"
+        )
+    return pair
+
+
+def decode_image(data: tf.Tensor) -> tf.Tensor:
+    """Bytes of a JPEG, PNG, GIF or BMP, shape (), as float32 (height, width, 3) in [0, 1].
+
+    Palettes become RGB, an alpha channel is dropped, of an animation the first frame is taken.
+    """
+    import tensorflow as tf
+
+    pixels = tf.io.decode_image(data, channels=3, expand_animations=False)
+    pixels.set_shape((None, None, 3))
+    return tf.cast(pixels, tf.float32) / 255.0
+
+
+def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Bilinear with antialiasing, to (height, width); the aspect ratio is not kept."""
+    import tensorflow as tf
+
+    return tf.ensure_shape(tf.image.resize(image, size, antialias=True), (*size, 3))
+
+
+def read_image(
+    path: tf.Tensor, size: tuple[int, int], where: Callable[[str], str] = str
+) -> tf.Tensor:
+    """The picture at a path, shape (), as float32 (*size, 3) in [0, 1].
+
+    A picture that cannot be decoded raises an error that names `where(path)`.
+    """
+    import tensorflow as tf
+
+    def examine(data: bytes, path: bytes) -> bytes:
+        return _examine(data, where(path.decode()))
+
+    data = tf.io.read_file(path)
+    # Whole JPEGs and PNGs stay in the graph; only the doubtful rest costs a look by Pillow.
+    data = tf.cond(
+        _looks_whole(data),
+        lambda: data,
+        lambda: tf.ensure_shape(tf.numpy_function(examine, [data, path], tf.string), ()),
+    )
+    return resize_image(decode_image(data), size)
+
+
+def _looks_whole(data: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    def ends(first: bytes, last: bytes) -> tf.Tensor:
+        padding = b"\0" * max(len(first), len(last))
+        padded = tf.strings.join([data, padding]), tf.strings.join([padding, data])
+        return (tf.strings.substr(padded[0], 0, len(first)) == first) & (
+            tf.strings.substr(padded[1], -len(last), len(last)) == last
+        )
+
+    return ends(*_JPEG) | ends(*_PNG)
+
+
+def _examine(data: bytes, where: str) -> bytes:
+    """The bytes, in a format that TensorFlow decodes; ValueError if they are no whole picture."""
+    from PIL import Image
+
+    reason = picture_fault(data)
+    if reason:
+        raise ValueError(f"{where} is {reason}. `kerasmtl check` lists all such pictures.")
+    with Image.open(io.BytesIO(data)) as picture:
+        if picture.format in TF_FORMATS:
+            return data
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def picture_fault(picture: str | bytes) -> str | None:
+    """Why a picture, a path or its bytes, cannot be used: "absent", "empty", …; None if it can."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if isinstance(picture, bytes):
+            data = picture
+        else:
+            with open(picture, "rb") as file:
+                data = file.read()
+        if not data:
+            return "empty"
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except FileNotFoundError:
+        return "absent"
+    except UnidentifiedImageError:
+        return "not a picture"
+    except Image.DecompressionBombError:
+        return "too large to decode safely"
+    except OSError as error:
+        return "truncated" if "truncated" in str(error) else f"unreadable ({error})"
+    except (ValueError, SyntaxError, EOFError) as error:
+        return f"damaged ({error})"
+    return None

@@ -1,0 +1,6 @@
+"""Training in stages: first the new head, then the backbone at a lower rate."""
+
+from kerasmtl.training.checkpoint import Checkpoint
+from kerasmtl.training.stages import Stage, fine_tune, freeze_backbone
+
+__all__ = ["Checkpoint", "Stage", "fine_tune", "freeze_backbone"]

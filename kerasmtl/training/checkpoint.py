@@ -1,0 +1,65 @@
+"""A model file that is whole at every moment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Write the model after each finished epoch: aside first, then renamed into place.
+
+    An interruption at any moment, while writing included, leaves the last finished epoch in
+    `path`, ready for `keras.models.load_model`.
+
+    Args:
+        path: the file, ending in .keras.
+        monitor: a name in the epoch's logs, such as "val_auc"; then only epochs that improve on
+            the best so far are written. By default every epoch is.
+        mode: "max" if more is better, "min" if less is.
+
+    Raises:
+        ValueError: wrong file ending or mode, or (after an epoch) `monitor` is not in the logs.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], monitor: str | None = None, mode: str = "max"
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        if self.path.suffix != ".keras":
+            raise ValueError(f"`path` is no model file. Expected NAME.keras. Received: {path}")
+        if mode not in ("max", "min"):
+            raise ValueError(f"`mode` is unknown. Expected 'max' or 'min'. Received: {mode!r}")
+        self.monitor = monitor
+        self.mode = mode
+        self.best: float | None = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.monitor is None or self._improved(logs or {}):
+            self._write()
+
+    def _improved(self, logs: dict[str, Any]) -> bool:
+        if self.monitor not in logs:
+            raise ValueError(
+                f"`monitor` {self.monitor!r} is not in the logs. Expected one of {sorted(logs)}."
+            )
+        value = float(logs[self.monitor])
+        sign = 1.0 if self.mode == "max" else -1.0
+        # NaN (a metric defined for no task) is better than no file, and worse than any number.
+        rank = float("-inf") if value != value else sign * value
+        improved = self.best is None or rank > sign * self.best
+        if improved:
+            self.best = sign * rank
+        return improved
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".saving-") as aside:
+            written = Path(aside) / self.path.name
+            self.model.save(written)
+            os.replace(written, self.path)

@@ -1,0 +1,1 @@
+"""Project templates: one cookiecutter folder each."""

@@ -1,0 +1,16 @@
+"""The network: a backbone with a new head. Change it as you like."""
+
+import keras
+
+import kerasmtl as kt
+
+
+def build(project: kt.Project, tasks: list[kt.Task]) -> keras.Model:
+    """Pictures in [0, 1] in, one probability per task out; the backbone is frozen."""
+    return kt.build_model(
+        project.backbone,
+        tasks,
+        image_size=project.image_size,
+        hidden=project.model.hidden,
+        dropout=project.model.dropout,
+    )

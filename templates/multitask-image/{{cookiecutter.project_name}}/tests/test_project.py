@@ -1,0 +1,63 @@
+"""The project's own checks, on a few of its pictures: `pytest`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from model import build
+
+import kerasmtl as kt
+from kerasmtl.backbones import backbone_layers
+
+
+@pytest.fixture(scope="module")
+def project():
+    return kt.Project.load(Path(__file__).parents[1])
+
+
+@pytest.fixture(scope="module")
+def manifest(project):
+    return project.manifest()
+
+
+@pytest.fixture(scope="module")
+def model(project, manifest):
+    return build(project, manifest.tasks)
+
+
+@pytest.fixture(scope="module")
+def pictures(model, manifest):
+    return kt.make_dataset(manifest.take(range(min(8, len(manifest)))), model.input_shape[1:3], 4)
+
+
+def test_every_task_has_both_labels(manifest):
+    coverage = manifest.coverage()
+    assert (coverage.positive > 0).all() and (coverage.negative > 0).all(), coverage
+
+
+def test_every_picture_is_there(manifest):
+    assert manifest.missing_files() == []
+
+
+def test_training_moves_the_head_and_not_the_frozen_backbone(model, pictures):
+    frozen = [v for layer in backbone_layers(model) for v in layer.variables]
+    frozen_before = [v.numpy().copy() for v in frozen]
+    head_before = [v.numpy().copy() for v in model.trainable_variables]
+    model.compile("adam", loss=kt.MaskedBinaryCrossentropy())
+    history = model.fit(pictures, epochs=1, shuffle=False, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    for before, variable in zip(frozen_before, frozen, strict=True):
+        np.testing.assert_array_equal(before, variable.numpy())
+    pairs = zip(head_before, model.trainable_variables, strict=True)
+    assert any((before != variable.numpy()).any() for before, variable in pairs)
+
+
+def test_the_served_model_gives_the_same_probabilities(model, manifest, pictures, tmp_path):
+    folder = kt.export_saved_model(model, tmp_path / "served", manifest.tasks)
+    served = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    data = [Path(path).read_bytes() for path in manifest.paths[:8]]
+    outputs = served(image_bytes=tf.constant(data))
+    expected = model.predict(pictures, verbose=0)
+    for column, task in enumerate(manifest.tasks):
+        np.testing.assert_allclose(outputs[task.name], expected[:, column], atol=1e-5)

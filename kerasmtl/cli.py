@@ -160,7 +160,8 @@ def _print_check(manifest: Manifest, faults: list[Fault], classes: dict[str, str
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"{manifest.source}: {len(manifest)} rows", title_justify="left")
+    click.echo(f"{manifest.source}: {len(manifest)} rows")
+    table = Table()
     for column in ("task", "known", "positive", "negative", "share known"):
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, row in manifest.coverage().iterrows():

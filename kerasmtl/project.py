@@ -30,7 +30,6 @@ class DataSettings(_Settings):
     image_column: str = "image"
     split_column: str = "split"
     allow_outside: bool = False
-    encoding: str = "utf-8"
 
 
 class ModelSettings(_Settings):
@@ -132,5 +131,4 @@ class Project(_Settings):
             image_column=self.data.image_column,
             split_column=self.data.split_column,
             allow_outside=self.data.allow_outside,
-            encoding=self.data.encoding,
         )

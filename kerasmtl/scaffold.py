@@ -104,7 +104,10 @@ def _checked(answers: dict[str, Any]) -> dict[str, Any]:
         from kerasmtl.manifest import Manifest
 
         path = os.path.abspath(os.path.expanduser(labels))
-        manifest = Manifest.from_csv(path, image_column=answers.get("_image_column", "image"))
+        # Only the columns matter here; the project decides on pictures outside of the folder.
+        manifest = Manifest.from_csv(
+            path, image_column=answers.get("_image_column", "image"), allow_outside=True
+        )
         checked["labels"] = path
         checked["_tasks"] = [task.name for task in manifest.tasks]
     backbone = answers.get("backbone")

@@ -35,7 +35,7 @@ def resolve_handle(handle: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return _checked(path, handle)
     if path.is_file():
-        return _checked(_unpack(path, handle), handle)
+        return _unpack(path, handle)
     if "://" in handle:
         return _checked(_download(handle), handle)
     raise ValueError(
@@ -84,6 +84,7 @@ def _unpack(archive: Path, handle: str) -> Path:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(aside, filter="data")
+        _checked(Path(aside), handle)
         os.rename(aside, target)
     except (tarfile.TarError, EOFError, OSError) as error:
         if not target.is_dir():  # otherwise another process was first, with the same content

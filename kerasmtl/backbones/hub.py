@@ -58,6 +58,8 @@ class HubLayer(keras.layers.Layer):
         self._call = self._find_call()
         self._adopted = self._adopt_variables()
         self._can_train = any(variable.trainable for variable in self._adopted)
+        if trainable:
+            self._refuse_untrainable()  # the setter is skipped for an unchanged True as well
         self.trainable = trainable
         self.built = True
 
@@ -98,18 +100,23 @@ class HubLayer(keras.layers.Layer):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        if value and not getattr(self, "_can_train", True):
-            reason = (
-                f"it runs through its signature {self.signature!r}, and signatures are for "
-                "inference: they have no training mode and no gradients to rely on"
-                if self.signature
-                else "it declares no trainable variables"
-            )
-            raise ValueError(
-                f"`trainable` cannot be True for {self.handle!r}: {reason}. Expected a TF2 "
-                "reusable SavedModel with trainable_variables. Call with trainable=False."
-            )
+        if value:
+            self._refuse_untrainable()
         keras.layers.Layer.trainable.fset(self, bool(value))
+
+    def _refuse_untrainable(self) -> None:
+        if getattr(self, "_can_train", True):  # not set yet while Keras' own constructor runs
+            return
+        reason = (
+            f"it runs through its signature {self.signature!r}, and signatures are for inference: "
+            "they have no training mode and no gradients to rely on"
+            if self.signature
+            else "it declares no trainable variables"
+        )
+        raise ValueError(
+            f"`trainable` cannot be True for {self.handle!r}: {reason}. Expected a TF2 reusable "
+            "SavedModel with trainable_variables. Call with trainable=False."
+        )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         training = bool(training) and self.trainable

@@ -1,0 +1,41 @@
+# `make help` lists the targets. PYTHON and VENV choose the interpreter and the environment:
+#   make test PYTHON=python3.13 VENV=.venv-3.13
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+DEMO := demo/street_scenes-$(shell date +%Y%m%d-%H%M%S)
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "kerasmtl needs Python 3.11 or newer; found $$($(PYTHON) --version). Call: make PYTHON=python3.11 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## install, make a project with the embedded data, train, report, export, predict
+	$(BIN)/kerasmtl new multitask-image $(DEMO) --no-input
+	cd $(DEMO) && PATH="$(BIN):$$PATH" && python train.py && \
+		kerasmtl predict $(CURDIR)/datasets/street_scenes/images/00000.jpg
+
+test: $(INSTALLED)  ## install, run the default test suite
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(INSTALLED)  ## run the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(INSTALLED)  ## measure; results are kept by hand in benchmarks/RESULTS.md
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove the environment and what was built; demo/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,166 @@
+"""The command line, as a user meets it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from kerasmtl.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, **options):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Eight pictures and their labels; tasks `bright` and `odd`."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = ["image,bright,odd"]
+    for number in range(8):
+        pixels = np.full((20, 20, 3), 30 + 25 * number, "uint8")
+        Image.fromarray(pixels).save(folder / f"{number}.jpg")
+        bright = "?" if number == 3 else int(number > 3)
+        lines.append(f"{number}.jpg,{bright},{number % 2}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["new", "--help"],
+        ["templates"],
+        ["new", "multitask-image", "made", "--no-input"],
+        ["new", "multitask-image", "made", "--labels", "{data}/labels.csv", "--backbone", "tiny"],
+    ],
+)
+def test_starting_does_not_import_tensorflow(tmp_path, data, command):
+    words = [word.format(data=data) for word in command]
+    code = (
+        "import sys\nfrom kerasmtl.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'tensorflow', 'keras', 'tensorflow_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_library_does_not_import_tensorflow():
+    code = "import sys, kerasmtl as kt; assert 'tensorflow' not in sys.modules; assert dir(kt)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_can_be_imported():
+    import kerasmtl as kt
+
+    assert all(getattr(kt, name) is not None for name in kt.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = kt.nope
+
+
+def test_templates_are_listed_with_what_they_are_for():
+    assert "multitask-image  Pictures in" in run("templates").output
+
+
+def test_new_without_labels_asks_and_takes_defaults(tmp_path):
+    result = run("new", "multitask-image", tmp_path / "p", input="\n" * 5)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("[") == 5  # five questions, each showing its default
+    assert (tmp_path / "p" / "project.toml").is_file()
+
+
+def test_new_with_labels_asks_nothing(tmp_path, data):
+    result = run("new", "multitask-image", tmp_path / "p", "--labels", data / "labels.csv")
+    assert result.exit_code == 0 and "[" not in result.output
+    assert 'tasks = ["bright", "odd"]' in (tmp_path / "p" / "project.toml").read_text()
+
+
+def test_new_with_another_image_column(tmp_path, data):
+    path = data / "labels.csv"
+    path.write_text(path.read_text().replace("image,", "file,"))
+    target = tmp_path / "p"
+    assert "image_column" in run("new", "multitask-image", target, "--labels", path).output
+    result = run("new", "multitask-image", target, "--labels", path, "--image-column", "file")
+    assert result.exit_code == 0, result.output
+    assert 'image_column = "file"' in (target / "project.toml").read_text()
+
+
+def test_new_complains_before_it_asks(tmp_path):
+    (tmp_path / "p").mkdir()
+    result = run("new", "multitask-image", tmp_path / "p")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: `target`") and "never overwritten" in result.output
+
+
+def test_check_shows_rows_and_coverage(data):
+    result = run("check", data / "labels.csv")
+    assert result.exit_code == 0, result.output
+    assert "8 rows" in result.output and "0 of 8 pictures" in result.output
+    assert re.search(r"bright\D+7\D+4\D+3\D+88%", result.output)
+
+
+def test_check_lists_all_broken_pictures_at_once(data):
+    whole = (data / "0.jpg").read_bytes()
+    (data / "0.jpg").unlink()
+    (data / "1.jpg").write_bytes(whole[: len(whole) // 2])
+    (data / "2.jpg").write_bytes(b"")
+    (data / "3.jpg").write_text("no picture")
+    result = run("check", data / "labels.csv")
+    assert result.exit_code == 1
+    for line in (
+        "line 2: 0.jpg: absent",
+        "line 3: 1.jpg: truncated",
+        "line 4: 2.jpg: empty",
+        "line 5: 3.jpg: not a picture",
+        "4 of 8 pictures cannot be used",
+    ):
+        assert line in result.output
+    result = run("check", data / "labels.csv", "--json")
+    assert [fault["line"] for fault in json.loads(result.output)["faults"]] == [2, 3, 4, 5]
+
+
+def test_check_names_a_task_with_one_class(data):
+    path = data / "labels.csv"
+    path.write_text(re.sub(r",0$", ",1", path.read_text(), flags=re.M))
+    result = run("check", path)
+    assert result.exit_code == 1
+    assert "Task odd: one class only" in result.output
+
+
+@pytest.mark.parametrize("bad", ["2", "yes"])
+def test_a_wrong_label_names_file_line_and_column(data, bad):
+    path = data / "labels.csv"
+    path.write_text(path.read_text().replace("5.jpg,1", f"5.jpg,{bad}"))
+    result = run("check", path)
+    assert result.exit_code == 1
+    assert "labels.csv" in result.output and "Traceback" not in result.output
+    assert f"line 7, column 'bright': '{bad}'" in result.output
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["export"], ["predict", "a.jpg"], ["check"]])
+def test_outside_of_a_project_commands_say_so(tmp_path, command):
+    result = run(*command, "--project", tmp_path)
+    assert result.exit_code == 1
+    assert "has no project.toml" in result.output
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["export"], ["predict", "a.jpg"]])
+def test_before_training_commands_say_so(tmp_path, data, command):
+    run("new", "multitask-image", tmp_path / "p", "--labels", data / "labels.csv")
+    result = run(*command, "--project", tmp_path / "p")
+    assert result.exit_code == 1
+    assert "Run: python train.py" in result.output

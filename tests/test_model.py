@@ -1,0 +1,139 @@
+"""build_model: a plain functional model from every kind of backbone."""
+
+import keras
+import numpy as np
+import pytest
+from modules import save_dict_module, save_reusable, shared
+
+import kerasmtl as kt
+from kerasmtl.backbones import application, backbone_layers, load_backbone
+
+TASKS = [kt.Task("a"), kt.Task("b"), kt.Task("c")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_reusable(tmp_path_factory.mktemp("module") / "reusable")
+
+
+def pictures(rows, size):
+    return np.random.default_rng(0).random((rows, size, size, 3), dtype="float32")
+
+
+def map_backbone():
+    image = keras.Input((16, 16, 3))
+    return keras.Model(image, keras.layers.Conv2D(5, 3)(image), name="own")
+
+
+def test_a_plain_functional_model_with_one_output_per_task(folder):
+    model = kt.build_model(folder.as_posix(), TASKS, image_size=16, hidden=[8, 4], dropout=0.5)
+    assert type(model).__name__ == "Functional"
+    assert model.input_shape == (None, 16, 16, 3) and model.output_shape == (None, 3)
+    p = model.predict(pictures(4, 16), verbose=0)
+    assert ((p > 0) & (p < 1)).all()
+    assert [layer.units for layer in model.layers if isinstance(layer, keras.layers.Dense)] == [
+        8,
+        4,
+        3,
+    ]
+
+
+def test_a_handle_is_frozen_unless_asked_otherwise(folder):
+    assert not backbone_layers(kt.build_model(str(folder), TASKS, 16))[0].trainable
+    assert backbone_layers(kt.build_model(str(folder), TASKS, 16, trainable=True))[0].trainable
+
+
+def test_a_keras_model_is_a_backbone_and_its_map_is_pooled():
+    backbone = map_backbone()
+    model = kt.build_model(backbone, TASKS)
+    assert model.input_shape == (None, 16, 16, 3)  # found, not asked
+    assert backbone.trainable
+    x = pictures(2, 16)
+    pooled = keras.Model(model.input, model.get_layer("head_pool").output)
+    np.testing.assert_allclose(
+        pooled.predict(x, verbose=0), backbone.predict(x, verbose=0).mean(axis=(1, 2)), atol=1e-5
+    )
+
+
+def test_the_embedded_backbone_by_name():
+    model = kt.build_model("tiny", TASKS)
+    assert model.input_shape == (None, 128, 128, 3)
+    assert kt.build_model("tiny", TASKS, image_size=(64, 96)).input_shape == (None, 64, 96, 3)
+
+
+def test_a_module_of_fixed_size_sets_the_size_and_refuses_another():
+    path = shared("models", "mobilenet_v1_025_224")
+    assert kt.build_model(str(path), TASKS).input_shape == (None, 224, 224, 3)
+    with pytest.raises(ValueError, match=r"Expected \(224, 224\). Received: \(100, 100\)"):
+        kt.build_model(str(path), TASKS, image_size=100)
+
+
+def test_a_dict_of_outputs_says_how_to_choose(tmp_path):
+    folder = save_dict_module(tmp_path / "several")
+    with pytest.raises(ValueError, match="output_key"):
+        kt.build_model(str(folder), TASKS, 16)
+    model = kt.build_model(kt.HubLayer(folder, output_key="map"), TASKS, 16)
+    assert model.output_shape == (None, 3)
+
+
+@pytest.mark.parametrize(
+    "name, module",
+    [
+        ("MobileNetV2", keras.applications.mobilenet_v2),
+        ("ResNet50", keras.applications.resnet),
+        ("DenseNet121", keras.applications.densenet),
+        ("EfficientNetB0", keras.applications.efficientnet),
+    ],
+)
+def test_an_application_carries_its_own_preprocessing(name, module):
+    keras.utils.set_random_seed(0)
+    backbone = application(name, weights=None)
+    network = next(layer for layer in backbone.layers if isinstance(layer, keras.Model))
+    x = pictures(1, 64)
+    expected = network.predict(module.preprocess_input(x * 255.0), verbose=0)
+    np.testing.assert_allclose(backbone.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    assert expected.ndim == 2
+
+
+def test_an_application_is_frozen_or_trainable_as_a_whole():
+    assert application("MobileNetV2", weights=None).trainable_variables == []
+    assert application("MobileNetV2", weights=None, trainable=True).trainable_variables
+
+
+def test_an_application_without_network_says_what_to_do_offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise Exception("URL fetch failure on somewhere: None -- no network")
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", refuse)
+    with pytest.raises(ValueError, match="cannot be downloaded.*Offline"):
+        load_backbone("MobileNetV2")
+
+
+def test_probabilities_stay_float32_under_a_mixed_policy(folder):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = kt.build_model(str(folder), TASKS, 16, hidden=[8])
+        assert model.output.dtype == "float32"
+        assert model.get_layer("head_dense_1").compute_dtype == "float16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"tasks": []}, "`tasks` is empty"),
+        ({"tasks": ["a", "a"]}, "names a task twice"),
+        ({"tasks": "a"}, r"tasks=\['a'\]"),
+        ({"hidden": [0]}, "`hidden` is no list of widths"),
+        ({"dropout": 1.0}, "`dropout` is no share"),
+        ({"image_size": (16,)}, "`image_size` is no size"),
+        ({"image_size": -3}, "`image_size` is no size"),
+        ({"backbone": keras.layers.Flatten()}, "Expected a handle, a HubLayer or a keras.Model"),
+        ({"backbone": "nothing"}, "names nothing"),
+    ],
+)
+def test_wrong_arguments_are_named(folder, arguments, message):
+    given = {"backbone": str(folder), "tasks": TASKS, "image_size": 16, **arguments}
+    with pytest.raises(ValueError, match=message):
+        kt.build_model(**given)

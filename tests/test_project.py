@@ -1,0 +1,64 @@
+"""project.toml: read, checked, and its paths resolved."""
+
+import pytest
+
+import kerasmtl as kt
+
+GOOD = 'name = "street"\n[data]\nlabels = "street_scenes"\n'
+
+
+def write(folder, text):
+    (folder / "project.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_defaults_need_only_a_name_and_labels(tmp_path):
+    project = kt.Project.load(write(tmp_path, GOOD))
+    assert project.backbone == "tiny" and project.image_size is None
+    assert project.labels_csv.name == "labels.csv" and project.labels_csv.is_file()
+    assert project.checkpoint == tmp_path / "runs" / "model.keras"
+    assert project.export_folder == tmp_path / "saved_models" / "street"
+
+
+def test_paths_start_from_the_project(tmp_path, monkeypatch):
+    (tmp_path / "module").mkdir()
+    text = GOOD.replace("street_scenes", "data/labels.csv") + '[model]\nbackbone = "module"\n'
+    project = kt.Project.load(write(tmp_path, text))
+    monkeypatch.chdir("/")
+    assert project.labels_csv == tmp_path / "data" / "labels.csv"
+    assert project.backbone == str(tmp_path / "module")
+
+
+def test_a_folder_called_like_the_embedded_backbone_does_not_replace_it(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    assert kt.Project.load(write(tmp_path, GOOD)).backbone == "tiny"
+
+
+@pytest.mark.parametrize("setting, value", [("96", 96), ("[64, 96]", (64, 96)), ('"auto"', None)])
+def test_image_size(tmp_path, setting, value):
+    project = kt.Project.load(write(tmp_path, GOOD + f"[model]\nimage_size = {setting}\n"))
+    assert project.image_size == value
+
+
+@pytest.mark.parametrize(
+    "text, named",
+    [
+        ("name = ", "is no TOML"),
+        ('[data]\nlabels = "a.csv"\n', "name: Field required"),
+        (GOOD.replace("street", "../street", 1), "name: "),
+        (GOOD + "epochs = 3\n", "data.epochs"),
+        (GOOD + "[training]\nepochs = 0\n", "training.epochs"),
+        (GOOD + "[training]\nlearning_rate = -1.0\n", "training.learning_rate"),
+        (GOOD + "[model]\ndropout = 1.5\nhidden = [0]\n", "model.hidden.0"),
+        (GOOD + "[model]\nimage_size = -1\n", "model.image_size"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, text, named):
+    with pytest.raises(ValueError, match="project.toml") as error:
+        kt.Project.load(write(tmp_path, text))
+    assert named in str(error.value)
+
+
+def test_no_project_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="kerasmtl new multitask-image"):
+        kt.Project.load(tmp_path)

@@ -1,0 +1,145 @@
+"""Templates become projects that work at once."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from cookiecutter.main import cookiecutter
+
+import kerasmtl as kt
+from kerasmtl.scaffold import new_project, templates
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    ".gitignore",
+    "README.md",
+    "model.py",
+    "project.toml",
+    "pytest.ini",
+    "requirements.txt",
+    "tests/test_project.py",
+    "train.py",
+}
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def settings(folder):
+    return tomllib.loads((folder / "project.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def labels(tmp_path):
+    path = tmp_path / "data" / 'my "labels".csv'
+    path.parent.mkdir()
+    path.write_text(
+        'image,"car, parked",note,bus\na.jpg,1,x,0\nb.jpg,?,y,1\nc.jpg,0,z,\n', encoding="utf-8"
+    )
+    return path
+
+
+def test_a_project_has_its_files_and_no_others(tmp_path):
+    assert files(new_project("multitask-image", tmp_path / "street", {})) == FILES
+
+
+def test_each_label_column_becomes_a_task_and_paths_are_kept(tmp_path, labels, monkeypatch):
+    monkeypatch.chdir(labels.parent)
+    answers = {"labels": labels.name, "backbone": "."}
+    made = settings(new_project("multitask-image", tmp_path / "p", answers))
+    assert made["data"]["labels"] == str(labels)
+    assert made["data"]["tasks"] == ["car, parked", "bus"]
+    assert made["model"]["backbone"] == str(labels.parent)
+
+
+def test_a_handle_that_is_no_path_stays_as_it_is(tmp_path):
+    handle = "https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5"
+    made = new_project("multitask-image", tmp_path / "p", {"backbone": handle})
+    assert settings(made)["model"]["backbone"] == handle
+
+
+def test_plain_cookiecutter_works_too(tmp_path):
+    made = cookiecutter(
+        str(ROOT / "templates" / "multitask-image"),
+        no_input=True,
+        output_dir=str(tmp_path),
+        default_config=True,
+    )
+    assert files(Path(made)) == FILES
+    project = kt.Project.load(made)
+    names = [task.name for task in project.manifest().tasks]
+    assert names == ["pedestrian", "car", "stop_sign", "traffic_light"]
+
+
+def test_at_most_six_questions_each_with_a_default():
+    for template in templates().values():
+        asked = {"project_name", *template.questions}
+        assert len(asked) <= 6
+        assert all(question and default for question, default in template.questions.values())
+
+
+def test_python_files_are_not_rendered(tmp_path):
+    made = new_project("multitask-image", tmp_path / "street", {})
+    source = ROOT / "templates" / "multitask-image" / "{{cookiecutter.project_name}}"
+    for path in made.rglob("*.py"):
+        assert path.read_bytes() == (source / path.relative_to(made)).read_bytes()
+
+
+def test_model_and_training_are_short_with_fit_in_plain_sight(tmp_path):
+    made = new_project("multitask-image", tmp_path / "street", {})
+    text = (made / "model.py").read_text() + (made / "train.py").read_text()
+    assert len(text.splitlines()) <= 100
+    assert "model.fit(" in text and "model.compile(" in text
+
+
+def test_the_pinned_version_is_this_one():
+    context = (ROOT / "templates" / "multitask-image" / "cookiecutter.json").read_text()
+    assert f'"_kerasmtl": "{".".join(kt.__version__.split(".")[:2])}"' in context
+
+
+def test_an_existing_folder_is_never_overwritten(tmp_path):
+    (tmp_path / "street").mkdir()
+    (tmp_path / "street" / "mine").write_text("kept")
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        new_project("multitask-image", tmp_path / "street", {})
+    assert files(tmp_path / "street") == {"mine"}
+
+
+@pytest.mark.parametrize(
+    "template, name, answers, error, message",
+    [
+        ("nope", "p", {}, ValueError, r"'nope' is unknown. Expected one of \['multitask-image'\]"),
+        ("multitask-image", "-p", {}, ValueError, "is no project name"),
+        ("multitask-image", "my project", {}, ValueError, "is no project name"),
+        ("multitask-image", "p", {"labels": "no.csv"}, FileNotFoundError, "is no file"),
+    ],
+)
+def test_wrong_requests_are_named_and_leave_nothing(
+    tmp_path, template, name, answers, error, message
+):
+    with pytest.raises(error, match=message):
+        new_project(template, tmp_path / name, answers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_template_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "rename", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        new_project("multitask-image", tmp_path / "street", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_project_passes_its_own_tests_at_once(tmp_path):
+    made = new_project("multitask-image", tmp_path / "street", {})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=made,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "4 passed" in done.stdout

@@ -1,0 +1,1 @@
+"""Small data sets drawn by scripts kept beside them."""

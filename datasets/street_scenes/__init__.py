@@ -1,0 +1,1 @@
+"""Street scenes with four labels, and the script that draws them."""

@@ -1,0 +1,1 @@
+"""Models kept with the project, and where exports go by default."""

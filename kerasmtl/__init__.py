@@ -19,6 +19,7 @@ _HOME = {
     "load_backbone": "kerasmtl.backbones",
     "image_size": "kerasmtl.backbones",
     "build_model": "kerasmtl.model",
+    "load_model": "kerasmtl.model",
     "MaskedBinaryCrossentropy": "kerasmtl.losses",
     "MaskedAUC": "kerasmtl.metrics",
     "MaskedBinaryAccuracy": "kerasmtl.metrics",
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from kerasmtl.losses import MaskedBinaryCrossentropy
     from kerasmtl.manifest import Manifest
     from kerasmtl.metrics import MaskedAUC, MaskedBinaryAccuracy
-    from kerasmtl.model import build_model
+    from kerasmtl.model import build_model, load_model
     from kerasmtl.pipeline import make_dataset
     from kerasmtl.project import Project
     from kerasmtl.report import Report

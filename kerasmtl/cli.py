@@ -13,6 +13,8 @@ import click
 from kerasmtl._version import __version__
 
 if TYPE_CHECKING:
+    import keras
+
     from kerasmtl.manifest import Fault, Manifest
     from kerasmtl.project import Project
 
@@ -56,6 +58,7 @@ def main() -> None:
 @click.argument("folder", type=click.Path())
 @click.option("--labels", type=click.Path(), help="CSV with an image column and 0/1/? columns.")
 @click.option("--backbone", help="tiny, a keras.applications name, a folder, archive or URL.")
+@click.option("--task", "tasks", multiple=True, help="A column to learn, if not every 0/1/? one.")
 @click.option("--image-column", help="The CSV's column of pictures.  [default: image]")
 @click.option("--no-input", is_flag=True, help="Ask nothing; take the defaults.")
 @_plain_errors
@@ -64,6 +67,7 @@ def new(
     folder: str,
     labels: str | None,
     backbone: str | None,
+    tasks: tuple[str, ...],
     image_column: str | None,
     no_input: bool,
 ) -> None:
@@ -80,6 +84,8 @@ def new(
         for key, (question, default) in known.questions.items():
             if key not in answers:
                 answers[key] = click.prompt(question, default=default)
+    if tasks:
+        answers["_tasks"] = list(tasks)
     target = new_project(template, folder, answers)
     click.echo(f"Made {target}. Go on with:\n\n  cd {os.path.relpath(target)}\n  python train.py")
 
@@ -192,13 +198,12 @@ def evaluate(part: str, folder: str, json_: bool) -> None:
     from kerasmtl.evaluation import evaluate as score
     from kerasmtl.manifest import SPLITS
     from kerasmtl.pipeline import make_dataset
-    from kerasmtl.prediction import load_trained
 
-    model = load_trained(project.checkpoint)
+    model = _trained(project)
     manifest = project.manifest()
     rows = manifest.split(seed=project.training.seed)[SPLITS.index(part)]
     dataset = make_dataset(rows, model.input_shape[1:3], project.training.batch_size)
-    report = score(model, dataset, manifest.tasks)
+    report = score(model, dataset, manifest.tasks, progress=not json_)
     if json_:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -215,9 +220,8 @@ def export(out: str | None, folder: str) -> None:
     """Write the trained model as a SavedModel, under the next version number of OUT."""
     project = _project(folder)
     from kerasmtl.export import export_saved_model
-    from kerasmtl.prediction import load_trained
 
-    model = load_trained(project.checkpoint)
+    model = _trained(project)
     tasks = project.manifest().tasks
     click.echo(export_saved_model(model, out or project.export_folder, tasks))
 
@@ -232,10 +236,9 @@ def predict(pictures: tuple[str, ...], export_: str | None, folder: str, json_: 
     """Probabilities for PICTURES, from the trained model or an exported one."""
     if export_ is None:
         project = _project(folder)
-        from kerasmtl.prediction import load_trained, predict_with_model
+        from kerasmtl.prediction import predict_with_model
 
-        model = load_trained(project.checkpoint)
-        rows = predict_with_model(model, pictures, project.manifest().tasks)
+        rows = predict_with_model(_trained(project), pictures, project.manifest().tasks)
     else:
         from kerasmtl.prediction import predict_with_export
 
@@ -260,3 +263,14 @@ def _project(folder: str) -> Project:
     from kerasmtl.project import Project
 
     return Project.load(folder)
+
+
+def _trained(project: Project) -> keras.Model:
+    if not project.checkpoint.is_file():
+        raise FileNotFoundError(
+            f"{project.checkpoint} does not exist: nothing has been trained yet. Run: "
+            "python train.py"
+        )
+    from kerasmtl.model import load_model
+
+    return load_model(project.checkpoint)

@@ -14,7 +14,11 @@ from kerasmtl.tasks import Task, as_tasks
 
 
 def evaluate(
-    model: keras.Model, dataset: Any, tasks: Iterable[Task | str], threshold: float = 0.5
+    model: keras.Model,
+    dataset: Any,
+    tasks: Iterable[Task | str],
+    threshold: float = 0.5,
+    progress: bool = False,
 ) -> Report:
     """Score a model by task, on the known labels alone, with scikit-learn.
 
@@ -29,15 +33,17 @@ def evaluate(
         dataset: as `make_dataset` makes it; read once.
         tasks: the names of the outputs, in order.
         threshold: from which probability on a prediction counts as 1, for accuracy.
+        progress: show a bar, on the terminal's error output.
 
     Raises:
         ValueError: the number of tasks differs from the model's outputs or from the labels, the
-            data set is empty, or the model predicts NaN for a known label.
+            data set is empty, a label is none of 0, 1 and NaN, or the model predicts NaN for a
+            known label.
     """
     chosen = as_tasks(tasks)
     batches = [
         (np.asarray(labels), np.asarray(model.predict_on_batch(inputs)))
-        for inputs, labels in dataset
+        for inputs, labels in _followed(dataset, progress)
     ]
     if not batches:
         raise ValueError("`dataset` is empty. Expected at least one batch.")
@@ -55,9 +61,24 @@ def evaluate(
     return Report(rows=len(labels), tasks=scores)
 
 
+def _followed(dataset: Any, progress: bool) -> Iterable[Any]:
+    if not progress:
+        return dataset
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(dataset, "evaluating", console=Console(stderr=True), transient=True)
+
+
 def _score(labels: np.ndarray, predictions: np.ndarray, name: str, threshold: float) -> TaskScores:
     known = ~np.isnan(labels)
-    y, p = labels[known] > 0.5, predictions[known]
+    y, p = labels[known], predictions[known]
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(
+            f"`dataset` has labels of task {name!r} other than 0, 1 and NaN = missing. "
+            f"Received: {sorted({float(label) for label in y} - {0.0, 1.0})[:5]}"
+        )
+    y = y == 1
     if np.isnan(p).any():
         raise ValueError(
             f"`model` predicts NaN for {int(np.isnan(p).sum())} known labels of task {name!r}. "

@@ -24,7 +24,7 @@ def export_saved_model(
     """Write `path/<version>/`, a SavedModel that needs neither kerasmtl nor Keras.
 
     Its signature `serving_default` takes `image_bytes`, (batch,) strings, each the bytes of a
-    JPEG, PNG, GIF or BMP, and returns a dict of task name → (batch,) float32 probability.
+    JPEG, PNG or GIF, and returns a dict of task name → (batch,) float32 probability.
     Decoding and resizing are those of `make_dataset`.
 
     Args:

@@ -7,14 +7,16 @@ that a picture means the same everywhere.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# What TensorFlow decodes; other formats that Pillow reads are turned into PNG first.
-TF_FORMATS = {"JPEG", "PNG", "GIF", "BMP"}
+# What TensorFlow decodes; other formats that Pillow reads are turned into PNG first. So is BMP,
+# of which TensorFlow takes a palette for grey.
+TF_FORMATS = {"JPEG", "PNG", "GIF"}
 _JPEG = (b"\xff\xd8\xff", b"\xff\xd9")
 _PNG = (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
 
@@ -25,19 +27,20 @@ def as_size(size: Any) -> tuple[int, int]:
     Raises:
         ValueError: not one or two positive whole numbers.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    pair = tuple(size) if isinstance(size, Iterable) else (size, size)
+    if len(pair) != 2 or not all(isinstance(n, Integral) and n > 0 for n in pair):
         raise ValueError(
             "`image_size` is no size. Expected (height, width) in pixels, for example (224, 224). "
             f"Received: {size!r}"
         )
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:
     """Bytes of a JPEG, PNG, GIF or BMP, shape (), as float32 (height, width, 3) in [0, 1].
 
-    Palettes become RGB, an alpha channel is dropped, of an animation the first frame is taken.
+    Palettes become RGB (not those of a BMP), 16 bits become 8, an alpha channel is dropped, of an
+    animation the first frame is taken, EXIF orientation is not applied.
     """
     import tensorflow as tf
 
@@ -58,19 +61,20 @@ def read_image(
 ) -> tf.Tensor:
     """The picture at a path, shape (), as float32 (*size, 3) in [0, 1].
 
-    A picture that cannot be decoded raises an error that names `where(path)`.
+    A picture that is cut short, or that is none, raises an error that names `where(path)`; one
+    that is damaged inside raises TensorFlow's own, if its decoder minds at all.
     """
     import tensorflow as tf
 
-    def examine(data: bytes, path: bytes) -> bytes:
-        return _examine(data, where(path.decode()))
+    def examine(data: tf.Tensor, path: tf.Tensor) -> bytes:
+        return _examine(data.numpy(), where(path.numpy().decode()))
 
     data = tf.io.read_file(path)
     # Whole JPEGs and PNGs stay in the graph; only the doubtful rest costs a look by Pillow.
     data = tf.cond(
         _looks_whole(data),
         lambda: data,
-        lambda: tf.ensure_shape(tf.numpy_function(examine, [data, path], tf.string), ()),
+        lambda: tf.ensure_shape(tf.py_function(examine, [data, path], tf.string), ()),
     )
     return resize_image(decode_image(data), size)
 
@@ -90,6 +94,7 @@ def _looks_whole(data: tf.Tensor) -> tf.Tensor:
 
 def _examine(data: bytes, where: str) -> bytes:
     """The bytes, in a format that TensorFlow decodes; ValueError if they are no whole picture."""
+    import numpy as np
     from PIL import Image
 
     reason = picture_fault(data)
@@ -99,6 +104,8 @@ def _examine(data: bytes, where: str) -> bytes:
         if picture.format in TF_FORMATS:
             return data
         buffer = io.BytesIO()
+        if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
+            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype("uint8"))
         picture.convert("RGB").save(buffer, "PNG")
         return buffer.getvalue()
 
@@ -117,6 +124,8 @@ def picture_fault(picture: str | bytes) -> str | None:
             return "empty"
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+            if image.mode == "F":
+                return "of 32-bit floats, whose range is unknown"
     except FileNotFoundError:
         return "absent"
     except UnidentifiedImageError:
@@ -124,7 +133,7 @@ def picture_fault(picture: str | bytes) -> str | None:
     except Image.DecompressionBombError:
         return "too large to decode safely"
     except OSError as error:
-        return "truncated" if "truncated" in str(error) else f"unreadable ({error})"
+        return "truncated" if "truncated" in str(error).lower() else f"unreadable ({error})"
     except (ValueError, SyntaxError, EOFError) as error:
         return f"damaged ({error})"
     return None

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasmtl.masking import check_same_shape, fill_missing, is_known
+from kerasmtl.masking import check_row_weights, check_same_shape, fill_missing, is_known
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
@@ -30,7 +30,7 @@ class MaskedBinaryCrossentropy(keras.losses.Loss):
         reduction, name, dtype: as in `keras.losses.Loss`.
 
     Raises:
-        ValueError: y_true and y_pred are not both (batch, tasks).
+        ValueError: y_true and y_pred are not both (batch, tasks), or sample_weight is not (batch,).
     """
 
     def __init__(
@@ -44,6 +44,12 @@ class MaskedBinaryCrossentropy(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.from_logits = from_logits
         self.missing = missing
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        # (batch, tasks) weights would broadcast against the (batch,) losses if batch == tasks.
+        if sample_weight is not None:
+            check_row_weights(sample_weight)
+        return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         check_same_shape(y_true, y_pred)

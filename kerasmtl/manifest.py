@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 import warnings
@@ -86,7 +87,7 @@ class Manifest:
         if image_column not in table:
             raise ValueError(
                 f"`image_column` {image_column!r} is not in {source}. Expected one of the columns "
-                f"{list(table.columns)}. Call with image_column=…"
+                f"{list(table.columns)}. Call with image_column=… (command line: --image-column)."
             )
         others = [c for c in table.columns if c not in (image_column, split_column)]
         chosen = as_tasks(tasks) if tasks is not None else _infer_tasks(table[others], source)
@@ -165,7 +166,8 @@ class Manifest:
             ValueError: a task has no known label. The message names it.
         """
         faults = self.class_faults()
-        unknown = {name: fault for name, fault in faults.items() if fault.startswith("no ")}
+        known = self.coverage().known
+        unknown = {name: fault for name, fault in faults.items() if not known[name]}
         if unknown:
             raise ValueError(
                 f"`tasks` cannot be learnt from {self.source}: {unknown}. Expected at least one 0 "
@@ -192,14 +194,20 @@ class Manifest:
         """
         from kerasmtl.inputs import picture_fault
 
-        def check(row: int) -> Fault | None:
-            reason = picture_fault(os.path.join(self.root, self.images[row]))
-            if progress is not None:
-                progress()
-            return reason and Fault(int(self.lines[row]), self.images[row], reason)
+        def check(rows: range) -> list[Fault]:
+            faults = []
+            for row in rows:
+                reason = picture_fault(os.path.join(self.root, self.images[row]))
+                if reason:
+                    faults.append(Fault(int(self.lines[row]), self.images[row], reason))
+                if progress is not None:
+                    progress()
+            return faults
 
+        # Blocks, since every call that waits in the pool takes memory.
+        blocks = [range(at, min(at + 64, len(self))) for at in range(0, len(self), 64)]
         with ThreadPoolExecutor() as pool:
-            return [fault for fault in pool.map(check, range(len(self))) if fault]
+            return [fault for faults in pool.map(check, blocks) for fault in faults]
 
     def split(
         self, fractions: Sequence[float] | None = None, seed: int = 0
@@ -220,11 +228,13 @@ class Manifest:
         if fractions is None and self.splits is not None:
             parts = self._named_parts(seed)
         else:
-            parts = _draw(np.arange(len(self)), fractions or (0.7, 0.15, 0.15), seed)
+            shares = (0.7, 0.15, 0.15) if fractions is None else fractions
+            parts = _draw(np.arange(len(self)), shares, seed)
         empty = [i for i, part in enumerate(parts) if not len(part)]
         if empty:
+            part = SPLITS[empty[0]] if len(parts) == len(SPLITS) else f"number {empty[0] + 1}"
             raise ValueError(
-                f"`fractions` leaves part {empty[0]} empty. Expected at least one row in each. "
+                f"`split` leaves the part {part} empty. Expected at least one row in each. "
                 f"Received: {len(self)} rows of {self.source}, fractions {fractions}"
             )
         return tuple(self.take(part) for part in parts)
@@ -251,51 +261,59 @@ def _draw(rows: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.nd
 
 
 def _read_table(source: Path, encoding: str) -> pd.DataFrame:
-    """All cells as text, indexed by line number; blank lines are left out."""
+    """All cells as text, indexed by the line they start in; blank lines are left out."""
     if not source.is_file():
         raise FileNotFoundError(f"`path` {source} is no file. Expected a CSV with a header.")
-    encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+    utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+    rows, lines, line = [], [], 1
+    shared = {}.setdefault  # one string for all cells of the same text
     try:
-        with source.open(newline="", encoding=encoding) as file:
-            header = next(csv.reader(file), [])
-        names = [name.strip() for name in header]
-        _check_header(names, source)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                source,
-                names=names,
-                header=0,
-                index_col=False,
-                dtype=str,
-                keep_default_na=False,
-                na_values=[],
-                skip_blank_lines=False,
-                encoding=encoding,
-            )
-    except UnicodeDecodeError as error:
+        with source.open(newline="", encoding="utf-8-sig" if utf8 else encoding) as file:
+            # Not pandas: it fills short lines up, and counts a cell of two lines as one.
+            reader = csv.reader(file, strict=True)
+            names = [name.strip() for name in next((row for row in reader if any(row)), [])]
+            _check_header(names, source)
+            line = reader.line_num + 1
+            for row in reader:
+                if len(row) != len(names):
+                    _check_blank(row, len(names), line, source)
+                elif any(row):
+                    rows.append(tuple(map(shared, row, row)))
+                    lines.append(line)
+                line = reader.line_num + 1
+    except (UnicodeError, LookupError) as error:
+        raise _wrong_encoding(source, encoding, error) from None
+    except csv.Error as error:
         raise ValueError(
-            f"`encoding` {encoding!r} does not read {source} (byte {error.start}: {error.reason}). "
-            "Expected the encoding the file was written in. Call with encoding='latin-1', or save "
-            "the file as UTF-8."
+            f"`path` {source}, line {line} is malformed: {error}. Expected comma-separated cells, "
+            "with every quote closed."
         ) from None
-    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise ValueError(
-            f"`path` {source} is malformed. Expected {len(names)} cells in every line, as in its "
-            f"header. Received: {error}"
-        ) from None
-    table.index = pd.RangeIndex(2, len(table) + 2)
-    blank = (table.isna() | (table == "")).all(axis=1)
-    table = table[~blank]
-    short = table.index[table.isna().any(axis=1)]
-    if len(short):
-        raise ValueError(
-            f"`path` {source}, line {short[0]} has too few cells. Expected {len(names)}, as in "
-            f"the header. {len(short)} such lines."
-        )
-    if table.empty:
+    if not rows:
         raise ValueError(f"`path` {source} has no rows. Expected at least one below the header.")
-    return table
+    return pd.DataFrame(rows, columns=names, index=lines, dtype=object)
+
+
+def _check_blank(row: list[str], expected: int, line: int, source: Path) -> None:
+    if "".join(row).strip():
+        raise ValueError(
+            f"`path` {source}, line {line} has too {'few' if len(row) < expected else 'many'} "
+            f"cells. Expected {expected}, as in the header. Received {len(row)}: {row[:_SHOWN]}"
+        )
+
+
+def _wrong_encoding(source: Path, encoding: str, error: Exception) -> ValueError:
+    data = source.read_bytes()
+    if isinstance(error, UnicodeDecodeError):  # its position is that in a block of the file
+        try:
+            data.decode(encoding)
+        except UnicodeDecodeError as again:
+            line = data.count(b"\n", 0, again.start) + 1
+            error = ValueError(f"line {line}, byte {again.start}: {again.reason}")
+    likely = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin-1"
+    return ValueError(
+        f"`encoding` {encoding!r} does not read {source} ({error}). Expected the encoding the "
+        f"file was written in. Call with encoding={likely!r}, or save the file as UTF-8."
+    )
 
 
 def _check_header(names: list[str], source: Path) -> None:
@@ -304,7 +322,7 @@ def _check_header(names: list[str], source: Path) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"`path` {source} has columns of the same name. Expected distinct names in line 1. "
+            f"`path` {source} has columns of the same name. Expected distinct names in its header. "
             f"Received twice: {twice}"
         )
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
@@ -314,12 +332,15 @@ def _check_header(names: list[str], source: Path) -> None:
 
 
 def _infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
-    """A column is a task if half of its cells or more are labels, and it has a known one."""
+    """A named column is a task if 0 and 1 stand in it at least as often as what is no label.
+
+    A column of labels with a typing error is thus a task, whose error is then reported.
+    """
     found, left_out = [], []
     for name in table.columns:
         labels, invalid = parse_labels(table[name])
         known = int((~np.isnan(labels)).sum())
-        if known and 2 * invalid.sum() <= len(labels):
+        if name and known and known >= invalid.sum():
             found.append(name)
         else:
             left_out.append(name)
@@ -342,7 +363,7 @@ def _read_labels(table: pd.DataFrame, tasks: tuple[Task, ...], source: Path) -> 
     faults = []
     for column, task in enumerate(tasks):
         labels[:, column], invalid = parse_labels(table[task.name])
-        for row in np.flatnonzero(invalid)[:_SHOWN]:
+        for row in np.flatnonzero(invalid)[: _SHOWN + 1]:
             faults.append((table.index[row], task.name, table[task.name].iloc[row]))
     if faults:
         places = [f"line {line}, column {name!r}: {cell!r}" for line, name, cell in sorted(faults)]
@@ -351,6 +372,7 @@ def _read_labels(table: pd.DataFrame, tasks: tuple[Task, ...], source: Path) -> 
             f"`labels` in {source} are none of 0, 1 or missing ({codes}). Received: "
             + "; ".join(places[:_SHOWN])
             + ("; …" if len(places) > _SHOWN else "")
+            + ". If a column is no task, name those that are: tasks=[…] (command line: --task)."
         )
     return labels
 
@@ -379,9 +401,10 @@ def _check_images(
     if allow_outside:
         return
     inside = os.path.join(root, "")
-    for line, image in images.items():
-        path = os.path.join(root, image)
-        if not os.path.normpath(path).startswith(inside):
+    for line, image in zip(images.index, images, strict=True):
+        if image != "." and ".." not in image and ":" not in image and image[0] not in "/\\":
+            continue  # a plain name below the root, without a look at every part of the path
+        if not os.path.normpath(os.path.join(root, image)).startswith(inside):
             raise ValueError(
                 f"`images` in {source}, line {line}, column {column!r} leaves the data folder "
                 f"{root}. Expected a path inside it. Received: {image!r}. Call with "

@@ -66,3 +66,17 @@ def check_same_shape(y_true: Any, y_pred: Any) -> None:
             "`y_true` and `y_pred` differ in shape. Expected both (batch, tasks). "
             f"Received: y_true {shapes[0]}, y_pred {shapes[1]}"
         )
+
+
+def check_row_weights(sample_weight: Any) -> None:
+    """Raise ValueError if the weights are more than one a row: (batch,), (batch, 1) or ()."""
+    import numpy as np
+
+    shape = tuple(
+        sample_weight.shape if hasattr(sample_weight, "shape") else np.shape(sample_weight)
+    )
+    if len(shape) > 2 or (len(shape) == 2 and shape[1] not in (1, None)):
+        raise ValueError(
+            "`sample_weight` is not one weight a row. Expected shape (batch,). "
+            f"Received: {shape}. To weigh out single labels, make them NaN."
+        )

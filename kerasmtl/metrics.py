@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasmtl.masking import check_same_shape, fill_missing, is_known
+from kerasmtl.masking import check_row_weights, check_same_shape, fill_missing, is_known
 
 
 class _MaskedMetric(keras.metrics.Metric):
@@ -51,6 +51,7 @@ class _MaskedMetric(keras.metrics.Metric):
         weight = ops.cast(known, self.dtype)
         if sample_weight is not None:
             rows = ops.convert_to_tensor(sample_weight, dtype=self.dtype)
+            check_row_weights(rows)
             weight = weight * ops.reshape(rows, (-1, 1))
         neutral = 0.0 if self.from_logits else 0.5
         self._update(fill_missing(y_true, known, 0.0), fill_missing(y_pred, known, neutral), weight)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 
+from kerasmtl import losses, metrics  # noqa: F401  registered with Keras by being imported
 from kerasmtl.backbones import HubLayer, load_backbone
 from kerasmtl.backbones import image_size as made_for
 from kerasmtl.heads import binary_head, pool
@@ -63,3 +65,21 @@ def build_model(
         ) from error
     outputs = binary_head(pool(features), chosen, hidden, dropout)
     return keras.Model(image, outputs, name=name)
+
+
+def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
+    """`keras.models.load_model` for a model with kerasmtl's layers, losses and metrics.
+
+    Keras finds a custom class only once its module is imported, which this makes sure of.
+
+    Args:
+        path: a .keras file.
+        kwargs: as in `keras.models.load_model`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no model, or the backbone it names cannot be found.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"`path` {os.fspath(path)!r} is no file. Expected a .keras file.")
+    return keras.models.load_model(path, **kwargs)

@@ -32,7 +32,8 @@ def make_dataset(
         batch_size: pictures a batch; the last batch may be smaller.
         training: shuffle anew in every epoch, and check that every task has known labels of
             both classes. Otherwise the order is that of the manifest.
-        seed: of the shuffling; the same seed gives the same order on every run.
+        seed: of the shuffling; the same seed gives the same order on every run, as long as
+            TensorFlow's global seed is the same, too.
         cache: keep decoded pictures in memory; by default if they take 1 GiB or less.
 
     Raises:

@@ -11,26 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasmtl import losses, metrics  # noqa: F401  registered with Keras by being imported
-from kerasmtl.backbones import HubLayer  # noqa: F401
 from kerasmtl.inputs import picture_fault, read_image
 from kerasmtl.tasks import Task, as_tasks
 
 BATCH = 32
-
-
-def load_trained(path: str | os.PathLike[str]) -> keras.Model:
-    """The model that training left.
-
-    Raises:
-        FileNotFoundError: there is none yet.
-        ValueError: the file is no model, or its backbone cannot be found.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"`path` {path} does not exist: nothing has been trained yet. Run: python train.py"
-        )
-    return keras.models.load_model(path)
 
 
 def predict_with_model(

@@ -52,6 +52,7 @@ class Report:
     def table(self) -> Table:
         """A rich table, one line a task; undefined scores are a dash."""
         from rich.table import Table
+        from rich.text import Text
 
         columns = list(TaskScores.__dataclass_fields__)
         table = Table(title=f"{self.rows} pictures")
@@ -59,7 +60,7 @@ class Report:
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
         for name, scores in self.tasks.items():
-            table.add_row(name, *(_text(getattr(scores, column)) for column in columns))
+            table.add_row(Text(name), *(_text(getattr(scores, column)) for column in columns))
         table.add_section()
         means = [_mean(getattr(s, c) for s in self.tasks.values()) for c in columns[2:]]
         table.add_row("mean", "", "", *(_text(mean) for mean in means))

@@ -50,8 +50,8 @@ def new_project(template: str, target: str | os.PathLike[str], answers: dict[str
         template: a name among `templates()`.
         target: the folder to make; its last part is the project's name.
         answers: by variable of the template; what is left out gets its default. `labels` and
-            `backbone` may be paths from the working folder. The tasks are read from the labels,
-            whose column of pictures is `_image_column`.
+            `backbone` may be paths from the working folder. The tasks are `_tasks`, or read from
+            the labels, whose column of pictures is `_image_column`.
 
     Raises:
         FileExistsError: the folder exists; nothing is changed.
@@ -103,12 +103,14 @@ def _checked(answers: dict[str, Any]) -> dict[str, Any]:
         # pandas, not TensorFlow: a second at most.
         from kerasmtl.manifest import Manifest
 
-        path = os.path.abspath(os.path.expanduser(labels))
+        checked["labels"] = os.path.abspath(os.path.expanduser(labels))
         # Only the columns matter here; the project decides on pictures outside of the folder.
         manifest = Manifest.from_csv(
-            path, image_column=answers.get("_image_column", "image"), allow_outside=True
+            checked["labels"],
+            tasks=answers.get("_tasks"),
+            image_column=answers.get("_image_column", "image"),
+            allow_outside=True,
         )
-        checked["labels"] = path
         checked["_tasks"] = [task.name for task in manifest.tasks]
     backbone = answers.get("backbone")
     if backbone is not None and backbone not in EXTRACTORS:

@@ -56,6 +56,14 @@ def test_each_label_column_becomes_a_task_and_paths_are_kept(tmp_path, labels, m
     assert made["model"]["backbone"] == str(labels.parent)
 
 
+def test_tasks_can_be_named(tmp_path, labels):
+    answers = {"labels": str(labels), "_tasks": ["bus"]}
+    made = new_project("multitask-image", tmp_path / "p", answers)
+    assert settings(made)["data"]["tasks"] == ["bus"]
+    with pytest.raises(ValueError, match=r"lacks: \['tram'\]"):
+        new_project("multitask-image", tmp_path / "q", {**answers, "_tasks": ["tram"]})
+
+
 def test_a_handle_that_is_no_path_stays_as_it_is(tmp_path):
     handle = "https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5"
     made = new_project("multitask-image", tmp_path / "p", {"backbone": handle})

@@ -1,5 +1,6 @@
 """Stages and checkpoints."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -137,6 +138,23 @@ def test_checkpoint_keeps_the_old_file_when_writing_fails(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="disk full"):
         checkpoint.on_epoch_end(1)
     assert (tmp_path / "model.keras").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_ctrl_c_while_writing_takes_effect_after_it(tmp_path, monkeypatch):
+    model = head_only()
+    save = model.save
+
+    def interrupted(path):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(path)
+
+    monkeypatch.setattr(model, "save", interrupted)
+    checkpoint = kt.Checkpoint(tmp_path / "model.keras")
+    checkpoint.set_model(model)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.on_epoch_end(0)
+    assert kt.load_model(tmp_path / "model.keras").count_params() == model.count_params()
     assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,8 @@ import keras
 class Checkpoint(keras.callbacks.Callback):
     """Write the model after each finished epoch: aside first, then renamed into place.
 
-    An interruption at any moment, while writing included, leaves the last finished epoch in
-    `path`, ready for `keras.models.load_model`.
+    An interruption at any moment leaves the last finished epoch in `path`, ready for
+    `kerasmtl.load_model`; Ctrl-C during the writing takes effect after it.
 
     Args:
         path: the file, ending in .keras.
@@ -59,7 +63,24 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".saving-") as aside:
+        aside_of = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".saving-")
+        with _ctrl_c_later(), aside_of as aside:
             written = Path(aside) / self.path.name
             self.model.save(written)
             os.replace(written, self.path)
+
+
+@contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Hold Ctrl-C back: an archive interrupted while open ends in an error about the archive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    held: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *received: held.append(received))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held and callable(before):
+        before(*held[0])

@@ -1,0 +1,203 @@
+"""One picture: every format against Pillow, and every kind of damage."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from kerasmtl.inputs import as_size, decode_image, picture_fault, read_image, resize_image
+
+HEIGHT, WIDTH = 24, 32
+WHERE = "labels.csv, line 7"
+
+
+def picture(seed=0, height=HEIGHT, width=WIDTH):
+    """Smooth colours, so that JPEG keeps them."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype="uint8")
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, suffix, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+def with_alpha():
+    image = picture()
+    image.putalpha(picture(1).convert("L"))
+    return image
+
+
+def sixteen_bits():
+    return Image.fromarray(np.asarray(picture().convert("L")).astype("uint16") * 257)
+
+
+def frames():
+    return {"save_all": True, "append_images": [picture(1), picture(2)]}
+
+
+def palette():
+    return picture().convert("P", palette=Image.Palette.ADAPTIVE)
+
+
+FORMATS = {
+    "jpeg": (picture, "JPEG", {"quality": 95}),
+    "progressive jpeg": (picture, "JPEG", {"quality": 95, "progressive": True}),
+    "grey jpeg": (lambda: picture().convert("L"), "JPEG", {"quality": 95}),
+    "cmyk jpeg": (lambda: picture().convert("CMYK"), "JPEG", {"quality": 95}),
+    "png": (picture, "PNG", {}),
+    "png with alpha": (with_alpha, "PNG", {}),
+    "palette png": (palette, "PNG", {}),
+    "palette png with transparency": (palette, "PNG", {"transparency": 3}),
+    "grey png": (lambda: picture().convert("L"), "PNG", {}),
+    "grey png with alpha": (lambda: with_alpha().convert("LA"), "PNG", {}),
+    "black and white png": (lambda: picture().convert("1"), "PNG", {}),
+    "16-bit png": (sixteen_bits, "PNG", {}),
+    "gif": (palette, "GIF", {}),
+    "animated gif": (picture, "GIF", frames()),
+    "bmp": (picture, "BMP", {}),
+    "bmp with alpha": (with_alpha, "BMP", {}),
+    "palette bmp": (palette, "BMP", {}),
+    "black and white bmp": (lambda: picture().convert("1"), "BMP", {}),
+    "webp": (picture, "WEBP", {"lossless": True}),
+    "webp with alpha": (with_alpha, "WEBP", {"lossless": True, "exact": True}),
+    "tiff": (picture, "TIFF", {}),
+    "cmyk tiff": (lambda: picture().convert("CMYK"), "TIFF", {}),
+    "16-bit tiff": (sixteen_bits, "TIFF", {}),
+    "16-bit pgm": (sixteen_bits, "PPM", {}),
+}
+
+
+def by_pillow(data):
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I"):  # 16 bits
+            image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+        return np.asarray(image.convert("RGB"), "float32") / 255
+
+
+def read(tmp_path, data, size=(HEIGHT, WIDTH)):
+    """As a data set reads it: in a graph."""
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    paths = tf.data.Dataset.from_tensors(str(path))
+    return next(iter(paths.map(lambda p: read_image(p, size, lambda _: WHERE)))).numpy()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_is_read_as_pillow_reads_it(tmp_path, name):
+    make, suffix, options = FORMATS[name]
+    data = encoded(make(), suffix, **options)
+    image = read(tmp_path, data)
+    assert image.shape == (HEIGHT, WIDTH, 3) and image.dtype == np.float32
+    assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.05
+    difference = np.abs(image - by_pillow(data)) * 255
+    # TensorFlow's default for JPEG is the fast inverse transform.
+    assert difference.max() < (12 if suffix == "JPEG" else 0.5) and difference.mean() < 2
+    assert picture_fault(data) is None
+
+
+SERVED = [name for name, (_, suffix, _) in FORMATS.items() if suffix in ("JPEG", "PNG", "GIF")]
+
+
+@pytest.mark.parametrize("name", [*SERVED, "bmp", "bmp with alpha"])
+def test_the_exported_model_decodes_as_the_data_set_does(tmp_path, name):
+    make, suffix, options = FORMATS[name]
+    data = encoded(make(), suffix, **options)
+    np.testing.assert_array_equal(decode_image(tf.constant(data)), read(tmp_path, data))
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG"])
+@pytest.mark.parametrize("tail", [b"\0", b"\r\n", b"garbage" * 50])
+def test_bytes_after_the_end_do_no_harm(tmp_path, suffix, tail):
+    data = encoded(picture(), suffix)
+    np.testing.assert_array_equal(read(tmp_path, data + tail), read(tmp_path, data))
+
+
+@pytest.mark.parametrize("size", [(6, 8), (12, 32), (48, 64), (5, 7)])
+def test_resizing_is_that_of_pillow_with_antialiasing(size):
+    image = picture()
+    channels = [
+        channel.convert("F").resize(size[::-1], Image.Resampling.BILINEAR)
+        for channel in image.split()
+    ]
+    expected = np.stack([np.asarray(channel) for channel in channels], -1) / 255
+    resized = resize_image(np.asarray(image, "float32") / 255, size)
+    np.testing.assert_allclose(resized, expected, atol=1e-4)
+
+
+def test_a_picture_is_read_in_eager_execution_too(tmp_path):
+    for suffix in ("PNG", "TIFF"):
+        path = tmp_path / suffix
+        path.write_bytes(encoded(picture(), suffix))
+        image = read_image(tf.constant(str(path)), (HEIGHT, WIDTH))
+        np.testing.assert_allclose(image, np.asarray(picture()) / np.float32(255), atol=1e-6)
+
+
+DAMAGED = {
+    "truncated jpeg": (lambda: encoded(picture(), "JPEG")[:-40], "truncated"),
+    "truncated png": (lambda: encoded(picture(), "PNG")[:-40], "truncated"),
+    "truncated bmp": (lambda: encoded(picture(), "BMP")[:-40], "truncated"),
+    "truncated tiff": (lambda: encoded(picture(), "TIFF")[:-400], "truncated|unreadable"),
+    "truncated webp": (lambda: encoded(picture(), "WEBP")[:-40], "unreadable|truncated"),
+    "start of a jpeg": (lambda: encoded(picture(), "JPEG")[:3], "not a picture"),
+    "empty": (lambda: b"", "empty"),
+    "one byte": (lambda: b"x", "not a picture"),
+    "text": (lambda: b"image,a\nx.jpg,1\n" * 9, "not a picture"),
+    "floats": (
+        lambda: encoded(Image.fromarray(np.full((9, 9), 0.5, "float32")), "TIFF"),
+        "of 32-bit floats",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_no_whole_picture_raises_an_error_that_says_where_and_why(tmp_path, name):
+    make, reason = DAMAGED[name]
+    with pytest.raises(tf.errors.OpError, match=f"{WHERE} is ({reason})"):
+        read(tmp_path, make())
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_fault_is_the_same_for_bytes_and_for_a_path(tmp_path, name):
+    make, reason = DAMAGED[name]
+    (tmp_path / "picture").write_bytes(make())
+    fault = picture_fault(make())
+    assert fault == picture_fault(str(tmp_path / "picture"))
+    assert fault.startswith(tuple(reason.split("|")))
+
+
+def test_an_absent_file_and_a_folder_are_faults(tmp_path):
+    assert picture_fault(str(tmp_path / "gone.jpg")) == "absent"
+    assert picture_fault(str(tmp_path)).startswith("unreadable")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["jpeg", "png", "animated gif", "bmp", "webp", "tiff"])
+def test_no_damage_makes_the_check_itself_fail(name):
+    make, suffix, options = FORMATS[name]
+    data = encoded(make(), suffix, **options)
+    rng = np.random.default_rng(0)
+    faults = [picture_fault(data[:length]) for length in range(0, len(data) - 40, 37)]
+    for _ in range(100):
+        damaged = np.frombuffer(data, "uint8").copy()
+        damaged[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
+        faults.append(picture_fault(damaged.tobytes()))
+    assert all(fault is None or fault for fault in faults) and faults[0] == "empty"
+
+
+@pytest.mark.parametrize(
+    ("size", "pair"),
+    [(8, (8, 8)), ((8, 9), (8, 9)), ([8, 9], (8, 9)), (np.int64(8), (8, 8))],
+)
+def test_a_size_is_one_number_or_two(size, pair):
+    assert as_size(size) == pair
+    assert as_size(np.array(pair)) == pair and all(type(n) is int for n in as_size(size))
+
+
+@pytest.mark.parametrize("size", [0, -1, (8,), (8, 8, 3), (8, 0), 8.0, (8.5, 8), "88", None, "8"])
+def test_anything_else_is_no_size(size):
+    with pytest.raises(ValueError, match="`image_size` is no size"):
+        as_size(size)

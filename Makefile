@@ -7,7 +7,7 @@ DEMO := demo/street_scenes-$(shell date +%Y%m%d-%H%M%S)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test lint bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -24,11 +24,8 @@ demo: $(INSTALLED)  ## install, make a project with the embedded data, train, re
 	cd $(DEMO) && PATH="$(BIN):$$PATH" && python train.py && \
 		kerasmtl predict $(CURDIR)/datasets/street_scenes/images/00000.jpg
 
-test: $(INSTALLED)  ## install, run the default test suite
-	$(BIN)/python -m pytest -m 'not slow'
-
-test-slow: $(INSTALLED)  ## run the tests marked slow
-	$(BIN)/python -m pytest -m slow
+test: $(INSTALLED)  ## install, run the test suite
+	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .

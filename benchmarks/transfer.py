@@ -259,15 +259,6 @@ def section(results: dict[str, np.ndarray], args: argparse.Namespace) -> str:
     )
 
 
-def keep(text: str, path: Path) -> None:
-    """Put the section into the file in place of its older self; leave the other sections alone."""
-    old = path.read_text() if path.exists() else "# Results\n"
-    before, found, after = old.partition(HEADING)
-    following = after.find("\n## ")
-    rest = after[following:] if found and following >= 0 else "\n"
-    path.write_text(f"{before.rstrip()}\n\n{text}\n{rest}".rstrip() + "\n")
-
-
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -283,7 +274,9 @@ def main() -> None:
     results = measure(args)
     print(table(results))
     if args.write:
-        keep(section(results, args), HERE / "RESULTS.md")
+        from results import keep
+
+        keep(HEADING, section(results, args))
 
 
 if __name__ == "__main__":

@@ -164,6 +164,7 @@ def _check_dict(manifest: Manifest, faults: list[Fault], classes: dict[str, str]
 def _print_check(manifest: Manifest, faults: list[Fault], classes: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     click.echo(f"{manifest.source}: {len(manifest)} rows")
@@ -172,7 +173,7 @@ def _print_check(manifest: Manifest, faults: list[Fault], classes: dict[str, str
         table.add_column(column, justify="left" if column == "task" else "right")
     for name, row in manifest.coverage().iterrows():
         counts = (f"{row[key]:.0f}" for key in ("known", "positive", "negative"))
-        table.add_row(str(name), *counts, f"{row.share:.0%}")
+        table.add_row(Text(str(name)), *counts, f"{row.share:.0%}")
     console.print(table)
     for name, fault in classes.items():
         click.echo(f"Task {name}: {fault}")
@@ -249,13 +250,14 @@ def predict(pictures: tuple[str, ...], export_: str | None, folder: str, json_: 
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
-    for column in ("picture", *rows[0]):
-        left = column == "picture"
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    table.add_column("picture", overflow="fold")
+    for name in rows[0]:
+        table.add_column(Text(name), justify="right", overflow="fold")
     for picture, row in zip(pictures, rows, strict=True):
-        table.add_row(picture, *(f"{p:.3f}" for p in row.values()))
+        table.add_row(Text(picture), *(f"{p:.3f}" for p in row.values()))
     Console().print(table)
 
 

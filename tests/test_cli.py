@@ -113,6 +113,12 @@ def test_check_shows_rows_and_coverage(data):
     assert re.search(r"bright\D+7\D+4\D+3\D+88%", result.output)
 
 
+def test_names_with_brackets_are_shown_whole(data):
+    path = data / "labels.csv"
+    path.write_text(path.read_text().replace("bright", "a[b]"))
+    assert "a[b]" in run("check", path).output
+
+
 def test_check_lists_all_broken_pictures_at_once(data):
     whole = (data / "0.jpg").read_bytes()
     (data / "0.jpg").unlink()

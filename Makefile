@@ -32,7 +32,7 @@ lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff format --check .
 
 bench: $(INSTALLED)  ## measure, and keep the tables in benchmarks/RESULTS.md
-	for name in cli_start street_photos transfer; do \
+	for name in cli_start hub_speed street_photos transfer; do \
 		$(BIN)/python benchmarks/$$name.py --write || exit 1; done
 
 clean:  ## remove the environment and what was built; demo/ stays

@@ -18,6 +18,7 @@ _HOME = {
     "HubLayer": "kerasmtl.backbones.hub",
     "load_backbone": "kerasmtl.backbones",
     "image_size": "kerasmtl.backbones",
+    "inspect": "kerasmtl.backbones.inspection",
     "build_model": "kerasmtl.model",
     "load_model": "kerasmtl.model",
     "MaskedBinaryCrossentropy": "kerasmtl.losses",
@@ -26,7 +27,9 @@ _HOME = {
     "Checkpoint": "kerasmtl.training",
     "Stage": "kerasmtl.training",
     "fine_tune": "kerasmtl.training",
-    "freeze_backbone": "kerasmtl.training",
+    "freeze": "kerasmtl.training",
+    "unfreeze": "kerasmtl.training",
+    "variable_groups": "kerasmtl.training",
     "evaluate": "kerasmtl.evaluation",
     "Report": "kerasmtl.report",
     "export_saved_model": "kerasmtl.export",
@@ -38,6 +41,7 @@ __all__ = ["__version__", *_HOME]
 if TYPE_CHECKING:
     from kerasmtl.backbones import image_size, load_backbone
     from kerasmtl.backbones.hub import HubLayer
+    from kerasmtl.backbones.inspection import inspect
     from kerasmtl.evaluation import evaluate
     from kerasmtl.export import export_saved_model
     from kerasmtl.losses import MaskedBinaryCrossentropy
@@ -48,7 +52,14 @@ if TYPE_CHECKING:
     from kerasmtl.project import Project
     from kerasmtl.report import Report
     from kerasmtl.tasks import Task
-    from kerasmtl.training import Checkpoint, Stage, fine_tune, freeze_backbone
+    from kerasmtl.training import (
+        Checkpoint,
+        Stage,
+        fine_tune,
+        freeze,
+        unfreeze,
+        variable_groups,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,12 @@ in_project = click.option(
     type=click.Path(file_okay=False),
     help="The project's folder.",
 )
+trusting = click.option(
+    "--trust",
+    is_flag=True,
+    help="Run the SavedModel that travels in the trained model's file, though the project's own "
+    "is gone or has changed.",
+)
 
 
 def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +63,10 @@ def main() -> None:
 @click.argument("template")
 @click.argument("folder", type=click.Path())
 @click.option("--labels", type=click.Path(), help="CSV with an image column and 0/1/? columns.")
-@click.option("--backbone", help="tiny, a keras.applications name, a folder, archive or URL.")
+@click.option(
+    "--backbone",
+    help="tiny, a keras.applications name, a folder, archive or URL, kaggle:… or hf:…",
+)
 @click.option("--task", "tasks", multiple=True, help="A column to learn, if not every 0/1/? one.")
 @click.option("--image-column", help="The CSV's column of pictures.  [default: image]")
 @click.option("--no-input", is_flag=True, help="Ask nothing; take the defaults.")
@@ -191,16 +200,17 @@ def _print_check(manifest: Manifest, faults: list[Fault], classes: dict[str, str
     help="Which rows.",
 )
 @in_project
+@trusting
 @as_json
 @_plain_errors
-def evaluate(part: str, folder: str, json_: bool) -> None:
+def evaluate(part: str, folder: str, trust: bool, json_: bool) -> None:
     """Score the trained model by task."""
     project = _project(folder)
     from kerasmtl.evaluation import evaluate as score
     from kerasmtl.manifest import SPLITS
     from kerasmtl.pipeline import make_dataset
 
-    model = _trained(project)
+    model = _trained(project, trust)
     manifest = project.manifest()
     rows = manifest.split(seed=project.training.seed)[SPLITS.index(part)]
     dataset = make_dataset(rows, model.input_shape[1:3], project.training.batch_size)
@@ -216,13 +226,14 @@ def evaluate(part: str, folder: str, json_: bool) -> None:
 @main.command()
 @click.argument("out", required=False, type=click.Path(file_okay=False))
 @in_project
+@trusting
 @_plain_errors
-def export(out: str | None, folder: str) -> None:
+def export(out: str | None, folder: str, trust: bool) -> None:
     """Write the trained model as a SavedModel, under the next version number of OUT."""
     project = _project(folder)
     from kerasmtl.export import export_saved_model
 
-    model = _trained(project)
+    model = _trained(project, trust)
     tasks = project.manifest().tasks
     click.echo(export_saved_model(model, out or project.export_folder, tasks))
 
@@ -231,15 +242,18 @@ def export(out: str | None, folder: str) -> None:
 @click.argument("pictures", nargs=-1, required=True, type=click.Path())
 @click.option("--model", "export_", type=click.Path(), help="An exported SavedModel's folder.")
 @in_project
+@trusting
 @as_json
 @_plain_errors
-def predict(pictures: tuple[str, ...], export_: str | None, folder: str, json_: bool) -> None:
+def predict(
+    pictures: tuple[str, ...], export_: str | None, folder: str, trust: bool, json_: bool
+) -> None:
     """Probabilities for PICTURES, from the trained model or an exported one."""
     if export_ is None:
         project = _project(folder)
         from kerasmtl.prediction import predict_with_model
 
-        rows = predict_with_model(_trained(project), pictures, project.manifest().tasks)
+        rows = predict_with_model(_trained(project, trust), pictures, project.manifest().tasks)
     else:
         from kerasmtl.prediction import predict_with_export
 
@@ -261,13 +275,71 @@ def predict(pictures: tuple[str, ...], export_: str | None, folder: str, json_: 
     Console().print(table)
 
 
+@main.command("vendor")
+@click.argument("handle")
+@click.argument("directory", type=click.Path(file_okay=False))
+@click.option(
+    "--project",
+    "folder",
+    type=click.Path(file_okay=False),
+    help="The project to pin.  [default: the one above DIRECTORY]",
+)
+@click.option("--sha256", help="What the module's content hash must be.")
+@as_json
+@_plain_errors
+def vendor_module(
+    handle: str, directory: str, folder: str | None, sha256: str | None, json_: bool
+) -> None:
+    """Copy the module HANDLE into DIRECTORY, and pin the project to its content.
+
+    HANDLE: tiny, a folder, an archive, a URL, kaggle:owner/model/framework/variation/version,
+    hf:owner/repo@revision, or gs://…
+    """
+    from kerasmtl.vendor import vendor
+
+    done = vendor(handle, directory, project=folder, sha256=sha256)
+    if json_:
+        from dataclasses import asdict
+
+        click.echo(json.dumps(asdict(done), indent=2, default=str))
+        return
+    shown = os.path.relpath(done.folder)
+    click.echo(f"{shown}: {done.files} files, {done.size / 1e6:.1f} MB\nsha256 {done.sha256}")
+    if done.project:
+        click.echo(
+            f"{os.path.relpath(done.project)}: [model] backbone and backbone_sha256 are set."
+        )
+    else:
+        click.echo(f'Use it: HubLayer("{shown}", sha256="{done.sha256}")')
+
+
+@main.command()
+@click.argument("handle")
+@as_json
+@_plain_errors
+def inspect(handle: str, json_: bool) -> None:
+    """Show what a backbone takes, gives and holds.
+
+    HANDLE is tiny, a keras.applications name, a folder, an archive, a URL, kaggle:… or hf:…
+    """
+    from kerasmtl.backbones.inspection import inspect as look
+
+    found = look(handle)
+    if json_:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(found.table())
+
+
 def _project(folder: str) -> Project:
     from kerasmtl.project import Project
 
     return Project.load(folder)
 
 
-def _trained(project: Project) -> keras.Model:
+def _trained(project: Project, trust: bool) -> keras.Model:
     if not project.checkpoint.is_file():
         raise FileNotFoundError(
             f"{project.checkpoint} does not exist: nothing has been trained yet. Run: "
@@ -275,4 +347,18 @@ def _trained(project: Project) -> keras.Model:
         )
     from kerasmtl.model import load_model
 
-    return load_model(project.checkpoint)
+    if trust:
+        return load_model(project.checkpoint, safe_mode=False)
+    return load_model(project.checkpoint, trust=_vouched_for(project))
+
+
+def _vouched_for(project: Project) -> list[str]:
+    """The module that the project itself names, if it is at hand: its owner trusts that one."""
+    from kerasmtl.modules.handles import resolve_handle
+
+    if project.model.backbone_sha256:
+        return [f"sha256:{project.model.backbone_sha256}"]
+    try:
+        return [str(resolve_handle(project.backbone))]
+    except ValueError:
+        return []  # gone, or no SavedModel at all

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,8 +11,11 @@ import keras
 from kerasmtl import losses, metrics  # noqa: F401  registered with Keras by being imported
 from kerasmtl.backbones import HubLayer, load_backbone
 from kerasmtl.backbones import image_size as made_for
+from kerasmtl.backbones.trust import trusting
 from kerasmtl.heads import binary_head, pool
 from kerasmtl.inputs import as_size
+from kerasmtl.modules.content import content_sha256, valid_sha256
+from kerasmtl.modules.handles import resolve_handle
 from kerasmtl.tasks import Task, as_tasks
 
 DEFAULT_SIZE = (224, 224)
@@ -29,8 +32,10 @@ def build_model(
 ) -> keras.Model:
     """A backbone with a new last layer: one network, one sigmoid output per task.
 
-    Shapes: float32 RGB pictures (batch, height, width, 3) in [0, 1] in; probabilities
-    (batch, tasks) out, in the order of `tasks`.
+    Shapes: float32 RGB pictures (batch, height, width, 3) in [0, 1] in, which the model brings into
+    the range that the backbone takes; probabilities (batch, tasks) out, in the order of `tasks`.
+    A hub module that takes no pictures gets the inputs that it declares: text as strings (batch,),
+    several inputs as a dict.
 
     Args:
         backbone: what `load_backbone` takes: "tiny", a keras.applications name, a hub handle, a
@@ -52,34 +57,88 @@ def build_model(
     layer = load_backbone(backbone, trainable=bool(trainable))
     if trainable is not None:
         layer.trainable = trainable
-    size = as_size(image_size or made_for(layer) or DEFAULT_SIZE)
-    image = keras.Input((*size, 3), name="image")
+    if isinstance(layer, HubLayer) and not layer.takes_pictures:
+        inputs = _declared_inputs(layer, image_size)
+        features = layer(inputs)
+    else:
+        size = as_size(image_size or made_for(layer) or DEFAULT_SIZE)
+        inputs = keras.Input((*size, 3), name="image")
+        features = _features(layer, inputs, size)
+    outputs = binary_head(pool(features), chosen, hidden, dropout)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _features(layer: keras.Model | HubLayer, image: Any, size: tuple[int, int]) -> Any:
+    if isinstance(layer, HubLayer):
+        image = _in_range(image, *layer.input_range, layer.module_inputs.dtype)
     try:
-        features = layer(image)
+        return layer(image)
     except (ValueError, TypeError) as error:
-        needed = layer.image_size if isinstance(layer, HubLayer) else made_for(layer)
+        needed = made_for(layer)
         if needed in (None, size):
             raise
         raise ValueError(
             f"`image_size` does not fit the backbone. Expected {needed}. Received: {size}"
         ) from error
-    outputs = binary_head(pool(features), chosen, hidden, dropout)
-    return keras.Model(image, outputs, name=name)
 
 
-def load_model(path: str | os.PathLike[str], **kwargs: Any) -> keras.Model:
+def _in_range(image: Any, low: float, high: float, dtype: str) -> Any:
+    """Pictures in [0, 1] brought into [low, high]."""
+    if (low, high) != (0.0, 1.0):
+        # float32 under any policy: half precision cannot tell 255 levels apart near 255.
+        scale = keras.layers.Rescaling(high - low, low, dtype="float32", name="to_backbone_range")
+        image = scale(image)
+    if "int" in dtype:
+        image = keras.ops.cast(keras.ops.round(image), dtype)
+    return image
+
+
+def _declared_inputs(layer: HubLayer, image_size: Any) -> Any:
+    """Inputs of the shapes and types that the module declares, without the batch."""
+    if image_size is not None:
+        raise ValueError(
+            f"`image_size` is for pictures, and {layer.handle!r} takes none. Expected no "
+            f"image_size. Received: {image_size!r}"
+        )
+
+    def symbol(spec: keras.KerasTensor, name: str) -> Any:
+        return keras.Input(spec.shape[1:], dtype=spec.dtype, name=name)
+
+    declared = layer.module_inputs
+    if isinstance(declared, Mapping):
+        return {name: symbol(spec, name) for name, spec in declared.items()}
+    if isinstance(declared, list | tuple):
+        return [symbol(spec, f"input_{number}") for number, spec in enumerate(declared)]
+    return symbol(declared, "text" if declared.dtype == "string" else "inputs")
+
+
+def load_model(
+    path: str | os.PathLike[str], trust: str | Iterable[str] = (), **kwargs: Any
+) -> keras.Model:
     """`keras.models.load_model` for a model with kerasmtl's layers, losses and metrics.
 
-    Keras finds a custom class only once its module is imported, which this makes sure of.
+    Keras finds a custom class only once its module is imported, which this makes sure of. The
+    SavedModel of a `HubLayer` travels in the file; in Keras' safe mode it runs only if it is the
+    embedded one or you vouch for it.
 
     Args:
         path: a .keras file.
-        kwargs: as in `keras.models.load_model`.
+        trust: handles of modules that may run, or "sha256:" and the hash of one's content.
+        kwargs: as in `keras.models.load_model`; `safe_mode=False` trusts the whole file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no model, or the backbone it names cannot be found.
+        ValueError: the file is no model, it brings a graph that nobody vouches for, its backbone
+            is neither in it nor in its place, or a later kerasmtl wrote it.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"`path` {os.fspath(path)!r} is no file. Expected a .keras file.")
-    return keras.models.load_model(path, **kwargs)
+    handles = [trust] if isinstance(trust, str) else list(trust)
+    with trusting(map(_sha256_of, handles)):
+        return keras.models.load_model(path, **kwargs)
+
+
+def _sha256_of(trusted: str) -> str:
+    if trusted.startswith("sha256:"):
+        return valid_sha256(trusted.removeprefix("sha256:"))
+    return content_sha256(resolve_handle(trusted))

@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from kerasmtl.embedded import DATASETS, EXTRACTORS, dataset_csv
 
 if TYPE_CHECKING:
+    import keras
+
+    from kerasmtl.backbones import HubLayer
     from kerasmtl.manifest import Manifest
 
 FILE = "project.toml"
@@ -36,6 +39,7 @@ class ModelSettings(_Settings):
     """Section [model]: the backbone, and the head on top of it."""
 
     backbone: str = "tiny"
+    backbone_sha256: str | None = Field(None, pattern=r"^[0-9A-Fa-f]{64}$")
     image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = "auto"
     hidden: list[Annotated[int, Field(gt=0)]] = [512]
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -120,6 +124,20 @@ class Project(_Settings):
     def export_folder(self) -> Path:
         """Where the versions of the exported model go."""
         return self._folder / "saved_models" / self.name
+
+    def load_backbone(self, trainable: bool = False) -> keras.Model | HubLayer:
+        """The backbone itself, its content checked where `backbone_sha256` pins it.
+
+        Args:
+            trainable: whether fitting changes it.
+
+        Raises:
+            ValueError: it is unknown or unreachable, cannot be trained, or differs from the pin.
+        """
+        # Heavy: reading settings must stay quick.
+        from kerasmtl.backbones import load_backbone
+
+        return load_backbone(self.backbone, trainable=trainable, sha256=self.model.backbone_sha256)
 
     def manifest(self) -> Manifest:
         """The labels file, read and checked."""

@@ -81,3 +81,117 @@ def save_dict_module(folder: Path) -> Path:
 
     tf.saved_model.save(Several(), str(folder))
     return folder
+
+
+def _publish(module: tf.Module, folder: Path, **attributes) -> Path:
+    """Save the way TF-Hub publishes: a callable with the listed attributes."""
+    root = tf.train.Checkpoint(v=module.variables)
+    root.__call__ = module.__call__
+    for name, value in attributes.items():
+        setattr(root, name, value)
+    tf.saved_model.save(root, str(folder))
+    return folder
+
+
+WORDS = ["stop", "go", "left", "right", "car"]
+
+
+def save_text_module(folder: Path) -> Path:
+    """Text (batch,) strings in, (batch, 4) out: a word table kept as an asset, and embeddings."""
+    words = folder.parent / f"{folder.name}-words.txt"
+    words.write_text("\n".join(WORDS))
+
+    class Text(tf.Module):
+        def __init__(self):
+            super().__init__()
+            start = tf.random.stateless_normal((len(WORDS) + 1, 4), seed=(3, 4))
+            self.table = tf.lookup.StaticVocabularyTable(
+                tf.lookup.TextFileInitializer(
+                    str(words),
+                    tf.string,
+                    tf.lookup.TextFileIndex.WHOLE_LINE,
+                    tf.int64,
+                    tf.lookup.TextFileIndex.LINE_NUMBER,
+                ),
+                num_oov_buckets=1,
+            )
+            self.embeddings = tf.Variable(start, name="words/embeddings")
+
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="text")])
+        def __call__(self, text):
+            split = tf.strings.split(text)
+            found = self.table.lookup(split.flat_values)
+            vectors = tf.RaggedTensor.from_row_splits(
+                tf.gather(self.embeddings, found), split.row_splits
+            )
+            return tf.reduce_mean(vectors, axis=1)
+
+    module = Text()
+    _publish(
+        module,
+        folder,
+        table=module.table,
+        variables=[module.embeddings],
+        trainable_variables=[module.embeddings],
+    )
+    words.unlink()
+    return folder
+
+
+def save_nested_module(folder: Path) -> Path:
+    """A dict of ids and weights, both (batch, 5), in; {"pooled": …, "steps": […, …]} out."""
+
+    class Nested(tf.Module):
+        def __init__(self):
+            super().__init__()
+            start = tf.random.stateless_normal((7, 3), seed=(5, 6))
+            self.table = tf.Variable(start, name="encoder/embeddings")
+
+        @tf.function(
+            input_signature=[
+                {
+                    "ids": tf.TensorSpec((None, 5), tf.int32, name="ids"),
+                    "weights": tf.TensorSpec((None, 5), tf.float32, name="weights"),
+                }
+            ]
+        )
+        def __call__(self, inputs):
+            steps = tf.gather(self.table, inputs["ids"]) * inputs["weights"][..., None]
+            return {"pooled": tf.reduce_sum(steps, 1), "steps": [steps[:, 0], steps[:, 1]]}
+
+    module = Nested()
+    return _publish(module, folder, variables=[module.table], trainable_variables=[module.table])
+
+
+def save_arguments_module(folder: Path) -> Path:
+    """Two tensors (batch, 3) in, and `double`, traced both ways; (batch, 3) out."""
+
+    class Arguments(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = tf.Variable([1.0, 2.0, 3.0], name="mix/weight")
+
+        @tf.function
+        def __call__(self, left, right, double=False, training=False):
+            mixed = self.weight * left - right
+            if training:
+                mixed = mixed + 100.0
+            return 2.0 * mixed if double else mixed
+
+    module = Arguments()
+    spec = tf.TensorSpec((None, 3), tf.float32)
+    for double in (False, True):
+        for training in (False, True):
+            module.__call__.get_concrete_function(spec, spec, double=double, training=training)
+    return _publish(module, folder, variables=[module.weight], trainable_variables=[module.weight])
+
+
+def save_keras_export(folder: Path) -> Path:
+    """A Keras 3 model written by its `export`: a `serve` function and signatures."""
+    import keras
+
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, activation="relu", name="first", kernel_initializer="ones")
+    last = keras.layers.Dense(3, name="second", kernel_initializer="ones")
+    keras.Model(inputs, last(hidden(inputs)), name="exported").export(str(folder), verbose=False)
+    return folder

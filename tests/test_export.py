@@ -130,7 +130,7 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
 
 
 def test_a_fine_tuned_backbone_is_exported_as_it_is_now(model, tmp_path):
-    kt.freeze_backbone(model, frozen=False)
+    kt.unfreeze(model)
     model.compile("adam", kt.MaskedBinaryCrossentropy())
     rng = np.random.default_rng(0)
     model.fit(

@@ -3,6 +3,8 @@
 import pytest
 
 import kerasmtl as kt
+from kerasmtl.embedded import extractor_folder
+from kerasmtl.modules.content import content_sha256
 
 GOOD = 'name = "street"\n[data]\nlabels = "street_scenes"\n'
 
@@ -51,6 +53,7 @@ def test_image_size(tmp_path, setting, value):
         (GOOD + "[training]\nlearning_rate = -1.0\n", "training.learning_rate"),
         (GOOD + "[model]\ndropout = 1.5\nhidden = [0]\n", "model.hidden.0"),
         (GOOD + "[model]\nimage_size = -1\n", "model.image_size"),
+        (GOOD + '[model]\nbackbone_sha256 = "abc"\n', "model.backbone_sha256"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, text, named):
@@ -62,3 +65,13 @@ def test_wrong_settings_are_named(tmp_path, text, named):
 def test_no_project_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="kerasmtl new multitask-image"):
         kt.Project.load(tmp_path)
+
+
+def test_the_backbone_is_loaded_with_its_pin(tmp_path):
+    pin = content_sha256(extractor_folder("tiny"))
+    text = GOOD + '[model]\nbackbone_sha256 = "{}"\n'
+    loaded = kt.Project.load(write(tmp_path, text.format(pin.upper()))).load_backbone()
+    assert loaded.handle == "tiny" and not loaded.trainable
+    assert kt.Project.load(write(tmp_path, GOOD)).load_backbone(trainable=True).trainable
+    with pytest.raises(ValueError, match=f"is another one.*Received: {pin}"):
+        kt.Project.load(write(tmp_path, text.format("0" * 64))).load_backbone()

@@ -98,7 +98,12 @@ def test_the_default_plan_trains_the_backbone_at_a_lower_rate():
         (lambda m: kt.Stage("head", 0, 1e-3), "`epochs` is too small"),
         (lambda m: kt.Stage("head", 1, 0.0), "`learning_rate` is not positive"),
         (lambda m: kt.Stage("head", 1, float("nan")), "`learning_rate` is not positive"),
-        (lambda m: kt.freeze_backbone(keras.Sequential([keras.layers.Dense(1)])), "no backbone"),
+        (
+            lambda m: kt.fine_tune(
+                keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Flatten()]), data()
+            ),
+            "no backbone",
+        ),
     ],
 )
 def test_wrong_plans_are_named(folder, call, message):

@@ -6,23 +6,25 @@ from typing import Any
 
 import keras
 
-from kerasmtl.backbones.applications import application, is_application
+from kerasmtl.backbones.applications import application, application_size, parse_application
 from kerasmtl.backbones.hub import HubLayer
-from kerasmtl.embedded import EXTRACTORS
+from kerasmtl.backbones.keras_hub import is_preset, preset, preset_size
 
 __all__ = ["HubLayer", "backbone_layers", "image_size", "load_backbone"]
 
 
 def load_backbone(
-    handle: str | keras.Model | HubLayer, trainable: bool = False
+    handle: str | keras.Model | HubLayer, trainable: bool = False, sha256: str | None = None
 ) -> keras.Model | HubLayer:
     """The backbone that a handle stands for: float32 RGB in [0, 1] in, features out.
 
     Args:
-        handle: "tiny" (embedded), a keras.applications name such as "MobileNetV2" (ImageNet
-            weights, downloaded by Keras), or what `HubLayer` takes: a folder, an archive, a
-            TF-Hub or Kaggle URL. A layer or model is returned as it is.
+        handle: "tiny" (embedded); a keras.applications name such as "MobileNetV2" (ImageNet
+            weights, downloaded by Keras) or "MobileNetV2:path/to/file.weights.h5"; "keras_hub:" and
+            the name or folder of a KerasHub preset; or what `HubLayer` takes: a folder, an archive,
+            a TF-Hub or Kaggle URL. A layer or model is returned as it is.
         trainable: whether fitting changes it; only for a handle.
+        sha256: of the content of a SavedModel, as `kerasmtl vendor` pins it; any other is refused.
 
     Raises:
         ValueError: the handle is unknown, unreachable, or cannot be trained.
@@ -34,16 +36,24 @@ def load_backbone(
             "`backbone` is a layer that keeps no features. Expected a handle, a HubLayer or a "
             f"keras.Model. Received: {handle!r}. Wrap it: keras.Sequential([…])."
         )
-    if is_application(handle):
-        return application(handle, trainable=trainable)
-    return HubLayer(handle, trainable=trainable)
+    named = parse_application(handle)
+    if named or is_preset(handle):
+        if sha256 is not None:
+            raise ValueError(
+                f"`sha256` is for SavedModels, and {handle!r} is none. Expected sha256=None."
+            )
+        model = application(*named, trainable) if named else preset(handle, trainable)
+        model.picture_size = application_size(named[0]) if named else preset_size(handle)
+        return model
+    return HubLayer(handle, trainable=trainable, sha256=sha256)
 
 
 def image_size(backbone: keras.Model | HubLayer) -> tuple[int, int] | None:
     """The (height, width) that a backbone was made for, or None if it takes any."""
     if isinstance(backbone, HubLayer):
-        embedded = EXTRACTORS.get(backbone.handle)
-        return embedded.image_size if embedded else backbone.image_size
+        return backbone.image_size
+    if getattr(backbone, "picture_size", None):
+        return tuple(backbone.picture_size)
     shape = backbone.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:3]:
         return None

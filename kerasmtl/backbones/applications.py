@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import inspect
+import os
+import warnings
 from types import ModuleType
 
 import keras
 
 IMAGE_SIZE = 224
+# What each was trained for where that is not 224, as in its `include_top=True` input shape.
+SIZES = {
+    "EfficientNetB1": 240, "EfficientNetB2": 260, "EfficientNetB3": 300, "EfficientNetB4": 380,
+    "EfficientNetB5": 456, "EfficientNetB6": 528, "EfficientNetB7": 600,
+    "EfficientNetV2B1": 240, "EfficientNetV2B2": 260, "EfficientNetV2B3": 300,
+    "EfficientNetV2S": 384, "EfficientNetV2M": 480, "EfficientNetV2L": 480,
+    "InceptionResNetV2": 299, "InceptionV3": 299, "NASNetLarge": 331, "Xception": 299,
+}  # fmt: skip
+IMAGENET_SPREAD = (0.229, 0.224, 0.225)
 
 
 def is_application(name: str) -> bool:
     """Whether keras.applications has a model of that name."""
-    return callable(getattr(keras.applications, name, None)) and name.isidentifier()
+    return name.isidentifier() and callable(getattr(keras.applications, name, None))
+
+
+def parse_application(handle: str) -> tuple[str, str] | None:
+    """The name and the weights that a handle stands for; None if it is no keras.applications model.
+
+    "MobileNetV2" stands for the ImageNet weights, "MobileNetV2:path/to/file.weights.h5" for a file.
+
+    Raises:
+        ValueError: there is a colon but no file after it.
+    """
+    name, colon, weights = handle.partition(":")
+    if not is_application(name):
+        return None
+    if colon and not weights:
+        raise ValueError(
+            f"`handle` {handle!r} names no weight file. Expected {name!r} for ImageNet weights, or "
+            f"'{name}:path/to/file.weights.h5'."
+        )
+    return name, weights or "imagenet"
+
+
+def application_size(name: str) -> tuple[int, int]:
+    """The (height, width) that a keras.applications model was trained for."""
+    return (SIZES.get(name, IMAGE_SIZE),) * 2
 
 
 def application(
-    name: str, weights: str | None = "imagenet", trainable: bool = False
+    name: str, weights: str | os.PathLike[str] | None = "imagenet", trainable: bool = False
 ) -> keras.Model:
     """A keras.applications model without its top: float32 RGB in [0, 1] in, (batch, features) out.
 
@@ -24,43 +59,90 @@ def application(
 
     Args:
         name: for example "MobileNetV2".
-        weights: "imagenet" (downloaded and kept by Keras), a weight file, or None for random.
+        weights: "imagenet" (downloaded and kept by Keras), None for random, or a weight file: of
+            the network without its top (Keras' own downloads, `…notop.h5`), or of what this
+            function returned.
         trainable: whether fitting changes it.
 
     Raises:
-        ValueError: no such model, or its weights cannot be had.
+        ValueError: no such model, or its weights cannot be had or do not fit.
     """
     if not is_application(name):
         raise ValueError(f"`name` is no model of keras.applications. Received: {name!r}")
-    build = getattr(keras.applications, name)
-    try:
-        network = build(include_top=False, weights=weights, pooling="avg")
-    except OSError as error:
-        raise ValueError(
-            f"`weights` {weights!r} of keras.applications.{name} cannot be had. Expected "
-            f"'imagenet' with a network connection, or a file. Received: {error}. Offline: copy "
-            "the weight file from a connected machine and call "
-            f"application({name!r}, weights='path/to/file.h5')."
-        ) from error
-    except Exception as error:
-        # Keras reports failed downloads as a bare Exception.
-        if "URL fetch failure" not in str(error):
-            raise
-        raise ValueError(
-            f"`weights` {weights!r} of keras.applications.{name} cannot be downloaded. Received: "
-            f"{error}. Offline: copy the weight file from a connected machine and call "
-            f"application({name!r}, weights='path/to/file.h5')."
-        ) from None
-    network.trainable = trainable
-    image = keras.Input((None, None, 3), name="image")
+    file = None if weights in (None, "imagenet") else os.path.expanduser(os.fspath(weights))
+    network = _network(name, None if file else weights)
+    image = keras.Input(network.input_shape[1:], name="image")  # NASNet's size is fixed
     features = network(_family(name).preprocess_input(image * 255.0))
     model = keras.Model(image, features, name=name.lower())
-    model.trainable = trainable
+    if file:
+        _load(file, network, model, name)
+    network.trainable = model.trainable = trainable
     return model
 
 
+def _network(name: str, weights: str | None) -> keras.Model:
+    """The bare network, its ImageNet weights downloaded if asked for."""
+    build = getattr(keras.applications, name)
+    try:
+        return build(include_top=False, weights=weights, pooling="avg")
+    except Exception as error:
+        # Keras reports failed downloads as a bare Exception.
+        if not isinstance(error, OSError) and "URL fetch failure" not in str(error):
+            raise
+        raise ValueError(
+            f"`weights` {weights!r} of keras.applications.{name} cannot be downloaded. Expected a "
+            f"network connection, or a file. Received: {error}. Offline: copy the weight file from "
+            f"~/.keras/models of a connected machine, and name it: '{name}:path/to/file.h5', or "
+            f"application({name!r}, weights='path/to/file.h5')."
+        ) from None
+
+
+def _load(file: str, network: keras.Model, model: keras.Model, name: str) -> None:
+    """Load a file of the network's weights or of the whole model's."""
+    if not os.path.isfile(file):
+        raise ValueError(
+            f"`weights` of keras.applications.{name} is no file. Expected 'imagenet', or a file "
+            f"that `save_weights` wrote. Received: {os.path.abspath(file)!r}"
+        )
+    faults = []
+    for whole in (network, model):
+        try:
+            with warnings.catch_warnings():
+                # Of a second way to the same layers, which Keras tries and does not need.
+                warnings.filterwarnings("ignore", "Skipping nested container")
+                whole.load_weights(file)
+            break
+        except Exception as error:  # KeyError, OSError, ValueError, by format and fault
+            faults.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    else:
+        raise ValueError(
+            f"`weights` do not fit keras.applications.{name}. Expected a .weights.h5 or .h5 file "
+            f"of this model with include_top=False. Received: {file!r} ({faults[0]})"
+        )
+    _finish_normalization(network)
+
+
+def _finish_normalization(network: keras.Model) -> None:
+    """Make up for a layer that Keras gives EfficientNet only under weights="imagenet".
+
+    Its files hold standard deviations where `Normalization` takes variances; the layer divides by
+    their roots once more. Squared they need no such layer.
+    """
+    for layer in network.layers:
+        if not isinstance(layer, keras.layers.Normalization) or not layer.weights:
+            continue
+        values = layer.get_weights()
+        for position, value in enumerate(values):
+            if value.shape == (3,) and abs(value - IMAGENET_SPREAD).max() < 1e-3:
+                values[position] = value**2
+        store = {str(position): value for position, value in enumerate(values)}
+        layer.load_own_variables(store)  # and not set_weights, which leaves the old ones in use
+
+
 def _family(name: str) -> ModuleType:
-    """The module that holds both the model and its `preprocess_input`."""
+    """The module of the model's `preprocess_input`."""
+    if name.startswith("MobileNetV3"):  # whose module lacks the models
+        return keras.applications.mobilenet_v3
     for _, module in inspect.getmembers(keras.applications, inspect.ismodule):
         if hasattr(module, name) and hasattr(module, "preprocess_input"):
             return module

@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from kerasmtl.backbones.handles import is_remote, resolve_handle
+from kerasmtl._version import __version__
+from kerasmtl.backbones.compilation import obstacle
+from kerasmtl.backbones.groups import VariableGroup, hub_units, unfreeze_units
+from kerasmtl.backbones.portable import FORMAT, Description, find_module
+from kerasmtl.backbones.saved_model import Module
+from kerasmtl.backbones.trust import refuse_in_safe_mode
 from kerasmtl.embedded import EXTRACTORS
+from kerasmtl.modules.content import content_sha256, copy_module, keep_module
+from kerasmtl.modules.handles import is_remote, resolve_handle
+
+UNIT_RANGE = (0.0, 1.0)  # of pictures, by the convention of TF-Hub
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class HubLayer(keras.layers.Layer):
     """A SavedModel of TF-Hub, Kaggle or your own as a layer, frozen or trainable.
 
-    Shapes: as the module declares; for an image feature vector float32 (batch, height, width, 3)
-    in [0, 1] in, (batch, features) out. Always float32, under any global policy.
+    Shapes: as the module declares, nested inputs and outputs included; for an image feature vector
+    float32 (batch, height, width, 3) in, (batch, features) out. Always float32, under any global
+    policy.
 
     Follows the reusable-SavedModel interface
     (https://www.tensorflow.org/hub/reusable_saved_models): the module is called in training mode,
     its moving statistics change, and its regularization losses count only while the layer is
-    trainable. Its `trainable_variables` alone are trained. Modules that are not callable (TF1 Hub
-    format) run through their signature and cannot be trained.
+    trainable. Its `trainable_variables` alone are trained; `unfreeze` trains a part of them.
+    Modules that have signatures only (TF1 Hub format among them) run, and cannot be trained.
+
+    A `.keras` file holds the module itself, under its SHA-256, and loads without the original
+    folder: `kerasmtl.load_model`, or `keras.models.load_model` after `import kerasmtl` and
+    `kerasmtl.HubLayer`.
 
     Args:
-        handle: "tiny" (embedded), a folder, a .tar.gz archive or a URL.
-        trainable: whether fitting changes the module.
-        signature: the signature to run, for modules that are not callable.
-        output_key: which output to take, for modules that return a dict.
+        handle: what `resolve_handle` takes: "tiny" (embedded), a folder, an archive, a URL,
+            "kaggle:…", "hf:…", "gs://…".
+        trainable: whether fitting changes the module, as a whole and in training mode.
+        signature: the signature to run, for inference only.
+        output_key: which output to take: a key, an index, or several for a nested output.
+        arguments: values for further arguments of the module's call.
+        output_shape: without the batch, for modules that do not declare theirs.
+        input_range: (low, high) of the pixels the module takes; by default found in its graph, or
+            else [0, 1].
+        sha256: of the module's content, as `kerasmtl vendor` and `kerasmtl inspect` print it;
+            anything else is refused.
         name: of the layer.
 
     Raises:
-        ValueError: the handle is unknown or unreachable, holds no SavedModel, has no such output,
-            or `trainable=True` for a module that cannot be trained.
+        ValueError: the handle is unknown or unreachable, holds no SavedModel or another content,
+            has no such signature, argument or output, or `trainable=True` for a module that
+            cannot be trained.
     """
 
     def __init__(
@@ -44,58 +67,124 @@ class HubLayer(keras.layers.Layer):
         handle: str | os.PathLike[str],
         trainable: bool = False,
         signature: str | None = None,
-        output_key: str | None = None,
+        output_key: str | int | Sequence[str | int] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+        output_shape: Sequence[int | None] | None = None,
+        input_range: tuple[float, float] | None = None,
+        sha256: str | None = None,
         name: str | None = None,
+        _description: Description | None = None,
+        _folder: Path | None = None,
     ) -> None:
-        # Variables are adopted while trainable, and frozen after: a layer that starts frozen
-        # would skip the setter below (the value is unchanged) and train on.
-        super().__init__(trainable=True, name=name, dtype="float32")
+        super().__init__(name=name, dtype="float32")
         self.handle = _portable(handle)
         self.signature = signature
-        self.output_key = output_key
-        self._can_train = True
-        self._module = tf.saved_model.load(str(resolve_handle(handle)))
-        self._call = self._find_call()
-        self._adopted = self._adopt_variables()
-        self._can_train = any(variable.trainable for variable in self._adopted)
-        if trainable:
-            self._refuse_untrainable()  # the setter is skipped for an unchanged True as well
+        self.output_key = tuple(output_key) if isinstance(output_key, list) else output_key
+        self.arguments = dict(arguments or {})
+        self.declared_shape = None if output_shape is None else tuple(output_shape)
+        self._given_range = None if input_range is None else tuple(map(float, input_range))
+        self._module: Module | None = None
+        self._trains_mode = False
+        self._jit_obstacle: str | None = None
+        if _folder is None and _description is not None:
+            self._describe(_description)
+            self._adopted = _adopt(_description.empty_variables(), _description)
+        else:
+            folder = _folder or resolve_handle(handle, sha256=sha256)
+            self._open(folder, content_sha256(folder))
+            self._adopted = _adopt(self._module.variables, self._description)
         self.trainable = trainable
         self.built = True
 
-    def _find_call(self) -> Any:
-        if self.signature is None and callable(self._module):
-            return self._module.__call__
-        signatures = getattr(self._module, "signatures", {})
-        wanted = [self.signature] if self.signature else ["default", "serving_default"]
-        for key in wanted:
-            if key in signatures:
-                self.signature = key
-                return signatures[key]
-        raise ValueError(
-            f"`signature` {self.signature!r} is not in {self.handle!r}. Expected one of "
-            f"{sorted(signatures)}."
-        )
+    def _open(self, folder: Path, sha256: str, given: dict[int, tf.Variable] | None = None) -> None:
+        self._module = Module(folder, self.handle, self.signature, self.arguments, given)
+        self._loaded_module = (
+            self._module.loaded
+        )  # exports look for its tables among the attributes
+        self.signature = self._module.signature
+        self._describe(Description.of(self._module, sha256))
 
-    def _adopt_variables(self) -> list[keras.Variable]:
-        """The module's own variables, under names that every optimizer accepts."""
-        found = list(getattr(self._module, "variables", None) or [])
-        trained = [] if self.signature else getattr(self._module, "trainable_variables", None) or []
-        found += [v for v in trained if not any(v is other for other in found)]
-        return [
-            keras.Variable(
-                variable,
-                trainable=any(variable is other for other in trained),
-                dtype=variable.dtype.name,
-                name=re.sub(r"[^0-9A-Za-z_.-]", "_", variable.name.removesuffix(":0")),
+    def _describe(self, description: Description) -> None:
+        self._description = description
+
+    @property
+    def module(self) -> Module:
+        """The SavedModel, loaded.
+
+        Raises:
+            ValueError: the layer comes from a file that is not loaded yet.
+        """
+        if self._module is None:
+            raise ValueError(
+                f"`HubLayer` {self.name!r} waits for its module, which comes with the file it is "
+                f"loaded from. Expected a .keras file with {self.handle!r} in it."
             )
-            for variable in found
-            if variable.dtype.is_floating or variable.dtype.is_integer
-        ]
+        return self._module
+
+    @property
+    def sha256(self) -> str:
+        """Of the module's content."""
+        return self._description.sha256
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """The (height, width) the module was made for, or None if it takes any."""
+        embedded = EXTRACTORS.get(self.handle)
+        return embedded.image_size if embedded else self._description.image_size
+
+    @property
+    def input_range(self) -> tuple[float, float]:
+        """The (low, high) of the pixels that the module takes."""
+        return self._given_range or self._description.input_range or UNIT_RANGE
+
+    @property
+    def range_source(self) -> str:
+        """How `input_range` is known."""
+        if self._given_range:
+            return "as given"
+        return "found in the graph" if self._description.input_range else "convention of TF-Hub"
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the module takes RGB pictures, or does not say what it takes."""
+        return self._description.takes_pictures
+
+    @property
+    def module_inputs(self) -> Any:
+        """What the module takes, nested: a `keras.KerasTensor` for each input."""
+        return self._description.inputs
+
+    @property
+    def module_variables(self) -> list[keras.Variable]:
+        """The module's variables as its publisher lists them."""
+        return list(self._adopted)
+
+    @property
+    def variable_paths(self) -> list[str]:
+        """The names of `module_variables` as the publisher wrote them."""
+        return self._description.paths
+
+    @property
+    def variable_depths(self) -> list[int]:
+        """The place of each of `module_variables` in the order of first use."""
+        return self._description.depths
+
+    @property
+    def variable_declared(self) -> list[bool]:
+        """Which of `module_variables` the publisher lists as trainable."""
+        return self._description.trainable
+
+    # Keras' attribute tracking skips the setter of `trainable` when the value seems unchanged, so
+    # that a partly unfrozen layer could not be unfrozen as a whole.
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "trainable":
+            type(self).trainable.fset(self, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def trainable(self) -> bool:
-        """Whether fitting changes the module."""
+        """Whether fitting changes the module. Setting it freezes or unfreezes the whole."""
         return keras.layers.Layer.trainable.fget(self)
 
     @trainable.setter
@@ -103,64 +192,176 @@ class HubLayer(keras.layers.Layer):
         if value:
             self._refuse_untrainable()
         keras.layers.Layer.trainable.fset(self, bool(value))
+        self._trains_mode = bool(value)
 
     def _refuse_untrainable(self) -> None:
-        if getattr(self, "_can_train", True):  # not set yet while Keras' own constructor runs
-            return
-        reason = (
-            f"it runs through its signature {self.signature!r}, and signatures are for inference: "
-            "they have no training mode and no gradients to rely on"
-            if self.signature
-            else "it declares no trainable variables"
-        )
-        raise ValueError(
-            f"`trainable` cannot be True for {self.handle!r}: {reason}. Expected a TF2 reusable "
-            "SavedModel with trainable_variables. Call with trainable=False."
-        )
+        reason = self._description.why_not_trainable
+        if reason is not None:
+            raise ValueError(
+                f"`trainable` cannot be True for {self.handle!r}: {reason}. Expected a TF2 "
+                "reusable SavedModel with trainable_variables. Call with trainable=False."
+            )
+
+    def variable_groups(self) -> list[VariableGroup]:
+        """The module's layers with weights, from input to output; see `kerasmtl.unfreeze`."""
+        return [unit.group() for unit in hub_units(self)]
+
+    def unfreeze(
+        self,
+        last: int | float | None = None,
+        match: str | None = None,
+        normalization: bool = False,
+    ) -> list[VariableGroup]:
+        """Train a part of the module and freeze the rest; see `kerasmtl.unfreeze`."""
+        return unfreeze_units(hub_units(self), last, match, normalization, self.name)
+
+    def freeze(self) -> None:
+        """Train nothing of the module."""
+        self.trainable = False
+
+    def select_variables(self, trained: Sequence[bool], training_mode: bool) -> None:
+        """Train exactly these of `variables`, in training mode or in inference mode.
+
+        Raises:
+            ValueError: the module cannot be trained.
+        """
+        self.trainable = any(trained)
+        for variable, value in zip(self._adopted, trained, strict=True):
+            variable.trainable = value
+        self._trains_mode = training_mode and self.trainable
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        training = bool(training) and self.trainable
-        outputs = self._run(inputs, training)
+        outputs = self._outputs(inputs, training)
         if self.trainable:
-            for loss in getattr(self._module, "regularization_losses", None) or []:
-                self.add_loss(loss())
-        return self._pick(outputs)
+            trained = {i for i, variable in enumerate(self._adopted) if variable.trainable}
+            for loss in self._module.penalties(trained):
+                self.add_loss(loss)
+        return outputs
 
-    def _run(self, inputs: Any, training: bool) -> Any:
-        if self.signature:
-            names = list(self._call.structured_input_signature[1])
-            return self._call(**{names[0]: inputs})
-        arguments = inspect.getfullargspec(self._call).args
-        named = {"training": training} if "training" in arguments else {}
-        if "mask" in arguments:
-            named["mask"] = None
-        return self._call(inputs, **named)
+    def _outputs(self, inputs: Any, training: bool | None) -> Any:
+        outputs = self.module(inputs, bool(training) and self.trainable and self._trains_mode)
+        return self._shaped(self._pick(outputs))
 
     def _pick(self, outputs: Any) -> Any:
         if self.output_key is None:
-            single = isinstance(outputs, dict) and len(outputs) == 1 and self.signature
+            single = self.signature and isinstance(outputs, Mapping) and len(outputs) == 1
             return next(iter(outputs.values())) if single else outputs
-        if not isinstance(outputs, dict) or self.output_key not in outputs:
-            has = sorted(outputs) if isinstance(outputs, dict) else "a single, unnamed output"
+        steps = [self.output_key] if isinstance(self.output_key, str | int) else self.output_key
+        for step in steps:
+            try:
+                outputs = outputs[step]
+            except (KeyError, IndexError, TypeError, ValueError):
+                keys = (
+                    sorted(outputs)
+                    if isinstance(outputs, Mapping)
+                    else list(range(len(outputs)))
+                    if isinstance(outputs, list | tuple)
+                    else "none: the output has no parts"
+                )
+                raise ValueError(
+                    f"`output_key` {self.output_key!r} is not among the outputs of "
+                    f"{self.handle!r}. Expected one of: {keys}"
+                ) from None
+        return outputs
+
+    def _shaped(self, outputs: Any) -> Any:
+        if self.declared_shape is None or isinstance(outputs, Mapping | list | tuple):
+            return outputs
+        return tf.ensure_shape(outputs, (None, *self.declared_shape))
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        if self._module is None:
+            return self._description.outputs_of(inputs, self.name)
+        leaves = tf.nest.flatten(inputs)
+        specs = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in leaves]
+        traced = tf.function(
+            lambda *given: self._outputs(tf.nest.pack_sequence_as(inputs, given), training)
+        ).get_concrete_function(*specs)
+        outputs = tf.nest.map_structure(self._symbol, traced.structured_outputs)
+        self._description.remember(inputs, outputs)
+        return outputs
+
+    def _symbol(self, tensor: Any) -> keras.KerasTensor:
+        if not isinstance(tensor, tf.Tensor | tf.TensorSpec):
             raise ValueError(
-                f"`output_key` {self.output_key!r} is not among the outputs of {self.handle!r}. "
-                f"Expected one of: {has}"
+                f"`handle` {self.handle!r} gives a {type(tensor).__name__}. Expected dense "
+                "tensors. Choose another output with output_key=…."
             )
-        return outputs[self.output_key]
+        if tensor.shape.rank is None:
+            raise ValueError(
+                f"`output_shape` is needed: {self.handle!r} does not declare the shape of its "
+                "output. Call HubLayer(…, output_shape=(features,))."
+            )
+        return keras.KerasTensor(tuple(tensor.shape), dtype=tensor.dtype.name)
 
     @property
-    def image_size(self) -> tuple[int, int] | None:
-        """The (height, width) the module insists on, or None if it takes any."""
-        if self.signature:
-            specs = list(self._call.structured_input_signature[1].values())
-        else:
-            calls = self._call.concrete_functions
-            specs = [f.structured_input_signature[0][0] for f in calls]
-        for spec in specs:
-            shape = getattr(spec, "shape", None)
-            if shape is not None and shape.rank == 4 and None not in shape[1:3]:
-                return tuple(shape[1:3])
-        return None
+    def supports_jit(self) -> bool:
+        """Whether XLA can compile the module; Keras asks when a model is compiled."""
+        if self._module is None:
+            return True
+        if self._jit_obstacle is None:
+            self._jit_obstacle = obstacle(
+                self.module.inference_call.function,
+                lambda inputs: self._outputs(inputs, False),
+                self._description.example(self.image_size),
+                [variable.value for variable in self._adopted if variable.value.trainable],
+            )
+            if self._jit_obstacle:
+                warnings.warn(
+                    f"jit_compile is off: {self.handle!r} cannot be compiled by XLA: "
+                    f"{self._jit_obstacle}",
+                    stacklevel=2,
+                )
+        return not self._jit_obstacle
+
+    @supports_jit.setter
+    def supports_jit(self, value: bool) -> None:
+        pass  # Keras' constructor sets True
+
+    def save_assets(self, dir_path: str) -> None:
+        """Put the module into the file that Keras is writing."""
+        folder = self.module.folder
+        if not folder.is_dir() or content_sha256(folder) != self.sha256:
+            raise ValueError(
+                f"`handle` {self.handle!r} has changed or gone since it was loaded: {folder}. "
+                f"Expected SHA-256 {self.sha256}. Put the module back, and save again."
+            )
+        copy_module(folder, Path(dir_path) / "module")
+
+    def load_assets(self, dir_path: str) -> None:
+        """Take the module from the file that Keras is reading, if it is not at hand already.
+
+        Raises:
+            ValueError: the file's module is absent or not what the layer was saved with.
+        """
+        if self._module is not None:
+            return
+        carried = Path(dir_path) / "module"
+        if not carried.is_dir():
+            raise ValueError(
+                f"`handle` {self.handle!r} is gone, and the file holds no module in its place. "
+                f"Expected SHA-256 {self.sha256}. Put the folder back, or set TFHUB_CACHE_DIR to "
+                "where it is kept."
+            )
+        folder = keep_module(carried, self.sha256)
+        values = [variable.numpy() for variable in self._adopted]
+        given = {
+            order: variable.value
+            for order, variable in zip(self._description.order, self._adopted, strict=True)
+        }
+        expected = self._description
+        self._open(folder, self.sha256, given)
+        self._description.calls = expected.calls
+        if any(
+            a is not b.value for a, b in zip(self._module.variables, self._adopted, strict=True)
+        ):
+            raise ValueError(
+                f"`handle` {self.handle!r} was saved with another TensorFlow, which creates "
+                f"variables in another order. Received: TensorFlow {tf.__version__}. Load it with "
+                "the folder of the module in place."
+            )
+        for variable, value in zip(self._adopted, values, strict=True):
+            variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -169,7 +370,55 @@ class HubLayer(keras.layers.Layer):
             "trainable": self.trainable,
             "signature": self.signature,
             "output_key": self.output_key,
+            "arguments": dict(self.arguments),
+            "output_shape": self.declared_shape,
+            "input_range": self._given_range,
+            "module": {
+                **self._description.to_dict(),
+                "trained": [variable.trainable for variable in self._adopted],
+                "training_mode": self._trains_mode,
+            },
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> HubLayer:
+        """A layer from its config; a module that is not at hand is awaited from the file.
+
+        Raises:
+            ValueError: Keras' safe mode is on and nobody vouches for the module, or the config is
+                of a later kerasmtl.
+        """
+        config = dict(config)
+        module = config.pop("module", None)
+        if module is None:
+            refuse_in_safe_mode(config["handle"], "unknown")
+            return cls(**config)
+        if module.get("format") != FORMAT:
+            raise ValueError(
+                f"`HubLayer` {config['name']!r} ({config['handle']!r}) was saved by kerasmtl "
+                f"{module.get('version')}, in format {module.get('format')}. Expected format "
+                f"{FORMAT}, that of kerasmtl {__version__}. pip install "
+                f"'kerasmtl=={module.get('version')}'."
+            )
+        description = Description.from_dict(module)
+        refuse_in_safe_mode(config["handle"], description.sha256)
+        folder = find_module(config["handle"], description.sha256)
+        trainable = config.pop("trainable")
+        layer = cls(**config, _description=description, _folder=folder)
+        layer._description.calls = description.calls
+        if trainable:
+            layer.select_variables(module["trained"], module["training_mode"])
+        return layer
+
+
+def _adopt(variables: Sequence[tf.Variable], description: Description) -> list[keras.Variable]:
+    """The module's own variables, under names that every optimizer accepts."""
+    return [
+        keras.Variable(variable, trainable=trained, dtype=variable.dtype.name, name=name)
+        for variable, trained, name in zip(
+            variables, description.trainable, description.names, strict=True
+        )
+    ]
 
 
 def _portable(handle: str | os.PathLike[str]) -> str:

@@ -11,6 +11,7 @@ import keras
 from kerasmtl.backbones import backbone_layers
 from kerasmtl.losses import MaskedBinaryCrossentropy
 from kerasmtl.metrics import MaskedAUC, MaskedBinaryAccuracy
+from kerasmtl.training.freezing import freeze, unfreeze
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,6 @@ class Stage:
 DEFAULT_PLAN = (Stage("head", epochs=10, learning_rate=1e-3), Stage("all", 10, 1e-4))
 
 
-def freeze_backbone(model: keras.Model, frozen: bool = True) -> None:
-    """Freeze the backbone of a model, or unfreeze it; compile the model afterwards.
-
-    Raises:
-        ValueError: the model has no backbone, or (frozen=False) one that cannot be trained.
-    """
-    for layer in backbone_layers(model):
-        layer.trainable = not frozen
-
-
 def fine_tune(
     model: keras.Model,
     train: Any,
@@ -62,9 +53,9 @@ def fine_tune(
 ) -> keras.callbacks.History:
     """Train in stages: the head first, then the backbone at a lower rate.
 
-    Each stage is `freeze_backbone`, `compile` and `fit`, since Keras fixes what is trainable when
-    it compiles. Epoch numbers and the returned history run on over the stages. A compiled model
-    keeps its optimizer's kind, loss and metrics; otherwise Adam, `MaskedBinaryCrossentropy`,
+    Each stage is `freeze` or `unfreeze`, `compile` and `fit`, since Keras fixes what is trainable
+    when it compiles. Epoch numbers and the returned history run on over the stages. A compiled
+    model keeps its optimizer's kind, loss and metrics; otherwise Adam, `MaskedBinaryCrossentropy`,
     `MaskedAUC` and `MaskedBinaryAccuracy` are taken.
 
     Args:
@@ -82,10 +73,11 @@ def fine_tune(
         raise ValueError("`plan` is empty. Expected at least one Stage.")
     if validation is None and any(stage.patience is not None for stage in plan):
         raise ValueError("`plan` has patience, which needs validation data. Pass validation=….")
+    backbone_layers(model)  # raises if there is none to freeze
     total = keras.callbacks.History()
     total.history, total.epoch = {}, []
     for stage in plan:
-        freeze_backbone(model, frozen=stage.train == "head")
+        freeze(model) if stage.train == "head" else unfreeze(model)
         _compile(model, stage.learning_rate)
         done = len(total.epoch)
         stopping = (

@@ -8,7 +8,7 @@ import kerasmtl as kt
 def build(project: kt.Project, tasks: list[kt.Task]) -> keras.Model:
     """Pictures in [0, 1] in, one probability per task out; the backbone is frozen."""
     return kt.build_model(
-        project.backbone,
+        project.load_backbone(),
         tasks,
         image_size=project.image_size,
         hidden=project.model.hidden,

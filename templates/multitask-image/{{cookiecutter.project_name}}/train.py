@@ -30,7 +30,7 @@ def main() -> None:
     ]:
         if epochs == 0:
             continue
-        kt.freeze_backbone(model, frozen)
+        kt.freeze(model) if frozen else kt.unfreeze(model)
         model.compile(
             keras.optimizers.Adam(learning_rate),
             loss=kt.MaskedBinaryCrossentropy(),

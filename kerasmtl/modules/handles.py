@@ -1,0 +1,102 @@
+"""Handles: what a user names becomes a local folder with a SavedModel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from kerasmtl.embedded import EXTRACTORS, extractor_folder
+from kerasmtl.modules import kaggle, stores
+from kerasmtl.modules.archives import SUFFIXES, unpack
+from kerasmtl.modules.caches import cache_root, entry, keep
+from kerasmtl.modules.content import check_content, valid_sha256
+from kerasmtl.modules.downloads import download
+from kerasmtl.modules.folders import check_module
+
+_PREFIXES = (kaggle.PREFIX, stores.HF_PREFIX)
+
+
+def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) -> Path:
+    """The local folder of the SavedModel that a handle names.
+
+    Args:
+        handle: one of "tiny" (embedded), a folder, a .tar.gz archive, a URL of an archive or of
+            TF-Hub, "kaggle:owner/model/framework/variation/version" or the page of that model,
+            "hf:owner/repo/folder@revision", or a folder or archive behind gs://. Caches are looked
+            at first: `TFHUB_CACHE_DIR` (or ~/.cache/kerasmtl), where downloads and unpacked
+            archives are kept, and for Kaggle `KAGGLEHUB_CACHE`.
+        sha256: what the module's content hash must be, as `kerasmtl vendor` prints it.
+
+    Raises:
+        ValueError: the handle names nothing, cannot be reached, holds no SavedModel, or has
+            another content than `sha256`.
+    """
+    handle = os.fspath(handle)
+    pin = None if sha256 is None else valid_sha256(sha256)
+    folder = _fetch(handle) if is_remote(handle) else _local(handle)
+    if pin is not None:
+        check_content(folder, pin, handle)
+    return folder
+
+
+def is_remote(handle: str) -> bool:
+    """Whether a handle is more than a name or a path: a URL, kaggle:… or hf:…"""
+    return "://" in handle or handle.startswith(_PREFIXES)
+
+
+def _local(handle: str) -> Path:
+    if handle in EXTRACTORS:
+        return extractor_folder(handle)
+    path = Path(handle).expanduser()
+    if path.is_dir():
+        return check_module(path, handle)
+    if path.is_file():
+        return _unpacked(path, handle)
+    raise ValueError(
+        f"`handle` {handle!r} names nothing. Expected one of the embedded {sorted(EXTRACTORS)}, a "
+        "keras.applications name, a folder with a saved_model.pb, a .tar.gz archive, a URL, "
+        "kaggle:owner/model/framework/variation/version or hf:owner/repo. Tried: embedded (no), "
+        f"keras.applications (no), {os.path.abspath(path)} (no such folder or file)."
+    )
+
+
+def _unpacked(archive: Path, handle: str) -> Path:
+    """Kept under the hash of the archive: a changed file of the same name is another module."""
+    if not archive.name.endswith(SUFFIXES):
+        raise ValueError(
+            f"`handle` {handle!r} is a file. Expected a folder, or an archive {SUFFIXES}."
+        )
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return keep(cache_root() / digest, handle, lambda made: unpack(archive, made, handle))
+
+
+def _fetch(handle: str) -> Path:
+    if kaggle.is_kaggle(handle):
+        return kaggle.fetch(handle)
+    if handle.startswith(stores.HF_PREFIX):
+        return stores.fetch_hf(handle)
+    scheme = urlsplit(handle).scheme.lower()
+    if scheme == "file":
+        return _local(unquote(urlsplit(handle).path))
+    if scheme not in ("http", "https"):
+        return stores.fetch_gfile(handle)
+    return keep(entry(handle), handle, lambda made: _download(handle, made), named=handle)
+
+
+def _download(handle: str, made: Path) -> None:
+    archive = made.with_name("archive")
+    download(_address(handle), archive, handle)
+    unpack(archive, made, handle)
+
+
+def _address(url: str) -> str:
+    """Where the archive is: servers that speak the protocol of TF-Hub want to be asked for it."""
+    parts = urlsplit(url)
+    archive = parts.path.endswith(SUFFIXES) or (parts.query and parts.hostname != "tfhub.dev")
+    if archive or "tf-hub-format=" in parts.query:
+        return url
+    query = "&".join(filter(None, (parts.query, "tf-hub-format=compressed")))
+    return parts._replace(query=query).geturl()

@@ -208,9 +208,9 @@ def section(rows: list[str], args: argparse.Namespace) -> str:
         f"{keras.__version__}.",
         f"{args.rounds} rounds of {STEPS} steps each in turn, batches of {BATCH}, Adam, "
         f"`MaskedBinaryCrossentropy`, `jit_compile` as Keras chooses; the peer is plain Keras "
-        "unless named. MiB: by how much building the model and "
-        f"{WARM_UP + STEPS} steps raise the peak of a new process, median of {args.repeats}. "
-        "A ratio of 1.05 or less is wanted.",
+        "unless named. A ratio of times of 1.05 or less is wanted. MiB: by how much building the "
+        f"model and {WARM_UP + STEPS} steps raise the peak of a new process, median of "
+        f"{args.repeats}; what a layer holds beyond its peer is the SavedModel's graph.",
         "\n".join([head, *rows]),
     ]
     if not MODULE.is_dir():

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from kerasmtl.embedded import DATASETS, EXTRACTORS, dataset_csv
+from kerasmtl.embedded import DATASETS, dataset_csv
+from kerasmtl.modules.handles import from_folder
 
 if TYPE_CHECKING:
     import keras
@@ -106,9 +107,7 @@ class Project(_Settings):
     @property
     def backbone(self) -> str:
         """The backbone's handle; a path in it starts from the project's folder."""
-        local = self._folder / Path(self.model.backbone).expanduser()
-        named = self.model.backbone in EXTRACTORS or not local.exists()
-        return self.model.backbone if named else str(local)
+        return from_folder(self.model.backbone, self._folder)
 
     @property
     def image_size(self) -> int | tuple[int, int] | None:

@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kerasmtl.embedded import DATASETS, EXTRACTORS
+from kerasmtl.embedded import DATASETS
+from kerasmtl.modules.handles import from_folder
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -113,8 +114,6 @@ def _checked(answers: dict[str, Any]) -> dict[str, Any]:
         )
         checked["_tasks"] = [task.name for task in manifest.tasks]
     backbone = answers.get("backbone")
-    if backbone is not None and backbone not in EXTRACTORS:
-        path = os.path.expanduser(backbone)
-        if os.path.exists(path):
-            checked["backbone"] = os.path.abspath(path)
+    if backbone is not None:
+        checked["backbone"] = from_folder(backbone, Path.cwd())
     return checked

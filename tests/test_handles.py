@@ -16,7 +16,7 @@ from servers import cut_off, isolated, packed, serving
 from kerasmtl.backbones import HubLayer
 from kerasmtl.modules import downloads, handles
 from kerasmtl.modules.content import content_sha256
-from kerasmtl.modules.handles import is_remote, resolve_handle
+from kerasmtl.modules.handles import from_folder, is_remote, resolve_handle
 
 X = np.random.default_rng(0).random((2, 8, 8, 3), dtype="float32")
 
@@ -407,3 +407,18 @@ def test_a_pin_is_checked_for_every_kind_of_handle(folder, archived, tmp_path):
 )
 def test_remote_handles_are_told_from_paths(handle, remote):
     assert is_remote(handle) is remote
+
+
+@pytest.mark.parametrize("before", ["", "MobileNetV2:", "keras_hub:"])
+def test_a_path_in_a_handle_starts_from_a_folder(tmp_path, before):
+    (tmp_path / "there").mkdir()
+    assert from_folder(f"{before}there", tmp_path) == f"{before}{tmp_path / 'there'}"
+    assert from_folder(f"{before}{tmp_path / 'there'}", tmp_path) == f"{before}{tmp_path / 'there'}"
+
+
+@pytest.mark.parametrize(
+    "handle", ["tiny", "MobileNetV2", "no/such", "kaggle:a/b/c/d/1", "keras_hub:resnet_50", "hf:a/b"]
+)
+def test_what_is_no_path_is_left_as_it_is(tmp_path, handle):
+    (tmp_path / "tiny").mkdir()
+    assert from_folder(handle, tmp_path) == handle

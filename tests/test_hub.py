@@ -229,7 +229,8 @@ def test_save_and_load_in_a_new_process_gives_equal_predictions(folder, tmp_path
     np.savez(tmp_path / "expected.npz", x=pictures(), p=model.predict(pictures(), verbose=0))
     code = (
         "import keras, numpy as np, kerasmtl as kt; kt.HubLayer\n"
-        "data = np.load('expected.npz'); model = keras.models.load_model('model.keras', safe_mode=False)\n"
+        "data = np.load('expected.npz')\n"
+        "model = keras.models.load_model('model.keras', safe_mode=False)\n"
         "np.testing.assert_array_equal(model.predict(data['x'], verbose=0), data['p'])"
     )
     done = subprocess.run(

@@ -1,16 +1,68 @@
-"""The README's library example runs as it is printed."""
+"""The README's examples run as they are printed, one after the other."""
 
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+import keras
+import numpy as np
+import pytest
+
+import kerasmtl as kt
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_library_example_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 22
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def after(tmp_path_factory):
+    """The folder and the names that the examples leave behind, and what they print."""
+    first, *migrations = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len([line for line in first.splitlines() if line.strip()]) <= 22
+    assert [len(code.splitlines()) for code in migrations] == [5, 5]
+    folder, names = tmp_path_factory.mktemp("readme"), {}
+    printed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("builtins.print", lambda *args, **kwargs: printed.append(str(args[0])))
+        for code in (first, *migrations):
+            if '"exported"' in code:
+                names["model"].export("exported", verbose=False)
+            exec(compile(code, "README.md", "exec"), names)
+    return folder, names, "\n".join(printed)
+
+
+def test_the_library_example_trains_reports_and_exports(after):
+    folder, _, printed = after
     assert "traffic_light" in printed and "saved_models/street/1" in printed
-    assert (tmp_path / "saved_models" / "street" / "1" / "saved_model.pb").is_file()
+    assert (folder / "saved_models" / "street" / "1" / "saved_model.pb").is_file()
+
+
+def test_the_migrated_models_train_with_adam_and_travel(after):
+    folder, names, _ = after
+    x = np.random.default_rng(0).random((4, 128, 128, 3), dtype="float32")
+    y = np.array([[0, 1, np.nan, 0]] * 4, "float32")
+    for name in ("model", "tuned"):
+        model = names[name]
+        layer = next(part for part in model.layers if isinstance(part, kt.HubLayer))
+        before = [v.numpy().copy() for v in layer.trainable_variables]
+        assert isinstance(model.optimizer, keras.optimizers.Adam)
+        model.train_on_batch(x, y)
+        after_step = [v.numpy() for v in layer.trainable_variables]
+        assert before and all((a != b).any() for a, b in zip(before, after_step, strict=True))
+    (folder / "exported").rename(folder / "moved")
+    loaded = kt.load_model(folder / "tuned.keras", safe_mode=False)
+    assert loaded.output_shape == (None, 4)
+
+
+def test_the_handles_of_the_table_are_understood():
+    from kerasmtl.backbones.applications import parse_application
+    from kerasmtl.backbones.keras_hub import is_preset
+    from kerasmtl.modules.handles import is_remote
+
+    table = README[README.index("| handle |") : README.index("`build_model` takes any")]
+    handles = re.findall(
+        r"`([^`]+)`", "\n".join(row.split("|")[1] for row in table.splitlines() if row)
+    )
+    assert len(handles) >= 10
+    for handle in handles:
+        local = handle in ("tiny", "path/to/folder", "module.tar.gz")
+        assert local or is_remote(handle) or is_preset(handle) or parse_application(handle), handle

@@ -41,6 +41,21 @@ def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) ->
     return folder
 
 
+def from_folder(handle: str, folder: Path) -> str:
+    """The handle with a path in it made absolute, starting from a folder.
+
+    A path may stand alone, or after the colon of "MobileNetV2:file" and "keras_hub:folder".
+    """
+    if handle in EXTRACTORS or is_remote(handle):
+        return handle
+    name, colon, path = handle.partition(":")
+    for before, local in (("", handle), (name + colon, path)):
+        found = folder / Path(local).expanduser()
+        if local and found.exists():
+            return before + os.path.abspath(found)
+    return handle
+
+
 def is_remote(handle: str) -> bool:
     """Whether a handle is more than a name or a path: a URL, kaggle:… or hf:…"""
     return "://" in handle or handle.startswith(_PREFIXES)

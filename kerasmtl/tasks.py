@@ -2,32 +2,138 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+KINDS = ("binary", "multiclass", "regression")
+POLICIES = ("ignore", "zero", "one")
+BINARY = "binary"  # the output that all binary tasks share in a model of mixed kinds
+
+Code = str | int | float
 
 
 @dataclass(frozen=True)
 class Task:
     """One thing to predict: the column of that name in the CSV, and the output of that name.
 
-    `kind` is "binary": labels 1, 0 or missing, one sigmoid probability.
+    Kinds: "binary", labels 1, 0 or missing, one sigmoid probability; "multiclass", one of
+    `classes`, a softmax over them; "regression", any finite number.
+
+    Args:
+        name: of the column and of the output.
+        kind: see above.
+        classes: for "multiclass", the labels as they stand in the file, in the order of the
+            outputs; empty: those of the file, sorted.
+        weight: of the task in the loss, 0 or more.
+        missing: codes for missing besides "", ?, NA, N/A, NaN, none and null, such as -1.
+        uncertain: for "binary", codes for a label of which nobody is sure (CheXpert's -1).
+        uncertain_as: what an uncertain label counts as: "ignore" (missing), "zero", "one", or a
+            number in [0, 1] (https://arxiv.org/abs/1901.07031, section 4.1).
 
     Raises:
-        ValueError: the name is empty or has blanks at its ends, or the kind is unknown.
+        ValueError: a wrong name, kind, weight, class or policy, or a code that is both missing and
+            uncertain, or both a code and a label.
     """
 
     name: str
-    kind: Literal["binary"] = "binary"
+    kind: Literal["binary", "multiclass", "regression"] = "binary"
+    classes: tuple[str, ...] = ()
+    weight: float = 1.0
+    missing: tuple[Code, ...] = ()
+    uncertain: tuple[Code, ...] = ()
+    uncertain_as: Literal["ignore", "zero", "one"] | float = "ignore"
 
     def __post_init__(self) -> None:
+        for name in ("classes", "missing", "uncertain"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                value = (value,)
+            object.__setattr__(self, name, tuple(value))
         if not isinstance(self.name, str) or not self.name or self.name != self.name.strip():
             raise ValueError(
                 "`name` is not a task name. Expected a non-empty string without blanks at its "
                 f"ends. Received: {self.name!r}"
             )
-        if self.kind != "binary":
-            raise ValueError(f"`kind` is unknown. Expected: 'binary'. Received: {self.kind!r}")
+        if self.kind not in KINDS:
+            raise ValueError(
+                f"`kind` of task {self.name!r} is unknown. Expected one of {KINDS}. "
+                f"Received: {self.kind!r}"
+            )
+        self._check_numbers()
+        self._check_codes()
+
+    def _check_numbers(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(
+                f"`weight` of task {self.name!r} is no weight. Expected a finite number, 0 or "
+                f"more. Received: {self.weight!r}"
+            )
+        policy = self.uncertain_as
+        known = policy in POLICIES if isinstance(policy, str) else 0.0 <= policy <= 1.0
+        if not known:
+            raise ValueError(
+                f"`uncertain_as` of task {self.name!r} is no policy. Expected one of {POLICIES} or "
+                f"a number in [0, 1]. Received: {policy!r}"
+            )
+
+    def _check_codes(self) -> None:
+        missing, uncertain = (
+            {code_text(code) for code in codes} for codes in (self.missing, self.uncertain)
+        )
+        both = sorted(missing & uncertain)
+        if both:
+            raise ValueError(
+                f"`missing` and `uncertain` of task {self.name!r} share a code. Expected different "
+                f"codes. Received: {both}"
+            )
+        if self.kind != "binary" and self.uncertain:
+            raise ValueError(
+                f"`uncertain` of task {self.name!r} is for binary tasks. Received: kind "
+                f"{self.kind!r}"
+            )
+        if self.kind != "multiclass" and self.classes:
+            raise ValueError(
+                f"`classes` of task {self.name!r} are for multiclass tasks. Received: kind "
+                f"{self.kind!r}"
+            )
+        labels = {"0", "1"} if self.kind == "binary" else {code_text(c) for c in self.classes}
+        if self.classes and (len(labels) != len(self.classes) or len(labels) < 2):
+            raise ValueError(
+                f"`classes` of task {self.name!r} are no classes. Expected two or more distinct "
+                f"labels. Received: {list(self.classes)}"
+            )
+        clash = sorted(labels & (missing | uncertain))
+        if clash:
+            raise ValueError(
+                f"`missing` or `uncertain` of task {self.name!r} names a label. Expected codes "
+                f"that are none. Received: {clash}"
+            )
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model gives for this task.
+
+        Raises:
+            ValueError: a multiclass task whose classes are not known yet.
+        """
+        if self.kind == "multiclass" and not self.classes:
+            raise ValueError(
+                f"`classes` of task {self.name!r} are not known yet. Expected their names. Read "
+                "the labels with Manifest.from_csv, which finds them, or name them in the Task."
+            )
+        return len(self.classes) or 1
+
+
+def code_text(code: Code) -> str:
+    """A code as it is compared: -1, -1.0 and "-1.0" are the same, case and blanks do not count."""
+    text = str(code).strip().lower()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if math.isfinite(number) and number == int(number) else str(number)
 
 
 def as_tasks(tasks: Iterable[Task | str]) -> tuple[Task, ...]:
@@ -48,4 +154,27 @@ def as_tasks(tasks: Iterable[Task | str]) -> tuple[Task, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"`tasks` names a task twice. Expected distinct names. Received: {twice}")
+    if BINARY in names and not all_binary(result) and len(result) > 1:
+        raise ValueError(
+            f"`tasks` has a task named {BINARY!r}, which is the name of the output that binary "
+            "tasks share. Rename that task."
+        )
     return result
+
+
+def all_binary(tasks: Sequence[Task]) -> bool:
+    """Whether one sigmoid output (batch, tasks) serves all tasks."""
+    return all(task.kind == "binary" for task in tasks)
+
+
+def output_columns(tasks: Sequence[Task]) -> dict[str, tuple[int, ...]]:
+    """The outputs of a model, and which tasks, by position, each one serves.
+
+    Binary tasks share the output "binary", in their order; every other task has its own, under its
+    name. A model of binary tasks only has this one output, and no dict.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for position, task in enumerate(tasks):
+        key = BINARY if task.kind == "binary" else task.name
+        found[key] = (*found.get(key, ()), position)
+    return found

@@ -7,10 +7,10 @@ DEMO := demo/street_scenes-$(shell date +%Y%m%d-%H%M%S)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-tox21 clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,6 +34,9 @@ lint: $(INSTALLED)  ## check style
 bench: $(INSTALLED)  ## measure, and keep the tables in benchmarks/RESULTS.md
 	for name in cli_start hub_speed street_photos transfer; do \
 		$(BIN)/python benchmarks/$$name.py --write || exit 1; done
+
+bench-tox21: $(INSTALLED)  ## many tasks with holes: the tabular template's model on Tox21, about 25 minutes
+	$(BIN)/python benchmarks/tox21.py --write
 
 clean:  ## remove the environment and what was built; demo/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

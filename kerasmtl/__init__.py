@@ -14,16 +14,50 @@ from kerasmtl._version import __version__
 _HOME = {
     "Task": "kerasmtl.tasks",
     "Manifest": "kerasmtl.manifest",
+    "Table": "kerasmtl.table",
     "make_dataset": "kerasmtl.pipeline",
+    "make_table_dataset": "kerasmtl.table_pipeline",
     "HubLayer": "kerasmtl.backbones.hub",
     "load_backbone": "kerasmtl.backbones",
     "image_size": "kerasmtl.backbones",
     "inspect": "kerasmtl.backbones.inspection",
+    "mlp_backbone": "kerasmtl.backbones.mlp",
     "build_model": "kerasmtl.model",
     "load_model": "kerasmtl.model",
+    "AssumeNegative": "kerasmtl.losses",
+    "AsymmetricLoss": "kerasmtl.losses",
+    "ExpectedPositives": "kerasmtl.losses",
+    "HillLoss": "kerasmtl.losses",
+    "LargeLoss": "kerasmtl.losses",
+    "LargeLossSchedule": "kerasmtl.losses",
     "MaskedBinaryCrossentropy": "kerasmtl.losses",
+    "MaskedCategoricalCrossentropy": "kerasmtl.losses",
+    "MaskedHuber": "kerasmtl.losses",
+    "MaskedMeanAbsoluteError": "kerasmtl.losses",
+    "MaskedMeanSquaredError": "kerasmtl.losses",
+    "PartialBinaryCrossentropy": "kerasmtl.losses",
+    "DynamicWeightAverage": "kerasmtl.balancing",
+    "FAMO": "kerasmtl.balancing",
+    "RandomWeighting": "kerasmtl.balancing",
+    "UncertaintyWeighting": "kerasmtl.balancing",
+    "effective_number": "kerasmtl.counts",
+    "inverse_known_count": "kerasmtl.counts",
+    "mean_known": "kerasmtl.counts",
+    "pos_weight": "kerasmtl.counts",
+    "with_known": "kerasmtl.masking",
     "MaskedAUC": "kerasmtl.metrics",
+    "MaskedAveragePrecision": "kerasmtl.metrics",
     "MaskedBinaryAccuracy": "kerasmtl.metrics",
+    "MaskedBrier": "kerasmtl.metrics",
+    "MaskedCategoricalAccuracy": "kerasmtl.metrics",
+    "MaskedECE": "kerasmtl.metrics",
+    "MaskedF1": "kerasmtl.metrics",
+    "MaskedMAE": "kerasmtl.metrics",
+    "MaskedPrecisionAtRecall": "kerasmtl.metrics",
+    "MaskedR2": "kerasmtl.metrics",
+    "MaskedRMSE": "kerasmtl.metrics",
+    "default_losses": "kerasmtl.defaults",
+    "default_metrics": "kerasmtl.defaults",
     "Checkpoint": "kerasmtl.training",
     "Stage": "kerasmtl.training",
     "fine_tune": "kerasmtl.training",
@@ -42,15 +76,57 @@ if TYPE_CHECKING:
     from kerasmtl.backbones import image_size, load_backbone
     from kerasmtl.backbones.hub import HubLayer
     from kerasmtl.backbones.inspection import inspect
+    from kerasmtl.backbones.mlp import mlp_backbone
+    from kerasmtl.balancing import (
+        FAMO,
+        DynamicWeightAverage,
+        RandomWeighting,
+        UncertaintyWeighting,
+    )
+    from kerasmtl.counts import (
+        effective_number,
+        inverse_known_count,
+        mean_known,
+        pos_weight,
+    )
+    from kerasmtl.defaults import default_losses, default_metrics
     from kerasmtl.evaluation import evaluate
     from kerasmtl.export import export_saved_model
-    from kerasmtl.losses import MaskedBinaryCrossentropy
+    from kerasmtl.losses import (
+        AssumeNegative,
+        AsymmetricLoss,
+        ExpectedPositives,
+        HillLoss,
+        LargeLoss,
+        LargeLossSchedule,
+        MaskedBinaryCrossentropy,
+        MaskedCategoricalCrossentropy,
+        MaskedHuber,
+        MaskedMeanAbsoluteError,
+        MaskedMeanSquaredError,
+        PartialBinaryCrossentropy,
+    )
     from kerasmtl.manifest import Manifest
-    from kerasmtl.metrics import MaskedAUC, MaskedBinaryAccuracy
+    from kerasmtl.masking import with_known
+    from kerasmtl.metrics import (
+        MaskedAUC,
+        MaskedAveragePrecision,
+        MaskedBinaryAccuracy,
+        MaskedBrier,
+        MaskedCategoricalAccuracy,
+        MaskedECE,
+        MaskedF1,
+        MaskedMAE,
+        MaskedPrecisionAtRecall,
+        MaskedR2,
+        MaskedRMSE,
+    )
     from kerasmtl.model import build_model, load_model
     from kerasmtl.pipeline import make_dataset
     from kerasmtl.project import Project
     from kerasmtl.report import Report
+    from kerasmtl.table import Table
+    from kerasmtl.table_pipeline import make_table_dataset
     from kerasmtl.tasks import Task
     from kerasmtl.training import (
         Checkpoint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from kerasmtl._version import __version__
 if TYPE_CHECKING:
     import keras
 
-    from kerasmtl.manifest import Fault, Manifest
     from kerasmtl.project import Project
+
+# The names of what was predicted, and by each, task name → prediction.
+Predicted = tuple[list[str], list[dict[str, Any]]]
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
 in_project = click.option(
@@ -62,13 +64,18 @@ def main() -> None:
 @main.command()
 @click.argument("template")
 @click.argument("folder", type=click.Path())
-@click.option("--labels", type=click.Path(), help="CSV with an image column and 0/1/? columns.")
+@click.option(
+    "--labels",
+    type=click.Path(),
+    help="CSV with an image column and 0/1/? columns; or a table: CSV, Parquet or NPZ.",
+)
 @click.option(
     "--backbone",
     help="tiny, a keras.applications name, a folder, archive or URL, kaggle:… or hf:…",
 )
 @click.option("--task", "tasks", multiple=True, help="A column to learn, if not every 0/1/? one.")
 @click.option("--image-column", help="The CSV's column of pictures.  [default: image]")
+@click.option("--ignore", multiple=True, help="A table's column that is no feature and no task.")
 @click.option("--no-input", is_flag=True, help="Ask nothing; take the defaults.")
 @_plain_errors
 def new(
@@ -78,11 +85,12 @@ def new(
     backbone: str | None,
     tasks: tuple[str, ...],
     image_column: str | None,
+    ignore: tuple[str, ...],
     no_input: bool,
 ) -> None:
     """Make a project FOLDER from TEMPLATE.
 
-    With --labels nothing is asked: each 0/1/? column of the CSV becomes a task.
+    With --labels nothing is asked: each 0/1/? column of the file becomes a task.
     """
     from kerasmtl.scaffold import check_target, new_project
 
@@ -93,8 +101,9 @@ def new(
         for key, (question, default) in known.questions.items():
             if key not in answers:
                 answers[key] = click.prompt(question, default=default)
-    if tasks:
-        answers["_tasks"] = list(tasks)
+    for key, columns in (("_tasks", tasks), ("_ignore", ignore)):
+        if columns:
+            answers[key] = list(columns)
     target = new_project(template, folder, answers)
     click.echo(f"Made {target}. Go on with:\n\n  cd {os.path.relpath(target)}\n  python train.py")
 
@@ -111,84 +120,53 @@ def list_templates() -> None:
 
 @main.command()
 @click.argument("labels", required=False, type=click.Path())
+@click.option("--task", "tasks", multiple=True, help="A column to learn, if not every 0/1/? one.")
 @click.option("--image-column", default="image", show_default=True)
 @click.option("--split-column", default="split", show_default=True)
+@click.option("--group-column", help="The column of what belongs together (video, patient).")
 @click.option("--allow-outside", is_flag=True, help="Accept pictures outside of the CSV's folder.")
+@click.option("--no-leaks", is_flag=True, help="Do not look for pictures in two parts at once.")
 @in_project
 @as_json
 @_plain_errors
 def check(
     labels: str | None,
+    tasks: tuple[str, ...],
     image_column: str,
     split_column: str,
+    group_column: str | None,
     allow_outside: bool,
+    no_leaks: bool,
     folder: str,
     json_: bool,
 ) -> None:
-    """Check a CSV (by default the project's): rows, broken pictures, coverage by task.
+    """Check a CSV (by default the project's): rows, broken pictures, coverage, leaks.
 
-    Ends with 1 if a picture cannot be used or a task cannot be learnt.
+    Shows what is known by task, whether what is missing is so at random and what to do about it,
+    and pictures that stand, also nearly alike, in two parts of the split. Ends with 1 if a picture
+    cannot be used or a task cannot be learnt.
     """
     from kerasmtl.manifest import Manifest
 
+    seed = 0
     if labels is None:
-        manifest = _project(folder).manifest()
+        project = _project(folder)
+        manifest, seed = project.manifest(), project.training.seed
     else:
         manifest = Manifest.from_csv(
             labels,
+            tasks=tasks or None,
             image_column=image_column,
             split_column=split_column,
+            group_column=group_column,
             allow_outside=allow_outside,
         )
-    faults = _check_pictures(manifest, quiet=json_)
-    classes = manifest.class_faults()
-    if json_:
-        click.echo(json.dumps(_check_dict(manifest, faults, classes), indent=2))
-    else:
-        _print_check(manifest, faults, classes)
-    if faults or classes:
+    from kerasmtl import checking
+
+    found = checking.check(manifest, seed, leaks=not no_leaks, quiet=json_)
+    click.echo(json.dumps(found.to_dict(), indent=2) if json_ else found.text())
+    if found.faults or found.class_faults:
         raise SystemExit(1)
-
-
-def _check_pictures(manifest: Manifest, quiet: bool) -> list[Fault]:
-    from rich.progress import Progress
-
-    with Progress(disable=quiet, transient=True) as progress:
-        bar = progress.add_task("pictures", total=len(manifest))
-        return manifest.check_images(lambda: progress.advance(bar))
-
-
-def _check_dict(manifest: Manifest, faults: list[Fault], classes: dict[str, str]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "labels": str(manifest.source),
-        "rows": len(manifest),
-        "faults": [asdict(fault) for fault in faults],
-        "class_faults": classes,
-        "tasks": manifest.coverage().to_dict(orient="index"),
-    }
-
-
-def _print_check(manifest: Manifest, faults: list[Fault], classes: dict[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    click.echo(f"{manifest.source}: {len(manifest)} rows")
-    table = Table()
-    for column in ("task", "known", "positive", "negative", "share known"):
-        table.add_column(column, justify="left" if column == "task" else "right")
-    for name, row in manifest.coverage().iterrows():
-        counts = (f"{row[key]:.0f}" for key in ("known", "positive", "negative"))
-        table.add_row(Text(str(name)), *counts, f"{row.share:.0%}")
-    console.print(table)
-    for name, fault in classes.items():
-        click.echo(f"Task {name}: {fault}")
-    for fault in faults:
-        click.echo(f"line {fault.line}: {fault.image}: {fault.reason}")
-    click.echo(f"{len(faults)} of {len(manifest)} pictures cannot be used.")
 
 
 @main.command()
@@ -208,13 +186,11 @@ def evaluate(part: str, folder: str, trust: bool, json_: bool) -> None:
     project = _project(folder)
     from kerasmtl.evaluation import evaluate as score
     from kerasmtl.manifest import SPLITS
-    from kerasmtl.pipeline import make_dataset
 
     model = _trained(project, trust)
     manifest = project.manifest()
     rows = manifest.split(seed=project.training.seed)[SPLITS.index(part)]
-    dataset = make_dataset(rows, model.input_shape[1:3], project.training.batch_size)
-    report = score(model, dataset, manifest.tasks, progress=not json_)
+    report = score(model, project.dataset(rows, model), manifest.tasks, progress=not json_)
     if json_:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -234,44 +210,96 @@ def export(out: str | None, folder: str, trust: bool) -> None:
     from kerasmtl.export import export_saved_model
 
     model = _trained(project, trust)
-    tasks = project.manifest().tasks
-    click.echo(export_saved_model(model, out or project.export_folder, tasks))
+    manifest = project.manifest()
+    columns = getattr(manifest, "columns", None)  # those of a table
+    target = out or project.export_folder
+    click.echo(export_saved_model(model, target, manifest.tasks, columns=columns))
 
 
 @main.command()
-@click.argument("pictures", nargs=-1, required=True, type=click.Path())
+@click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option("--model", "export_", type=click.Path(), help="An exported SavedModel's folder.")
 @in_project
 @trusting
 @as_json
 @_plain_errors
 def predict(
-    pictures: tuple[str, ...], export_: str | None, folder: str, trust: bool, json_: bool
+    files: tuple[str, ...], export_: str | None, folder: str, trust: bool, json_: bool
 ) -> None:
-    """Probabilities for PICTURES, from the trained model or an exported one."""
+    """Predictions for FILES, pictures or tables, from the trained model or an exported one."""
+    from kerasmtl.prediction import exported_table
+
     if export_ is None:
         project = _project(folder)
-        from kerasmtl.prediction import predict_with_model
-
-        rows = predict_with_model(_trained(project, trust), pictures, project.manifest().tasks)
+        table = project.table is not None
+        read = _predict_rows if table else _predict_pictures
+        names, rows = read(project, _trained(project, trust), files)
     else:
-        from kerasmtl.prediction import predict_with_export
-
-        rows = predict_with_export(export_, pictures)
+        table = exported_table(export_) is not None
+        names, rows = (_serve_rows if table else _serve_pictures)(export_, files)
     if json_:
-        named = zip(pictures, rows, strict=True)
-        click.echo(json.dumps([{"image": p, "probabilities": row} for p, row in named], indent=2))
+        keys = ("row", "predictions") if table else ("image", "probabilities")
+        named = [dict(zip(keys, pair, strict=True)) for pair in zip(names, rows, strict=True)]
+        click.echo(json.dumps(named, indent=2, ensure_ascii=False))
         return
+    _print_predictions("row" if table else "picture", names, rows)
+
+
+def _predict_pictures(project: Project, model: keras.Model, files: Sequence[str]) -> Predicted:
+    from kerasmtl.prediction import predict_with_model
+
+    return list(files), predict_with_model(model, files, project.manifest().tasks)
+
+
+def _predict_rows(project: Project, model: keras.Model, files: Sequence[str]) -> Predicted:
+    from kerasmtl.prediction import predict_rows_with_model
+
+    manifest = project.manifest()
+    names, features = _read_rows(files, manifest.columns, project.table.packed_bits)
+    return names, predict_rows_with_model(model, features, manifest.tasks)
+
+
+def _serve_pictures(export_: str, files: Sequence[str]) -> Predicted:
+    from kerasmtl.prediction import predict_with_export
+
+    return list(files), predict_with_export(export_, files)
+
+
+def _serve_rows(export_: str, files: Sequence[str]) -> Predicted:
+    from kerasmtl.prediction import exported_table, predict_rows_with_export
+
+    names, features = _read_rows(files, exported_table(export_)["columns"], False)
+    return names, predict_rows_with_export(export_, features)
+
+
+def _read_rows(files: Sequence[str], columns: Sequence[str], packed: bool) -> tuple[list[str], Any]:
+    """The names of the rows of all files, "file:line", and their features."""
+    import numpy as np
+
+    from kerasmtl.table_files import read_features
+
+    read = [(file, *read_features(file, columns, packed)) for file in files]
+    names = [f"{file}:{line}" for file, _, lines in read for line in lines]
+    return names, np.concatenate([features for _, features, _ in read])
+
+
+def _print_predictions(first: str, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    def text(value: Any) -> str:
+        if isinstance(value, dict):  # by class: the likeliest
+            likeliest = max(value, key=value.__getitem__)
+            return f"{likeliest} ({value[likeliest]:.3f})"
+        return f"{value:.3f}"
+
     table = Table()
-    table.add_column("picture", overflow="fold")
+    table.add_column(first, overflow="fold")
     for name in rows[0]:
         table.add_column(Text(name), justify="right", overflow="fold")
-    for picture, row in zip(pictures, rows, strict=True):
-        table.add_row(Text(picture), *(f"{p:.3f}" for p in row.values()))
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(Text(name), *(Text(text(value)) for value in row.values()))
     Console().print(table)
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-DATASETS = {"street_scenes": "street_scenes/labels.csv"}
+DATASETS = {
+    "street_scenes": "street_scenes/labels.csv",
+    "pump_faults": "pump_faults/labels.csv",
+}
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from kerasmtl.report import Report, TaskScores
-from kerasmtl.tasks import Task, as_tasks
+from kerasmtl import bootstrap as resampled
+from kerasmtl import scores
+from kerasmtl.report import Report, Scores
+from kerasmtl.tasks import Task, as_tasks, output_columns
+
+Arrays = dict[str, np.ndarray]
+# Of one task, on its known cells: the rows that they stand in, labels, predictions.
+Known = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def evaluate(
@@ -19,46 +25,113 @@ def evaluate(
     tasks: Iterable[Task | str],
     threshold: float = 0.5,
     progress: bool = False,
+    bootstrap: int = 0,
+    seed: int = 0,
 ) -> Report:
     """Score a model by task, on the known labels alone, with scikit-learn.
 
     Shapes: dataset yields (inputs, labels), labels (batch, tasks) float, NaN = missing; the model
-    predicts probabilities (batch, tasks).
+    predicts probabilities (batch, tasks). With tasks of several kinds both are dicts with the keys
+    of `output_columns(tasks)`: labels (batch, tasks of that output), a class as its position;
+    predictions (batch, tasks) for binary tasks, (batch, classes) or (batch, 1) for the others.
+
+    Binary: AUC, average precision, accuracy, F1, Brier, ECE. Multiclass: accuracy, AUC of each
+    class against the rest, log loss. Regression: MAE, RMSE, R2. `Report.micro` pools the known
+    cells of all tasks of a kind (of multiclass tasks no AUC).
 
     A score that a task's known labels do not define (AUC with one class, accuracy with no label)
-    is NaN, and is left out of the mean over tasks.
+    is NaN, and is left out of the mean over tasks. A label that `uncertain_as` made a number
+    between 0 and 1 is nobody's truth, and is not scored.
 
     Args:
         model: as `build_model` makes it.
         dataset: as `make_dataset` makes it; read once.
-        tasks: the names of the outputs, in order.
-        threshold: from which probability on a prediction counts as 1, for accuracy.
+        tasks: what the outputs predict, in order.
+        threshold: from which probability on a prediction counts as 1, for accuracy and F1.
         progress: show a bar, on the terminal's error output.
+        bootstrap: how often to draw the rows anew for 95 % intervals, such as 1000; 0: none.
+        seed: of these draws.
 
     Raises:
-        ValueError: the number of tasks differs from the model's outputs or from the labels, the
-            data set is empty, a label is none of 0, 1 and NaN, or the model predicts NaN for a
-            known label.
+        ValueError: the tasks differ in number or name from the model's outputs or from the labels,
+            the data set is empty, a label is none (of a binary task: 0, 1 and NaN), or the model
+            predicts NaN, or what is no probability, for a known label.
+
+    Source of the intervals: Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13.
     """
     chosen = as_tasks(tasks)
-    batches = [
-        (np.asarray(labels), np.asarray(model.predict_on_batch(inputs)))
-        for inputs, labels in _followed(dataset, progress)
-    ]
-    if not batches:
-        raise ValueError("`dataset` is empty. Expected at least one batch.")
-    labels = np.concatenate([batch[0] for batch in batches])
-    predictions = np.concatenate([batch[1] for batch in batches])
-    if not labels.shape == predictions.shape == (len(labels), len(chosen)):
+    if bootstrap < 0:
         raise ValueError(
-            f"`tasks` does not fit. Expected labels and predictions of shape (rows, {len(chosen)})."
-            f" Received: labels {labels.shape}, predictions {predictions.shape}"
+            f"`bootstrap` is no number of draws. Expected 0 or more. Received: {bootstrap}"
         )
-    scores = {
-        task.name: _score(labels[:, column], predictions[:, column], task.name, threshold)
-        for column, task in enumerate(chosen)
+    labels, predictions = _collected(model, dataset, output_columns(chosen), progress)
+    rows = len(next(iter(labels.values())))
+    cells = _known_cells(chosen, labels, predictions)
+    kinds = {
+        kind: [task.name for task in chosen if task.kind == kind]
+        for kind in dict.fromkeys(task.kind for task in chosen)
     }
-    return Report(rows=len(labels), tasks=scores)
+    pooled = {kind: _pool(kind, [cells[name] for name in names]) for kind, names in kinds.items()}
+    report = Report(
+        rows=rows,
+        tasks={task.name: _exact(task.kind, cells[task.name], threshold) for task in chosen},
+        micro={kind: _exact_pooled(kind, known, threshold) for kind, known in pooled.items()},
+    )
+    if not bootstrap:
+        return report
+    found = resampled.intervals(
+        rows,
+        {task.name: _weighted(task.kind, cells[task.name], threshold) for task in chosen},
+        kinds,
+        {kind: _weighted(kind, known, threshold) for kind, known in pooled.items()},
+        bootstrap,
+        seed,
+    )
+    found.micro.get("multiclass", {}).pop("auc", None)
+    return replace(report, bootstrap=found)
+
+
+def _collected(
+    model: keras.Model, dataset: Any, columns: Mapping[str, Sequence[int]], progress: bool
+) -> tuple[Arrays, Arrays]:
+    """All labels and all predictions by output."""
+    labels: dict[str, list[np.ndarray]] = {key: [] for key in columns}
+    predictions: dict[str, list[np.ndarray]] = {key: [] for key in columns}
+    for batch in _followed(dataset, progress):
+        if len(batch) != 2:
+            raise ValueError(
+                "`dataset` does not yield pairs. Expected (inputs, labels), without weights. "
+                f"Received: {len(batch)} parts"
+            )
+        inputs, truth = batch
+        predicted = model.predict_on_batch(inputs)
+        for found, into, who in ((truth, labels, "dataset"), (predicted, predictions, "model")):
+            for key, values in _by_output(found, columns, who).items():
+                into[key].append(values)
+    if not all(labels.values()):
+        raise ValueError("`dataset` is empty. Expected at least one batch.")
+    return (
+        {key: np.concatenate(parts) for key, parts in labels.items()},
+        {key: np.concatenate(parts) for key, parts in predictions.items()},
+    )
+
+
+def _by_output(found: Any, columns: Mapping[str, Sequence[int]], who: str) -> Arrays:
+    if not isinstance(found, Mapping):
+        if len(columns) > 1:
+            raise ValueError(
+                f"`{who}` has no output for each kind of `tasks`. Expected a dict with the keys "
+                f"{list(columns)}. Received: {type(found).__name__}"
+            )
+        found = {next(iter(columns)): found}
+    lacking = [key for key in columns if key not in found]
+    if lacking:
+        raise ValueError(
+            f"`{who}` lacks the output {lacking[0]!r} of `tasks`. Expected the keys "
+            f"{list(columns)}. Received: {list(found)}"
+        )
+    arrays = {key: np.asarray(found[key]) for key in columns}
+    return {key: a.reshape(-1, 1) if a.ndim == 1 else a for key, a in arrays.items()}
 
 
 def _followed(dataset: Any, progress: bool) -> Iterable[Any]:
@@ -70,25 +143,102 @@ def _followed(dataset: Any, progress: bool) -> Iterable[Any]:
     return track(dataset, "evaluating", console=Console(stderr=True), transient=True)
 
 
-def _score(labels: np.ndarray, predictions: np.ndarray, name: str, threshold: float) -> TaskScores:
-    known = ~np.isnan(labels)
-    y, p = labels[known], predictions[known]
-    if not np.isin(y, (0, 1)).all():
+def _known_cells(tasks: Sequence[Task], labels: Arrays, predictions: Arrays) -> dict[str, Known]:
+    cells = {}
+    for key, positions in output_columns(tasks).items():
+        served = [tasks[position] for position in positions]
+        _check_shapes(served, labels[key], predictions[key])
+        for column, task in enumerate(served):
+            p = predictions[key]
+            p = p if task.kind == "multiclass" else p[:, column]
+            cells[task.name] = _known_of(task, labels[key][:, column], p)
+    return {task.name: cells[task.name] for task in tasks}
+
+
+def _check_shapes(tasks: Sequence[Task], labels: np.ndarray, predictions: np.ndarray) -> None:
+    names = [task.name for task in tasks]
+    width = sum(task.outputs for task in tasks)
+    if labels.shape == (len(predictions), len(tasks)) and predictions.shape[1:] == (width,):
+        return
+    received = f"Received: labels {labels.shape}, predictions {predictions.shape}"
+    if tasks[0].kind == "binary":
+        fewest = min(labels.shape[-1], predictions.shape[-1])
+        without = f" Without a column: {names[fewest:]}." if fewest < len(names) else ""
         raise ValueError(
-            f"`dataset` has labels of task {name!r} other than 0, 1 and NaN = missing. "
-            f"Received: {sorted({float(label) for label in y} - {0.0, 1.0})[:5]}"
+            f"`tasks` does not fit. Expected labels and predictions of shape (rows, {len(names)})."
+            f" {received}.{without}"
         )
-    y = y == 1
-    if np.isnan(p).any():
-        raise ValueError(
-            f"`model` predicts NaN for {int(np.isnan(p).sum())} known labels of task {name!r}. "
-            "Expected probabilities; its training has diverged."
-        )
-    both = 0 < y.sum() < len(y)
-    return TaskScores(
-        known=len(y),
-        positive=int(y.sum()),
-        auc=float(roc_auc_score(y, p)) if both else float("nan"),
-        average_precision=float(average_precision_score(y, p)) if y.any() else float("nan"),
-        accuracy=float(((p > threshold) == y).mean()) if len(y) else float("nan"),
+    raise ValueError(
+        f"`tasks` does not fit: task {names[0]!r}. Expected labels of shape (rows, 1) and "
+        f"predictions of shape (rows, {width}). {received}"
     )
+
+
+def _known_of(task: Task, labels: np.ndarray, predictions: np.ndarray) -> Known:
+    known = ~np.isnan(labels)
+    doubt = task.uncertain_as
+    if not isinstance(doubt, str) and 0 < doubt < 1:
+        known &= labels != labels.dtype.type(doubt)
+    y, p = labels[known], predictions[known]
+    _check_labels(task, y)
+    if np.isnan(p).any():
+        number = int(np.isnan(p).reshape(len(p), -1).any(axis=1).sum())
+        raise ValueError(
+            f"`model` predicts NaN for {number} known labels of task {task.name!r}. "
+            f"Expected {'numbers' if task.kind == 'regression' else 'probabilities'}; its training "
+            "has diverged."
+        )
+    good = np.isfinite(p) if task.kind == "regression" else (p >= 0) & (p <= 1)
+    if task.kind == "multiclass" and len(p):
+        good = good & (np.abs(p.sum(axis=1, keepdims=True) - 1) < 1e-2)
+    if not good.all():
+        wanted = {"binary": "numbers from 0 to 1", "regression": "finite numbers"}
+        raise ValueError(
+            f"`model` predicts what cannot be scored for task {task.name!r}. Expected "
+            f"{wanted.get(task.kind, 'probabilities that sum to 1')}. Received: "
+            f"{[float(value) for value in p[~good][:3]] if good.shape == p.shape else p[:1]}"
+        )
+    return np.flatnonzero(known), y, p
+
+
+def _check_labels(task: Task, y: np.ndarray) -> None:
+    if task.kind == "regression":
+        good, expected = np.isfinite(y), "finite numbers"
+    elif task.kind == "multiclass":
+        good, expected = np.isin(y, range(task.outputs)), f"0 to {task.outputs - 1}"
+    else:
+        good, expected = np.isin(y, (0, 1)), "0, 1"
+    if not good.all():
+        raise ValueError(
+            f"`dataset` has labels of task {task.name!r} other than {expected} and NaN = missing. "
+            f"Received: {sorted({float(label) for label in y[~good]})[:5]}"
+        )
+
+
+def _exact(kind: str, cells: Known, threshold: float) -> Scores:
+    _, y, p = cells
+    if kind == "binary":
+        return scores.binary_scores(y, p, threshold)
+    score = scores.multiclass_scores if kind == "multiclass" else scores.regression_scores
+    return score(y, p)
+
+
+def _weighted(kind: str, cells: Known, threshold: float) -> resampled.Weighted:
+    if kind == "binary":
+        return resampled.binary(*cells, threshold)
+    weigh = resampled.multiclass if kind == "multiclass" else resampled.regression
+    return weigh(*cells)
+
+
+def _exact_pooled(kind: str, cells: Known, threshold: float) -> Scores:
+    found = _exact(kind, cells, threshold)
+    # Class 0 of one task is not class 0 of another.
+    return replace(found, auc=float("nan"), classes=0) if kind == "multiclass" else found
+
+
+def _pool(kind: str, parts: Sequence[Known]) -> Known:
+    rows, y, p = zip(*parts, strict=True)
+    if kind == "multiclass":
+        width = max(part.shape[1] for part in p)
+        p = tuple(np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in p)
+    return np.concatenate(rows), np.concatenate(y), np.concatenate(p)

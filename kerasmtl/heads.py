@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kerasmtl.tasks import Task
+from kerasmtl.tasks import BINARY, Task, all_binary, output_columns
 
 
 def pool(features: Any) -> Any:
@@ -29,21 +29,21 @@ def pool(features: Any) -> Any:
     return features
 
 
-def binary_head(
+def task_head(
     features: Any, tasks: Sequence[Task], hidden: Sequence[int] = (), dropout: float = 0.0
 ) -> Any:
-    """Dense layers with ReLU and dropout, then one sigmoid output for all binary tasks.
+    """Dense layers with ReLU and dropout, then the outputs of all tasks.
 
-    Shapes: features (batch, features) in, probabilities (batch, tasks) out, float32 under any
-    global policy, in the order of `tasks`.
+    Shapes: features (batch, features) in. Binary tasks only: probabilities (batch, tasks) out, in
+    the order of `tasks`. Other kinds among them: a dict as `output_columns` names it, "binary"
+    (batch, binary tasks) probabilities, each multiclass task (batch, classes) probabilities that
+    sum to 1, each regression task (batch, 1). float32 under any global policy.
 
     Raises:
-        ValueError: a hidden width below 1 or dropout outside [0, 1).
+        ValueError: a hidden width below 1, dropout outside [0, 1), or a multiclass task whose
+            classes are not known yet.
     """
-    if not all(isinstance(width, int) and width > 0 for width in hidden):
-        raise ValueError(
-            f"`hidden` is no list of widths. Expected positive integers. Received: {list(hidden)}"
-        )
+    check_widths(hidden)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"`dropout` is no share. Expected 0 <= dropout < 1. Received: {dropout}")
     for number, width in enumerate(hidden, start=1):
@@ -53,6 +53,71 @@ def binary_head(
         features = keras.layers.Dropout(dropout, name=f"head_dropout_{number}")(features)
     if not hidden and dropout:
         features = keras.layers.Dropout(dropout, name="head_dropout")(features)
-    return keras.layers.Dense(len(tasks), activation="sigmoid", dtype="float32", name="head")(
-        features
-    )
+    if all_binary(tasks):
+        return _output(features, len(tasks), "sigmoid", "head")
+    return {
+        key: _output_of(features, key, [tasks[column] for column in columns], columns[0])
+        for key, columns in output_columns(tasks).items()
+    }
+
+
+def check_widths(hidden: Sequence[int]) -> None:
+    """Raise ValueError unless all widths of dense layers are positive whole numbers."""
+    if not all(isinstance(width, int) and width > 0 for width in hidden):
+        raise ValueError(
+            f"`hidden` is no list of widths. Expected positive integers. Received: {list(hidden)}"
+        )
+
+
+def _output_of(features: Any, key: str, tasks: list[Task], position: int) -> Any:
+    # Layers are numbered: a task's name may have characters that a layer's must not have.
+    if tasks[0].kind == "binary":
+        return _output(features, len(tasks), "sigmoid", f"head_{BINARY}")
+    if tasks[0].kind == "multiclass":
+        return _output(features, tasks[0].outputs, "softmax", f"head_{position}")
+    return _output(features, 1, "linear", f"head_{position}")
+
+
+def _output(features: Any, units: int, activation: str, name: str) -> Any:
+    return keras.layers.Dense(units, activation=activation, dtype="float32", name=name)(features)
+
+
+def by_task(outputs: Any, tasks: Sequence[Task]) -> dict[str, Any]:
+    """A model's outputs by task name.
+
+    Shapes: outputs as `task_head` makes them; returns (batch,) probabilities of a binary task,
+    (batch,) numbers of a regression task, (batch, classes) probabilities of a multiclass task.
+    """
+    if not isinstance(outputs, dict):
+        return {task.name: outputs[:, column] for column, task in enumerate(tasks)}
+    named = {}
+    for key, columns in output_columns(tasks).items():
+        for position, column in enumerate(columns):
+            whole = tasks[column].kind == "multiclass"
+            named[tasks[column].name] = outputs[key] if whole else outputs[key][:, position]
+    return {task.name: named[task.name] for task in tasks}
+
+
+def check_outputs(model: keras.Model, tasks: Sequence[Task]) -> None:
+    """Raise ValueError unless the model has the outputs that `task_head` makes for these tasks."""
+    if all_binary(tasks):
+        expected, shown = (None, len(tasks)), f"output (batch, {len(tasks)})"
+    else:
+        expected = {
+            key: (None, sum(tasks[column].outputs for column in columns))
+            for key, columns in output_columns(tasks).items()
+        }
+        shown = f"outputs {expected}"
+    received = output_shapes(model)
+    if received != expected:
+        raise ValueError(
+            f"`tasks` does not fit the model. Expected {shown} for {[t.name for t in tasks]}. "
+            f"Received: {received}"
+        )
+
+
+def output_shapes(model: keras.Model) -> Any:
+    """The shape of the output, or a dict of them, which `model.output_shape` would flatten."""
+    if isinstance(model.output, dict):
+        return {key: tuple(output.shape) for key, output in model.output.items()}
+    return model.output_shape

@@ -5,42 +5,34 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
+from kerasmtl.audit import Audit, audit
+from kerasmtl.columns import check_images, infer_tasks, read_groups, read_labels, read_splits
+from kerasmtl.coverage import class_faults, coverage
 from kerasmtl.csv_table import read_table
-from kerasmtl.masking import MISSING_CODES, parse_labels
+from kerasmtl.duplicates import merge_duplicates
+from kerasmtl.faults import Fault, absent_pictures, broken_pictures
+from kerasmtl.leaks import Leak, find_leaks
+from kerasmtl.splits import POLICIES, split_rows
 from kerasmtl.tasks import Task, as_tasks
 
 SPLITS = ("train", "val", "test")
-_SPLIT_CODES = {
-    **{code: "train" for code in ("train", "training")},
-    **{code: "val" for code in ("val", "valid", "validation", "dev")},
-    **{code: "test" for code in ("test", "testing")},
-}
-_SHOWN = 5  # how many faults one message lists
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A picture that cannot be used: its line in the CSV, its name there, and why."""
-
-    line: int
-    image: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Manifest:
     """Rows of pictures and labels.
 
-    Shapes: images (rows,) str as written in the CSV; labels (rows, tasks) float32, 1, 0 or
-    NaN = missing; lines (rows,) int, the line in the file, header = 1; splits (rows,) of
-    "train", "val" or "test", or None without such a column.
+    Shapes: images (rows,) str as written in the CSV; labels (rows, tasks) float32, 1, 0, a class's
+    position or a number, NaN = missing; lines (rows,) int, the line in the file, header = 1;
+    splits (rows,) of "train", "val" or "test", or None without such a column; groups (rows,) str,
+    or None. `split_by`: how `split` draws rows where nothing else decides.
     """
 
     source: Path
@@ -50,6 +42,9 @@ class Manifest:
     labels: np.ndarray
     lines: np.ndarray
     splits: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    split_by: str = "stratified"
+    unit: ClassVar[str] = "pictures"  # what a row is about, for messages
 
     @classmethod
     def from_csv(
@@ -61,10 +56,14 @@ class Manifest:
         root: str | os.PathLike[str] | None = None,
         allow_outside: bool = False,
         encoding: str = "utf-8",
+        group_column: str | None = None,
+        split_by: str = "stratified",
     ) -> Manifest:
         """Read a CSV with a header, an image column and one column per task.
 
-        Labels are 1, 0 or missing; "", "?", NA, N/A, NaN, none and null are missing, in any case.
+        "", "?", NA, N/A, NaN, none and null are missing, in any case, and so are a task's own
+        codes. Rows of the same picture that do not contradict each other become one, with a
+        warning. Classes that a task does not name are found, and stand in `manifest.tasks`.
 
         Args:
             path: the file, comma-separated.
@@ -74,34 +73,50 @@ class Manifest:
             root: the folder the paths start from; by default the folder of the CSV.
             allow_outside: accept pictures outside of `root`.
             encoding: the text encoding of the file.
+            group_column: the column that says which rows belong together (frames of a video,
+                pictures of a patient); `split` never parts them.
+            split_by: how `split` draws rows: "stratified" or "hash".
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: empty or malformed file, wrong encoding, absent or doubled column, a label
-                that is none of 0, 1 or missing, no picture named, a picture outside of `root`, an
-                unknown split. The message names file, line and column.
+            ValueError: empty or malformed file, wrong encoding, absent or doubled column, a cell
+                that is no label of its task, rows of one picture that contradict each other, no
+                picture named, a picture outside of `root`, an unknown split. The message names
+                file, line and column.
         """
         source = Path(path)
+        _check_policy("split_by", split_by)
         table = read_table(source, encoding)
         if image_column not in table:
             raise ValueError(
                 f"`image_column` {image_column!r} is not in {source}. Expected one of the columns "
                 f"{list(table.columns)}. Call with image_column=… (command line: --image-column)."
             )
-        others = [c for c in table.columns if c not in (image_column, split_column)]
-        chosen = as_tasks(tasks) if tasks is not None else _infer_tasks(table[others], source)
+        named = (image_column, split_column, group_column)
+        others = [column for column in table.columns if column not in named]
+        chosen = as_tasks(tasks) if tasks is not None else infer_tasks(table[others], source)
         folder = Path(os.path.abspath(root if root is not None else source.parent))
         images = table[image_column].str.strip()
-        _check_images(images, source, image_column, folder, allow_outside)
-        return cls(
+        check_images(images, source, image_column, folder, allow_outside)
+        chosen, labels = read_labels(table, chosen, source)
+        splits = read_splits(table[split_column], source) if split_column in table else None
+        groups = read_groups(table, group_column, images, source) if group_column else None
+        read = cls(
             source=source,
             root=folder,
             tasks=chosen,
             images=images.to_numpy(dtype=object),
-            labels=_read_labels(table, chosen, source),
+            labels=labels,
             lines=table.index.to_numpy(),
-            splits=_read_splits(table[split_column], source) if split_column in table else None,
+            splits=splits,
+            groups=groups,
+            split_by=split_by,
         )
+        alike = {split_column: splits, str(group_column): groups}
+        rows, merged = merge_duplicates(
+            read.images, labels, read.lines, alike, chosen, source, folder
+        )
+        return read if len(rows) == len(read) else replace(read.take(rows), labels=merged)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -117,13 +132,13 @@ class Manifest:
     def take(self, rows: Sequence[int] | np.ndarray) -> Manifest:
         """The manifest of these rows, in this order."""
         rows = np.asarray(rows, dtype=int)
-        splits = None if self.splits is None else self.splits[rows]
         return replace(
             self,
             images=self.images[rows],
             labels=self.labels[rows],
             lines=self.lines[rows],
-            splits=splits,
+            splits=None if self.splits is None else self.splits[rows],
+            groups=None if self.groups is None else self.groups[rows],
         )
 
     def where(self, row: int) -> str:
@@ -131,32 +146,23 @@ class Manifest:
         return f"{self.source}, line {self.lines[row]}: picture {self.images[row]!r}"
 
     def coverage(self) -> pd.DataFrame:
-        """By task: how many labels are known, positive and negative, and the share known."""
-        known = ~np.isnan(self.labels)
-        positive = (self.labels == 1).sum(axis=0)
-        return pd.DataFrame(
-            {
-                "known": known.sum(axis=0),
-                "positive": positive,
-                "negative": known.sum(axis=0) - positive,
-                "share": known.sum(axis=0) / max(len(self), 1),
-            },
-            index=pd.Index([task.name for task in self.tasks], name="task"),
-        )
+        """By task: kind, and how many labels are known, positive and negative, and the share known.
+
+        With tasks of other kinds, also the rows of each class, and mean and standard deviation;
+        what a kind does not have is NA.
+        """
+        return coverage(self.labels, self.tasks)
+
+    def audit(self) -> Audit:
+        """What the known labels say about the missing ones, and what to do about it.
+
+        The first split is that of the CSV's own column, if it has one.
+        """
+        return audit(self.labels, self.tasks, self.splits)
 
     def class_faults(self) -> dict[str, str]:
         """Why a task cannot be learnt from these rows, by its name: no label, or one class."""
-        faults = {}
-        for name, row in self.coverage().iterrows():
-            if not row.known:
-                faults[str(name)] = f"no known label among {len(self)} rows"
-            elif not row.positive or not row.negative:
-                only = 1 if row.positive else 0
-                faults[str(name)] = (
-                    f"one class only among {len(self)} rows: all {row.known:.0f} known labels "
-                    f"are {only}"
-                )
-        return faults
+        return class_faults(self.labels, self.tasks)
 
     def check_classes(self) -> None:
         """Warn of tasks with one class only; refuse tasks with no known label.
@@ -169,8 +175,8 @@ class Manifest:
         unknown = {name: fault for name, fault in faults.items() if not known[name]}
         if unknown:
             raise ValueError(
-                f"`tasks` cannot be learnt from {self.source}: {unknown}. Expected at least one 0 "
-                "and one 1 each. Label some, or leave them out of tasks=…"
+                f"`tasks` cannot be learnt from {self.source}: {unknown}. Expected at least two "
+                "different labels each. Label some, or leave them out of tasks=…"
             )
         for name, fault in faults.items():
             warnings.warn(
@@ -180,161 +186,134 @@ class Manifest:
 
     def missing_files(self) -> list[Fault]:
         """The rows whose picture does not exist."""
-        return [
-            Fault(int(self.lines[row]), self.images[row], "absent")
-            for row, path in enumerate(self.paths)
-            if not os.path.isfile(path)
-        ]
+        return absent_pictures(self.paths, self.images, self.lines)
 
     def check_images(self, progress: Callable[[], None] | None = None) -> list[Fault]:
         """Decode every picture, and return the rows whose picture cannot be used.
 
         `progress` is called once a row.
         """
-        from kerasmtl.inputs import picture_fault
-
-        def check(rows: range) -> list[Fault]:
-            faults = []
-            for row in rows:
-                reason = picture_fault(os.path.join(self.root, self.images[row]))
-                if reason:
-                    faults.append(Fault(int(self.lines[row]), self.images[row], reason))
-                if progress is not None:
-                    progress()
-            return faults
-
-        # Blocks, since every call that waits in the pool takes memory.
-        blocks = [range(at, min(at + 64, len(self))) for at in range(0, len(self), 64)]
-        with ThreadPoolExecutor() as pool:
-            return [fault for faults in pool.map(check, blocks) for fault in faults]
+        return broken_pictures(self.paths, self.images, self.lines, progress)
 
     def split(
-        self, fractions: Sequence[float] | None = None, seed: int = 0
+        self,
+        fractions: Sequence[float] | None = None,
+        seed: int = 0,
+        by: str | None = None,
+        groups: Sequence[object] | np.ndarray | None = None,
     ) -> tuple[Manifest, ...]:
         """Train, validation and test rows.
 
         By default the CSV's own split column decides; a part that it does not name, 15 % of all
-        rows, is drawn at random from its train rows. Without such a column, or with `fractions`,
-        rows are drawn at random.
+        rows, is drawn from its train rows. Without such a column, or with `fractions`, all rows
+        are drawn.
 
         Args:
             fractions: the share of each part, for example (0.7, 0.15, 0.15).
             seed: of the drawing; the same seed gives the same parts.
+            by: "stratified", every part has its share of each task's answers; or "hash", the name
+                of the picture (of its group) decides, so that no row changes sides when others
+                are added. By default what the manifest says, see `from_csv`.
+            groups: which rows belong together, (rows,); by default the CSV's group column.
 
         Raises:
-            ValueError: fractions are not positive or do not sum to 1, or a part stays empty.
+            ValueError: fractions are not positive or do not sum to 1, `by` is unknown, `groups`
+                has another length, or a part stays empty.
         """
+        by = self.split_by if by is None else by
+        _check_policy("by", by)
+        rows = self if groups is None else self._grouped(groups)
         if fractions is None and self.splits is not None:
-            parts = self._named_parts(seed)
+            parts = rows._named_parts(seed, by)
         else:
             shares = (0.7, 0.15, 0.15) if fractions is None else fractions
-            parts = _draw(np.arange(len(self)), shares, seed)
+            parts = rows._draw(np.arange(len(self)), shares, seed, by)
         empty = [i for i, part in enumerate(parts) if not len(part)]
         if empty:
             part = SPLITS[empty[0]] if len(parts) == len(SPLITS) else f"number {empty[0] + 1}"
+            whole = "" if rows.groups is None else f" in {len(set(rows.groups))} groups"
             raise ValueError(
                 f"`split` leaves the part {part} empty. Expected at least one row in each. "
-                f"Received: {len(self)} rows of {self.source}, fractions {fractions}"
+                f"Received: {len(self)} rows{whole} of {self.source}, fractions {fractions}"
             )
-        return tuple(self.take(part) for part in parts)
+        return tuple(rows.take(part) for part in parts)
 
-    def _named_parts(self, seed: int) -> list[np.ndarray]:
+    def leaks(
+        self,
+        fractions: Sequence[float] | None = None,
+        seed: int = 0,
+        by: str | None = None,
+        pictures: bool = True,
+        progress: Callable[[], None] | None = None,
+    ) -> pd.DataFrame:
+        """What stands in two parts of `split(fractions, seed, by)`: files, pictures and groups.
+
+        Returns one row for each leak: its kind ("same file", "same bytes", "near-duplicate" or
+        "same group"), and part, line and image of both sides.
+
+        Args:
+            fractions, seed, by: those of the split.
+            pictures: look for near-duplicate pictures, too; this reads every file.
+            progress: called once a picture looked at.
+        """
+        split = self.split(fractions, seed, by)
+        names = SPLITS if len(split) == len(SPLITS) else [str(n + 1) for n in range(len(split))]
+        part = {
+            int(line): name for name, rows in zip(names, split, strict=True) for line in rows.lines
+        }
+        parts = np.array([part[int(line)] for line in self.lines], dtype=object)
+        found = self._find_leaks(parts, pictures, progress)
+        return pd.DataFrame(
+            [self._described(leak, parts) for leak in found],
+            columns=["kind", "part", "line", "image", "other_part", "other_line", "other_image"],
+        )
+
+    def _find_leaks(
+        self, parts: np.ndarray, pictures: bool, progress: Callable[[], None] | None
+    ) -> list[Leak]:
+        return find_leaks(self.paths, parts, self.groups, pictures, progress)
+
+    def _described(self, leak: Leak, parts: np.ndarray) -> tuple[object, ...]:
+        sides = ((parts[r], int(self.lines[r]), self.images[r]) for r in (leak.first, leak.second))
+        return (leak.kind, *next(sides), *next(sides))
+
+    def _grouped(self, groups: Sequence[object] | np.ndarray) -> Manifest:
+        given = np.asarray(groups, dtype=object)
+        if given.shape != (len(self),):
+            raise ValueError(
+                f"`groups` does not fit. Expected one for each of {len(self)} rows. "
+                f"Received: shape {given.shape}"
+            )
+        alone = np.flatnonzero(pd.isna(given))  # without a group, a picture is one of its own
+        if len(alone):
+            given = given.copy()
+            given[alone] = [f"\0{image}" for image in self.images[alone]]
+        return replace(self, groups=given)
+
+    def _draw(
+        self, rows: np.ndarray, fractions: Sequence[float], seed: int, by: str
+    ) -> list[np.ndarray]:
+        groups = None if self.groups is None else self.groups[rows]
+        parts = split_rows(
+            self.labels[rows], self.tasks, self.images[rows], fractions, seed, by, groups
+        )
+        return [rows[part] for part in parts]
+
+    def _named_parts(self, seed: int, by: str) -> list[np.ndarray]:
         parts = {name: np.flatnonzero(self.splits == name) for name in SPLITS}
-        for name in SPLITS[1:]:
+        for number, name in enumerate(SPLITS[1:]):
             if not len(parts[name]):
-                share = min(0.15 * len(self) / max(len(parts["train"]), 1), 0.5)
-                parts["train"], parts[name] = _draw(parts["train"], (1 - share, share), seed)
+                share = 0.15  # by hash it must not depend on how many rows there are
+                if by != "hash":
+                    share = min(share * len(self) / max(len(parts["train"]), 1), 0.5)
+                parts["train"], parts[name] = self._draw(
+                    parts["train"], (1 - share, share), seed + number, by
+                )
         return [parts[name] for name in SPLITS]
 
 
-def _draw(rows: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
-    shares = np.asarray(fractions, dtype=float)
-    if (shares <= 0).any() or not np.isclose(shares.sum(), 1.0):
+def _check_policy(argument: str, value: str) -> None:
+    if value not in POLICIES:
         raise ValueError(
-            "`fractions` is no partition. Expected positive shares that sum to 1, for example "
-            f"(0.7, 0.15, 0.15). Received: {tuple(fractions)}"
+            f"`{argument}` is no way to split. Expected one of {POLICIES}. Received: {value!r}"
         )
-    mixed = np.random.default_rng(seed).permutation(rows)
-    ends = np.round(np.cumsum(shares)[:-1] * len(rows)).astype(int)
-    return [np.sort(part) for part in np.split(mixed, ends)]
-
-
-def _infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
-    """A named column is a task if 0 and 1 stand in it at least as often as what is no label.
-
-    A column of labels with a typing error is thus a task, whose error is then reported.
-    """
-    found, left_out = [], []
-    for name in table.columns:
-        labels, invalid = parse_labels(table[name])
-        known = int((~np.isnan(labels)).sum())
-        if name and known and known >= invalid.sum():
-            found.append(name)
-        else:
-            left_out.append(name)
-    if not found:
-        raise ValueError(
-            f"`tasks` cannot be inferred: {source} has no column of 0, 1 and missing. Expected "
-            f"at least one. Received the columns: {left_out}"
-        )
-    return as_tasks(found)
-
-
-def _read_labels(table: pd.DataFrame, tasks: tuple[Task, ...], source: Path) -> np.ndarray:
-    absent = [task.name for task in tasks if task.name not in table]
-    if absent:
-        raise ValueError(
-            f"`tasks` names columns that {source} lacks: {absent}. Expected some of: "
-            f"{list(table.columns)}"
-        )
-    labels = np.empty((len(table), len(tasks)), dtype="float32")
-    faults = []
-    for column, task in enumerate(tasks):
-        labels[:, column], invalid = parse_labels(table[task.name])
-        for row in np.flatnonzero(invalid)[: _SHOWN + 1]:
-            faults.append((table.index[row], task.name, table[task.name].iloc[row]))
-    if faults:
-        places = [f"line {line}, column {name!r}: {cell!r}" for line, name, cell in sorted(faults)]
-        codes = ", ".join(repr(code) for code in MISSING_CODES)
-        raise ValueError(
-            f"`labels` in {source} are none of 0, 1 or missing ({codes}). Received: "
-            + "; ".join(places[:_SHOWN])
-            + ("; …" if len(places) > _SHOWN else "")
-            + ". If a column is no task, name those that are: tasks=[…] (command line: --task)."
-        )
-    return labels
-
-
-def _read_splits(cells: pd.Series, source: Path) -> np.ndarray:
-    splits = cells.str.strip().str.lower().map(_SPLIT_CODES)
-    wrong = cells[splits.isna()]
-    if len(wrong):
-        raise ValueError(
-            f"`split_column` in {source}, line {wrong.index[0]}, column {cells.name!r} is unknown. "
-            f"Expected train, val or test. Received: {wrong.iloc[0]!r} ({len(wrong)} such rows). "
-            "Call with another split_column=… if this column means something else."
-        )
-    return splits.to_numpy(dtype=object)
-
-
-def _check_images(
-    images: pd.Series, source: Path, column: str, root: Path, allow_outside: bool
-) -> None:
-    unnamed = images.index[images == ""]
-    if len(unnamed):
-        raise ValueError(
-            f"`images` in {source}, line {unnamed[0]}, column {column!r} is empty. Expected the "
-            f"path of a picture. {len(unnamed)} such rows."
-        )
-    if allow_outside:
-        return
-    inside = os.path.join(root, "")
-    for line, image in zip(images.index, images, strict=True):
-        if image != "." and ".." not in image and ":" not in image and image[0] not in "/\\":
-            continue  # a plain name below the root, without a look at every part of the path
-        if not os.path.normpath(os.path.join(root, image)).startswith(inside):
-            raise ValueError(
-                f"`images` in {source}, line {line}, column {column!r} leaves the data folder "
-                f"{root}. Expected a path inside it. Received: {image!r}. Call with "
-                "allow_outside=True (in a project: allow_outside = true) if that is meant."
-            )

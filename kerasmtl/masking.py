@@ -6,7 +6,11 @@ command line, which must start without it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from kerasmtl.tasks import Task, as_number, code_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,27 +19,83 @@ if TYPE_CHECKING:
 # Compared without case and surrounding blanks.
 MISSING_CODES = ("", "?", "na", "n/a", "nan", "none", "null")
 LABEL_CODES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+LARGEST = 3.4028234663852886e38  # of float32
 
 
-def parse_labels(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Text cells as float32 labels, 1, 0 or NaN = missing, and a mask of the cells that are none.
+def parse_labels(cells: pd.Series, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Text cells as the labels of a task, NaN = missing, and a mask of the cells that are none.
 
     Shapes: cells (rows,) str; returns (rows,) float32 and (rows,) bool, True = invalid. NaN
-    stands under an invalid cell, too.
+    stands under an invalid cell, too. A binary label is 1, 0 or what `uncertain_as` makes of an
+    uncertain one; a multiclass label is the position of its class, of those found if the task names
+    none; a regression label is any number that float32 holds, and infinity is invalid.
     """
     import numpy as np
     import pandas as pd
 
+    if task.kind == "multiclass" and not task.classes:
+        task = replace(task, classes=find_classes(cells, task))
+    meaning = _meanings(task)
     codes, distinct = pd.factorize(cells, use_na_sentinel=False)
     values = np.full(len(distinct), np.nan, dtype="float32")
     invalid = np.zeros(len(distinct), dtype=bool)
     for position, cell in enumerate(distinct):
-        text = str(cell).strip().lower()
-        if text in LABEL_CODES:
-            values[position] = LABEL_CODES[text]
-        elif text not in MISSING_CODES:
+        value = meaning(str(cell).strip().lower())
+        if value is None:
             invalid[position] = True
+        else:
+            values[position] = value
     return values[codes], invalid[codes]
+
+
+def find_classes(cells: pd.Series, task: Task) -> tuple[str, ...]:
+    """The labels in the cells, sorted, numbers by size; case does not count, and 1.0 is 1."""
+    missing = _missing(task)
+    found: dict[str, str] = {}
+    for cell in sorted({str(cell).strip() for cell in cells.unique()}):
+        if cell.lower() not in MISSING_CODES and code_text(cell) not in missing:
+            found.setdefault(code_text(cell), cell)
+    numbers = {text: as_number(text) for text in found}
+    if all(number is not None for number in numbers.values()):
+        return tuple(found[text] for text in sorted(found, key=numbers.__getitem__))
+    return tuple(found[text] for text in sorted(found))
+
+
+def _missing(task: Task) -> set[str]:
+    return {code_text(code) for code in task.missing}
+
+
+def _meanings(task: Task) -> Callable[[str], float | None]:
+    """From a cell's text, lower case, to its label: NaN = missing, None = no label."""
+    nan, missing = float("nan"), _missing(task)
+    both = sorted(set(map(code_text, task.uncertain)) & set(MISSING_CODES))
+    if both:
+        raise ValueError(
+            f"`uncertain` of task {task.name!r} names codes that always mean missing. Expected "
+            f"codes other than {MISSING_CODES}. Received: {both}"
+        )
+    doubt = {"ignore": nan, "zero": 0.0, "one": 1.0}.get(task.uncertain_as, task.uncertain_as)
+    special = dict.fromkeys(MISSING_CODES, nan)
+    special |= dict.fromkeys(missing, nan)
+    special |= dict.fromkeys(map(code_text, task.uncertain), doubt)
+    classes = {code_text(label): float(at) for at, label in enumerate(task.classes)}
+
+    def binary(text: str) -> float | None:
+        if text in LABEL_CODES:
+            return LABEL_CODES[text]
+        return special.get(text, special.get(code_text(text)))
+
+    def multiclass(text: str) -> float | None:
+        known = classes.get(code_text(text))
+        return known if known is not None else special.get(text, special.get(code_text(text)))
+
+    def regression(text: str) -> float | None:
+        if text in special or missing and code_text(text) in missing:
+            return nan
+        number = as_number(text)
+        return number if number is not None and abs(number) <= LARGEST else None
+
+    return {"binary": binary, "multiclass": multiclass, "regression": regression}[task.kind]
 
 
 def is_known(y_true: Any, missing: float | None = None) -> Any:
@@ -53,6 +113,53 @@ def fill_missing(values: Any, known: Any, fill: float) -> Any:
     from keras import ops
 
     return ops.where(known, values, ops.full_like(values, fill))
+
+
+def with_known(labels: Any, known: Any) -> Any:
+    """Labels with NaN wherever `known` is False, for data that bring a mask of their own.
+
+    Shapes: labels (batch, tasks) or (batch,), numbers; known alike, True = present. Returns
+    float32: NumPy for NumPy and lists, a tensor for tensors (`dataset.map`).
+
+    What lies under known=False (a code, NaN, 1e30) is gone. NaN under known=True contradicts
+    itself: ValueError with its place, or, where a tensor cannot raise, infinity, which every loss
+    of kerasmtl shows as NaN.
+
+    Raises:
+        ValueError: shapes that differ, `known` that is no mask, or NaN under known=True.
+    """
+    import numpy as np
+
+    shapes = tuple(tuple(getattr(a, "shape", None) or np.shape(a)) for a in (labels, known))
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`labels` and `known` differ in shape. Expected the same. "
+            f"Received: labels {shapes[0]}, known {shapes[1]}"
+        )
+    if not all(isinstance(array, np.ndarray | list | tuple) for array in (labels, known)):
+        return _tensors_with_known(labels, known)
+    values, mask = np.asarray(labels, dtype="float32"), np.asarray(known)
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            "`known` is no mask. Expected booleans, or 0 and 1. "
+            f"Received: {np.unique(mask)[:5].tolist()}"
+        )
+    values = np.where(mask.astype(bool), values, np.float32("nan"))
+    wrong = np.argwhere(mask.astype(bool) & np.isnan(values))
+    if len(wrong):
+        raise ValueError(
+            "`labels` has NaN where `known` is True. Expected a number. "
+            f"Received: NaN at {tuple(wrong[0].tolist())}, {len(wrong)} in all"
+        )
+    return values
+
+
+def _tensors_with_known(labels: Any, known: Any) -> Any:
+    from keras import ops
+
+    values = ops.cast(labels, "float32")
+    values = ops.where(ops.isnan(values), ops.full_like(values, float("inf")), values)
+    return ops.where(ops.cast(known, "bool"), values, ops.full_like(values, float("nan")))
 
 
 def check_same_shape(y_true: Any, y_pred: Any) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import keras
 
-from kerasmtl import losses, metrics  # noqa: F401  registered with Keras by being imported
-from kerasmtl.backbones import HubLayer, load_backbone
+# Registered with Keras by being imported.
+from kerasmtl import losses, metrics  # noqa: F401
+from kerasmtl.backbones import HubLayer, load_backbone, mlp  # noqa: F401
 from kerasmtl.backbones import image_size as made_for
 from kerasmtl.backbones.trust import trusting
-from kerasmtl.heads import binary_head, pool
+from kerasmtl.heads import pool, task_head
 from kerasmtl.inputs import as_size
 from kerasmtl.modules.content import content_sha256, valid_sha256
 from kerasmtl.modules.handles import resolve_handle
@@ -30,16 +31,18 @@ def build_model(
     trainable: bool | None = None,
     name: str = "kerasmtl",
 ) -> keras.Model:
-    """A backbone with a new last layer: one network, one sigmoid output per task.
+    """A backbone with a new last layer: one network for all tasks.
 
     Shapes: float32 RGB pictures (batch, height, width, 3) in [0, 1] in, which the model brings into
-    the range that the backbone takes; probabilities (batch, tasks) out, in the order of `tasks`.
+    the range that the backbone takes; probabilities (batch, tasks) out, in the order of `tasks`, or
+    a dict if other kinds than binary are among them: see `kerasmtl.heads.task_head`.
     A hub module that takes no pictures gets the inputs that it declares: text as strings (batch,),
-    several inputs as a dict.
+    several inputs as a dict. A keras.Model from rows of numbers, such as `mlp_backbone`, gets
+    rows: (batch, columns).
 
     Args:
         backbone: what `load_backbone` takes: "tiny", a keras.applications name, a hub handle, a
-            `HubLayer`, or a keras.Model from pictures in [0, 1] to features.
+            `HubLayer`, or a keras.Model from pictures in [0, 1] or from rows to features.
         tasks: what to predict.
         image_size: (height, width) or one number; by default what the backbone was made for,
             224 x 224 if it takes any.
@@ -51,7 +54,8 @@ def build_model(
 
     Raises:
         ValueError: unknown backbone, tasks that are not distinct, a size that the backbone does
-            not take, or a backbone whose output is no feature vector.
+            not take, a backbone whose output is no feature vector, or a multiclass task whose
+            classes are not known.
     """
     chosen = as_tasks(tasks)
     layer = load_backbone(backbone, trainable=bool(trainable))
@@ -60,12 +64,27 @@ def build_model(
     if isinstance(layer, HubLayer) and not layer.takes_pictures:
         inputs = _declared_inputs(layer, image_size)
         features = layer(inputs)
+    elif _takes_rows(layer):
+        if image_size is not None:
+            raise ValueError(
+                f"`image_size` is for pictures, and {layer.name!r} takes rows of numbers. Expected "
+                f"no image_size. Received: {image_size!r}"
+            )
+        inputs = keras.Input(layer.input_shape[1:], name="features")
+        features = layer(inputs)
     else:
         size = as_size(image_size or made_for(layer) or DEFAULT_SIZE)
         inputs = keras.Input((*size, 3), name="image")
         features = _features(layer, inputs, size)
-    outputs = binary_head(pool(features), chosen, hidden, dropout)
+    outputs = task_head(pool(features), chosen, hidden, dropout)
     return keras.Model(inputs, outputs, name=name)
+
+
+def _takes_rows(layer: keras.Model | HubLayer) -> bool:
+    if isinstance(layer, HubLayer):
+        return False
+    shape = layer.input_shape
+    return isinstance(shape, tuple) and len(shape) == 2
 
 
 def _features(layer: keras.Model | HubLayer, image: Any, size: tuple[int, int]) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kerasmtl.inputs import as_size, read_image
 from kerasmtl.manifest import Manifest
+from kerasmtl.tasks import all_binary, output_columns
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -24,14 +25,16 @@ def make_dataset(
     """Batches of pictures and labels, for `model.fit`, `model.predict` and `kerasmtl.evaluate`.
 
     Shapes: images (batch, height, width, 3) float32 RGB in [0, 1], resized without keeping the
-    aspect ratio; labels (batch, tasks) float32, 1, 0 or NaN = missing.
+    aspect ratio; labels (batch, tasks) float32, 1, 0 or NaN = missing. With tasks of several kinds
+    a dict, as the model's outputs: "binary" (batch, binary tasks), and each other task under its
+    name, (batch, 1), a class's position or a number.
 
     Args:
         manifest: the rows.
         image_size: (height, width) in pixels, or one number for both.
         batch_size: pictures a batch; the last batch may be smaller.
-        training: shuffle anew in every epoch, and check that every task has known labels of
-            both classes. Otherwise the order is that of the manifest.
+        training: shuffle anew in every epoch, and check that every task has known labels,
+            and different ones. Otherwise the order is that of the manifest.
         seed: of the shuffling; the same seed gives the same order on every run, as long as
             TensorFlow's global seed is the same, too.
         cache: keep decoded pictures in memory; by default if they take 1 GiB or less.
@@ -55,12 +58,12 @@ def make_dataset(
     paths = manifest.paths
     rows = {path: row for row, path in enumerate(paths)}
 
-    def load(path: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def load(path: tf.Tensor, labels: Any) -> tuple[tf.Tensor, Any]:
         return read_image(path, size, where=lambda p: manifest.where(rows[p])), labels
 
     if cache is None:
         cache = len(paths) * size[0] * size[1] * 3 * 4 <= CACHE_LIMIT
-    dataset = tf.data.Dataset.from_tensor_slices((paths, manifest.labels))
+    dataset = tf.data.Dataset.from_tensor_slices((paths, _labels(manifest)))
 
     def shuffled(data: tf.data.Dataset) -> tf.data.Dataset:
         return data.shuffle(len(paths), seed=seed) if training else data
@@ -70,6 +73,13 @@ def make_dataset(
     else:
         dataset = shuffled(dataset).map(load, tf.data.AUTOTUNE)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def _labels(manifest: Manifest) -> Any:
+    if all_binary(manifest.tasks):
+        return manifest.labels
+    columns = output_columns(manifest.tasks)
+    return {key: manifest.labels[:, list(at)] for key, at in columns.items()}
 
 
 def _check_files(manifest: Manifest) -> None:

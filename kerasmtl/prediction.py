@@ -1,7 +1,8 @@
-"""Probabilities for pictures, from a trained model file or from an exported SavedModel."""
+"""Predictions for pictures or rows, from a trained model file or from an exported SavedModel."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,56 +12,125 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.export import TABLE_FILE
+from kerasmtl.heads import by_task, check_outputs
 from kerasmtl.inputs import picture_fault, read_image
 from kerasmtl.tasks import Task, as_tasks
 
 BATCH = 32
+ROWS = 1024  # of numbers, in a batch
+
+# By task: a probability or number, or for a multiclass task a probability by class.
+Prediction = dict[str, float | dict[str, float]]
 
 
 def predict_with_model(
     model: keras.Model, pictures: Sequence[str], tasks: Sequence[Task | str]
-) -> list[dict[str, float]]:
-    """By picture, task name → probability.
+) -> list[Prediction]:
+    """By picture, task name → prediction: a probability, a number, or class → probability.
 
     Raises:
-        ValueError: pictures that cannot be read, each with the reason, or a number of tasks that
-            differs from the model's outputs.
+        ValueError: pictures that cannot be read, each with the reason, or tasks that differ from
+            the model's outputs.
     """
     chosen = as_tasks(tasks)
     _check_pictures(pictures)
-    if model.output_shape != (None, len(chosen)):
-        raise ValueError(
-            f"`tasks` does not fit the model. Expected output (batch, {len(chosen)}) for "
-            f"{[task.name for task in chosen]}. Received: {model.output_shape}"
-        )
+    check_outputs(model, chosen)
     size = model.input_shape[1:3]
     images = tf.data.Dataset.from_tensor_slices(list(pictures)).map(
         lambda path: read_image(path, size), tf.data.AUTOTUNE
     )
-    probabilities = model.predict(images.batch(BATCH), verbose=0)
-    return [
-        {task.name: float(p) for task, p in zip(chosen, row, strict=True)} for row in probabilities
-    ]
+    return _rows(by_task(model.predict(images.batch(BATCH), verbose=0), chosen), chosen)
+
+
+def predict_rows_with_model(
+    model: keras.Model, features: np.ndarray, tasks: Sequence[Task | str]
+) -> list[Prediction]:
+    """By row of numbers, task name → prediction, as `predict_with_model`.
+
+    Shapes: features (rows, columns) float32, NaN = missing.
+
+    Raises:
+        ValueError: another number of columns than the model takes, or tasks that differ from its
+            outputs.
+    """
+    chosen = as_tasks(tasks)
+    check_outputs(model, chosen)
+    if model.input_shape != (None, features.shape[1]):
+        raise ValueError(
+            f"`features` do not fit the model. Expected (rows, {model.input_shape[1:]}). "
+            f"Received: {features.shape}"
+        )
+    return _rows(by_task(model.predict(features, batch_size=ROWS, verbose=0), chosen), chosen)
 
 
 def predict_with_export(
     folder: str | os.PathLike[str], pictures: Sequence[str]
-) -> list[dict[str, float]]:
+) -> list[Prediction]:
     """By picture, task name → probability, from a folder that `export_saved_model` wrote.
 
     Raises:
         ValueError: no such export, or pictures that cannot be read, each with the reason.
     """
     _check_pictures(pictures)
-    if not (Path(folder) / "saved_model.pb").is_file():
-        raise ValueError(f"`folder` {folder} is no SavedModel. Expected a saved_model.pb in it.")
-    served = tf.saved_model.load(str(folder)).signatures["serving_default"]
-    rows: list[dict[str, Any]] = []
+    served = _loaded(folder).signatures["serving_default"]
+    rows: list[Prediction] = []
     for start in range(0, len(pictures), BATCH):
         data = [Path(picture).read_bytes() for picture in pictures[start : start + BATCH]]
         outputs = {k: np.asarray(v) for k, v in served(image_bytes=tf.constant(data)).items()}
-        rows += [{name: float(p[i]) for name, p in outputs.items()} for i in range(len(data))]
+        rows += [
+            {name: _plain(values[i], ()) for name, values in outputs.items()}
+            for i in range(len(data))
+        ]
     return rows
+
+
+def exported_table(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What an export says of its columns and tasks; None if it is one of pictures."""
+    file = Path(folder) / TABLE_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def predict_rows_with_export(
+    folder: str | os.PathLike[str], features: np.ndarray
+) -> list[Prediction]:
+    """By row of numbers, task name → prediction, from an export of a model of a table.
+
+    Shapes: features (rows, columns) float32 in the order of `exported_table(folder)["columns"]`.
+
+    Raises:
+        ValueError: no such export.
+    """
+    described = exported_table(folder)
+    if described is None:
+        raise ValueError(f"`folder` {folder} is no export of a table. Expected {TABLE_FILE} in it.")
+    tasks = [Task(**fields) for fields in described["tasks"]]
+    served = _loaded(folder).signatures["matrix"]
+    rows: list[Prediction] = []
+    for start in range(0, len(features), ROWS):
+        outputs = served(features=tf.constant(features[start : start + ROWS], tf.float32))
+        rows += _rows({name: np.asarray(values) for name, values in outputs.items()}, tasks)
+    return rows
+
+
+def _rows(outputs: dict[str, np.ndarray], tasks: Sequence[Task]) -> list[Prediction]:
+    return [
+        {task.name: _plain(outputs[task.name][row], task.classes) for task in tasks}
+        for row in range(len(outputs[tasks[0].name]))
+    ]
+
+
+def _plain(value: Any, classes: Sequence[str]) -> float | dict[str, float]:
+    if np.ndim(value) == 0:
+        return float(value)
+    names = classes or [str(number) for number in range(len(value))]
+    return {name: float(p) for name, p in zip(names, value, strict=True)}
+
+
+def _loaded(folder: str | os.PathLike[str]) -> Any:
+    if not (Path(folder) / "saved_model.pb").is_file():
+        raise ValueError(f"`folder` {folder} is no SavedModel. Expected a saved_model.pb in it.")
+    return tf.saved_model.load(str(folder))
 
 
 def _check_pictures(pictures: Sequence[str]) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
+
+NAN = float("nan")
+COUNTS = ("known", "positive", "classes")
 
 
 @dataclass(frozen=True)
-class TaskScores:
-    """Scores of one task over its known labels; NaN = not defined by them.
+class BinaryScores:
+    """Scores of one binary task over its known labels; NaN = not defined by them.
 
     `known`, `positive`: how many labels; `auc`: area under the ROC curve; `average_precision`:
-    area under precision against recall, by steps; `accuracy`: share predicted right.
+    area under precision against recall, by steps; `accuracy`: share predicted right; `f1`: harmonic
+    mean of precision and recall; `brier`: mean squared error of the probability; `ece`: expected
+    calibration error, 15 bins of equal width.
     """
 
     known: int
@@ -24,63 +30,198 @@ class TaskScores:
     auc: float
     average_precision: float
     accuracy: float
+    f1: float = NAN
+    brier: float = NAN
+    ece: float = NAN
+
+
+TaskScores = BinaryScores
+
+
+@dataclass(frozen=True)
+class MulticlassScores:
+    """Scores of one multiclass task over its known labels; NaN = not defined by them.
+
+    `known`: how many labels; `classes`: how many classes are among them; `accuracy`: share
+    predicted right; `auc`: mean area under the ROC curve, each class against the rest; `log_loss`:
+    mean -log of the probability of the right class.
+    """
+
+    known: int
+    classes: int
+    accuracy: float
+    auc: float
+    log_loss: float
+
+
+@dataclass(frozen=True)
+class RegressionScores:
+    """Scores of one regression task over its known labels; NaN = not defined by them.
+
+    `known`: how many labels; `mae`: mean absolute error; `rmse`: root of the mean squared error;
+    `r2`: share of variance explained.
+    """
+
+    known: int
+    mae: float
+    rmse: float
+    r2: float
+
+
+KINDS = {"binary": BinaryScores, "multiclass": MulticlassScores, "regression": RegressionScores}
+Scores = BinaryScores | MulticlassScores | RegressionScores
+
+
+def kind_of(scores: Scores) -> str:
+    """The kind of task that such scores are of."""
+    return next(kind for kind, cls in KINDS.items() if isinstance(scores, cls))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From the 2.5th to the 97.5th percentile of a score over the draws that define it.
+
+    `undefined`: the number of draws that do not; NaN if none does.
+    """
+
+    low: float
+    high: float
+    undefined: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Intervals of every score: by task, of the mean by kind, and of the pooled cells by kind."""
+
+    draws: int
+    tasks: dict[str, dict[str, Interval]]
+    macro: dict[str, dict[str, Interval]]
+    micro: dict[str, dict[str, Interval]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """Scores by task, and their mean over the tasks that define them."""
+    """Scores by task; their means over the tasks that define them; all known cells pooled.
+
+    `micro`, by kind, takes all known cells of a kind for one task; it is empty where it was not
+    computed. `bootstrap` is None where no interval was asked for.
+    """
 
     rows: int
-    tasks: dict[str, TaskScores]
+    tasks: dict[str, Scores]
+    micro: dict[str, Scores] = field(default_factory=dict)
+    bootstrap: Bootstrap | None = None
 
     @property
     def macro_auc(self) -> float:
         """Mean AUC over the tasks with known labels of both classes; NaN if there are none."""
-        return _mean(scores.auc for scores in self.tasks.values())
+        return _mean([getattr(scores, "auc", NAN) for scores in self.tasks.values()])
+
+    def by_kind(self) -> dict[str, dict[str, Scores]]:
+        """The scores of the tasks of each kind that there is."""
+        found = {
+            kind: {name: scores for name, scores in self.tasks.items() if isinstance(scores, cls)}
+            for kind, cls in KINDS.items()
+        }
+        return {kind: tasks for kind, tasks in found.items() if tasks}
+
+    def macro(self, score: str, kind: str = "binary") -> float:
+        """Mean of a score over the tasks of a kind that define it; NaN if none does."""
+        return _mean(self._values(score, kind))
+
+    def defined(self, score: str, kind: str = "binary") -> int:
+        """How many tasks of a kind define a score."""
+        return sum(not math.isnan(value) for value in self._values(score, kind))
+
+    def _values(self, score: str, kind: str) -> list[float]:
+        return [getattr(scores, score) for scores in self.by_kind().get(kind, {}).values()]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: undefined scores are None."""
-        return {
-            "macro_auc": _json(self.macro_auc),
+        found = {
+            "macro_auc": self.macro_auc,
             "rows": self.rows,
             "tasks": {
-                name: {key: _json(value) for key, value in asdict(scores).items()}
+                name: {"kind": kind_of(scores), **asdict(scores)}
                 for name, scores in self.tasks.items()
             },
+            "macro": {
+                kind: {
+                    score: {"mean": self.macro(score, kind), "defined": self.defined(score, kind)}
+                    for score in _scores_of(kind)
+                }
+                for kind in self.by_kind()
+            },
+            "micro": {kind: asdict(scores) for kind, scores in self.micro.items()},
         }
+        if self.bootstrap is not None:
+            found["bootstrap"] = asdict(self.bootstrap)
+        return _json(found)
 
-    def table(self) -> Table:
-        """A rich table, one line a task; undefined scores are a dash."""
+    def table(self) -> RenderableType:
+        """A rich table for each kind of task, one line a task; undefined scores are a dash."""
+        from rich.console import Group
+
+        tables = [self._table(kind) for kind in self.by_kind()]
+        return tables[0] if len(tables) == 1 else Group(*tables)
+
+    def _table(self, kind: str) -> RenderableType:
         from rich.table import Table
         from rich.text import Text
 
-        columns = list(TaskScores.__dataclass_fields__)
-        table = Table(title=f"{self.rows} pictures")
+        tasks = self.by_kind()[kind]
+        columns = [column.name for column in fields(KINDS[kind])]
+        scores = _scores_of(kind)
+        blanks = [""] * (len(columns) - len(scores))
+        table = Table(title=f"{self.rows} rows" + (f", {kind}" if len(self.by_kind()) > 1 else ""))
         table.add_column("task")
         for column in columns:
             table.add_column(column.replace("_", " "), justify="right")
-        for name, scores in self.tasks.items():
-            table.add_row(Text(name), *(_text(getattr(scores, column)) for column in columns))
+        for name, of in tasks.items():
+            table.add_row(Text(name), *self._cells(columns, of, "tasks", name))
         table.add_section()
-        means = [_mean(getattr(s, c) for s in self.tasks.values()) for c in columns[2:]]
-        table.add_row("mean", "", "", *(_text(mean) for mean in means))
+        means = {score: self.macro(score, kind) for score in scores}
+        table.add_row("mean", *blanks, *self._cells(scores, means, "macro", kind))
+        counts = [f"{self.defined(score, kind)} of {len(tasks)}" for score in scores]
+        table.add_row("defined", *blanks, *counts)
+        if kind in self.micro:
+            table.add_row("pooled", *self._cells(columns, self.micro[kind], "micro", kind))
         return table
+
+    def _cells(self, columns: list[str], scores: Any, part: str, name: str) -> list[str]:
+        """The texts of a line, with the interval under each score that has one."""
+        values = scores if isinstance(scores, Mapping) else asdict(scores)
+        texts = [_text(values[column]) for column in columns]
+        found = getattr(self.bootstrap, part)[name] if self.bootstrap else {}
+        return [
+            f"{text}\n{_text(found[column].low)}–{_text(found[column].high)}"
+            if column in found and not math.isnan(found[column].low)
+            else text
+            for text, column in zip(texts, columns, strict=True)
+        ]
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=100, color_system=None)
+        console = Console(file=io.StringIO(), width=120, color_system=None)
         console.print(self.table())
         return console.file.getvalue().rstrip()
 
 
-def _mean(values: Any) -> float:
+def _scores_of(kind: str) -> list[str]:
+    return [column.name for column in fields(KINDS[kind]) if column.name not in COUNTS]
+
+
+def _mean(values: list[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else float("nan")
+    return sum(defined) / len(defined) if defined else NAN
 
 
-def _json(value: float) -> float | None:
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _json(value: Any) -> Any:
+    """The same, with None for NaN; infinity, which JSON lacks, is None as well."""
+    if isinstance(value, dict):
+        return {key: _json(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: float) -> str:

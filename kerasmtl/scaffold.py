@@ -9,22 +9,26 @@ import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kerasmtl.embedded import DATASETS
 from kerasmtl.modules.handles import from_folder
+
+if TYPE_CHECKING:
+    from kerasmtl.manifest import Manifest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Template:
-    """A cookiecutter folder: its name, what it is for, and what it asks."""
+    """A cookiecutter folder: its name, what it is for, what it asks, and if it reads a table."""
 
     name: str
     folder: Path
     description: str
     questions: dict[str, tuple[str, str]]  # variable → (question, default)
+    table: bool = False
 
 
 def templates() -> dict[str, Template]:
@@ -40,7 +44,9 @@ def templates() -> dict[str, Template]:
             for key, default in context.items()
             if not key.startswith("_") and key != "project_name"
         }
-        found[folder.name] = Template(folder.name, folder, context["_description"], questions)
+        found[folder.name] = Template(
+            folder.name, folder, context["_description"], questions, bool(context.get("_table"))
+        )
     return found
 
 
@@ -64,7 +70,7 @@ def new_project(template: str, target: str | os.PathLike[str], answers: dict[str
     from cookiecutter.main import cookiecutter
 
     known, target = check_target(template, target)
-    context = {**answers, **_checked(answers), "project_name": target.name}
+    context = {**answers, **_checked(answers, known.table), "project_name": target.name}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as aside:
         made = cookiecutter(
@@ -96,24 +102,45 @@ def check_target(template: str, target: str | os.PathLike[str]) -> tuple[Templat
     return known[template], target
 
 
-def _checked(answers: dict[str, Any]) -> dict[str, Any]:
+def _checked(answers: dict[str, Any], table: bool) -> dict[str, Any]:
     """Paths made absolute, and the tasks that the labels file holds."""
     checked: dict[str, Any] = {}
     labels = answers.get("labels")
     if labels is not None and labels not in DATASETS:
-        # pandas, not TensorFlow: a second at most.
-        from kerasmtl.manifest import Manifest
-
         checked["labels"] = os.path.abspath(os.path.expanduser(labels))
-        # Only the columns matter here; the project decides on pictures outside of the folder.
-        manifest = Manifest.from_csv(
-            checked["labels"],
-            tasks=answers.get("_tasks"),
-            image_column=answers.get("_image_column", "image"),
-            allow_outside=True,
-        )
+        read = _read_table if table else _read_manifest
+        manifest = read(checked["labels"], answers)
         checked["_tasks"] = [task.name for task in manifest.tasks]
     backbone = answers.get("backbone")
+    if table and backbone is not None:
+        raise ValueError(
+            "`backbone` is for templates of pictures. Expected none: the layers of a table's model "
+            f"are in project.toml. Received: {backbone!r}"
+        )
+    if not table and answers.get("_ignore"):
+        raise ValueError(
+            "`ignore` is for templates of tables. Expected none: of a CSV of pictures, columns "
+            f"that are no tasks are left out. Received: {answers['_ignore']}"
+        )
     if backbone is not None:
         checked["backbone"] = from_folder(backbone, Path.cwd())
     return checked
+
+
+def _read_manifest(labels: str, answers: dict[str, Any]) -> Manifest:
+    # pandas, not TensorFlow: a second at most.
+    from kerasmtl.manifest import Manifest
+
+    # Only the columns matter here; the project decides on pictures outside of the folder.
+    return Manifest.from_csv(
+        labels,
+        tasks=answers.get("_tasks"),
+        image_column=answers.get("_image_column", "image"),
+        allow_outside=True,
+    )
+
+
+def _read_table(labels: str, answers: dict[str, Any]) -> Manifest:
+    from kerasmtl.table import Table
+
+    return Table.load(labels, tasks=answers.get("_tasks"), ignore=answers.get("_ignore", ()))

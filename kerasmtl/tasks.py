@@ -25,7 +25,7 @@ class Task:
         name: of the column and of the output.
         kind: see above.
         classes: for "multiclass", the labels as they stand in the file, in the order of the
-            outputs; empty: those of the file, sorted.
+            outputs; empty: those of the file, sorted. What is named here is a class, even "none".
         weight: of the task in the loss, 0 or more.
         missing: codes for missing besides "", ?, NA, N/A, NaN, none and null, such as -1.
         uncertain: for "binary", codes for a label of which nobody is sure (CheXpert's -1).
@@ -51,6 +51,7 @@ class Task:
             if isinstance(value, str) or not isinstance(value, Iterable):
                 value = (value,)
             object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "classes", tuple(str(label).strip() for label in self.classes))
         if not isinstance(self.name, str) or not self.name or self.name != self.name.strip():
             raise ValueError(
                 "`name` is not a task name. Expected a non-empty string without blanks at its "
@@ -129,11 +130,19 @@ class Task:
 def code_text(code: Code) -> str:
     """A code as it is compared: -1, -1.0 and "-1.0" are the same, case and blanks do not count."""
     text = str(code).strip().lower()
-    try:
-        number = float(text)
-    except ValueError:
+    number = as_number(text)
+    if number is None:
         return text
     return str(int(number)) if math.isfinite(number) and number == int(number) else str(number)
+
+
+def as_number(text: str) -> float | None:
+    """The number that a text writes in plain digits, also nan and inf; None if it writes none."""
+    try:
+        # float() also takes 1_000 and the digits of other scripts.
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
 
 
 def as_tasks(tasks: Iterable[Task | str]) -> tuple[Task, ...]:
@@ -154,6 +163,11 @@ def as_tasks(tasks: Iterable[Task | str]) -> tuple[Task, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"`tasks` names a task twice. Expected distinct names. Received: {twice}")
+    if not any(task.weight for task in result):
+        raise ValueError(
+            "`weight` is 0 for all tasks, so that the loss is nothing. Expected one above 0 for at "
+            f"least one task. Received: {names}"
+        )
     if BINARY in names and not all_binary(result) and len(result) > 1:
         raise ValueError(
             f"`tasks` has a task named {BINARY!r}, which is the name of the output that binary "

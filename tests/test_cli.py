@@ -147,6 +147,69 @@ def test_check_names_a_task_with_one_class(data):
     assert "Task odd: one class only" in result.output
 
 
+def test_check_says_why_labels_are_missing_and_what_to_do(data):
+    path = data / "labels.csv"
+    path.write_text(path.read_text().replace(",0,", ",?,"))
+    result = run("check", path)
+    assert "Missing labels: WAN, EPR or LL-R: bright: positives only" in result.output
+    assert "Rows with both labels" in result.output and "8 labelled rows are few" in result.output
+
+
+def test_check_as_json_has_the_audit_and_the_leaks(data):
+    (data / "copy.jpg").write_bytes((data / "0.jpg").read_bytes())
+    text = (data / "labels.csv").read_text().replace("image,", "split,image,")
+    rows = [f"train,{row}" if at else row for at, row in enumerate(text.splitlines())]
+    rows[5:8] = [row.replace("train", "val") for row in rows[5:8]]
+    (data / "labels.csv").write_text("\n".join([*rows, "test,copy.jpg,0,0"]))
+    result = run("check", data / "labels.csv", "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 0 and found["rows"] == 9
+    assert found["tasks"]["bright"] == {
+        "kind": "binary", "known": 8, "positive": 4, "negative": 4, "share": 8 / 9
+    }  # fmt: skip
+    assert found["audit"]["co_known"]["bright"] == {"bright": 8, "odd": 8}
+    assert found["audit"]["tasks"]["odd"]["policy"] == "ignore"
+    assert [leak["kind"] for leak in found["leaks"]] == ["same bytes"]
+    assert "Warning: same bytes: train, line 2: 0.jpg and test, line 10: copy.jpg" in run(
+        "check", data / "labels.csv"
+    ).output.replace("\n", " ")
+    skipped = json.loads(run("check", data / "labels.csv", "--json", "--no-leaks").stdout)
+    assert skipped["leaks"] is None
+
+
+def test_check_takes_tasks_and_groups(data):
+    path = data / "labels.csv"
+    rows = [f"{row},{'video' if at == 0 else at // 2}" for at, row in
+            enumerate(path.read_text().splitlines())]  # fmt: skip
+    path.write_text("\n".join(rows))
+    result = run("check", path, "--task", "odd", "--group-column", "video", "--json")
+    assert list(json.loads(result.stdout)["tasks"]) == ["odd"]
+    result = run("check", path, "--group-column", "film")
+    assert result.exit_code == 1 and "`group_column` 'film' is not in" in result.output
+
+
+def test_check_of_too_few_rows_to_split_says_so(data):
+    path = data / "labels.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[i] for i in (0, 1, 6)))
+    result = run("check", path)
+    assert "Leaks were not looked for: `split` leaves the part test empty" in result.output
+
+
+def test_check_shows_what_other_kinds_have(tmp_path, data):
+    rows = [f"{i}.jpg,{i % 2},{'abc'[i % 3]},{i}" for i in range(8)]
+    (data / "mixed.csv").write_text("image,x,grade,size\n" + "\n".join(rows))
+    (tmp_path / "project.toml").write_text(
+        f'name = "p"\n[data]\nlabels = "{data}/mixed.csv"\ntasks = ["x", {{name = "grade", '
+        'kind = "multiclass"}, {name = "size", kind = "regression"}]\n'
+    )
+    result = run("check", "--project", tmp_path, env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    assert "a 3, b 3, c 2" in result.output and "mean 3.5, std 2.29" in result.output
+    found = json.loads(run("check", "--project", tmp_path, "--json").stdout)["tasks"]
+    assert found["grade"]["classes"] == {"a": 3, "b": 3, "c": 2}
+    assert found["grade"]["positive"] is None and found["size"]["std"] == pytest.approx(2.291, 1e-3)
+
+
 @pytest.mark.parametrize("bad", ["2", "yes"])
 def test_a_wrong_label_names_file_line_and_column(data, bad):
     path = data / "labels.csv"

@@ -156,5 +156,11 @@ def test_the_extractor_was_trained_on_other_objects():
 
 def test_every_embedded_thing_has_its_readme():
     root = Path(__file__).parents[1]
-    for folder in ("datasets/street_scenes", "saved_models/tiny", "templates/multitask-image"):
+    for folder in (
+        "datasets/street_scenes",
+        "datasets/pump_faults",
+        "saved_models/tiny",
+        "templates/multitask-image",
+        "templates/multitask-tabular",
+    ):
         assert (root / folder / "README.md").stat().st_size > 500

@@ -4,7 +4,9 @@ import keras
 import numpy as np
 import pytest
 import reference
+import reference_scores as truth
 import tensorflow as tf
+from sklearn import metrics
 from sklearn.metrics import average_precision_score
 
 import kerasmtl as kt
@@ -80,8 +82,8 @@ def test_the_streaming_metrics_agree():
     auc, accuracy = kt.MaskedAUC(), kt.MaskedBinaryAccuracy()
     auc.update_state(y, p)
     accuracy.update_state(y, p)
-    np.testing.assert_allclose(auc.result_per_task(), column(report, "auc"), atol=2e-3)
-    np.testing.assert_allclose(accuracy.result_per_task(), column(report, "accuracy"), rtol=1e-6)
+    np.testing.assert_allclose(auc.per_task(), column(report, "auc"), atol=2e-3)
+    np.testing.assert_allclose(accuracy.per_task(), column(report, "accuracy"), rtol=1e-6)
 
 
 def test_labels_and_predictions_of_a_shuffled_data_set_stay_together():
@@ -128,3 +130,186 @@ def test_labels_that_are_none_of_0_1_and_nan_are_refused_not_counted(code):
 def test_an_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="`dataset` is empty"):
         kt.evaluate(echo(2), [], ["a", "b"])
+
+
+MIXED = [
+    kt.Task("colour", "multiclass", classes=("red", "green", "blue")),
+    "cat",
+    kt.Task("size", "regression"),
+    "dog",
+]
+
+
+def mixed_data(rows=90, known=0.7, seed=0):
+    """Labels and predictions by output, with holes."""
+    rng = np.random.default_rng(seed)
+    y, p = reference.case(seed, rows, 2, known)
+    size = rng.normal(5, 2, (rows, 1)).astype("float32")
+    colour = rng.integers(0, 3, (rows, 1)).astype("float32")
+    labels = {"colour": colour, "binary": y, "size": size}
+    predictions = {
+        "colour": rng.dirichlet(np.ones(3), rows).astype("float32"),
+        "binary": p,
+        "size": (size + rng.normal(size=size.shape)).astype("float32"),
+    }
+    for key in ("colour", "size"):
+        labels[key] = np.where(rng.random((rows, 1)) > known, np.float32(NAN), labels[key])
+    return labels, predictions
+
+
+def echo_dict(predictions):
+    """A model that predicts its inputs."""
+    inputs = {key: keras.Input(p.shape[1:], name=key) for key, p in predictions.items()}
+    layer = keras.layers.Activation("linear")
+    return keras.Model(inputs, {key: layer(tensor) for key, tensor in inputs.items()})
+
+
+def scored_mixed(labels, predictions, tasks=MIXED, **options):
+    dataset = tf.data.Dataset.from_tensor_slices((predictions, labels)).batch(16)
+    return kt.evaluate(echo_dict(predictions), dataset, tasks, **options)
+
+
+def known_of(labels, predictions, key):
+    keep = np.flatnonzero(~np.isnan(labels[key][:, 0]))
+    return labels[key][keep, 0].astype("float64"), predictions[key][keep].astype("float64")
+
+
+def test_each_kind_has_its_scores():
+    labels, predictions = mixed_data()
+    report = scored_mixed(labels, predictions)
+    assert list(report.tasks) == ["colour", "cat", "size", "dog"]
+    y, p = known_of(labels, predictions, "colour")
+    colour = report.tasks["colour"]
+    assert (colour.known, colour.classes) == (len(y), 3)
+    np.testing.assert_allclose(colour.accuracy, (p.argmax(1) == y).mean())
+    np.testing.assert_allclose(
+        colour.auc, metrics.roc_auc_score(y, p / p.sum(1, keepdims=True), multi_class="ovr")
+    )
+    np.testing.assert_allclose(
+        colour.log_loss, -np.log(p[np.arange(len(y)), y.astype(int)]).mean(), rtol=1e-6
+    )
+    y, p = known_of(labels, predictions, "size")
+    size = report.tasks["size"]
+    np.testing.assert_allclose(size.mae, np.abs(y - p[:, 0]).mean())
+    np.testing.assert_allclose(size.rmse, np.sqrt(((y - p[:, 0]) ** 2).mean()))
+    np.testing.assert_allclose(size.r2, 1 - ((y - p[:, 0]) ** 2).sum() / (len(y) * y.var()))
+    aucs = reference.auc_per_task(labels["binary"], predictions["binary"])
+    np.testing.assert_allclose([report.tasks["cat"].auc, report.tasks["dog"].auc], aucs)
+    np.testing.assert_allclose(report.macro("auc"), aucs.mean())
+    assert report.defined("auc") == 2 and report.defined("r2", "regression") == 1
+
+
+def test_binary_scores_beyond_auc_are_those_of_the_known_cells():
+    y, p = reference.case(rows=300, tasks=4)
+    report = scored(y, p)
+    for name in ("f1", "brier", "ece"):
+        expected = truth.per_task(getattr(truth, name), y, p)
+        np.testing.assert_allclose(column(report, name), expected, rtol=1e-6)
+        np.testing.assert_allclose(report.macro(name), expected.mean(), rtol=1e-6)
+        pooled = truth.pooled(getattr(truth, name), y, p)
+        np.testing.assert_allclose(getattr(report.micro["binary"], name), pooled, rtol=1e-6)
+    np.testing.assert_allclose(report.micro["binary"].auc, truth.pooled(truth.auc, y, p))
+    assert report.micro["binary"].known == (~np.isnan(y)).sum()
+
+
+def test_a_class_that_no_known_label_has_is_not_in_the_auc():
+    labels, predictions = mixed_data(known=1.0)
+    labels["colour"][labels["colour"] == 2] = 0
+    y, p = known_of(labels, predictions, "colour")
+    expected = np.mean([metrics.roc_auc_score(y == label, p[:, label]) for label in (0, 1)])
+    colour = scored_mixed(labels, predictions).tasks["colour"]
+    np.testing.assert_allclose(colour.auc, expected)
+    labels["colour"][:] = 1
+    one = scored_mixed(labels, predictions).tasks["colour"]
+    assert np.isnan(one.auc) and one.classes == 1 and one.log_loss > 0
+    labels["colour"][:], labels["size"][:] = NAN, 3
+    none = scored_mixed(labels, predictions)
+    assert none.tasks["colour"].known == 0 and np.isnan(none.tasks["colour"].accuracy)
+    assert np.isnan(none.tasks["size"].r2) and none.tasks["size"].mae > 0
+
+
+def test_one_task_that_is_not_binary_needs_no_dict():
+    labels, predictions = mixed_data()
+    y, p = labels["size"], predictions["size"]
+    report = kt.evaluate(echo(1), [(p, y)], [MIXED[2]])
+    assert report.tasks["size"] == scored_mixed(labels, predictions).tasks["size"]
+    assert np.isnan(report.macro_auc)
+    assert kt.evaluate(echo(1), [(p, y[:, 0])], [MIXED[2]]) == report
+
+
+def test_an_output_that_the_model_lacks_is_named():
+    labels, predictions = mixed_data()
+    del predictions["size"]
+    with pytest.raises(ValueError, match="`model` lacks the output 'size'.*Received.*colour"):
+        scored_mixed(labels, predictions)
+    labels, predictions = mixed_data()
+    del labels["colour"]
+    with pytest.raises(ValueError, match="`dataset` lacks the output 'colour'"):
+        scored_mixed(labels, predictions)
+    y, p = reference.case(rows=20, tasks=4)
+    with pytest.raises(ValueError, match="no output for each kind.*'colour', 'binary', 'size'"):
+        kt.evaluate(echo(4), [(p, y)], MIXED)
+
+
+def test_columns_and_classes_that_do_not_fit_name_the_task():
+    labels, predictions = mixed_data()
+    labels["binary"] = labels["binary"][:, :1]
+    with pytest.raises(ValueError, match=r"does not fit.*Without a column: \['dog'\]"):
+        scored_mixed(labels, predictions)
+    labels, predictions = mixed_data()
+    predictions["colour"] = predictions["colour"][:, :2]
+    with pytest.raises(ValueError, match=r"task 'colour'.*\(rows, 3\).*\(90, 2\)"):
+        scored_mixed(labels, predictions)
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "message"),
+    [
+        ("colour", 3.0, "'colour' other than 0 to 2 and NaN.*3.0"),
+        ("colour", 0.5, "'colour' other than 0 to 2 and NaN.*0.5"),
+        ("size", np.inf, "'size' other than finite numbers and NaN.*inf"),
+    ],
+)
+def test_labels_that_are_none_are_refused(key, label, message):
+    labels, predictions = mixed_data()
+    labels[key][4] = label
+    with pytest.raises(ValueError, match=message):
+        scored_mixed(labels, predictions)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("colour", NAN, "predicts NaN for 1 known labels of task 'colour'"),
+        ("size", NAN, "predicts NaN for 1 known labels of task 'size'"),
+        ("size", np.inf, "task 'size'. Expected finite numbers"),
+        ("binary", 1.5, "task 'cat'. Expected numbers from 0 to 1.*1.5"),
+        ("colour", 0.9, "task 'colour'. Expected probabilities that sum to 1"),
+        ("colour", -2.0, "task 'colour'. Expected probabilities that sum to 1"),
+    ],
+)
+def test_predictions_that_cannot_be_scored_are_refused(key, value, message):
+    labels, predictions = mixed_data()
+    row = int(np.flatnonzero(~np.isnan(labels[key][:, 0]))[0])
+    predictions[key][row] = value
+    with pytest.raises(ValueError, match=message):
+        scored_mixed(labels, predictions)
+    labels[key][row] = NAN
+    assert scored_mixed(labels, predictions).rows == 90
+
+
+def test_a_softened_uncertain_label_is_not_scored():
+    y, p = reference.case(rows=40, tasks=1, known=1.0)
+    task = kt.Task("a", uncertain=(-1,), uncertain_as=0.3)
+    y[5:9, 0] = 0.3
+    report = kt.evaluate(echo(1), [(p, y)], [task])
+    y[5:9, 0] = NAN
+    assert report == kt.evaluate(echo(1), [(p, y)], ["a"]) and report.tasks["a"].known == 36
+
+
+def test_weights_in_the_data_set_are_refused_not_dropped():
+    y, p = reference.case(rows=20, tasks=2)
+    with pytest.raises(ValueError, match="`dataset` does not yield pairs.*3 parts"):
+        kt.evaluate(echo(2), [(p, y, np.ones(20))], ["a", "b"])
+    with pytest.raises(ValueError, match="`bootstrap` is no number of draws"):
+        scored(y, p, bootstrap=-1)

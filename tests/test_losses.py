@@ -268,7 +268,7 @@ import sys
 import kerasmtl as kt
 
 loss = kt.load_model(sys.argv[1]).loss
-print(type(loss).__module__ + "." + type(loss).__name__)
+print(type(loss) is kt.MaskedBinaryCrossentropy)
 """
 
 
@@ -278,4 +278,4 @@ def test_a_saved_compiled_model_loads_in_a_fresh_process(tmp_path):
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = run_fresh(LOAD, str(tmp_path / "model.keras"))
-    assert loaded == "kerasmtl.losses.MaskedBinaryCrossentropy"
+    assert loaded == "True"

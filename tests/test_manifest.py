@@ -428,6 +428,80 @@ def test_an_empty_part_is_refused_by_name(read):
         numbered(read, 4, ["test", "val", "test", "val"]).split()
 
 
+def test_answers_are_in_every_part_by_their_share(read):
+    rows = [f"{i},{int(i % 10 == 0)},{'?' if i % 3 else i % 2}" for i in range(600)]
+    manifest = read(table(rows, ["image", "a", "b"]))
+    for part, share in zip(manifest.split(), (0.7, 0.15, 0.15), strict=True):
+        wanted = manifest.coverage()[["known", "positive"]] * share
+        assert (abs(part.coverage()[["known", "positive"]] - wanted) <= 1).all().all()
+
+
+def grouped(read, rows, splits=None):
+    columns = ["image", "a", "video", *(["split"] if splits else [])]
+    cells = [f"{i},{i % 2},v{i // 10}" + (f",{splits[i]}" if splits else "") for i in range(rows)]
+    return read(table(cells, columns), group_column="video")
+
+
+@pytest.mark.parametrize("by", ["stratified", "hash"])
+def test_rows_of_a_group_stay_together(read, by):
+    manifest = grouped(read, 300)
+    assert names(manifest) == ["a"]
+    parts = manifest.split(by=by)
+    held = [set(part.groups) for part in parts]
+    assert sum(map(len, held)) == 30 and sum(map(len, parts)) == 300
+
+
+def test_groups_may_be_given_to_the_split(read):
+    manifest = numbered(read, 60)
+    parts = manifest.split((0.5, 0.5), groups=np.arange(60) // 6)
+    assert not set(parts[0].groups) & set(parts[1].groups)
+    parts = manifest.split((0.5, 0.5), groups=[None] * 30 + ["v"] * 30)
+    assert sorted(map(len, parts)) == [30, 30] and "v" not in {*parts[0].groups} & {
+        *parts[1].groups
+    }
+    with pytest.raises(ValueError, match="`groups` does not fit.*60 rows"):
+        manifest.split(groups=[1, 2])
+
+
+def test_fewer_groups_than_parts_leave_one_empty_and_say_so(read):
+    with pytest.raises(ValueError, match="empty.*20 rows in 2 groups"):
+        grouped(read, 20).split()
+
+
+def test_by_hash_every_part_that_the_column_lacks_is_drawn_and_stays(read):
+    few, many = numbered(read, 200, ["train"] * 200), numbered(read, 300, ["train"] * 300)
+    before, after = (
+        {image: at for at, part in enumerate(m.split(by="hash")) for image in part.images}
+        for m in (few, many)
+    )
+    assert set(before.values()) == {0, 1, 2}
+    assert {image: after[image] for image in before} == before
+
+
+def test_a_manifest_carries_how_it_is_split(read):
+    text = table([f"{i},{i % 2}" for i in range(50)])
+    manifest = read(text, split_by="hash")
+    assert lines(manifest.split()) == lines(manifest.split(by="hash"))
+    assert lines(manifest.split()) != lines(manifest.split(by="stratified"))
+    assert manifest.take([1, 2]).split_by == "hash"
+
+
+@pytest.mark.parametrize("argument", ["split_by", "by"])
+def test_another_way_to_split_is_refused(read, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` is no way to split.*'random'"):
+        if argument == "split_by":
+            read("image,a\nx,1\n", split_by="random")
+        else:
+            numbered(read, 20).split(by="random")
+
+
+def test_a_group_on_both_sides_of_the_split_column_is_a_leak(read):
+    splits = (["train"] * 5 + ["test"] * 5 + ["val"] * 10) * 2
+    leaks = grouped(read, 40, splits).leaks(pictures=False)
+    assert set(leaks.kind) == {"same group"} and set(leaks.line) == {2, 22}
+    assert sorted(leaks.other_line) == [*range(7, 12), *range(27, 32)]
+
+
 # Pictures
 
 

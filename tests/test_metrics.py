@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+import reference_scores
 import tensorflow as tf
 
 import kerasmtl as kt
@@ -38,21 +39,117 @@ def test_auc_is_that_of_the_known_cells_up_to_the_bins(known, logits):
     y, p = reference.case(rows=4000, tasks=6, known=known, logits=logits)
     metric = updated(kt.MaskedAUC(from_logits=logits), y, p, batch=256)
     expected = reference.auc_per_task(y, p)
-    np.testing.assert_allclose(metric.result_per_task(), expected, atol=2e-3)
+    np.testing.assert_allclose(metric.per_task(), expected, atol=2e-3)
     np.testing.assert_allclose(metric.result(), expected.mean(), atol=2e-3)
 
 
 def test_auc_is_exact_where_predictions_fall_into_bins_of_their_own():
     y, p = ties()
     metric = updated(kt.MaskedAUC(), y, p, batch=64)
-    np.testing.assert_allclose(metric.result_per_task(), reference.auc_per_task(y, p), rtol=1e-6)
+    np.testing.assert_allclose(metric.per_task(), reference.auc_per_task(y, p), rtol=1e-6)
+
+
+def in_bins(y, p, bins):
+    """By bin, from the highest down: known positives and negatives of one task."""
+    label, q = reference.cells(y, p)
+    logit = np.log(q) - np.log1p(-q)
+    chosen = np.minimum(((0.5 - logit / 32) * bins).astype(int), bins - 1)
+    return (np.bincount(chosen, label == wanted, bins) for wanted in (1, 0))
+
+
+@pytest.mark.parametrize("bins", [16, 100, 1024])
+def test_the_error_of_the_auc_is_within_the_bound_that_it_states(bins):
+    y, p = reference.case(rows=2000, tasks=3)
+    errors = updated(kt.MaskedAUC(num_bins=bins), y, p).per_task() - reference.auc_per_task(y, p)
+    for column, error in enumerate(errors):
+        positives, negatives = in_bins(y[:, column], p[:, column], bins)
+        bound = (positives * negatives).sum() / (2 * positives.sum() * negatives.sum())
+        # A logit at an edge may fall to either side in float32.
+        assert abs(error) <= bound + 1e-5
+
+
+@pytest.mark.parametrize("bins", [16, 100, 1024])
+def test_average_precision_and_precision_at_recall_are_those_of_rounded_predictions(bins):
+    y, p = reference.case(rows=2000, tasks=3)
+    average = updated(kt.MaskedAveragePrecision(num_bins=bins), y, p).per_task()
+    at_recall = updated(kt.MaskedPrecisionAtRecall(0.8, num_bins=bins), y, p).per_task()
+    for column in range(3):
+        positives, negatives = in_bins(y[:, column], p[:, column], bins)
+        hits, seen = positives.cumsum(), (positives + negatives).cumsum()
+        precision = hits / np.maximum(seen, 1)
+        expected = (precision * positives).sum() / positives.sum()
+        np.testing.assert_allclose(average[column], expected, atol=1e-4)
+        best = precision[hits / positives.sum() >= 0.8].max()
+        np.testing.assert_allclose(at_recall[column], best, atol=1e-3)
+        if bins == 1024:
+            label, q = reference.cells(y[:, column], p[:, column])
+            exact = reference_scores.average_precision(label, q)
+            np.testing.assert_allclose(average[column], exact, atol=5e-3)
+
+
+def test_a_recall_counts_as_reached_when_it_is_met_exactly():
+    y = np.array([[1]] * 7 + [[0]] + [[1]] * 3, "float32")
+    p = np.linspace(0.95, 0.05, 11).astype("float32")[:, None]
+    assert updated(kt.MaskedPrecisionAtRecall(0.7), y, p).result() == 1.0
+    np.testing.assert_allclose(updated(kt.MaskedPrecisionAtRecall(0.71), y, p).result(), 10 / 11)
+
+
+@pytest.mark.parametrize("recall", [0.0, -0.1, 1.1])
+def test_a_recall_that_is_no_share_is_refused(recall):
+    with pytest.raises(ValueError, match="`recall` is no share"):
+        kt.MaskedPrecisionAtRecall(recall)
+
+
+def test_f1_without_a_known_positive_is_undefined_whatever_is_predicted():
+    y = np.array([[0, 1], [0, 0], [NAN, 1]], "float32")
+    for p in (0.1, 0.9):
+        assert np.isnan(updated(kt.MaskedF1(), y, np.full_like(y, p)).per_task()[0])
+
+
+def test_logits_and_their_probabilities_have_the_same_scores():
+    y, z = reference.case(rows=200, tasks=3, logits=True)
+    p = reference.sigmoid(z).astype("float32")
+    kinds = (kt.MaskedF1, kt.MaskedBrier, kt.MaskedECE, kt.MaskedAveragePrecision)
+    for kind in kinds:
+        logits = updated(kind(from_logits=True), y, z).per_task()
+        np.testing.assert_allclose(logits, updated(kind(), y, p).per_task(), atol=1e-3)
+
+
+def test_r2_keeps_its_digits_far_from_zero():
+    rng = np.random.default_rng(0)
+    y = 1e5 + rng.normal(size=(400, 1))
+    p = y + rng.normal(scale=0.5, size=y.shape)
+    expected = reference_scores.r2(y[:, 0], p[:, 0])
+    metric = updated(kt.MaskedR2(), y, p, batch=64)
+    np.testing.assert_allclose(metric.per_task(), [expected], rtol=1e-3)
+
+
+@pytest.mark.parametrize("level", [0.1, 1e6])
+def test_r2_of_labels_that_do_not_differ_is_undefined(level):
+    y = np.full((1000, 1), level)
+    assert np.isnan(updated(kt.MaskedR2(), y, y + 1).result())
+
+
+@pytest.mark.parametrize("shapes", [((4,), (4, 3)), ((4, 1), (4, 3))], ids=str)
+def test_classes_come_with_or_without_a_dimension(shapes):
+    y = np.array([2, NAN, 0, 1], "float32").reshape(shapes[0])
+    p = np.array([[0, 0, 1], [NAN] * 3, [0, 1, 0], [0, 1, 0]], "float32")
+    metric = updated(kt.MaskedCategoricalAccuracy(), y, p)
+    np.testing.assert_allclose(metric.result(), 2 / 3, rtol=1e-6)
+    assert metric.per_task().shape == (1,)
+
+
+@pytest.mark.parametrize("shapes", [((4, 2), (4, 3)), ((4,), (4,)), ((4,), (5, 3))])
+def test_classes_of_other_shapes_are_refused(shapes):
+    with pytest.raises(ValueError, match="`y_true` and `y_pred` do not fit each other"):
+        kt.MaskedCategoricalAccuracy().update_state(*map(np.zeros, shapes))
 
 
 def test_more_bins_come_closer():
     y, p = reference.case(rows=4000, tasks=3)
     expected = reference.auc_per_task(y, p)
     errors = [
-        np.abs(updated(kt.MaskedAUC(num_bins=bins), y, p).result_per_task() - expected).max()
+        np.abs(updated(kt.MaskedAUC(num_bins=bins), y, p).per_task() - expected).max()
         for bins in (8, 64, 4096)
     ]
     assert errors[0] > errors[1] > errors[2] and errors[2] < 5e-4
@@ -66,7 +163,7 @@ def test_accuracy_is_that_of_the_known_cells(threshold, logits):
     updated(metric, y, p, batch=64)
     probability = reference.sigmoid(p) if logits else p
     expected = reference.accuracy_per_task(y, probability, np.float32(threshold))
-    np.testing.assert_allclose(metric.result_per_task(), expected, rtol=1e-6)
+    np.testing.assert_allclose(metric.per_task(), expected, rtol=1e-6)
     np.testing.assert_allclose(metric.result(), expected.mean(), rtol=1e-6)
 
 
@@ -81,7 +178,7 @@ def test_a_perfect_model_has_1_however_much_is_missing(kind):
     y, _ = reference.case(rows=400, tasks=8, known=0.05)
     p = np.where(np.isnan(y), np.float32(0.9), 0.1 + 0.8 * y)
     metric = updated(kind(), y, p, batch=50)
-    np.testing.assert_array_equal(metric.result_per_task(), np.ones(8))
+    np.testing.assert_array_equal(metric.per_task(), np.ones(8))
     assert metric.result() == 1.0
 
 
@@ -110,7 +207,7 @@ def test_nothing_under_a_missing_cell_changes_a_bit_of_the_state(code, logits, k
         seen.add(state(metric) + metric.result().numpy().tobytes())
     assert len(seen) == 1
     np.testing.assert_array_equal(
-        metric.result_per_task(), updated(kind(from_logits=logits), y, p).result_per_task()
+        metric.per_task(), updated(kind(from_logits=logits), y, p).per_task()
     )
 
 
@@ -136,7 +233,7 @@ def test_auc_of_a_task_with_one_class_is_nan_and_not_in_the_mean(only):
     metric = updated(kt.MaskedAUC(), y, p)
     expected = reference.auc_per_task(y, p)
     assert np.isnan(expected[2])
-    np.testing.assert_allclose(metric.result_per_task(), expected, rtol=1e-6)
+    np.testing.assert_allclose(metric.per_task(), expected, rtol=1e-6)
     np.testing.assert_allclose(metric.result(), np.nanmean(expected), rtol=1e-6)
 
 
@@ -145,7 +242,7 @@ def test_accuracy_of_a_task_without_labels_is_nan_and_not_in_the_mean():
     y[:, 0] = NAN
     metric = updated(kt.MaskedBinaryAccuracy(), y, p)
     expected = reference.accuracy_per_task(y, p)
-    np.testing.assert_allclose(metric.result_per_task(), expected, rtol=1e-6)
+    np.testing.assert_allclose(metric.per_task(), expected, rtol=1e-6)
     np.testing.assert_allclose(metric.result(), np.nanmean(expected), rtol=1e-6)
 
 
@@ -154,13 +251,13 @@ def test_the_mean_is_nan_where_no_task_is_defined(kind):
     metric = kind()
     assert np.isnan(metric.result())
     metric.update_state(np.full((3, 2), NAN, "float32"), np.zeros((3, 2), "float32"))
-    assert np.isnan(metric.result()) and np.isnan(metric.result_per_task()).all()
+    assert np.isnan(metric.result()) and np.isnan(metric.per_task()).all()
 
 
 @both_metrics
 def test_scores_by_task_before_any_batch_are_refused(kind):
     with pytest.raises(ValueError, match="Call update_state first"):
-        kind().result_per_task()
+        kind().per_task()
 
 
 @both_metrics
@@ -178,7 +275,7 @@ def test_a_whole_weight_counts_a_row_that_often(kind):
     weight = np.random.default_rng(0).integers(0, 4, len(y))
     weighted = updated(kind(), y, p, weight=weight.astype("float32"))
     repeated = updated(kind(), np.repeat(y, weight, axis=0), np.repeat(p, weight, axis=0))
-    np.testing.assert_array_equal(weighted.result_per_task(), repeated.result_per_task())
+    np.testing.assert_array_equal(weighted.per_task(), repeated.per_task())
 
 
 @both_metrics
@@ -197,7 +294,7 @@ def test_saturated_probabilities_are_counted(kind):
     expected = (reference.auc_per_task if kind is kt.MaskedAUC else reference.accuracy_per_task)(
         y, p
     )
-    np.testing.assert_array_equal(metric.result_per_task(), expected)
+    np.testing.assert_array_equal(metric.per_task(), expected)
 
 
 def test_saturated_and_infinite_logits_are_counted():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from kerasmtl.manifest import Manifest
 from kerasmtl.pipeline import make_dataset
+from kerasmtl.tasks import Task
 
 ROWS = 17
 
@@ -57,6 +58,28 @@ def test_pictures_and_labels_are_those_of_the_manifest(manifest):
     for image, path in zip(images, manifest.paths, strict=True):
         expected = np.asarray(Image.open(path)) / np.float32(255)
         np.testing.assert_allclose(image, expected, atol=4 / 255)
+
+
+def test_mixed_kinds_come_as_a_dict_of_the_models_outputs(picture_folder):
+    files = ["00.jpg", "01.png", "02.jpg", "03.png", "04.jpg", "05.png"]
+    rows = [
+        f"{file},{i % 2},{'abc'[i % 3]},{i / 4},{i if i < 2 else '?'}"
+        for i, file in enumerate(files)
+    ]
+    path = picture_folder / "mixed.csv"
+    path.write_text("image,x,grade,size,y\n" + "\n".join(rows) + "\n")
+    tasks = ["x", Task("grade", "multiclass"), Task("size", "regression"), Task("y")]
+    manifest = Manifest.from_csv(path, tasks)
+    for training in (False, True):
+        dataset = make_dataset(manifest, 8, batch_size=4, training=training)
+        assert {key: spec.shape.as_list() for key, spec in dataset.element_spec[1].items()} == {
+            "binary": [None, 2], "grade": [None, 1], "size": [None, 1]
+        }  # fmt: skip
+    batches = [labels for _, labels in make_dataset(manifest, 8, batch_size=4)]
+    values = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+    np.testing.assert_array_equal(values["grade"][:, 0], [0, 1, 2, 0, 1, 2])
+    np.testing.assert_array_equal(values["size"][:, 0], np.arange(6) / 4)
+    np.testing.assert_array_equal(values["binary"], manifest.labels[:, [0, 3]])
 
 
 def test_one_number_is_the_size_of_a_square(manifest):

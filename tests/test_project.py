@@ -1,11 +1,13 @@
 """project.toml: read, checked, and its paths resolved."""
 
+import numpy as np
 import pytest
 
 import kerasmtl as kt
 from kerasmtl.embedded import extractor_folder
 from kerasmtl.modules.content import content_sha256
 
+NAN = float("nan")
 GOOD = 'name = "street"\n[data]\nlabels = "street_scenes"\n'
 
 
@@ -49,6 +51,10 @@ def test_image_size(tmp_path, setting, value):
         ('[data]\nlabels = "a.csv"\n', "name: Field required"),
         (GOOD.replace("street", "../street", 1), "name: "),
         (GOOD + "epochs = 3\n", "data.epochs"),
+        (GOOD + 'split = "random"\n', "data.split"),
+        (GOOD + 'tasks = [{name = "a", kind = "ranking"}]\n', "data.tasks.0"),
+        (GOOD + 'tasks = [{name = "a", missing = 1}]\n', "names a label"),
+        (GOOD + 'tasks = [{kind = "binary"}]\n', "name: Field required"),
         (GOOD + "[training]\nepochs = 0\n", "training.epochs"),
         (GOOD + "[training]\nlearning_rate = -1.0\n", "training.learning_rate"),
         (GOOD + "[model]\ndropout = 1.5\nhidden = [0]\n", "model.hidden.0"),
@@ -60,6 +66,30 @@ def test_wrong_settings_are_named(tmp_path, text, named):
     with pytest.raises(ValueError, match="project.toml") as error:
         kt.Project.load(write(tmp_path, text))
     assert named in str(error.value)
+
+
+def test_tasks_of_all_kinds_groups_and_the_split_are_settings(tmp_path):
+    rows = [f"{i}.jpg,{i % 2},{(-1, 0, 1)[i % 3]},{i % 4 - 1},v{i // 3}" for i in range(60)]
+    (tmp_path / "labels.csv").write_text("image,a,b,grade,video\n" + "\n".join(rows) + "\n")
+    text = """name = "street"
+[data]
+labels = "labels.csv"
+tasks = [
+    "a",
+    {name = "b", uncertain = -1, uncertain_as = 0.25, weight = 2},
+    {name = "grade", kind = "multiclass", missing = [-1]},
+]
+group_column = "video"
+split = "hash"
+"""
+    manifest = kt.Project.load(write(tmp_path, text)).manifest()
+    assert manifest.tasks == (
+        kt.Task("a"),
+        kt.Task("b", uncertain=-1, uncertain_as=0.25, weight=2),
+        kt.Task("grade", "multiclass", classes=("0", "1", "2"), missing=-1),
+    )
+    np.testing.assert_array_equal(manifest.labels[:4, 1:], [[0.25, NAN], [0, 0], [1, 1], [0.25, 2]])
+    assert manifest.groups[:4].tolist() == ["v0", "v0", "v0", "v1"] and manifest.split_by == "hash"
 
 
 def test_no_project_says_how_to_make_one(tmp_path):

@@ -5,7 +5,14 @@ import math
 
 import pytest
 
-from kerasmtl.report import Report, TaskScores
+from kerasmtl.report import (
+    Bootstrap,
+    Interval,
+    MulticlassScores,
+    RegressionScores,
+    Report,
+    TaskScores,
+)
 
 NAN = float("nan")
 
@@ -15,8 +22,8 @@ def report():
     return Report(
         rows=12,
         tasks={
-            "cat": TaskScores(10, 4, 0.75, 0.5, 0.8),
-            "dog": TaskScores(6, 6, NAN, 1.0, 0.5),
+            "cat": TaskScores(10, 4, 0.75, 0.5, 0.8, 0.7, 0.1),
+            "dog": TaskScores(6, 6, NAN, 1.0, 0.5, 0.9),
             "bird": TaskScores(0, 0, NAN, NAN, NAN),
             "fox": TaskScores(8, 3, 0.25, 0.3, 0.2),
         },
@@ -42,13 +49,19 @@ def test_undefined_scores_are_null_in_json(report):
     again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert again["macro_auc"] == 0.5 and again["rows"] == 12
     assert again["tasks"]["dog"] == {
+        "kind": "binary",
         "known": 6,
         "positive": 6,
         "auc": None,
         "average_precision": 1.0,
         "accuracy": 0.5,
+        "f1": 0.9,
+        "brier": None,
+        "ece": None,
     }
-    assert set(again["tasks"]["bird"].values()) == {0, None}
+    assert set(again["tasks"]["bird"].values()) == {"binary", 0, None}
+    assert again["macro"]["binary"]["auc"] == {"mean": 0.5, "defined": 2}
+    assert again["macro"]["binary"]["ece"] == {"mean": None, "defined": 0}
     assert list(again["tasks"]) == list(report.tasks)
 
 
@@ -59,18 +72,60 @@ def test_an_undefined_mean_is_null_in_json():
 
 def test_the_table_has_a_line_for_every_task_and_a_dash_for_undefined_scores(report):
     rows = cells(report)
-    assert rows["cat"] == ["10", "4", "0.750", "0.500", "0.800"]
-    assert rows["dog"] == ["6", "6", "–", "1.000", "0.500"]
-    assert rows["bird"] == ["0", "0", "–", "–", "–"]
+    assert rows["cat"] == ["10", "4", "0.750", "0.500", "0.800", "0.700", "0.100", "–"]
+    assert rows["dog"] == ["6", "6", "–", "1.000", "0.500", "0.900", "–", "–"]
+    assert rows["bird"] == ["0", "0", *"––––––"]
 
 
-def test_the_table_ends_with_the_means_of_the_defined_scores(report):
+def test_the_table_ends_with_the_means_of_the_defined_scores_and_their_number(report):
     rows = cells(report)
-    assert list(rows)[-1] == "mean"
-    assert rows["mean"] == ["", "", "0.500", "0.600", "0.500"]
+    assert list(rows)[-2:] == ["mean", "defined"]
+    assert rows["mean"] == ["", "", "0.500", "0.600", "0.500", "0.800", "0.100", "–"]
+    assert rows["defined"][2:] == ["2 of 4", "3 of 4", "3 of 4", "2 of 4", "1 of 4", "0 of 4"]
+
+
+def test_pooled_scores_and_intervals_stand_in_the_table_and_in_json(report):
+    found = Bootstrap(
+        20,
+        tasks={"cat": {"auc": Interval(0.7, 0.8, 3), "f1": Interval(NAN, NAN, 20)}, "dog": {}}
+        | {"bird": {}, "fox": {}},
+        macro={"binary": {"auc": Interval(0.4, 0.6, 0)}},
+        micro={"binary": {}},
+    )
+    pooled = {"binary": TaskScores(24, 13, 0.65, 0.5, 0.4)}
+    full = Report(12, report.tasks, pooled, found)
+    lines = str(full)
+    assert "0.700–0.800" in lines and "0.400–0.600" in lines
+    assert cells(full)["cat"][5] == "0.700"
+    assert cells(full)["pooled"][:3] == ["24", "13", "0.650"]
+    again = json.loads(json.dumps(full.to_dict(), allow_nan=False))
+    assert again["micro"]["binary"]["auc"] == 0.65
+    assert again["bootstrap"]["draws"] == 20
+    assert again["bootstrap"]["tasks"]["cat"] == {
+        "auc": {"low": 0.7, "high": 0.8, "undefined": 3},
+        "f1": {"low": None, "high": None, "undefined": 20},
+    }
+
+
+def test_each_kind_has_a_table_and_a_mean_of_its_own():
+    report = Report(
+        5,
+        {
+            "cat": TaskScores(5, 2, 0.5, 0.5, 0.5),
+            "colour": MulticlassScores(4, 3, 0.25, 0.75, 1.5),
+            "size": RegressionScores(3, 1.25, 2.5, -math.inf),
+        },
+    )
+    rows = cells(report)
+    assert rows["colour"] == ["4", "3", "0.250", "0.750", "1.500"]
+    assert rows["size"][:3] == ["3", "1.250", "2.500"]
+    assert report.macro("mae", "regression") == 1.25
+    assert report.defined("auc", "multiclass") == 1
+    assert report.macro_auc == 0.625
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["tasks"]["size"]["r2"] is None
 
 
 @pytest.mark.parametrize("name", ["a[b]", "[red]light", "[/x]", "12", "信号", ":car:"])
 def test_a_name_stands_in_the_table_as_it_is(name):
-    report = Report(1, {name: TaskScores(2, 1, 1.0, 1.0, 1.0)})
-    assert cells(report)[name] == ["2", "1", "1.000", "1.000", "1.000"]
+    report = Report(1, {name: TaskScores(2, 1, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0)})
+    assert cells(report)[name] == ["2", "1", *["1.000"] * 4, *["0.000"] * 2]

@@ -120,7 +120,7 @@ def test_an_existing_folder_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize(
     "template, name, answers, error, message",
     [
-        ("nope", "p", {}, ValueError, r"'nope' is unknown. Expected one of \['multitask-image'\]"),
+        ("nope", "p", {}, ValueError, "'nope' is unknown. Expected one of .*'multitask-image'"),
         ("multitask-image", "-p", {}, ValueError, "is no project name"),
         ("multitask-image", "my project", {}, ValueError, "is no project name"),
         ("multitask-image", "p", {"labels": "no.csv"}, FileNotFoundError, "is no file"),

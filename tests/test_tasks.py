@@ -2,7 +2,7 @@
 
 import pytest
 
-from kerasmtl.tasks import Task, as_tasks
+from kerasmtl.tasks import Task, all_binary, as_number, as_tasks, code_text, output_columns
 
 
 def test_a_string_stands_for_a_binary_task_and_the_order_is_kept():
@@ -25,7 +25,7 @@ def test_a_name_may_be_any_other_text(name):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="`kind` is unknown.*'ranking'"):
+    with pytest.raises(ValueError, match="`kind` of task 'a' is unknown.*'ranking'"):
         Task("a", kind="ranking")
 
 
@@ -48,3 +48,102 @@ def test_names_that_stand_twice_are_refused_by_name():
 def test_a_task_cannot_be_changed():
     with pytest.raises(AttributeError):
         Task("a").name = "b"
+
+
+# Kinds, codes and policies
+
+GRADE = Task("grade", "multiclass", classes=("low", "mid", "high"))
+
+
+def test_one_code_may_stand_for_a_list_and_classes_are_texts():
+    task = Task("a", missing=-1, uncertain="maybe")
+    assert (task.missing, task.uncertain) == ((-1,), ("maybe",))
+    assert Task("g", "multiclass", classes=[1, "2 "]).classes == ("1", "2")
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match="`weight` of task 'a' is no weight"):
+        Task("a", weight=weight)
+
+
+@pytest.mark.parametrize("policy", ["maybe", 1.5, -0.1, float("nan")])
+def test_an_unknown_policy_is_refused(policy):
+    with pytest.raises(ValueError, match="`uncertain_as` of task 'a' is no policy"):
+        Task("a", uncertain=-1, uncertain_as=policy)
+
+
+@pytest.mark.parametrize("pair", [(-1, "-1"), ("-1.0", -1), ("U", "u "), (-1, -1.0)])
+def test_a_code_both_missing_and_uncertain_is_refused_however_it_is_written(pair):
+    with pytest.raises(ValueError, match="`missing` and `uncertain` of task 'a' share a code"):
+        Task("a", missing=pair[0], uncertain=pair[1])
+
+
+@pytest.mark.parametrize("code", [0, "1", 1.0, "0.0"])
+@pytest.mark.parametrize("argument", ["missing", "uncertain"])
+def test_a_code_that_is_a_label_is_refused(argument, code):
+    with pytest.raises(ValueError, match="names a label"):
+        Task("a", **{argument: code})
+
+
+def test_a_class_cannot_be_missing():
+    with pytest.raises(ValueError, match=r"names a label.*\['low'\]"):
+        Task("g", "multiclass", classes=("low", "high"), missing="Low")
+
+
+@pytest.mark.parametrize("classes", [("a",), ("a", "a"), ("a", "A"), ("1", "1.0")])
+def test_classes_that_are_not_two_distinct_ones_are_refused(classes):
+    with pytest.raises(ValueError, match="are no classes"):
+        Task("g", "multiclass", classes=classes)
+
+
+@pytest.mark.parametrize("kind", ["binary", "regression"])
+def test_classes_are_for_multiclass_alone(kind):
+    with pytest.raises(ValueError, match="are for multiclass tasks"):
+        Task("a", kind, classes=("x", "y"))
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "regression"])
+def test_uncertain_is_for_binary_alone(kind):
+    with pytest.raises(ValueError, match="is for binary tasks"):
+        Task("a", kind, uncertain=-1)
+
+
+def test_a_task_has_one_output_or_one_for_each_class():
+    assert [Task("a").outputs, Task("a", "regression").outputs, GRADE.outputs] == [1, 1, 3]
+    with pytest.raises(ValueError, match="not known yet.*from_csv"):
+        _ = Task("g", "multiclass").outputs
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(-1, "-1"), (-1.0, "-1"), ("-1.0", "-1"), (" U ", "u"), (0.5, "0.5"), ("1e3", "1000"),
+     ("1_000", "1_000"), ("\uff11", "\uff11"), (float("nan"), "nan"), ("INF", "inf")],
+)  # fmt: skip
+def test_codes_are_compared_as_numbers_where_they_are_such(code, text):
+    assert code_text(code) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1", 1), ("-2.5e1", -25), ("1_0", None), ("\u0661", None), ("x", None)]
+)
+def test_a_number_is_one_in_plain_digits(text, number):
+    assert as_number(text) == number
+
+
+def test_binary_tasks_share_one_output_and_others_have_their_own():
+    tasks = [Task("a"), GRADE, Task("b"), Task("size", "regression")]
+    assert output_columns(tasks) == {"binary": (0, 2), "grade": (1,), "size": (3,)}
+    assert not all_binary(tasks) and all_binary([Task("a"), Task("b")])
+
+
+def test_a_task_named_as_the_shared_output_is_refused_among_other_kinds():
+    with pytest.raises(ValueError, match="named 'binary'"):
+        as_tasks([Task("binary"), GRADE])
+    assert as_tasks(["binary", "b"])[0].name == "binary"
+
+
+def test_weights_that_sum_to_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"`weight` is 0 for all tasks.*\['a', 'b'\]"):
+        as_tasks([Task("a", weight=0), Task("b", weight=0)])
+    assert len(as_tasks([Task("a", weight=0), Task("b")])) == 2

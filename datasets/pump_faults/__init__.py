@@ -1,0 +1,1 @@
+"""The embedded example table: simulated readings of pumps, with four faults."""

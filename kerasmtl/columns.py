@@ -1,0 +1,216 @@
+"""The columns of a table of text become tasks, labels, splits and checked picture names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kerasmtl.masking import MISSING_CODES, find_classes, parse_labels
+from kerasmtl.tasks import Task, as_number, as_tasks, code_text
+
+_SPLIT_CODES = {
+    **{code: "train" for code in ("train", "training")},
+    **{code: "val" for code in ("val", "valid", "validation", "dev")},
+    **{code: "test" for code in ("test", "testing")},
+}
+_SHOWN = 5  # how many faults one message lists
+_FEW = 20  # up to so many distinct values look like classes, more like a quantity
+_TOML = " In project.toml, Task('a', missing=-1) is {name = \"a\", missing = -1}."
+_EXPECTED = {
+    "binary": "none of 0, 1 or missing",
+    "multiclass": "neither a class nor missing",
+    "regression": "neither a finite number nor missing",
+}
+
+
+def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
+    """The columns that look like binary labels, as tasks.
+
+    A named column is a task if 0 and 1 stand in it at least as often as what is no label, or if
+    both stand in it besides one other number. A column of labels with a typing error, or of three
+    states, is thus a task, whose error `read_labels` then reports.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    found, left_out = [], []
+    for name in table.columns:
+        labels, invalid = parse_labels(table[name], Task("any"))
+        known = int((~np.isnan(labels)).sum())
+        majority = known and known >= invalid.sum()
+        if name and (majority or _has_three_states(table[name], labels, invalid)):
+            found.append(name)
+        else:
+            left_out.append(name)
+    if not found:
+        raise ValueError(
+            f"`tasks` cannot be inferred: {source} has no column of 0, 1 and missing. Expected "
+            f"at least one. Received the columns: {left_out}. Call with tasks=[…]; a column of "
+            'classes or of numbers is Task(name, kind="multiclass") or Task(name, '
+            'kind="regression").'
+        )
+    return as_tasks(found)
+
+
+def _has_three_states(cells: pd.Series, labels: np.ndarray, invalid: np.ndarray) -> bool:
+    other = {code_text(cell) for cell in cells[invalid].unique()[:100]}
+    return (
+        len(other) == 1
+        and as_number(other.pop()) is not None
+        and (labels == 0).any()
+        and (labels == 1).any()
+    )
+
+
+def read_labels(
+    table: pd.DataFrame, tasks: tuple[Task, ...], source: Path
+) -> tuple[tuple[Task, ...], np.ndarray]:
+    """The tasks, their classes found, and the labels.
+
+    Shapes: table (rows, columns) of str; returns labels (rows, tasks) float32, NaN = missing.
+
+    Raises:
+        ValueError: a task has no column or less than two classes, or a cell is no label; names
+            lines and columns, and the call that reads them.
+    """
+    absent = [task.name for task in tasks if task.name not in table]
+    if absent:
+        raise ValueError(
+            f"`tasks` names columns that {source} lacks: {absent}. Expected some of: "
+            f"{list(table.columns)}"
+        )
+    tasks = tuple(_with_classes(table[task.name], task, source) for task in tasks)
+    labels = np.empty((len(table), len(tasks)), dtype="float32")
+    faults: dict[Task, np.ndarray] = {}
+    for column, task in enumerate(tasks):
+        labels[:, column], invalid = parse_labels(table[task.name], task)
+        if invalid.any():
+            faults[task] = np.flatnonzero(invalid)
+    if faults:
+        raise ValueError(_label_faults(table, faults, source))
+    return tasks, labels
+
+
+def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
+    if task.kind != "multiclass" or task.classes:
+        return task
+    classes = find_classes(cells, task)
+    if len(classes) < 2:
+        raise ValueError(
+            f"`classes` of task {task.name!r} cannot be found in {source}. Expected two or more "
+            f"labels in its column. Received: {list(classes)}. Name them: Task({task.name!r}, "
+            'kind="multiclass", classes=(…)).'
+        )
+    return replace(task, classes=classes)
+
+
+def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: Path) -> str:
+    places, hints = [], []
+    for task, rows in faults.items():
+        cells = table[task.name]
+        places += [(table.index[row], task.name, cells.iloc[row]) for row in rows[: _SHOWN + 1]]
+        hints.append(_hint(cells, task, cells.iloc[rows]))
+    shown = [f"line {line}, column {name!r}: {cell!r}" for line, name, cell in sorted(places)]
+    kinds = {task.kind: None for task in faults}
+    codes = ", ".join(repr(code) for code in MISSING_CODES)
+    return (
+        f"`labels` in {source} are {', or '.join(_EXPECTED[kind] for kind in kinds)} ({codes}). "
+        "Received: "
+        + "; ".join(shown[:_SHOWN])
+        + ("; …" if len(shown) > _SHOWN else "")
+        + ". If a column is no task, name those that are: tasks=[…] (command line: --task)."
+        + "".join(f" {hint}" for hint in hints[:_SHOWN] if hint)
+        + (_TOML if any(hints) else "")
+    )
+
+
+def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
+    """What the values of a column suggest that it is, and how to say so."""
+    others = list(dict.fromkeys(code_text(cell) for cell in wrong.unique()[:1000]))
+    name = repr(task.name)
+    if task.kind == "multiclass":
+        return f"The classes of {name} are {list(task.classes)}; name all, or name none."
+    if task.kind == "regression":
+        texts = [other for other in others if as_number(other) is None][:3]  # never infinity
+        call = f"Task({name}, kind='regression', missing={texts})"
+        return f"If that means missing: {call}." if texts else ""
+    values = find_classes(cells, Task(task.name, "multiclass"))
+    shown = ", ".join(values[:6]) + (", …" if len(values) > 6 else "")
+    numbers = [as_number(other) for other in others]
+    if others == ["-1"]:
+        return (
+            f"Column {name} has the values {shown}: if -1 means uncertain, Task({name}, "
+            f"uncertain=-1, uncertain_as='ignore'); if it means missing, Task({name}, missing=-1)."
+        )
+    if len(values) > _FEW and None not in numbers:
+        return f"Column {name} has numbers of many values: Task({name}, kind='regression')?"
+    if len(values) == 2:
+        return (
+            f"Column {name} has the values {shown}: write 1 and 0 for a binary task, or call with "
+            f"Task({name}, kind='multiclass')."
+        )
+    if len(values) <= _FEW:
+        return f"Column {name} has the values {shown}: Task({name}, kind='multiclass')?"
+    return ""
+
+
+def read_splits(cells: pd.Series, source: Path) -> np.ndarray:
+    """The part, "train", "val" or "test", of every row, shape (rows,).
+
+    Raises:
+        ValueError: a cell is another text; names its line.
+    """
+    splits = cells.str.strip().str.lower().map(_SPLIT_CODES)
+    wrong = cells[splits.isna()]
+    if len(wrong):
+        raise ValueError(
+            f"`split_column` in {source}, line {wrong.index[0]}, column {cells.name!r} is unknown. "
+            f"Expected train, val or test. Received: {wrong.iloc[0]!r} ({len(wrong)} such rows). "
+            "Call with another split_column=… if this column means something else."
+        )
+    return splits.to_numpy(dtype=object)
+
+
+def read_groups(table: pd.DataFrame, column: str, images: pd.Series, source: Path) -> np.ndarray:
+    """The group of every row, shape (rows,) str; without one, a picture is a group of its own.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    if column not in table:
+        raise ValueError(
+            f"`group_column` {column!r} is not in {source}. Expected one of the columns "
+            f"{list(table.columns)}"
+        )
+    groups = table[column].str.strip().to_numpy(dtype=object, copy=True)
+    alone = np.flatnonzero(groups == "")
+    groups[alone] = [f"\0{image}" for image in images.iloc[alone]]  # no cell holds a \0
+    return groups
+
+
+def check_images(
+    images: pd.Series, source: Path, column: str, root: Path, allow_outside: bool
+) -> None:
+    """Raise ValueError for a row without a picture, or with one outside of the root."""
+    unnamed = images.index[images == ""]
+    if len(unnamed):
+        raise ValueError(
+            f"`images` in {source}, line {unnamed[0]}, column {column!r} is empty. Expected the "
+            f"path of a picture. {len(unnamed)} such rows."
+        )
+    if allow_outside:
+        return
+    inside = os.path.join(root, "")
+    for line, image in zip(images.index, images, strict=True):
+        if image != "." and ".." not in image and ":" not in image and image[0] not in "/\\":
+            continue  # a plain name below the root, without a look at every part of the path
+        if not os.path.normpath(os.path.join(root, image)).startswith(inside):
+            raise ValueError(
+                f"`images` in {source}, line {line}, column {column!r} leaves the data folder "
+                f"{root}. Expected a path inside it. Received: {image!r}. Call with "
+                "allow_outside=True (in a project: allow_outside = true) if that is meant."
+            )

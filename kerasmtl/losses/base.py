@@ -1,0 +1,188 @@
+"""What all losses share: masking, normalization, weights of tasks and rows, and balancing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+from keras import ops
+
+from kerasmtl.balancing import Balancer
+from kerasmtl.masking import check_row_weights, check_same_shape, fill_missing, is_known
+
+NORMALIZATIONS = ("sum", "mean")
+
+
+class MaskedLoss(keras.losses.Loss):
+    """Base of the losses over cells: `(1/m) Σ_i w_i / Z_i Σ_j k_ij v_j ℓ(y_ij, p_ij)`.
+
+    `k_ij` is 1 where the label is known (or, for a policy that counts unknown labels, everywhere),
+    `w_i` the `sample_weight` of the row, `v_j` the weight of the task, and `Z_i` the normalization:
+    "sum" 1; "mean" `Σ_j k_ij v_j` of the row itself; a number that number, such as
+    `counts.mean_known(labels)`. None of them depends on the batch or on the number of replicas.
+
+    Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks). `call` returns
+    (batch,), so that Keras' reduction, `sample_weight` of shape (batch,) and the scaling by
+    replicas stay right. Computed in float32 under any policy.
+
+    A missing cell adds exactly 0 and has a gradient of exactly 0, whatever is predicted there; with
+    no known label the loss is 0. What cannot be right is never hidden: a NaN prediction of a known
+    cell, or a known label outside the range of its kind (the manifest refuses such a file, a loss
+    in a graph cannot raise), makes loss and gradient NaN.
+
+    Raises:
+        ValueError: a wrong argument, y_true and y_pred that are not both (batch, tasks), weights
+            or a balancer for another number of tasks, or sample_weight that is not (batch,).
+    """
+
+    neutral = 0.0  # stands in for the prediction of a missing cell
+    counts_unknown = False
+    gaussian = False
+
+    def __init__(
+        self,
+        normalization: str | float = "sum",
+        task_weights: Iterable[float] | None = None,
+        balancer: Balancer | None = None,
+        missing: float | None = None,
+        reduction: str = "sum_over_batch_size",
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype or "float32")
+        self.normalization = _checked_normalization(normalization)
+        self.task_weights = checked_weights("task_weights", task_weights)
+        if balancer is not None and not isinstance(balancer, Balancer):
+            raise ValueError(
+                "`balancer` is none. Expected a kerasmtl.balancing.Balancer. "
+                f"Received: {balancer!r}"
+            )
+        self.balancer = balancer
+        self.missing = missing
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        # (batch, tasks) weights would broadcast against the (batch,) losses if batch == tasks.
+        if sample_weight is not None:
+            check_row_weights(sample_weight)
+        return super().__call__(y_true, y_pred, sample_weight)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        check_same_shape(y_true, y_pred)
+        known = is_known(y_true, self.missing)
+        counted = ops.ones_like(known) if self.counts_unknown else known
+        # Labels and predictions are replaced before the formula and the result after it:
+        # either alone lets NaN or a constant through (0 * NaN is NaN; logit 0 costs ln 2).
+        y = fill_missing(y_true, known, 0.0)
+        p = fill_missing(y_pred, counted, self.neutral)
+        spoilt = nan_where(ops.logical_or(ops.isnan(p), self._wrong_labels(y)))
+        # Of the prediction for the gradient, which clipping would make 0; of the loss for the
+        # value, which a comparison would hide.
+        cells = self._cells(y, p * spoilt, known) * spoilt
+        return self._by_row(fill_missing(cells, counted, 0.0), counted)
+
+    def _cells(self, y: Any, p: Any, known: Any) -> Any:
+        """The loss of each cell, (batch, tasks); y is 0 and p neutral where they do not count."""
+        raise NotImplementedError
+
+    def _wrong_labels(self, y: Any) -> Any:
+        return ops.logical_or(y < 0.0, y > 1.0)
+
+    def _by_row(self, cells: Any, counted: Any) -> Any:
+        tasks = cells.shape[-1]
+        if self.balancer is not None:
+            cells = self.balancer.weigh(cells, counted, 0.5 if self.gaussian else 1.0)
+        weights = per_task("task_weights", self.task_weights, tasks)
+        total = ops.sum(cells * weights, axis=-1)
+        if self.normalization == "sum":
+            return total
+        if self.normalization == "mean":
+            amount = ops.sum(ops.cast(counted, cells.dtype) * weights, axis=-1)
+            return total / ops.where(amount > 0.0, amount, ops.ones_like(amount))
+        return total / self.normalization
+
+    def get_config(self) -> dict[str, Any]:
+        balancer = self.balancer and keras.saving.serialize_keras_object(self.balancer)
+        return {
+            **super().get_config(),
+            "normalization": self.normalization,
+            "task_weights": self.task_weights and list(self.task_weights),
+            "balancer": balancer,
+            "missing": self.missing,
+            "dtype": self.dtype,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> MaskedLoss:
+        balancer = config.get("balancer")
+        if isinstance(balancer, dict):
+            balancer = keras.saving.deserialize_keras_object(balancer)
+        return cls(**{**config, "balancer": balancer})
+
+
+def nan_where(wrong: Any) -> Any:
+    """A factor, 1 or NaN: it spoils value and gradient of just the cells that are wrong."""
+    one = ops.ones_like(wrong, dtype="float32")
+    return ops.where(wrong, one * float("nan"), one)
+
+
+def per_task(argument: str, values: Any, tasks: int) -> Any:
+    """Numbers of an argument as (tasks,), or the one number that holds for all."""
+    if values is None:
+        return 1.0
+    if not isinstance(values, tuple):
+        return values
+    if len(values) != tasks:
+        raise ValueError(
+            f"`{argument}` does not fit the labels. Expected one number a task, {tasks}. "
+            f"Received: {len(values)}"
+        )
+    return ops.convert_to_tensor(values, dtype="float32")
+
+
+def checked_weights(argument: str, values: Any) -> tuple[float, ...] | None:
+    """Weights, one a task, as a tuple; ValueError if one is negative or infinite or all are 0."""
+    if values is None:
+        return None
+    try:
+        numbers = tuple(float(value) for value in values)
+    except TypeError:
+        numbers = ()
+    if not numbers or not all(math.isfinite(n) and n >= 0.0 for n in numbers) or not sum(numbers):
+        raise ValueError(
+            f"`{argument}` are no weights. Expected one finite number a task, 0 or more, not all "
+            f"of them 0. Received: {values!r}"
+        )
+    return numbers
+
+
+def checked_number(argument: str, value: Any, low: float = 0.0, high: float = math.inf) -> float:
+    """A finite number in [low, high], or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        fits = False
+    else:
+        fits = low <= value <= high
+    if not fits:
+        bound = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of {low:g} or more"
+        raise ValueError(
+            f"`{argument}` is out of range. Expected a number {bound}. Received: {value!r}"
+        )
+    return float(value)
+
+
+def _checked_normalization(value: Any) -> str | float:
+    positive = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value > 0
+    )
+    if positive:
+        return float(value)
+    if isinstance(value, str) and value in NORMALIZATIONS:
+        return value
+    raise ValueError(
+        f"`normalization` is unknown. Expected one of {NORMALIZATIONS} or a positive number. "
+        f"Received: {value!r}"
+    )

@@ -1,0 +1,26 @@
+"""Metrics that mask themselves: give them to `compile(metrics=...)`, nothing else is needed."""
+
+from kerasmtl.metrics.base import MaskedMetric
+from kerasmtl.metrics.calibration import MaskedBrier, MaskedECE
+from kerasmtl.metrics.ranking import MaskedAUC, MaskedAveragePrecision, MaskedPrecisionAtRecall
+from kerasmtl.metrics.thresholded import (
+    MaskedBinaryAccuracy,
+    MaskedCategoricalAccuracy,
+    MaskedF1,
+)
+from kerasmtl.metrics.values import MaskedMAE, MaskedR2, MaskedRMSE
+
+__all__ = [
+    "MaskedAUC",
+    "MaskedAveragePrecision",
+    "MaskedBinaryAccuracy",
+    "MaskedBrier",
+    "MaskedCategoricalAccuracy",
+    "MaskedECE",
+    "MaskedF1",
+    "MaskedMAE",
+    "MaskedMetric",
+    "MaskedPrecisionAtRecall",
+    "MaskedR2",
+    "MaskedRMSE",
+]

@@ -1,0 +1,192 @@
+"""Scores of decisions: right or wrong, per known label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from kerasmtl.masking import fill_missing
+from kerasmtl.metrics.base import NAN, SUM, BinaryMetric, MaskedMetric, ratio
+
+
+class _Decision(BinaryMetric):
+    """A probability above `threshold` counts as 1."""
+
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        average: str = "macro",
+        from_logits: bool = False,
+        missing: float | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(average, from_logits, missing, name, dtype)
+        if not 0.0 < threshold < 1.0:
+            raise ValueError(
+                f"`threshold` is no probability. Expected 0 < threshold < 1. Received: {threshold}"
+            )
+        self.threshold = threshold
+
+    def _decided(self, y_pred: Any) -> Any:
+        return self._probability(y_pred) > self.threshold
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "threshold": self.threshold}
+
+
+@keras.saving.register_keras_serializable(package="kerasmtl")
+class MaskedBinaryAccuracy(_Decision):
+    """Share of the known labels that the thresholded prediction meets, averaged over tasks.
+
+    `accuracy_j = Σ_i known_ij [y_ij = (p_ij > threshold)] / Σ_i known_ij`
+
+    Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks), probabilities, or
+    logits with `from_logits=True` (then compared after a sigmoid). The result is a scalar;
+    `per_task()` gives (tasks,). A soft label counts as 1 above 0.5.
+
+    Missing cells have no influence. A task with no known label is undefined: NaN by task, left
+    out of the mean; NaN if no task is defined. A known cell that cannot be scored makes the result
+    NaN (see `MaskedMetric`).
+
+    Raises:
+        ValueError: y_true and y_pred are not both (batch, tasks), or a threshold outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        from_logits: bool = False,
+        missing: float | None = None,
+        average: str = "macro",
+        name: str = "binary_accuracy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(threshold, average, from_logits, missing, name, dtype)
+
+    def _layout(self) -> dict[str, tuple[int, ...]]:
+        return {"correct": (), "known": ()}
+
+    def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
+        hit = ops.cast(ops.equal(y_true > 0.5, self._decided(y_pred)), SUM)
+        return {"correct": ops.sum(hit * weight, axis=0), "known": ops.sum(weight, axis=0)}
+
+    def _score(self, sums: dict[str, Any]) -> Any:
+        return ratio(sums["correct"], sums["known"])
+
+
+@keras.saving.register_keras_serializable(package="kerasmtl")
+class MaskedF1(_Decision):
+    """Harmonic mean of precision and recall over the known labels, averaged over tasks.
+
+    `F1_j = 2 TP_j / (2 TP_j + FP_j + FN_j)`, counted where `p_ij > threshold` is a 1.
+
+    Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks), probabilities, or
+    logits with `from_logits=True` (then compared after a sigmoid). The result is a scalar;
+    `per_task()` gives (tasks,). A soft label counts as 1 above 0.5.
+
+    Missing cells have no influence. A task without a known positive is undefined, whatever the
+    model says, so that all models are averaged over the same tasks: NaN by task, left out of the
+    mean; NaN if no task is defined. A known cell that cannot be scored makes the result NaN (see
+    `MaskedMetric`).
+
+    Raises:
+        ValueError: y_true and y_pred are not both (batch, tasks), or a threshold outside (0, 1).
+
+    Source: van Rijsbergen 1979, Information Retrieval, chapter 7.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        from_logits: bool = False,
+        missing: float | None = None,
+        average: str = "macro",
+        name: str = "f1",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(threshold, average, from_logits, missing, name, dtype)
+
+    def _layout(self) -> dict[str, tuple[int, ...]]:
+        return {"hits": (), "positives": (), "predicted": ()}
+
+    def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
+        positive = ops.cast(y_true > 0.5, SUM) * weight
+        predicted = ops.cast(self._decided(y_pred), SUM)
+        return {
+            "hits": ops.sum(positive * predicted, axis=0),
+            "positives": ops.sum(positive, axis=0),
+            "predicted": ops.sum(predicted * weight, axis=0),
+        }
+
+    def _score(self, sums: dict[str, Any]) -> Any:
+        f1 = ratio(2.0 * sums["hits"], sums["positives"] + sums["predicted"])
+        return fill_missing(f1, sums["positives"] > 0, NAN)
+
+
+@keras.saving.register_keras_serializable(package="kerasmtl")
+class MaskedCategoricalAccuracy(MaskedMetric):
+    """Share of the known labels whose class has the highest prediction.
+
+    `accuracy = Σ_i known_i [y_i = argmax_c p_ic] / Σ_i known_i`, the first class if several are
+    highest.
+
+    Shapes: y_true (batch,) or (batch, 1), the class from 0, NaN = missing; y_pred (batch, classes),
+    probabilities or logits. The result is a scalar; `per_task()` gives (1,).
+
+    Missing rows have no influence; with no known label the result is NaN. A known row with a NaN
+    prediction or with a label that is no class makes the result NaN (see `MaskedMetric`).
+
+    Raises:
+        ValueError: other shapes, or another number of classes than in the first batch.
+    """
+
+    def __init__(
+        self,
+        missing: float | None = None,
+        name: str = "categorical_accuracy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(missing=missing, name=name, dtype=dtype)
+        self.num_classes: int | None = None
+
+    def _cells(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        shapes = tuple(y_true.shape), tuple(y_pred.shape)
+        rows = {shape[0] for shape in shapes if shape and shape[0] is not None}
+        if len(rows) > 1 or shapes[0][1:] not in ((), (1,)) or len(shapes[1]) != 2:
+            raise ValueError(
+                "`y_true` and `y_pred` do not fit each other. Expected (batch,) or (batch, 1) and "
+                f"(batch, classes). Received: y_true {shapes[0]}, y_pred {shapes[1]}"
+            )
+        if self.num_classes not in (None, shapes[1][1]):
+            raise ValueError(
+                f"`y_pred` has another number of classes than the first batch of {self.name!r}. "
+                f"Expected {self.num_classes}. Received: {shapes[1][1]}"
+            )
+        self.num_classes = shapes[1][1]
+        chosen = ops.cast(ops.argmax(y_pred, axis=-1), self.CELL)
+        broken = ops.any(ops.isnan(y_pred), axis=-1)
+        chosen = fill_missing(chosen, ops.logical_not(broken), NAN)
+        return ops.reshape(y_true, (-1, 1)), ops.reshape(chosen, (-1, 1))
+
+    def _sound(self, y_true: Any, y_pred: Any) -> Any:
+        within = ops.logical_and(y_true >= 0, y_true < self.num_classes)
+        label = ops.logical_and(within, ops.equal(y_true, ops.floor(y_true)))
+        return ops.logical_and(label, super()._sound(y_true, y_pred))
+
+    def _layout(self) -> dict[str, tuple[int, ...]]:
+        return {"correct": (), "known": ()}
+
+    def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
+        hit = ops.cast(ops.equal(y_true, y_pred), SUM)
+        return {"correct": ops.sum(hit * weight, axis=0), "known": ops.sum(weight, axis=0)}
+
+    def _score(self, sums: dict[str, Any]) -> Any:
+        return ratio(sums["correct"], sums["known"])
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        del config["average"]
+        return config

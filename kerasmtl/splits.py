@@ -1,0 +1,231 @@
+"""Rows into parts: stratified over the known labels, or by a hash of the name; groups stay whole.
+
+The stratified split follows iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011,
+https://doi.org/10.1007/978-3-642-23808-6_10): the rarest answer first, each of its rows to the part
+that lacks it most. Here all rows of one answer are dealt out at once, which is as exact for that
+answer, and what is left of the imbalance is then swapped away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from kerasmtl.tasks import Task
+
+POLICIES = ("stratified", "hash")
+_BINS = 4  # a regression task is stratified by its quartiles
+_POOL = 128  # rows of a part that are looked at for one swap
+_LATE = 5_000  # rows or more kept back and placed one by one: they even out what dealing leaves
+_SWAPS = 1_000  # at most, for each pair of parts; fewer with many answers, which cost time
+_PATIENCE = 4  # draws in a row without a swap that helps
+
+
+def split_rows(
+    labels: np.ndarray,
+    tasks: Sequence[Task],
+    names: np.ndarray,
+    fractions: Sequence[float],
+    seed: int = 0,
+    by: str = "stratified",
+    groups: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """The row numbers of each part, in ascending order; every row is in one part.
+
+    Shapes: labels (rows, tasks) float32, NaN = missing; names and groups (rows,) str.
+
+    "stratified": the parts have the sizes asked for, to the row if no group has two, and of every
+    task a part has its share of each answer (positives, negatives, classes, quartiles), hence of
+    what is known, to within a few rows where rows and groups allow it. "hash": the name of the
+    row (of its group), the seed and the fractions alone decide, so a row stays where it is
+    whatever is added; sizes and answers are those of chance.
+
+    Raises:
+        ValueError: the fractions are no partition, or `by` is no policy.
+    """
+    shares = np.asarray(fractions, dtype=float)
+    if not len(shares) or not (shares > 0).all() or not np.isclose(shares.sum(), 1.0):
+        raise ValueError(
+            "`fractions` is no partition. Expected positive shares that sum to 1, for example "
+            f"(0.7, 0.15, 0.15). Received: {tuple(fractions)}"
+        )
+    if by not in POLICIES:
+        raise ValueError(f"`by` is no way to split. Expected one of {POLICIES}. Received: {by!r}")
+    if by == "hash":
+        part = _by_hash(names if groups is None else groups, shares, seed)
+    else:
+        answers = _answers(labels, tasks)
+        unit = np.arange(len(labels)) if groups is None else pd.factorize(groups)[0]
+        part = _Stratified(answers, unit, shares, seed).run()[unit]
+    return [np.flatnonzero(part == number) for number in range(len(shares))]
+
+
+def _by_hash(names: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
+    salt = f"{seed}:".encode()
+    codes, distinct = pd.factorize(names)
+    draws = [hashlib.blake2b(salt + str(n).encode(), digest_size=8).digest() for n in distinct]
+    uniform = np.frombuffer(b"".join(draws), ">u8") / 2.0**64
+    ends = np.cumsum(shares)[:-1]
+    return np.searchsorted(ends, uniform, side="right")[codes]
+
+
+def _answers(labels: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
+    """Which answers a row has, (rows, answers) bool: what every part is to have its share of."""
+    columns = []
+    for column, task in zip(labels.T, tasks, strict=True):
+        if task.kind == "multiclass":
+            columns += [column == number for number in range(task.outputs)]
+        elif task.kind == "binary":  # a soft label counts as the answer it is nearer to
+            columns += [column >= 0.5, column < 0.5]
+        else:
+            known = column[~np.isnan(column)]
+            edges = np.unique(np.quantile(known, np.arange(1, _BINS) / _BINS)) if len(known) else []
+            bins = np.where(np.isnan(column), -1, np.searchsorted(edges, column))
+            columns += [bins == number for number in range(len(edges) + 1)]
+    return np.column_stack(columns)
+
+
+class _Stratified:
+    """Units, rows or groups of rows, are dealt out to parts.
+
+    Shapes: counts (units, answers + 1), how many rows of a unit have the answer, the last column
+    its rows; lack (parts, answers + 1), what each part still needs.
+    """
+
+    def __init__(
+        self, answers: np.ndarray, unit: np.ndarray, shares: np.ndarray, seed: int
+    ) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.size = np.bincount(unit)
+        if len(self.size) == len(answers):
+            counts = np.empty_like(answers)
+            counts[unit] = answers
+        else:
+            order = np.argsort(unit, kind="stable")
+            starts = np.cumsum(self.size) - self.size
+            counts = np.add.reduceat(answers[order], starts, axis=0, dtype="int32")
+        self.counts = np.column_stack([counts, self.size.astype(counts.dtype)])
+        totals = self.counts.sum(axis=0, dtype=float)
+        self.lack = shares[:, None] * totals
+        ends = np.round(np.cumsum(shares) * len(answers))
+        self.lack[:, -1] = np.diff(ends, prepend=0)
+        self.weight = 1 / np.maximum(totals, 1)
+        self.shares = shares
+        self.part = np.full(len(self.size), -1)
+
+    def run(self) -> np.ndarray:
+        """The part of every unit, (units,) int."""
+        large = np.flatnonzero(self.size > 1)
+        mixed = self.rng.permutation(len(large))
+        for unit in large[mixed][np.argsort(-self.size[large[mixed]], kind="stable")]:
+            self._place(unit)
+        rest = self.rng.permutation(np.flatnonzero(self.size == 1))
+        late = min(max(_LATE, len(rest) // 20), len(rest) // 2)
+        rest, late = rest[late:], rest[:late]
+        left = self.counts[rest, :-1].sum(axis=0, dtype=int)
+        while len(rest):
+            rest = self._deal(rest, left)
+        for unit in late:
+            self._place(unit)
+        self._balance()
+        return self.part
+
+    def _give(self, units: np.ndarray, part: int) -> None:
+        self.part[units] = part
+        self.lack[part] -= self.counts[units].sum(axis=0, dtype=float)
+
+    def _place(self, unit: int) -> None:
+        """One group goes where its answers, the rare ones above all, are lacked most."""
+        need = (self.lack * self.weight / self.shares[:, None]) @ self.counts[unit].astype(float)
+        fits = self.lack[:, -1] >= self.size[unit]
+        self._give(np.array([unit]), int(np.argmax(np.where(fits | ~fits.any(), need, -np.inf))))
+
+    def _deal(self, rest: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """All rows of the answer that is rarest among the rest, at once; returns the others.
+
+        `left`, how often each answer stands in the rest, is kept up to date.
+        """
+        if not left.any():
+            chosen, want = np.ones(len(rest), dtype=bool), self.lack[:, -1]
+        else:
+            rarest = np.argmin(np.where(left > 0, left, len(rest) + 1))
+            chosen, want = self.counts[rest, rarest] > 0, self.lack[:, rarest]
+        rows = rest[chosen]
+        ends = np.cumsum(_apportion(want, self.lack[:, -1], len(rows)))
+        left -= self.counts[rows, :-1].sum(axis=0, dtype=int)
+        for part, units in enumerate(np.split(rows, ends[:-1])):
+            self._give(units, part)
+        return rest[~chosen]
+
+    def _balance(self) -> None:
+        """Swap units between parts, or move groups, as long as that lessens the imbalance."""
+        nothing = len(self.size) if self.size.max(initial=0) > 1 else None
+        members = [np.flatnonzero(self.part == part) for part in range(len(self.lack))]
+        for first in range(len(members)):
+            for second in range(first):
+                failed = 0
+                for _ in range(max(50, min(_SWAPS, 50_000 // len(self.weight)))):
+                    failed = 0 if self._swap(members, first, second, nothing) else failed + 1
+                    if failed == _PATIENCE:
+                        break
+
+    def _swap(
+        self, members: list[np.ndarray], first: int, second: int, nothing: int | None
+    ) -> bool:
+        """The best swap among some units of two parts; `nothing` stands for a move one way."""
+        pools = []
+        for part in (first, second):
+            if not len(members[part]):
+                return False
+            pools.append(self.rng.integers(0, len(members[part]), _POOL))
+        ours, theirs = (members[p][at] for p, at in zip((first, second), pools, strict=True))
+        scale = np.sqrt(self.weight)
+        a, b = (self.counts[units] * scale for units in (ours, theirs))
+        if nothing is not None:
+            a, b = (np.vstack([values, np.zeros(len(scale))]) for values in (a, b))
+        # The imbalance of both parts, summed squares of lack * scale, if a and b change places.
+        lack = (self.lack[first] - self.lack[second]) * scale
+        distance = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+        change = 2 * distance + 2 * ((a @ lack)[:, None] - b @ lack)
+        i, j = np.unravel_index(np.argmin(change), change.shape)
+        if change[i, j] >= -1e-9:
+            return False
+        self._exchange(members, (first, second), (pools[0], pools[1]), (int(i), int(j)))
+        return True
+
+    def _exchange(
+        self,
+        members: list[np.ndarray],
+        parts: tuple[int, int],
+        pools: tuple[np.ndarray, np.ndarray],
+        chosen: tuple[int, int],
+    ) -> None:
+        units = [
+            members[p][pool[at]] if at < len(pool) else None
+            for p, pool, at in zip(parts, pools, chosen, strict=True)
+        ]
+        for side, unit in enumerate(units):
+            if unit is not None:
+                here, there = parts[side], parts[1 - side]
+                self.lack[here] += self.counts[unit]
+                self._give(np.array([unit]), there)
+                members[here] = members[here][members[here] != unit]
+                members[there] = np.append(members[there], unit)
+
+
+def _apportion(want: np.ndarray, room: np.ndarray, rows: int) -> np.ndarray:
+    """How many of the rows each part gets: near to what it wants, never above its room."""
+    room = np.maximum(np.round(room), 0).astype(int)
+    if room.sum() < rows:  # groups have overfilled a part
+        room = room + rows
+    want = np.clip(want, 0, room)
+    exact = want * rows / want.sum() if want.sum() > 0 else room * rows / room.sum()
+    given = np.minimum(np.floor(exact).astype(int), room)
+    while given.sum() < rows:
+        part = int(np.argmax(np.where(given < room, exact - given, -np.inf)))
+        at_once = max(1, int(exact[part] - given[part]))
+        given[part] += min(at_once, room[part] - given[part], rows - given.sum())
+    return given

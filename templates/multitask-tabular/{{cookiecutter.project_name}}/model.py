@@ -1,0 +1,19 @@
+"""The network: dense layers over normalised columns, and a head. Change it as you like."""
+
+import keras
+
+import kerasmtl as kt
+
+
+def build(project: kt.Project, train: kt.Table) -> keras.Model:
+    """Rows of numbers in, NaN = missing; one output per task. Normalisation learns from `train`."""
+    settings = project.model
+    backbone = kt.mlp_backbone(
+        train.features,
+        hidden=settings.hidden,
+        dropout=settings.dropout,
+        input_dropout=settings.input_dropout,
+        batch_norm=settings.batch_norm,
+        indicators=settings.indicators,
+    )
+    return kt.build_model(backbone, train.tasks)

@@ -1,0 +1,67 @@
+"""The project's own checks, on a few of its rows: `pytest`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from model import build
+
+import kerasmtl as kt
+
+
+@pytest.fixture(scope="module")
+def project():
+    return kt.Project.load(Path(__file__).parents[1])
+
+
+@pytest.fixture(scope="module")
+def table(project):
+    return project.manifest()
+
+
+@pytest.fixture(scope="module")
+def rows(table):
+    return table.take(range(min(64, len(table))))
+
+
+@pytest.fixture
+def model(project, rows):
+    return build(project, rows)
+
+
+def outputs_of(model, rows):
+    predicted = model.predict(rows.features, verbose=0)
+    return np.concatenate([*predicted.values()] if isinstance(predicted, dict) else [predicted], 1)
+
+
+def test_every_task_can_be_learnt(table):
+    assert table.class_faults() == {}
+
+
+def test_missing_numbers_make_no_missing_predictions(model, rows):
+    holes = rows.features.copy()
+    holes[:, 0] = np.nan
+    assert np.isfinite(outputs_of(model, rows.from_arrays(holes, rows.labels, rows.tasks))).all()
+
+
+def test_training_moves_the_network_and_not_the_normalisation(model, rows):
+    fixed = [v.numpy().copy() for v in model.non_trainable_variables if "columns" in v.path]
+    moved = [v.numpy().copy() for v in model.trainable_variables]
+    model.compile("adam", loss=kt.default_losses(rows.tasks), jit_compile=False)
+    data = kt.make_table_dataset(rows, 16)
+    history = model.fit(data, epochs=1, shuffle=False, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    after = [v.numpy() for v in model.non_trainable_variables if "columns" in v.path]
+    assert len(fixed) == 2 and all((a == b).all() for a, b in zip(fixed, after, strict=True))
+    pairs = zip(moved, model.trainable_variables, strict=True)
+    assert any((before != variable.numpy()).any() for before, variable in pairs)
+
+
+def test_the_served_model_gives_the_same_predictions(model, rows, tmp_path):
+    folder = kt.export_saved_model(model, tmp_path / "served", rows.tasks, columns=rows.columns)
+    served = tf.saved_model.load(str(folder)).signatures["matrix"]
+    named = served(features=tf.constant(rows.features))
+    assert set(named) == {task.name for task in rows.tasks}
+    received = np.sort(np.concatenate([np.reshape(v, (len(rows), -1)) for v in named.values()], 1))
+    np.testing.assert_allclose(received, np.sort(outputs_of(model, rows)), atol=1e-5)

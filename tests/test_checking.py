@@ -1,0 +1,38 @@
+"""What `kerasmtl check` shows of long lists."""
+
+import numpy as np
+
+from kerasmtl.checking import check
+from kerasmtl.manifest import Manifest
+
+
+def manifest(folder, tasks, rows=60):
+    rng = np.random.default_rng(0)
+    lines = ["image,split," + ",".join(f"t{at}" for at in range(tasks))]
+    for row in range(rows):
+        part = ("train", "val", "test")[row % 3]
+        cells = rng.choice(["0", "1", "?"], tasks)
+        (folder / f"{row}.png").write_bytes(b"the same bytes in each")
+        lines.append(f"{row}.png,{part}," + ",".join(cells))
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return Manifest.from_csv(folder / "labels.csv")
+
+
+def test_the_text_lists_the_first_and_the_dictionary_all(tmp_path):
+    found = check(manifest(tmp_path, 30, 120), quiet=True)
+    text = found.text()
+    assert text.count("Warning: same bytes") == 20
+    assert "… and 60 more" in text and "80 leaks between" in text
+    assert len(found.to_dict()["leaks"]) == 80
+    assert "and 10 more:" in text  # tasks of one policy and reason
+    assert "120 of 120 pictures cannot be used." in text
+    assert "Rows with both labels" not in text
+    assert len(found.to_dict()["audit"]["co_known"]) == 30
+
+
+def test_few_tasks_have_their_matrix_unless_nothing_is_missing(tmp_path):
+    found = check(manifest(tmp_path, 3), leaks=False, quiet=True)
+    assert "Rows with both labels" in found.text() and "leaks" not in found.text()
+    rows = manifest(tmp_path, 1).take(range(5))
+    whole = rows.take(np.flatnonzero(~np.isnan(rows.labels[:, 0])))
+    assert "Rows with both labels" not in check(whole, leaks=False, quiet=True).text()

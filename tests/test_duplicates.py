@@ -1,0 +1,95 @@
+"""Rows of one picture: merged where they agree, refused with both lines where they do not."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kerasmtl.duplicates import merge_duplicates
+from kerasmtl.manifest import Manifest
+from kerasmtl.tasks import Task
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def read(tmp_path):
+    def from_rows(*rows, columns="image,a,b", **options):
+        path = tmp_path / "labels.csv"
+        path.write_text("\n".join([columns, *rows]) + "\n")
+        return Manifest.from_csv(path, **options)
+
+    return from_rows
+
+
+def test_rows_that_complement_each_other_become_one_with_a_warning(read):
+    with pytest.warns(UserWarning, match="1 pictures more than once.*'x' in lines 2 and 4"):
+        manifest = read("x,1,?", "y,0,0", "x,?,1", "z,?,?")
+    assert manifest.images.tolist() == ["x", "y", "z"] and manifest.lines.tolist() == [2, 3, 5]
+    np.testing.assert_array_equal(manifest.labels, np.array([[1, 1], [0, 0], [NAN, NAN]], "f"))
+
+
+def test_the_warning_points_at_the_caller(read):
+    with pytest.warns(UserWarning) as caught:
+        read("x,1,0", "x,1,0")
+    assert caught[0].filename == __file__
+
+
+def test_rows_that_contradict_each_other_are_refused_with_both_lines(read):
+    with pytest.raises(ValueError) as error:
+        read("x,1,?", "y,0,0", "x,?,1", "x,1,0")
+    assert "picture 'x', column 'b'" in str(error.value)
+    assert "Received: 1 in line 4 and 0 in line 5" in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["./x.jpg", "sub/../x.jpg", ".//x.jpg", "{root}/x.jpg"])
+def test_one_picture_may_be_written_in_many_ways(read, tmp_path, other):
+    with pytest.raises(ValueError, match="1 in line 2 and 0 in line 3"):
+        read("x.jpg,1,0", f"{other.format(root=tmp_path)},0,0")
+
+
+def test_a_contradiction_of_other_kinds_shows_their_labels(read):
+    tasks = [Task("a", "multiclass"), Task("b", "regression")]
+    with pytest.raises(ValueError, match="'low' in line 2 and 'high' in line 3"):
+        read("x,low,1", "x,high,1", tasks=tasks)
+    with pytest.raises(ValueError, match=r"column 'b'.*1\.5 in line 2 and 1 in line 3"):
+        read("x,low,1.5", "x,?,1", "y,high,2", tasks=tasks)
+
+
+@pytest.mark.parametrize(("column", "cells"), [("split", ("train", "test")), ("video", "vw")])
+def test_one_picture_is_in_one_part_and_one_group(read, column, cells):
+    rows = [f"x,1,0,{cells[0]}", f"x,1,0,{cells[1]}"]
+    options = {"columns": f"image,a,b,{column}"}
+    if column == "video":
+        options["group_column"] = "video"
+    with pytest.raises(ValueError, match=f"column '{column}'.*line 2 and .* in line 3"):
+        read(*rows, **options)
+
+
+def test_different_pictures_pass_in_silence(read):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read("x,1,0", "X,0,1", "d/x,0,1")) == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), *[st.sampled_from([0, 1, None])] * 2), max_size=12))
+@settings(max_examples=80, deadline=None)
+def test_merging_is_what_pandas_groups_say(rows):
+    frame = pd.DataFrame(rows, columns=["image", "a", "b"]).astype({"a": float, "b": float})
+    images = frame.image.astype(str).to_numpy(dtype=object)
+    lines = np.arange(2, len(frame) + 2)
+    labels = frame[["a", "b"]].to_numpy("float32")
+    grouped = frame.groupby("image", sort=False)[["a", "b"]]
+    arguments = (images, labels, lines, {}, (Task("a"), Task("b")), "f.csv", "/root")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if (grouped.nunique() > 1).any().any():
+            with pytest.raises(ValueError, match="contradict"):
+                merge_duplicates(*arguments)
+            return
+        kept, merged = merge_duplicates(*arguments)
+    np.testing.assert_array_equal(merged, grouped.first().to_numpy("float32").reshape(-1, 2))
+    assert images[kept].tolist() == list(dict.fromkeys(images))

@@ -1,0 +1,251 @@
+"""What losses refuse, multiclass labels, and the policies' own rules."""
+
+import keras
+import numpy as np
+import pytest
+import reference
+import tensorflow as tf
+from loss_table import CASES, row_costs
+
+import kerasmtl as kt
+from kerasmtl import losses
+
+NAN = float("nan")
+
+
+def class_case(rows=12, classes=3):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, classes, rows).astype("float32")
+    z = rng.normal(size=(rows, classes)).astype("float32")
+    y[::3] = NAN
+    return y, z
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("normalization", "batch"),
+        ("normalization", 0),
+        ("normalization", NAN),
+        ("normalization", True),
+        ("task_weights", [0.0, 0.0]),
+        ("task_weights", [1.0, -1.0]),
+        ("task_weights", [1.0, np.inf]),
+        ("task_weights", []),
+        ("task_weights", 2.0),
+        ("pos_weight", [0.0, 0.0]),
+        ("pos_weight", 0.0),
+        ("pos_weight", -1.0),
+        ("label_smoothing", 1.5),
+        ("gamma", -1.0),
+        ("alpha", 2.0),
+        ("balancer", "uncertainty"),
+    ],
+)
+def test_an_argument_out_of_range_is_refused_by_name(argument, value):
+    with pytest.raises(ValueError, match=f"`{argument}`.*Received: "):
+        kt.MaskedBinaryCrossentropy(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: losses.AssumeNegative("strong"), "unknown_weight"),
+        (lambda: losses.PartialBinaryCrossentropy(alpha=-9.0), "alpha"),
+        (lambda: losses.PartialBinaryCrossentropy(normalization="mean"), "normalization"),
+        (lambda: losses.AsymmetricLoss(margin=1.0), "margin"),
+        (lambda: losses.AsymmetricLoss(gamma_unknown=-1.0), "gamma_unknown"),
+        (lambda: losses.HillLoss(lam=0.5), "lam"),
+        (lambda: losses.ExpectedPositives(-1.0), "positives"),
+        (lambda: losses.ExpectedPositives(1.0, level="epoch"), "level"),
+        (lambda: losses.LargeLoss("keep"), "scheme"),
+        (lambda: losses.LargeLoss(threshold=2.0), "threshold"),
+        (lambda: losses.MaskedHuber(delta=0.0), "delta"),
+    ],
+)
+def test_a_policy_refuses_by_name_too(make, argument):
+    with pytest.raises(ValueError, match=f"`{argument}`"):
+        make()
+
+
+@pytest.mark.parametrize("argument", ["task_weights", "pos_weight"])
+def test_weights_for_another_number_of_tasks_are_refused(argument):
+    y, p = reference.case(tasks=3)
+    with pytest.raises(ValueError, match=f"`{argument}`.*a task, 3. Received: 2"):
+        kt.MaskedBinaryCrossentropy(**{argument: [1.0, 2.0]})(y, p)
+
+
+def test_tasks_of_weight_0_alone_cost_nothing_under_the_mean():
+    y, p = np.array([[NAN, 1]], "float32"), np.array([[0.5, 0.5]], "float32")
+    loss = kt.MaskedBinaryCrossentropy(task_weights=[1, 0], normalization="mean")
+    assert float(loss(y, p)) == 0.0
+
+
+def test_a_constant_of_the_data_set_is_as_large_as_the_mean_of_cells():
+    y, p = reference.case()
+    known = ~np.isnan(y)
+    loss = kt.MaskedBinaryCrossentropy(normalization=float(known.sum(1).mean()))
+    expected = reference.row_losses(y, p).sum() / known.sum()
+    np.testing.assert_allclose(loss(y, p), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("column", [False, True])
+def test_multiclass_is_keras_on_the_known_rows(logits, column):
+    y, z = class_case()
+    p = z if logits else np.array(keras.ops.softmax(z))
+    known = ~np.isnan(y)
+    stock = keras.losses.SparseCategoricalCrossentropy(logits, reduction="sum")(y[known], p[known])
+    ours = kt.MaskedCategoricalCrossentropy(logits, reduction="sum")(y[:, None] if column else y, p)
+    np.testing.assert_allclose(ours, stock, rtol=1e-6)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize("xla", [False, True])
+def test_multiclass_keeps_the_laws(logits, xla):
+    y, z = class_case()
+    missing = np.isnan(y)
+    loss = kt.MaskedCategoricalCrossentropy(logits, reduction="none", missing=-1)
+
+    @tf.function(jit_compile=xla)
+    def both(y, p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            value = loss(y, p)
+        return value, tape.gradient(value, p)
+
+    results = []
+    for hidden in [0.2, NAN, np.inf, -1e30]:
+        p = np.where(missing[:, None], np.float32(hidden), z if logits else abs(z) + 0.1)
+        coded = np.where(missing, np.float32(-1), y)
+        value, slope = both(tf.constant(coded), tf.constant(p))
+        assert (value.numpy()[missing] == 0).all() and (slope.numpy()[missing] == 0).all()
+        results.append(value.numpy().tobytes() + slope.numpy().tobytes())
+    assert len(set(results)) == 1
+    p[1, 0] = NAN
+    value, slope = both(tf.constant(coded), tf.constant(p))
+    assert np.isnan(value[1]) and np.isnan(slope[1]).any()
+
+
+@pytest.mark.parametrize("wrong", [3.0, -2.0, 0.5, np.inf, 1e30])
+def test_a_label_that_is_no_class_makes_its_row_nan(wrong):
+    y, z = class_case()
+    y[1] = wrong
+    value = kt.MaskedCategoricalCrossentropy(True, reduction="none")(y, z).numpy()
+    assert np.isnan(value[1]) and not np.isnan(np.delete(value, 1)).any()
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (4, 3)), ((4,), (3, 2)), ((4,), (4,))])
+def test_labels_that_are_not_one_class_a_row_are_refused(shapes):
+    with pytest.raises(ValueError, match="`y_true` is not one class a row"):
+        kt.MaskedCategoricalCrossentropy()(*(np.zeros(shape, "float32") for shape in shapes))
+
+
+def test_multiclass_comes_back_from_its_config():
+    loss = kt.MaskedCategoricalCrossentropy(True, normalization=2.0, missing=-1)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    y, z = class_case()
+    assert again.get_config() == loss.get_config() and float(again(y, z)) == float(loss(y, z))
+
+
+def test_expected_positives_by_batch_is_the_published_term():
+    y, p = reference.case(tasks=4)
+    level = losses.ExpectedPositives(1.5, level="batch")(y, p)
+    published = ((p.sum(1).mean() - 1.5) / 4) ** 2
+    np.testing.assert_allclose(level, reference.loss(y, p) + 4 * published, rtol=1e-5)
+    assert level <= losses.ExpectedPositives(1.5)(y, p)
+
+
+def scheduled(share, epochs=1, logits=False):
+    """A model, the loss that a schedule has set, and its unknown predictions by then."""
+    keras.utils.set_random_seed(1)
+    x = np.random.default_rng(3).normal(size=(50, 4)).astype("float32")
+    y = reference.case(rows=50, tasks=3, known=0.4)[0]
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    if not logits:
+        model.add(keras.layers.Activation("sigmoid"))
+    loss = losses.LargeLoss(from_logits=logits)
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    schedule = losses.LargeLossSchedule(x, y, step=share)
+    model.fit(x, y, epochs=epochs, verbose=0, callbacks=[schedule])
+    return model, x, y
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_the_schedule_cuts_off_its_share_of_the_data_set(logits):
+    model, x, y = scheduled(0.1, epochs=3, logits=logits)
+    p = model.predict(x, verbose=0)
+    unknown = (reference.sigmoid(p) if logits else p)[np.isnan(y)]
+    assert abs((unknown > model.loss.threshold).mean() - 0.2) < 0.02
+    value = model.evaluate(x, y, batch_size=7, verbose=0)
+    np.testing.assert_allclose(value, model.evaluate(x, y, batch_size=50, verbose=0), rtol=1e-5)
+    all_unknown = model.loss(y, p) - reference.loss(y, p, logits)
+    kept = unknown[unknown <= model.loss.threshold]
+    np.testing.assert_allclose(all_unknown, -np.log(1 - kept).sum() / 50, rtol=1e-4)
+
+
+def test_the_first_epoch_cuts_off_nothing_and_the_threshold_is_saved(tmp_path):
+    model, _, _ = scheduled(0.1)
+    assert model.loss.threshold == 1.0
+    model.loss.threshold = 0.75
+    model.save(tmp_path / "m.keras")
+    assert kt.load_model(tmp_path / "m.keras").loss.threshold == 0.75
+
+
+def test_a_schedule_without_its_loss_is_refused():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "sigmoid")])
+    model.compile("sgd", kt.MaskedBinaryCrossentropy())
+    x, y = np.zeros((2, 4)), np.zeros((2, 3))
+    with pytest.raises(ValueError, match="no LargeLoss"):
+        model.fit(x, y, verbose=0, callbacks=[losses.LargeLossSchedule(x, y)])
+
+
+def test_hill_hardly_moves_what_looks_positive_and_an_does():
+    y = np.full((1, 4), NAN, "float32")
+    p = tf.constant([[0.2, 0.5, 0.9, 0.999]])
+
+    def slopes(loss):
+        with tf.GradientTape() as tape:
+            z = tf.Variable(tf.math.log(p / (1 - p)))
+            value = loss(y, z)
+        return tape.gradient(value, z).numpy()[0]
+
+    hill, negative = (
+        slopes(kind(from_logits=True)) for kind in (losses.HillLoss, losses.AssumeNegative)
+    )
+    assert hill[3] < 0.01 < hill[1] and negative[3] > 0.99
+
+
+def test_a_model_of_mixed_kinds_trains_with_one_loss_an_output():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    outputs = {
+        "binary": keras.layers.Dense(3, "sigmoid", name="binary")(inputs),
+        "kind": keras.layers.Dense(3, "softmax", name="kind")(inputs),
+        "age": keras.layers.Dense(1, name="age")(inputs),
+    }
+    model = keras.Model(inputs, outputs)
+    model.compile(
+        "sgd",
+        {
+            "binary": kt.MaskedBinaryCrossentropy(),
+            "kind": kt.MaskedCategoricalCrossentropy(),
+            "age": kt.MaskedMeanSquaredError(),
+        },
+    )
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    y = {
+        "binary": reference.case(rows=12, tasks=3)[0],
+        "kind": class_case()[0],
+        "age": np.where(np.arange(12)[:, None] % 2, NAN, x[:, :1]),
+    }
+    p = model.predict(x, verbose=0)
+    known = ~np.isnan(y["kind"])
+    chosen = p["kind"][known, y["kind"][known].astype(int)]
+    expected = (
+        reference.loss(y["binary"], p["binary"])
+        - np.log(chosen).sum() / 12
+        + row_costs(CASES["squared"], y["age"], p["age"]).mean()
+    )
+    value = model.evaluate(x, y, batch_size=5, verbose=0, return_dict=True)["loss"]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)

@@ -1,0 +1,48 @@
+"""Labels that come with a mask of their own."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kerasmtl as kt
+
+NAN = float("nan")
+LABELS = np.array([[1, NAN, 1e30], [0, -1, 7]])
+KNOWN = np.array([[True, False, False], [True, False, True]])
+EXPECTED = np.array([[1, NAN, NAN], [0, NAN, 7]], "float32")
+
+
+@pytest.mark.parametrize("kind", [bool, int, float])
+def test_what_lies_under_unknown_becomes_nan(kind):
+    coded = kt.with_known(LABELS, KNOWN.astype(kind))
+    assert coded.dtype == np.float32
+    np.testing.assert_array_equal(coded, EXPECTED)
+    np.testing.assert_array_equal(kt.with_known(LABELS.tolist(), KNOWN.tolist()), EXPECTED)
+
+
+def test_integer_labels_and_one_dimension_work():
+    coded = kt.with_known(np.array([2, -1, 0]), np.array([True, False, True]))
+    np.testing.assert_array_equal(coded, np.array([2, NAN, 0], "float32"))
+
+
+def test_it_works_in_a_data_set():
+    data = tf.data.Dataset.from_tensor_slices((LABELS, KNOWN)).map(kt.with_known)
+    np.testing.assert_array_equal(list(data.as_numpy_iterator()), EXPECTED)
+
+
+def test_nan_that_claims_to_be_known_is_refused_or_shown():
+    known = np.array([[True, True, False], [True, False, True]])
+    with pytest.raises(ValueError, match=r"NaN at \(0, 1\), 1 in all"):
+        kt.with_known(LABELS, known)
+    coded = kt.with_known(tf.constant(LABELS), tf.constant(known))
+    assert np.isinf(coded[0, 1])
+    loss = kt.MaskedMeanSquaredError(reduction="none")(coded, np.zeros((2, 3), "float32"))
+    np.testing.assert_array_equal(np.isnan(loss), [True, False])
+
+
+@pytest.mark.parametrize(
+    ("known", "message"), [(np.ones((2, 2)), "differ in shape"), (KNOWN * 2, "no mask")]
+)
+def test_what_is_no_mask_is_refused(known, message):
+    with pytest.raises(ValueError, match=message):
+        kt.with_known(LABELS, known)

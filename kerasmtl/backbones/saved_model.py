@@ -10,6 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from kerasmtl.backbones.flat_graph import captured_as
+
 SIGNATURES = ("default", "serving_default")  # TF1 Hub format, TF2
 ENDPOINT = "serve"  # what keras.Model.export calls its function
 
@@ -80,14 +82,15 @@ class Module:
 
     def _check_arguments(self) -> None:
         """Refuse arguments that no call takes, and values that none was traced with."""
-        known = {name for call in self.calls for name in (*call.arguments, *call.layout[1:])}
+        first = {call.layout[0] for call in self.calls if call.layout}
+        known = {name for call in self.calls for name in (*call.arguments, *call.layout)} - first
         for name, value in self.arguments.items():
             if name not in known or name == "training":
                 raise ValueError(
                     f"`arguments` has {name!r}, which {self.handle!r} does not take. Expected some "
                     f"of {sorted(known - {'training'})}. Training mode follows `trainable`."
                 )
-            traced = [call.arguments[name] for call in self.calls]
+            traced = [call.arguments[name] for call in self.calls if name in call.arguments]
             if not any(_is_tensors(t) or t == value for t in traced):
                 raise ValueError(
                     f"`arguments` has {name}={value!r}, which {self.handle!r} was not traced with. "
@@ -97,7 +100,8 @@ class Module:
             call
             for call in self.calls
             if all(
-                _is_tensors(call.arguments[name]) or call.arguments[name] == value
+                name in call.arguments
+                and (_is_tensors(call.arguments[name]) or call.arguments[name] == value)
                 for name, value in self.arguments.items()
             )
         ]
@@ -106,7 +110,9 @@ class Module:
         """The module's variables that a layer can hold, and which its publisher trains."""
         listed = list(getattr(self.loaded, "variables", None) or [])
         trained = [] if self.signature else list(_trained(self.loaded))
-        listed += [v for v in trained if not any(v is other for other in listed)]
+        captured = [c for call in self.calls for c in call.function.captured_inputs]
+        used = [v for v in self.created if any(c is captured_as(v) for c in captured)]
+        listed += [v for v in (*trained, *used) if not any(v is other for other in listed)]
         held = [
             v
             for v in listed
@@ -122,7 +128,7 @@ class Module:
             used = {
                 index
                 for index, variable in enumerate(self.variables)
-                if any(c is variable.handle for c in captured)
+                if any(c is captured_as(variable) for c in captured)
             }
             found.append((loss, used))
         return found
@@ -143,6 +149,12 @@ class Module:
     def inference_call(self) -> Call:
         """The call for inference."""
         return next((c for c in self.calls if not c.trains(True) or c.trains(False)), self.calls[0])
+
+    def call_for(self, training: bool) -> Call:
+        """The call that serves a mode; where there is none for training, that for inference."""
+        if not training:
+            return self.inference_call
+        return next((c for c in self.calls if c.trains(True)), self.inference_call)
 
     @property
     def takes_pictures(self) -> bool:
@@ -206,7 +218,9 @@ class Module:
 def describe(specs: Any) -> str:
     """Shapes and types for a person: float32 (None, 224, 224, 3)."""
     if isinstance(specs, Mapping):
-        return "{" + ", ".join(f"{name!r}: {describe(s)}" for name, s in specs.items()) + "}"
+        # Sorted: a SavedModel keeps no order, and gives another in each process.
+        parts = [f"{name!r}: {describe(specs[name])}" for name in sorted(specs, key=str)]
+        return "{" + ", ".join(parts) + "}"
     if isinstance(specs, list | tuple):
         return "[" + ", ".join(describe(s) for s in specs) + "]"
     shape, dtype = getattr(specs, "shape", None), getattr(specs, "dtype", None)
@@ -217,6 +231,18 @@ def describe(specs: Any) -> str:
     return f"{name} {tuple(shape) if rank is not None else 'of any shape'}"
 
 
+def over_replicas(dtype: tf.DType) -> dict[str, Any]:
+    """How moving statistics are kept on several devices: each has its own, they read as a mean."""
+    if not tf.distribute.has_strategy():
+        return {}
+    kinds = tf.VariableAggregation
+    mean = tf.as_dtype(dtype).is_floating
+    return {
+        "synchronization": tf.VariableSynchronization.ON_READ,
+        "aggregation": kinds.MEAN if mean else kinds.ONLY_FIRST_REPLICA,
+    }
+
+
 def _load(
     folder: Path, handle: str, given: Mapping[int, tf.Variable]
 ) -> tuple[Any, list[tf.Variable]]:
@@ -224,18 +250,39 @@ def _load(
 
     def creator(next_creator: Any, **kwargs: Any) -> tf.Variable:
         variable = given.get(len(created))
+        if not kwargs.get("trainable", True):
+            kwargs |= over_replicas(kwargs["dtype"])
         created.append(next_creator(**kwargs) if variable is None else variable)
         return created[-1]
 
     try:
         with tf.variable_creator_scope(creator):
-            return tf.saved_model.load(str(folder)), created
-    except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
+            return _load_any(str(folder)), created
+    except (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "not registered" in first:
+            raise ValueError(
+                f"`handle` {handle!r} needs an operation that TensorFlow alone does not have. "
+                f"Received: {first}. Import the package that has it before, for text modules: "
+                "pip install tensorflow-text, and import tensorflow_text."
+            ) from error
         raise ValueError(
             f"`handle` {handle!r} cannot be loaded. Expected a whole SavedModel in {folder}. "
             f"Received: {first}. Fetch the module again."
         ) from error
+
+
+def _load_any(folder: str) -> Any:
+    """The graph for serving, where a TF1 module has one for training beside it."""
+    try:
+        return tf.saved_model.load(folder)
+    except ValueError as error:
+        if "`tags=`" not in str(error):
+            raise
+    try:
+        return tf.saved_model.load(folder, tags=[])
+    except RuntimeError:
+        return tf.saved_model.load(folder, tags=["serve"])
 
 
 def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | None, Any]:
@@ -244,7 +291,7 @@ def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | N
         for run in (loaded.__call__ if callable(loaded) else None, getattr(loaded, ENDPOINT, None)):
             if getattr(run, "concrete_functions", None):
                 return None, run
-    for key in [signature] if signature else SIGNATURES:
+    for key in SIGNATURES if signature is None else [signature]:
         if key in signatures:
             return key, signatures[key]
     raise ValueError(

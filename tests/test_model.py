@@ -217,6 +217,14 @@ def test_levels_are_told_apart_under_a_mixed_policy(tmp_path, policy):
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_pixels_between_two_levels_are_rounded(tmp_path):
+    folder = save_pictures_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
+    expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS))
+    below = np.maximum(LEVELS.astype("float32") - 0.4, 0.0) / 255
+    received = features_of(kt.build_model(str(folder), TASKS, 16))(below)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_text_module_gets_strings(tmp_path):
     folder = save_text_module(tmp_path / "text")
     model = kt.build_model(str(folder), TASKS)

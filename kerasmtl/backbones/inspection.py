@@ -11,9 +11,10 @@ import keras
 from kerasmtl.backbones import image_size as made_for
 from kerasmtl.backbones import load_backbone
 from kerasmtl.backbones.applications import application, application_size, parse_application
+from kerasmtl.backbones.calls import Call, describe
 from kerasmtl.backbones.groups import Unit, VariableGroup, hub_units, model_units
 from kerasmtl.backbones.hub import HubLayer
-from kerasmtl.backbones.saved_model import Call, Module, describe
+from kerasmtl.backbones.saved_model import Module
 from kerasmtl.modules.content import module_files
 
 if TYPE_CHECKING:

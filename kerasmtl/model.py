@@ -132,7 +132,9 @@ def _declared_inputs(layer: HubLayer, image_size: Any) -> Any:
 
 
 def load_model(
-    path: str | os.PathLike[str], trust: str | Iterable[str] = (), **kwargs: Any
+    path: str | os.PathLike[str],
+    trust: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+    **kwargs: Any,
 ) -> keras.Model:
     """`keras.models.load_model` for a model with kerasmtl's layers, losses and metrics.
 
@@ -152,8 +154,8 @@ def load_model(
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"`path` {os.fspath(path)!r} is no file. Expected a .keras file.")
-    handles = [trust] if isinstance(trust, str) else list(trust)
-    with trusting(map(_sha256_of, handles)):
+    handles = [trust] if isinstance(trust, str | os.PathLike) else list(trust)
+    with trusting(_sha256_of(os.fspath(handle)) for handle in handles):
         return keras.models.load_model(path, **kwargs)
 
 

@@ -206,3 +206,16 @@ def test_hashing_does_not_import_tensorflow(folder):
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_hidden_asset_counts(tmp_path):
+    folder = tmp_path / "module"
+    (folder / "assets").mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"graph")
+    (folder / "assets" / ".vocab").write_text("one")
+    before = content_sha256(folder)
+    (folder / ".git").mkdir()
+    (folder / "assets" / ".DS_Store").write_text("litter")
+    assert content_sha256(folder) == before
+    (folder / "assets" / ".vocab").write_text("two")
+    assert content_sha256(folder) != before

@@ -417,7 +417,8 @@ def test_a_path_in_a_handle_starts_from_a_folder(tmp_path, before):
 
 
 @pytest.mark.parametrize(
-    "handle", ["tiny", "MobileNetV2", "no/such", "kaggle:a/b/c/d/1", "keras_hub:resnet_50", "hf:a/b"]
+    "handle",
+    ["tiny", "MobileNetV2", "no/such", "kaggle:a/b/c/d/1", "keras_hub:resnet_50", "hf:a/b"],
 )
 def test_what_is_no_path_is_left_as_it_is(tmp_path, handle):
     (tmp_path / "tiny").mkdir()

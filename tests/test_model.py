@@ -3,7 +3,14 @@
 import keras
 import numpy as np
 import pytest
-from modules import save_dict_module, save_reusable, shared
+import tensorflow as tf
+from modules import (
+    save_dict_module,
+    save_nested_module,
+    save_reusable,
+    save_text_module,
+    shared,
+)
 
 import kerasmtl as kt
 from kerasmtl.backbones import application, backbone_layers, load_backbone
@@ -137,3 +144,118 @@ def test_wrong_arguments_are_named(folder, arguments, message):
     given = {"backbone": str(folder), "tasks": TASKS, "image_size": 16, **arguments}
     with pytest.raises(ValueError, match=message):
         kt.build_model(**given)
+
+
+def save_pictures_module(folder, prepare, dtype=tf.float32, size=None):
+    """A SavedModel that prepares its pictures and gives features of them, (batch, 4)."""
+
+    class Pictures(tf.Module):
+        def __init__(self):
+            super().__init__()
+            start = tf.random.stateless_normal((3, 3, 3, 4), seed=(7, 8))
+            self.kernel = tf.Variable(start, name="conv/kernel")
+
+        @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), dtype)])
+        def __call__(self, pictures):
+            x = prepare(tf.cast(pictures, tf.float32))
+            return tf.reduce_mean(tf.nn.conv2d(x, self.kernel, 1, "VALID"), axis=(1, 2))
+
+    tf.saved_model.save(Pictures(), str(folder))
+    return folder
+
+
+def features_of(model):
+    """The model up to what its backbone gives."""
+    (backbone,) = backbone_layers(model)
+    return keras.Model(model.input, backbone.output)
+
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype("uint8")
+
+
+@pytest.mark.parametrize(
+    "prepare, dtype, given",
+    [
+        (lambda x: x / 127.5 - 1.0, tf.float32, LEVELS.astype("float32")),
+        (lambda x: x * 2.0 - 1.0, tf.float32, LEVELS.astype("float32") / 255),
+        (lambda x: x / 127.5 - 1.0, tf.uint8, LEVELS),
+        (lambda x: x / 127.5 - 1.0, tf.int32, LEVELS.astype("int32")),
+    ],
+    ids=["0 to 255", "0 to 1", "uint8", "int32"],
+)
+def test_pictures_are_brought_into_the_range_that_the_graph_tells(tmp_path, prepare, dtype, given):
+    folder = save_pictures_module(tmp_path / "module", prepare, dtype, 16)
+    expected = tf.saved_model.load(str(folder))(tf.constant(given))
+    model = kt.build_model(str(folder), TASKS)
+    assert model.input_shape == (None, 16, 16, 3) and model.input.dtype == "float32"
+    received = features_of(model)(LEVELS.astype("float32") / 255)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "low, high", [(-1.0, 1.0), (0.0, 255.0), (0.0, 1.0)], ids=["-1 to 1", "0 to 255", "0 to 1"]
+)
+def test_a_given_range_overrides_what_is_found(tmp_path, low, high):
+    folder = save_pictures_module(tmp_path / "module", lambda x: x / 127.5 - 1.0)
+    layer = kt.HubLayer(folder, input_range=(low, high))
+    model = kt.build_model(layer, TASKS, 16)
+    x = LEVELS.astype("float32") / 255
+    expected = tf.saved_model.load(str(folder))(tf.constant(low + (high - low) * x))
+    np.testing.assert_allclose(features_of(model)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_levels_are_told_apart_under_a_mixed_policy(tmp_path, policy):
+    folder = save_pictures_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
+    expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS))
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = features_of(kt.build_model(str(folder), TASKS, 16))
+        received = model(LEVELS.astype("float32") / 255)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pixels_between_two_levels_are_rounded(tmp_path):
+    folder = save_pictures_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
+    expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS))
+    below = np.maximum(LEVELS.astype("float32") - 0.4, 0.0) / 255
+    received = features_of(kt.build_model(str(folder), TASKS, 16))(below)
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_module_gets_strings(tmp_path):
+    folder = save_text_module(tmp_path / "text")
+    model = kt.build_model(str(folder), TASKS)
+    assert model.input.dtype == "string" and model.input_shape == (None,)
+    texts = tf.constant(["stop go", "car", "unheard of"])
+    expected = tf.saved_model.load(str(folder))(texts)
+    np.testing.assert_array_equal(features_of(model)(texts), expected)
+    assert model(texts).shape == (3, 3)
+
+
+def test_several_inputs_are_a_dict(tmp_path):
+    folder = save_nested_module(tmp_path / "nested")
+    model = kt.build_model(kt.HubLayer(folder, output_key="pooled"), TASKS)
+    rng = np.random.default_rng(0)
+    x = {
+        "ids": rng.integers(0, 7, (2, 5)).astype("int32"),
+        "weights": rng.random((2, 5), dtype="float32"),
+    }
+    assert {name: part.dtype for name, part in model.input.items()} == {
+        "ids": "int32",
+        "weights": "float32",
+    }
+    module = tf.saved_model.load(str(folder))
+    expected = module({name: tf.constant(part) for name, part in x.items()})["pooled"]
+    np.testing.assert_array_equal(features_of(model)(x), expected)
+    assert model.predict(x, verbose=0).shape == (2, 3)
+
+
+@pytest.mark.parametrize("save", [save_text_module, save_nested_module])
+def test_a_picture_size_for_what_is_no_picture_is_refused(tmp_path, save):
+    folder = save(tmp_path / "module")
+    layer = kt.HubLayer(folder, output_key="pooled" if save is save_nested_module else None)
+    with pytest.raises(ValueError, match="`image_size` is for pictures.*takes none.*Received: 64"):
+        kt.build_model(layer, TASKS, image_size=64)

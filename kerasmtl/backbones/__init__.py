@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import keras
@@ -10,13 +11,16 @@ from kerasmtl.backbones.applications import application, application_size, parse
 from kerasmtl.backbones.hub import HubLayer
 from kerasmtl.backbones.keras_hub import is_preset, preset, preset_size
 
-__all__ = ["HubLayer", "backbone_layers", "image_size", "load_backbone"]
+__all__ = ["HubLayer", "backbone_layers", "backbones_in", "image_size", "load_backbone"]
 
 
 def load_backbone(
     handle: str | keras.Model | HubLayer, trainable: bool = False, sha256: str | None = None
 ) -> keras.Model | HubLayer:
-    """The backbone that a handle stands for: float32 RGB in [0, 1] in, features out.
+    """The backbone that a handle stands for: pictures in, features out.
+
+    A keras.Model takes float32 RGB in [0, 1]; a `HubLayer` what its module takes, and `build_model`
+    brings pictures into that range.
 
     Args:
         handle: "tiny" (embedded); a keras.applications name such as "MobileNetV2" (ImageNet
@@ -36,6 +40,11 @@ def load_backbone(
             "`backbone` is a layer that keeps no features. Expected a handle, a HubLayer or a "
             f"keras.Model. Received: {handle!r}. Wrap it: keras.Sequential([…])."
         )
+    if not isinstance(handle, str | os.PathLike):
+        raise ValueError(
+            f"`handle` is no handle. Expected a name, a path or a URL. Received: {handle!r}"
+        )
+    handle = os.fspath(handle)
     named = parse_application(handle)
     if named or is_preset(handle):
         if sha256 is not None:
@@ -54,22 +63,37 @@ def image_size(backbone: keras.Model | HubLayer) -> tuple[int, int] | None:
         return backbone.image_size
     if getattr(backbone, "picture_size", None):
         return tuple(backbone.picture_size)
-    shape = backbone.input_shape
+    shape = getattr(backbone, "input_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:3]:
         return None
     return tuple(shape[1:3])
 
 
 def backbone_layers(model: keras.Model) -> list[Any]:
-    """The backbones inside a model: its hub layers and nested models.
+    """The backbones inside a model: its hub layers, or the nested model that has weights.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or several nested models could be it.
     """
-    found = [layer for layer in model.layers if isinstance(layer, HubLayer | keras.Model)]
+    found = backbones_in(model)
     if not found:
         raise ValueError(
             "`model` holds no backbone. Expected a HubLayer or a nested keras.Model among its "
             f"layers, as build_model makes it. Received: {[layer.name for layer in model.layers]}"
         )
     return found
+
+
+def backbones_in(model: keras.Model) -> list[Any]:
+    """As `backbone_layers`; empty if there is none."""
+    hubs = [layer for layer in model.layers if isinstance(layer, HubLayer)]
+    if hubs:
+        return hubs
+    nested = [layer for layer in model.layers if isinstance(layer, keras.Model) and layer.weights]
+    if len(nested) > 1:
+        raise ValueError(
+            f"`model` {model.name!r} holds several models with weights. Expected one, the "
+            f"backbone. Received: {[layer.name for layer in nested]}. Pass the one that is meant: "
+            f"model.get_layer({nested[0].name!r})."
+        )
+    return nested

@@ -165,6 +165,14 @@ def _reachable(starts: Iterable[int], edges: list[list[int]]) -> set[int]:
     return reached
 
 
+def captured_as(variable: tf.Variable) -> Any:
+    """What stands for a variable in the `captured_inputs` of a restored call: its very handle.
+
+    In the scope of a `tf.distribute` strategy it is the variable: it has a handle on each device.
+    """
+    return variable if isinstance(variable, tf.distribute.DistributedValues) else variable.handle
+
+
 def _pick(found: dict[str, list[int]], text: str) -> int:
     """The node of an input as graphs ("name:1") or functions ("name:result:1") write it."""
     name, *place = text.split(":")

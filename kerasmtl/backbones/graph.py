@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kerasmtl.backbones.flat_graph import FlatGraph
+from kerasmtl.backbones.flat_graph import FlatGraph, captured_as
 from kerasmtl.backbones.pixels import range_of, values_before_first_layer
 
 NEVER = (math.inf,)
@@ -56,12 +56,11 @@ def variable_order(function: Any, variables: Sequence[tf.Variable]) -> list[int]
     flat = FlatGraph(function)
     order = flat.from_input_to_output()
     uses = _first_uses(flat, order, _depths(flat, order))
-    # A restored call captures the very handles of the restored variables.
     places = {
         id(tensor): (*uses[number], number)
         for tensor, number in zip(function.captured_inputs, flat.captures, strict=True)
     }
-    keys = [places.get(id(variable.handle), NEVER) for variable in variables]
+    keys = [places.get(id(captured_as(variable)), NEVER) for variable in variables]
     keys = [NEVER if key[0] == math.inf else key for key in keys]
     return sorted(range(len(keys)), key=keys.__getitem__)
 

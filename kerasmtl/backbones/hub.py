@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,13 +15,15 @@ import keras
 import tensorflow as tf
 
 from kerasmtl._version import __version__
+from kerasmtl.backbones.arguments import as_arguments, as_output_key, as_output_shape, as_range
 from kerasmtl.backbones.compilation import obstacle
 from kerasmtl.backbones.groups import VariableGroup, hub_units, unfreeze_units
-from kerasmtl.backbones.portable import FORMAT, Description, find_module
+from kerasmtl.backbones.portable import FORMAT, Description, module_at_hand
 from kerasmtl.backbones.saved_model import Module
 from kerasmtl.backbones.trust import refuse_in_safe_mode
 from kerasmtl.embedded import EXTRACTORS
-from kerasmtl.modules.content import content_sha256, copy_module, keep_module
+from kerasmtl.modules.content import content_sha256, copy_module, holds, keep_module
+from kerasmtl.modules.folders import is_module
 from kerasmtl.modules.handles import is_remote, resolve_handle
 
 UNIT_RANGE = (0.0, 1.0)  # of pictures, by the convention of TF-Hub
@@ -79,33 +84,28 @@ class HubLayer(keras.layers.Layer):
         super().__init__(name=name, dtype="float32")
         self.handle = _portable(handle)
         self.signature = signature
-        self.output_key = tuple(output_key) if isinstance(output_key, list) else output_key
-        self.arguments = dict(arguments or {})
-        self.declared_shape = None if output_shape is None else tuple(output_shape)
-        self._given_range = None if input_range is None else tuple(map(float, input_range))
+        self.output_key = as_output_key(output_key)
+        self.arguments = as_arguments(arguments)
+        self.declared_shape = as_output_shape(output_shape)
+        self._given_range = as_range(input_range)
         self._module: Module | None = None
         self._trains_mode = False
-        self._jit_obstacle: str | None = None
         if _folder is None and _description is not None:
-            self._describe(_description)
+            self._description = _description
             self._adopted = _adopt(_description.empty_variables(), _description)
         else:
             folder = _folder or resolve_handle(handle, sha256=sha256)
-            self._open(folder, content_sha256(folder))
+            known = _description.sha256 if _description else sha256 and sha256.lower()
+            self._open(folder, known or content_sha256(folder))
             self._adopted = _adopt(self._module.variables, self._description)
         self.trainable = trainable
         self.built = True
 
     def _open(self, folder: Path, sha256: str, given: dict[int, tf.Variable] | None = None) -> None:
         self._module = Module(folder, self.handle, self.signature, self.arguments, given)
-        self._loaded_module = (
-            self._module.loaded
-        )  # exports look for its tables among the attributes
+        self._loaded_module = self._module.loaded  # an export looks for its tables here
         self.signature = self._module.signature
-        self._describe(Description.of(self._module, sha256))
-
-    def _describe(self, description: Description) -> None:
-        self._description = description
+        self._description = Description.of(self._module, sha256)
 
     @property
     def module(self) -> Module:
@@ -117,7 +117,9 @@ class HubLayer(keras.layers.Layer):
         if self._module is None:
             raise ValueError(
                 f"`HubLayer` {self.name!r} waits for its module, which comes with the file it is "
-                f"loaded from. Expected a .keras file with {self.handle!r} in it."
+                f"loaded from. Expected a .keras file with {self.handle!r} in it, SHA-256 "
+                f"{self.sha256}. Load that file with kerasmtl.load_model, or put the module back "
+                "and build the layer anew."
             )
         return self._module
 
@@ -190,11 +192,16 @@ class HubLayer(keras.layers.Layer):
     @trainable.setter
     def trainable(self, value: bool) -> None:
         if value:
-            self._refuse_untrainable()
+            self.check_trainable()
         keras.layers.Layer.trainable.fset(self, bool(value))
         self._trains_mode = bool(value)
 
-    def _refuse_untrainable(self) -> None:
+    def check_trainable(self) -> None:
+        """Raise if the module cannot be trained.
+
+        Raises:
+            ValueError: says why.
+        """
         reason = self._description.why_not_trainable
         if reason is not None:
             raise ValueError(
@@ -213,6 +220,7 @@ class HubLayer(keras.layers.Layer):
         normalization: bool = False,
     ) -> list[VariableGroup]:
         """Train a part of the module and freeze the rest; see `kerasmtl.unfreeze`."""
+        self.check_trainable()
         return unfreeze_units(hub_units(self), last, match, normalization, self.name)
 
     def freeze(self) -> None:
@@ -231,7 +239,10 @@ class HubLayer(keras.layers.Layer):
         self._trains_mode = training_mode and self.trainable
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if self._module is None and not tf.executing_eagerly():
+            return self._awaited(inputs)
         outputs = self._outputs(inputs, training)
+        self._description.remember(inputs, outputs)
         if self.trainable:
             trained = {i for i, variable in enumerate(self._adopted) if variable.trainable}
             for loss in self._module.penalties(trained):
@@ -241,6 +252,14 @@ class HubLayer(keras.layers.Layer):
     def _outputs(self, inputs: Any, training: bool | None) -> Any:
         outputs = self.module(inputs, bool(training) and self.trainable and self._trains_mode)
         return self._shaped(self._pick(outputs))
+
+    def _awaited(self, inputs: Any) -> Any:
+        """Zeros in the place of outputs: Keras traces a model to build it before it is loaded."""
+        batch = tf.shape(tf.nest.flatten(inputs)[0])[0]
+        return tf.nest.map_structure(
+            lambda o: tf.zeros([batch, *o.shape[1:]], o.dtype),
+            self._description.outputs_of(inputs, self.name),
+        )
 
     def _pick(self, outputs: Any) -> Any:
         if self.output_key is None:
@@ -281,6 +300,15 @@ class HubLayer(keras.layers.Layer):
         self._description.remember(inputs, outputs)
         return outputs
 
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        inputs = keras.tree.map_structure_up_to(
+            self.module_inputs,
+            lambda spec, shape: keras.KerasTensor(tuple(shape), dtype=spec.dtype),
+            self.module_inputs,
+            input_shape,
+        )
+        return tf.nest.map_structure(lambda o: tuple(o.shape), self.compute_output_spec(inputs))
+
     def _symbol(self, tensor: Any) -> keras.KerasTensor:
         if not isinstance(tensor, tf.Tensor | tf.TensorSpec):
             raise ValueError(
@@ -297,35 +325,53 @@ class HubLayer(keras.layers.Layer):
     @property
     def supports_jit(self) -> bool:
         """Whether XLA can compile the module; Keras asks when a model is compiled."""
-        if self._module is None:
-            return True
-        if self._jit_obstacle is None:
-            self._jit_obstacle = obstacle(
-                self.module.inference_call.function,
-                lambda inputs: self._outputs(inputs, False),
-                self._description.example(self.image_size),
-                [variable.value for variable in self._adopted if variable.value.trainable],
-            )
-            if self._jit_obstacle:
+        found = self._description.xla
+        if found is None and self._module is not None:
+            found = self._description.xla = self._xla_obstacle()
+            if found:
                 warnings.warn(
-                    f"jit_compile is off: {self.handle!r} cannot be compiled by XLA: "
-                    f"{self._jit_obstacle}",
+                    f"jit_compile is off: {self.handle!r} cannot be compiled by XLA: {found}",
                     stacklevel=2,
                 )
-        return not self._jit_obstacle
+        return found == ""
+
+    def _xla_obstacle(self) -> str:
+        example = self._description.example(self.image_size)
+        watched = [v.value for v in self._adopted if v.value.trainable]
+        for training in (False, True) if self._description.why_not_trainable is None else (False,):
+            found = obstacle(
+                self.module.call_for(training).function,
+                lambda inputs, training=training: self._shaped(
+                    self._pick(self.module(inputs, training))
+                ),
+                example,
+                watched,
+            )
+            if found:
+                return found
+        return ""
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:
         pass  # Keras' constructor sets True
 
     def save_assets(self, dir_path: str) -> None:
-        """Put the module into the file that Keras is writing."""
+        """Put the module into the file that Keras is writing.
+
+        Where it has changed or gone since it was loaded, the file is written without it, with a
+        warning: what was learnt is not lost.
+        """
         folder = self.module.folder
-        if not folder.is_dir() or content_sha256(folder) != self.sha256:
-            raise ValueError(
-                f"`handle` {self.handle!r} has changed or gone since it was loaded: {folder}. "
-                f"Expected SHA-256 {self.sha256}. Put the module back, and save again."
+        if not (is_module(folder) and holds(folder, self.sha256)):
+            folder = module_at_hand(self.handle, self.sha256)
+        if folder is None:
+            warnings.warn(
+                f"`handle` {self.handle!r} has changed or gone since it was loaded. The file is "
+                f"saved without it, and loads where the module with SHA-256 {self.sha256} is in "
+                "its place. Put the module back and save again for a file that loads everywhere.",
+                stacklevel=2,
             )
+            return
         copy_module(folder, Path(dir_path) / "module")
 
     def load_assets(self, dir_path: str) -> None:
@@ -336,14 +382,20 @@ class HubLayer(keras.layers.Layer):
         """
         if self._module is not None:
             return
-        carried = Path(dir_path) / "module"
-        if not carried.is_dir():
+        carried = Path(dir_path) / "module" if dir_path else None  # Keras found no folder
+        if carried is None or not carried.is_dir():
             raise ValueError(
                 f"`handle` {self.handle!r} is gone, and the file holds no module in its place. "
                 f"Expected SHA-256 {self.sha256}. Put the folder back, or set TFHUB_CACHE_DIR to "
                 "where it is kept."
             )
-        folder = keep_module(carried, self.sha256)
+        if not holds(carried, self.sha256):
+            raise ValueError(
+                f"`handle` {self.handle!r} is gone, and the module that the file holds in its "
+                f"place was changed since it was saved. Expected SHA-256 {self.sha256}. Get the "
+                "file anew from where it came, or put the module back."
+            )
+        folder = _kept(carried, self.sha256)
         values = [variable.numpy() for variable in self._adopted]
         given = {
             order: variable.value
@@ -351,7 +403,7 @@ class HubLayer(keras.layers.Layer):
         }
         expected = self._description
         self._open(folder, self.sha256, given)
-        self._description.calls = expected.calls
+        self._description = expected  # the given variables lack their publisher's names
         if any(
             a is not b.value for a, b in zip(self._module.variables, self._adopted, strict=True)
         ):
@@ -402,13 +454,24 @@ class HubLayer(keras.layers.Layer):
             )
         description = Description.from_dict(module)
         refuse_in_safe_mode(config["handle"], description.sha256)
-        folder = find_module(config["handle"], description.sha256)
+        folder = module_at_hand(config["handle"], description.sha256)
         trainable = config.pop("trainable")
         layer = cls(**config, _description=description, _folder=folder)
         layer._description.calls = description.calls
         if trainable:
             layer.select_variables(module["trained"], module["training_mode"])
         return layer
+
+
+def _kept(carried: Path, sha256: str) -> Path:
+    """A copy of a module that outlives the loading: in the cache, or else with the process."""
+    try:
+        return keep_module(carried, sha256)
+    except OSError:  # no cache that can be written to
+        place = Path(tempfile.mkdtemp(prefix="kerasmtl-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        copy_module(carried, place)
+        return place
 
 
 def _adopt(variables: Sequence[tf.Variable], description: Description) -> list[keras.Variable]:

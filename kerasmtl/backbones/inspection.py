@@ -11,9 +11,10 @@ import keras
 from kerasmtl.backbones import image_size as made_for
 from kerasmtl.backbones import load_backbone
 from kerasmtl.backbones.applications import application, application_size, parse_application
+from kerasmtl.backbones.calls import Call, describe
 from kerasmtl.backbones.groups import Unit, VariableGroup, hub_units, model_units
 from kerasmtl.backbones.hub import HubLayer
-from kerasmtl.backbones.saved_model import Call, Module, describe
+from kerasmtl.backbones.saved_model import Module
 from kerasmtl.modules.content import module_files
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ class Inspection:
 
 
 def inspect(backbone: str | HubLayer | keras.Model) -> Inspection:
-    """What a backbone takes, gives and holds; a handle is fetched, and nothing is run.
+    """What a backbone takes, gives and holds.
+
+    A handle is fetched and loaded; its calls are not run, but loading a SavedModel runs what it
+    does to restore itself: vendor what you do not trust, and look at it elsewhere.
 
     Args:
         backbone: what `load_backbone` takes. For a keras.applications name no weights are
@@ -105,7 +109,7 @@ def inspect(backbone: str | HubLayer | keras.Model) -> Inspection:
     """
     named = parse_application(backbone) if isinstance(backbone, str) else None
     if named:
-        model = application(named[0], weights=None)
+        model = application(named[0], weights=None if named[1] == "imagenet" else named[1])
         return _of_model(model, backbone, "keras.applications model", application_size(named[0]))
     loaded = load_backbone(backbone)
     if isinstance(loaded, HubLayer):
@@ -154,14 +158,14 @@ def _of_model(
         inputs={t.name: describe(t) for t in model.inputs},
         outputs=_outputs(model.output),
         image_size=image_size,
-        input_range=(0.0, 1.0),
-        range_source="as every backbone that is a Keras model",
+        input_range=(0.0, 1.0) if len(getattr(model, "input_shape", ())) == 4 else None,
+        range_source="as every picture backbone that is a Keras model",
         calls=[],
         signatures=[],
         groups=groups,
         parameters=parameters,
         trainable_parameters=sum(group.trainable for group in groups),
-        regularization_losses=0,
+        regularization_losses=len(model.losses),
         can_be_trained=parameters > 0,
         why_not=None if parameters else "it has no weights",
     )

@@ -227,6 +227,8 @@ class _Constants:
         dtype = tf.as_dtype(node.attr["dtype"].type)
         handle = self._captured[number]
         try:
+            if isinstance(handle, tf.Variable):  # on several devices
+                return self._flat(tf.convert_to_tensor(handle))
             return self._flat(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
         except tf.errors.OpError:  # not initialised
             return None

@@ -12,11 +12,13 @@ import tensorflow as tf
 
 from kerasmtl._version import __version__
 from kerasmtl.backbones import graph
-from kerasmtl.backbones.saved_model import Module
-from kerasmtl.modules.content import content_sha256, kept_module
+from kerasmtl.backbones.saved_model import Module, over_replicas
+from kerasmtl.modules.content import holds, kept_module
+from kerasmtl.modules.folders import is_module
 from kerasmtl.modules.handles import is_remote, resolve_handle
 
 FORMAT = 1
+MOST_CALLS = 32  # that are remembered, by shapes
 OTHER = 64  # height and width to try a module with that takes any
 
 _loaded: dict[str, Path] = {}  # in this process: SHA-256 → folder
@@ -42,6 +44,7 @@ class Description:
     image_size: tuple[int, int] | None
     input_range: tuple[float, float] | None
     why_not_trainable: str | None
+    xla: str | None = None  # why XLA cannot compile it, "" if it can, None: not tried yet
     calls: list[tuple[Any, Any]] = field(default_factory=list)
 
     @classmethod
@@ -78,7 +81,12 @@ class Description:
     def empty_variables(self) -> list[tf.Variable]:
         """Variables of zeros, to be filled when the module is there."""
         return [
-            tf.Variable(tf.zeros(shape, dtype), trainable=trained, name=name)
+            tf.Variable(
+                tf.zeros(shape, dtype),
+                trainable=trained,
+                name=name,
+                **({} if trained else over_replicas(dtype)),
+            )
             for shape, dtype, trained, name in zip(
                 self.shapes, self.dtypes, self.trainable, self.names, strict=True
             )
@@ -86,9 +94,10 @@ class Description:
 
     def remember(self, inputs: Any, outputs: Any) -> None:
         """Keep what a call gave, for the time when the module is not at hand."""
-        pair = (tf.nest.map_structure(_bare, inputs), tf.nest.map_structure(_bare, outputs))
-        if not any(_same(pair[0], known) for known, _ in self.calls):
-            self.calls.append(pair)
+        if len(self.calls) == MOST_CALLS or any(_same(inputs, known) for known, _ in self.calls):
+            return
+        bare = (tf.nest.map_structure(_bare, inputs), tf.nest.map_structure(_bare, outputs))
+        self.calls.append(bare)
 
     def outputs_of(self, inputs: Any, name: str) -> Any:
         """The outputs that a call with these inputs gave.
@@ -100,7 +109,7 @@ class Description:
         for known, outputs in self.calls:
             if _same(inputs, known):
                 return tf.nest.map_structure(
-                    lambda o: keras.KerasTensor((batch, *o.shape[1:]), dtype=o.dtype), outputs
+                    lambda o: keras.KerasTensor(_with_batch(o.shape, batch), dtype=o.dtype), outputs
                 )
         raise ValueError(
             f"`HubLayer` {name!r} waits for its module, and was never called with inputs of these "
@@ -143,7 +152,12 @@ class Description:
         return cls(**known)
 
 
-def find_module(handle: str, sha256: str) -> Path | None:
+def runs_already(sha256: str) -> bool:
+    """Whether this process has loaded a module with that content."""
+    return sha256 in _loaded
+
+
+def module_at_hand(handle: str, sha256: str) -> Path | None:
     """The folder of a module at hand with that content, or None. Nothing is downloaded."""
     candidates = [_loaded.get(sha256), None if is_remote(handle) else Path(handle)]
     try:
@@ -152,7 +166,7 @@ def find_module(handle: str, sha256: str) -> Path | None:
     except ValueError:
         pass  # gone, which is what the copy in the file is for
     for folder in candidates:
-        if folder is not None and folder.is_dir() and content_sha256(folder) == sha256:
+        if folder is not None and is_module(folder) and holds(folder, sha256):
             return folder
     return kept_module(sha256)
 
@@ -165,14 +179,18 @@ def _symbol(spec: Any) -> keras.KerasTensor | None:
 
 
 def _bare(tensor: Any) -> keras.KerasTensor:
-    return keras.KerasTensor(
-        tuple(tensor.shape), dtype=keras.backend.standardize_dtype(tensor.dtype)
-    )
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return keras.KerasTensor(_with_batch(tuple(tensor.shape), None), dtype=dtype)
+
+
+def _with_batch(shape: tuple[int | None, ...], batch: int | None) -> tuple[int | None, ...]:
+    return (batch, *shape[1:]) if shape else shape
 
 
 def _same(inputs: Any, known: Any) -> bool:
     a, b = tf.nest.flatten(inputs), tf.nest.flatten(known)
     return len(a) == len(b) and all(
-        tuple(x.shape)[1:] == tuple(y.shape)[1:] and x.dtype == y.dtype
+        tuple(x.shape)[1:] == tuple(y.shape)[1:]
+        and keras.backend.standardize_dtype(x.dtype) == y.dtype
         for x, y in zip(a, b, strict=True)
     )

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from kerasmtl.backbones.calls import Call, bind, calls_of, describe, is_tensors
+from kerasmtl.backbones.flat_graph import captured_as
+
 SIGNATURES = ("default", "serving_default")  # TF1 Hub format, TF2
 ENDPOINT = "serve"  # what keras.Model.export calls its function
-
-
-@dataclass(frozen=True)
-class Call:
-    """One traced way to call a module.
-
-    `inputs` has one entry by tensor argument; `training` is None where there is no such switch;
-    `arguments` are the other arguments, by name, with the values they were traced with.
-    """
-
-    inputs: dict[str, Any]
-    training: bool | tf.TensorSpec | None
-    arguments: dict[str, Any]
-    outputs: Any
-    function: Any
-    layout: tuple[str, ...]  # the names of the positional arguments
-    by_name: tuple[str, ...]
-
-    @property
-    def takes(self) -> str:
-        """Its inputs, for a person."""
-        single = len(self.inputs) == 1
-        return describe(next(iter(self.inputs.values())) if single else self.inputs)
-
-    def trains(self, training: bool) -> bool:
-        """Whether this call serves that mode."""
-        return self.training is training or isinstance(self.training, tf.TensorSpec)
 
 
 class Module:
@@ -73,22 +47,23 @@ class Module:
         self.arguments = dict(arguments or {})
         self.loaded, self.created = _load(folder, handle, given or {})
         self.signature, self._run = _find_call(self.loaded, handle, signature)
-        self.calls = _calls(self._run, self.signature is not None, self.arguments)
+        self.calls = calls_of(self._run, self.signature is not None, self.arguments)
         self._check_arguments()
         self.variables, self.trainable = self._find_variables()
         self.losses = [] if self.signature else self._find_losses()
 
     def _check_arguments(self) -> None:
         """Refuse arguments that no call takes, and values that none was traced with."""
-        known = {name for call in self.calls for name in (*call.arguments, *call.layout[1:])}
+        first = {call.layout[0] for call in self.calls if call.layout}
+        known = {name for call in self.calls for name in (*call.arguments, *call.layout)} - first
         for name, value in self.arguments.items():
             if name not in known or name == "training":
                 raise ValueError(
                     f"`arguments` has {name!r}, which {self.handle!r} does not take. Expected some "
                     f"of {sorted(known - {'training'})}. Training mode follows `trainable`."
                 )
-            traced = [call.arguments[name] for call in self.calls]
-            if not any(_is_tensors(t) or t == value for t in traced):
+            traced = [call.arguments[name] for call in self.calls if name in call.arguments]
+            if not any(is_tensors(t) or t == value for t in traced):
                 raise ValueError(
                     f"`arguments` has {name}={value!r}, which {self.handle!r} was not traced with. "
                     f"Expected one of {list(dict.fromkeys(map(repr, traced)))}."
@@ -97,7 +72,8 @@ class Module:
             call
             for call in self.calls
             if all(
-                _is_tensors(call.arguments[name]) or call.arguments[name] == value
+                name in call.arguments
+                and (is_tensors(call.arguments[name]) or call.arguments[name] == value)
                 for name, value in self.arguments.items()
             )
         ]
@@ -106,7 +82,9 @@ class Module:
         """The module's variables that a layer can hold, and which its publisher trains."""
         listed = list(getattr(self.loaded, "variables", None) or [])
         trained = [] if self.signature else list(_trained(self.loaded))
-        listed += [v for v in trained if not any(v is other for other in listed)]
+        captured = [c for call in self.calls for c in call.function.captured_inputs]
+        used = [v for v in self.created if any(c is captured_as(v) for c in captured)]
+        listed += [v for v in (*trained, *used) if not any(v is other for other in listed)]
         held = [
             v
             for v in listed
@@ -122,7 +100,7 @@ class Module:
             used = {
                 index
                 for index, variable in enumerate(self.variables)
-                if any(c is variable.handle for c in captured)
+                if any(c is captured_as(variable) for c in captured)
             }
             found.append((loss, used))
         return found
@@ -143,6 +121,12 @@ class Module:
     def inference_call(self) -> Call:
         """The call for inference."""
         return next((c for c in self.calls if not c.trains(True) or c.trains(False)), self.calls[0])
+
+    def call_for(self, training: bool) -> Call:
+        """The call that serves a mode; where there is none for training, that for inference."""
+        if not training:
+            return self.inference_call
+        return next((c for c in self.calls if c.trains(True)), self.inference_call)
 
     @property
     def takes_pictures(self) -> bool:
@@ -178,7 +162,7 @@ class Module:
         modes = [[c for c in self.calls if c.trains(training)], self.calls]
         for calls in modes if training else [[self.inference_call, *modes[0], *modes[1]]]:
             for call in calls:
-                bound = _bind(call, inputs)
+                bound = bind(call, inputs)
                 if bound is not None:
                     return self._apply(call, bound, training)
         raise ValueError(
@@ -203,18 +187,16 @@ class Module:
         return [loss() for loss, used in self.losses if used & trained or not used]
 
 
-def describe(specs: Any) -> str:
-    """Shapes and types for a person: float32 (None, 224, 224, 3)."""
-    if isinstance(specs, Mapping):
-        return "{" + ", ".join(f"{name!r}: {describe(s)}" for name, s in specs.items()) + "}"
-    if isinstance(specs, list | tuple):
-        return "[" + ", ".join(describe(s) for s in specs) + "]"
-    shape, dtype = getattr(specs, "shape", None), getattr(specs, "dtype", None)
-    if dtype is None:
-        return type(specs).__name__
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", str(dtype))
-    rank = getattr(shape, "rank", len(shape) if isinstance(shape, tuple) else None)
-    return f"{name} {tuple(shape) if rank is not None else 'of any shape'}"
+def over_replicas(dtype: tf.DType) -> dict[str, Any]:
+    """How moving statistics are kept on several devices: each has its own, they read as a mean."""
+    if not tf.distribute.has_strategy():
+        return {}
+    kinds = tf.VariableAggregation
+    mean = tf.as_dtype(dtype).is_floating
+    return {
+        "synchronization": tf.VariableSynchronization.ON_READ,
+        "aggregation": kinds.MEAN if mean else kinds.ONLY_FIRST_REPLICA,
+    }
 
 
 def _load(
@@ -224,18 +206,39 @@ def _load(
 
     def creator(next_creator: Any, **kwargs: Any) -> tf.Variable:
         variable = given.get(len(created))
+        if not kwargs.get("trainable", True):
+            kwargs |= over_replicas(kwargs["dtype"])
         created.append(next_creator(**kwargs) if variable is None else variable)
         return created[-1]
 
     try:
         with tf.variable_creator_scope(creator):
-            return tf.saved_model.load(str(folder)), created
-    except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
+            return _load_any(str(folder)), created
+    except (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "not registered" in first:
+            raise ValueError(
+                f"`handle` {handle!r} needs an operation that TensorFlow alone does not have. "
+                f"Received: {first}. Import the package that has it before, for text modules: "
+                "pip install tensorflow-text, and import tensorflow_text."
+            ) from error
         raise ValueError(
             f"`handle` {handle!r} cannot be loaded. Expected a whole SavedModel in {folder}. "
             f"Received: {first}. Fetch the module again."
         ) from error
+
+
+def _load_any(folder: str) -> Any:
+    """The graph for serving, where a TF1 module has one for training beside it."""
+    try:
+        return tf.saved_model.load(folder)
+    except ValueError as error:
+        if "`tags=`" not in str(error):
+            raise
+    try:
+        return tf.saved_model.load(folder, tags=[])
+    except RuntimeError:
+        return tf.saved_model.load(folder, tags=["serve"])
 
 
 def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | None, Any]:
@@ -244,7 +247,7 @@ def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | N
         for run in (loaded.__call__ if callable(loaded) else None, getattr(loaded, ENDPOINT, None)):
             if getattr(run, "concrete_functions", None):
                 return None, run
-    for key in [signature] if signature else SIGNATURES:
+    for key in SIGNATURES if signature is None else [signature]:
         if key in signatures:
             return key, signatures[key]
     raise ValueError(
@@ -254,72 +257,3 @@ def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | N
 
 def _trained(loaded: Any) -> Sequence[tf.Variable]:
     return getattr(loaded, "trainable_variables", None) or []
-
-
-def _calls(run: Any, is_signature: bool, arguments: Mapping[str, Any]) -> list[Call]:
-    if is_signature:
-        inputs = dict(run.structured_input_signature[1])
-        return [Call(inputs, None, {}, run.structured_outputs, run, (), tuple(inputs))]
-    names = inspect.getfullargspec(run).args
-    return [_call(function, names, arguments) for function in run.concrete_functions]
-
-
-def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> Call:
-    positional, by_name = function.structured_input_signature
-    layout = tuple(names[i] if i < len(names) else f"argument_{i}" for i in range(len(positional)))
-    values = {**dict(zip(layout, positional, strict=True)), **by_name}
-    training = values.pop("training", None)
-    inputs = {
-        name: spec for name, spec in values.items() if _is_tensors(spec) and name not in arguments
-    }
-    others = {name: value for name, value in values.items() if name not in inputs}
-    outputs = function.structured_outputs
-    return Call(inputs, training, others, outputs, function, layout, tuple(by_name))
-
-
-def _is_tensors(spec: Any) -> bool:
-    leaves = tf.nest.flatten(spec)
-    return bool(leaves) and all(isinstance(leaf, tf.TypeSpec) for leaf in leaves)
-
-
-def _bind(call: Call, inputs: Any) -> dict[str, Any] | None:
-    """The inputs by argument, packed and cast as they were traced; None if they do not fit."""
-    names = list(call.inputs)
-    if len(names) == 1:
-        parts = {names[0]: inputs}
-        if isinstance(inputs, Mapping) and set(inputs) == set(names):
-            parts = dict(inputs)
-    elif isinstance(inputs, Mapping):
-        parts = dict(inputs)
-    elif isinstance(inputs, list | tuple) and len(inputs) == len(names):
-        parts = dict(zip(names, inputs, strict=True))
-    else:
-        return None
-    if set(parts) != set(names):
-        return None
-    fitted = {name: _fit(call.inputs[name], part) for name, part in parts.items()}
-    return None if any(part is None for part in fitted.values()) else fitted
-
-
-def _fit(specs: Any, values: Any) -> Any | None:
-    if isinstance(specs, Mapping) and (
-        not isinstance(values, Mapping) or set(values) != set(specs)
-    ):
-        return None
-    leaves, wanted = tf.nest.flatten(values), tf.nest.flatten(specs)
-    if len(leaves) != len(wanted):
-        return None
-    cast = [_cast(leaf, spec) for leaf, spec in zip(leaves, wanted, strict=True)]
-    return None if any(leaf is None for leaf in cast) else tf.nest.pack_sequence_as(specs, cast)
-
-
-def _cast(tensor: Any, spec: tf.TensorSpec) -> Any | None:
-    """The tensor in the traced type: among floats or among integers; nothing else is converted."""
-    tensor = tf.convert_to_tensor(tensor) if not tf.is_tensor(tensor) else tensor
-    have, want = tensor.dtype, spec.dtype
-    alike = (have.is_floating and want.is_floating) or (have.is_integer and want.is_integer)
-    if have != want and not alike:
-        return None
-    if not spec.shape.is_compatible_with(tensor.shape):
-        return None
-    return tensor if have == want else tf.cast(tensor, want)

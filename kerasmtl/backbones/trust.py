@@ -9,6 +9,7 @@ from contextvars import ContextVar
 
 import keras
 
+from kerasmtl.backbones.portable import runs_already
 from kerasmtl.embedded import EXTRACTORS, extractor_folder
 from kerasmtl.modules.content import content_sha256
 
@@ -33,12 +34,15 @@ def refuse_in_safe_mode(handle: str, sha256: str) -> None:
     """
     if not _in_safe_mode() or sha256 in _TRUSTED.get() or _is_embedded(sha256):
         return
+    if runs_already(sha256):  # Keras is in safe mode while it clones a nested model, too
+        return
     raise ValueError(
         f"`safe_mode` is on, and this file runs the graph of a foreign SavedModel: {handle!r}, "
         f"SHA-256 {sha256}. A graph can read and write files. If you trust where the file comes "
         "from, call kerasmtl.load_model(path, safe_mode=False) or keras.models.load_model(path, "
-        "safe_mode=False); if you have the module yourself, kerasmtl.load_model(path, "
-        "trust='its handle or sha256:…'). On the command line: --trust."
+        "safe_mode=False), or keras.config.enable_unsafe_deserialization() before; if you have "
+        "the module yourself, kerasmtl.load_model(path, trust='its handle or sha256:…'). On the "
+        "command line: --trust."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import platform
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -57,13 +58,19 @@ def unpack(
         ValueError: the archive is truncated or tampered with, too big, or leaves its folder.
     """
     limit = max_bytes() if limit is None else limit
+    if not hasattr(tarfile, "data_filter"):
+        raise ValueError(
+            f"`handle` {handle!r} cannot be unpacked safely by this Python. Expected 3.11.4 or "
+            f"newer, which refuses what leads out of the folder. Received: "
+            f"{platform.python_version()}."
+        )
     try:
         with archive.open("rb") as raw:
             gzipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw) if gzipped else raw as stream:
                 _unpack(_Bounded(stream, limit + members * _MEAN_HEADER), folder, limit, members)
-    except (_Refused, tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (_Refused, tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(
             f"`handle` {handle!r} cannot be unpacked. Expected a whole .tar or .tar.gz archive "
             f"that stays inside its folder. Received: {str(error).rstrip('.')}. Fetch the archive "

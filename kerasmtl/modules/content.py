@@ -30,10 +30,10 @@ def valid_sha256(sha256: str) -> str:
 
 
 def module_files(folder: Path) -> dict[str, Path]:
-    """The files that make up a module, by relative path, sorted: no hidden ones, no SHA256SUMS.
+    """The files that make up a module, by relative path, sorted.
 
-    A linked file counts if it stays in the folder, or in the store of the huggingface_hub cache
-    whose snapshot the folder is.
+    Hidden files and SHA256SUMS at its top do not count. A linked file counts if it stays in the
+    folder, or in the store of the huggingface_hub cache whose snapshot the folder is.
 
     Raises:
         ValueError: a file or folder is a link to elsewhere, or a name would break the listing.
@@ -41,11 +41,12 @@ def module_files(folder: Path) -> dict[str, Path]:
     root = Path(folder).resolve()
     found = {}
     for place, folders, names in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if not _ignored(name)]
+        top = Path(place) == root
+        folders[:] = [name for name in folders if not _ignored(name, top)]
         for name in folders + names:
             path = Path(place, name)
             relative = path.relative_to(root).as_posix()
-            if _ignored(name) or relative == SUMS:
+            if _ignored(name, top) or relative == SUMS:
                 continue
             _check_name(relative, root)
             if path.is_symlink():
@@ -69,7 +70,8 @@ def content_sha256(folder: str | os.PathLike[str]) -> str:
     """The hash of a module: the SHA-256 of the sorted `<sha256>  <path>` lines of its files.
 
     Args:
-        folder: the module's. Hidden files, `__pycache__` and a SHA256SUMS at its top are left out.
+        folder: the module's. Hidden files, `__pycache__` and a SHA256SUMS at its top are left out,
+            and .DS_Store everywhere.
 
     Raises:
         ValueError: a link leads out of the folder.
@@ -154,8 +156,9 @@ def _place(sha256: str) -> Path:
     return cache_root() / "modules" / sha256
 
 
-def _ignored(name: str) -> bool:
-    return name.startswith(".") or name == "__pycache__"
+def _ignored(name: str, top: bool) -> bool:
+    """What other programs leave; below the top hidden files may be assets of the module."""
+    return name == ".DS_Store" or (top and (name.startswith(".") or name == "__pycache__"))
 
 
 def _raise(error: OSError) -> None:

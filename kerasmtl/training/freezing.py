@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import keras
 
-from kerasmtl.backbones import HubLayer
+from kerasmtl.backbones import HubLayer, backbones_in
 from kerasmtl.backbones.groups import (
     Unit,
     VariableGroup,
+    choose_units,
     hub_units,
-    leaves,
     model_units,
     set_trainable,
     unfreeze_units,
 )
+from kerasmtl.backbones.layer_tree import leaves, nested_models
 
 Target = keras.Model | HubLayer
 
@@ -21,14 +22,15 @@ Target = keras.Model | HubLayer
 def variable_groups(target: Target) -> list[VariableGroup]:
     """The groups of a backbone's weights, from input to output.
 
-    A group is a layer with weights, together with the batch normalization that follows it.
+    A group is a layer with weights, together with its batch normalization.
 
     Args:
-        target: a `HubLayer`; a model with a backbone in it, as `build_model` makes it; or a Keras
-            model that is itself the backbone.
+        target: a `HubLayer`; a model with a backbone in it, as `build_model` makes it (its hub
+            layers, or else the one model nested in it that has weights); or a Keras model that is
+            itself the backbone.
 
     Raises:
-        ValueError: it has no weights.
+        ValueError: it has no weights, or several nested models that could be the backbone.
     """
     return [unit.group() for part in _parts(target) for unit in _units(part)]
 
@@ -62,12 +64,15 @@ def unfreeze(
         ValueError: nothing matches (lists the groups), a wrong number, both `last` and `match`,
             or a module that cannot be trained.
     """
+    parts = [(part, _units(part, to_train=True)) for part in _parts(target)]
+    for part, units in parts:  # before anything is changed
+        choose_units(units, last, match, normalization, part.name)
+    _show(target, [part for part, _ in parts])
     chosen: list[VariableGroup] = []
-    for part in _parts(target):
-        units = _units(part)
+    for part, units in parts:
         if isinstance(part, keras.Model):
-            part.trainable = True  # a frozen model hides what is unfrozen in it
-            for nested in _nested(part):
+            part.trainable = True
+            for nested in nested_models(part):
                 nested.trainable = True
         chosen += unfreeze_units(units, last, match, normalization, part.name)
     return chosen
@@ -94,16 +99,22 @@ def _parts(target: Target) -> list[Target]:
         raise ValueError(
             f"`target` is no backbone. Expected a HubLayer or a keras.Model. Received: {target!r}"
         )
-    found = [layer for layer in target.layers if isinstance(layer, HubLayer | keras.Model)]
-    return found or [target]
+    return backbones_in(target) or [target]
 
 
-def _nested(model: keras.Model) -> list[keras.Model]:
-    inside = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    return inside + [deeper for layer in inside for deeper in _nested(layer)]
+def _show(target: Target, parts: list[Target]) -> None:
+    """A frozen model hides what is unfrozen in it; its layers outside of the parts stay frozen."""
+    if target in parts or target.trainable:
+        return
+    others = {layer: layer.trainable for layer in target.layers if layer not in parts}
+    target.trainable = True
+    for layer, value in others.items():
+        layer.trainable = value
 
 
-def _units(part: Target) -> list[Unit]:
+def _units(part: Target, to_train: bool = False) -> list[Unit]:
+    if to_train and isinstance(part, HubLayer):
+        part.check_trainable()
     units: list[Unit] = [*hub_units(part)] if isinstance(part, HubLayer) else model_units(part)
     if not units:
         raise ValueError(

@@ -32,7 +32,8 @@ lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff format --check .
 
 bench: $(INSTALLED)  ## measure, and keep the tables in benchmarks/RESULTS.md
-	for name in cli_start hub_speed street_photos transfer; do \
+	for name in cli_start hub_speed metric_cost million_rows positives_only street_photos \
+		transfer who_lies; do \
 		$(BIN)/python benchmarks/$$name.py --write || exit 1; done
 
 bench-tox21: $(INSTALLED)  ## many tasks with holes: the tabular template's model on Tox21, about 25 minutes

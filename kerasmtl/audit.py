@@ -98,7 +98,7 @@ def _policy(
         return "leave out", "no label is known"
     if row["kind"] == "binary" and not row.negative and row.positive and row.share < 1:
         return (
-            "WAN, EPR or LL-R",
+            "AssumeNegative (WAN), ExpectedPositives (EPR) or LargeLoss (LL-R)",
             f"positives only: all {row.known} known labels are 1, so that ignoring the missing "
             "ones teaches to say yes always",
         )

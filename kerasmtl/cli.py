@@ -125,6 +125,7 @@ def list_templates() -> None:
 @click.option("--split-column", default="split", show_default=True)
 @click.option("--group-column", help="The column of what belongs together (video, patient).")
 @click.option("--allow-outside", is_flag=True, help="Accept pictures outside of the CSV's folder.")
+@click.option("--table", is_flag=True, help="The CSV holds numbers instead of pictures.")
 @click.option("--no-leaks", is_flag=True, help="Do not look for pictures in two parts at once.")
 @in_project
 @as_json
@@ -136,11 +137,12 @@ def check(
     split_column: str,
     group_column: str | None,
     allow_outside: bool,
+    table: bool,
     no_leaks: bool,
     folder: str,
     json_: bool,
 ) -> None:
-    """Check a CSV (by default the project's): rows, broken pictures, coverage, leaks.
+    """Check a labels file (by default the project's): rows, broken pictures, coverage, leaks.
 
     Shows what is known by task, whether what is missing is so at random and what to do about it,
     and pictures that stand, also nearly alike, in two parts of the split. Ends with 1 if a picture
@@ -152,6 +154,12 @@ def check(
     if labels is None:
         project = _project(folder)
         manifest, seed = project.manifest(), project.training.seed
+    elif table or not labels.endswith(".csv"):
+        from kerasmtl.table import Table
+
+        manifest = Table.load(
+            labels, tasks=tasks or None, split_column=split_column, group_column=group_column
+        )
     else:
         manifest = Manifest.from_csv(
             labels,
@@ -177,12 +185,19 @@ def check(
     type=click.Choice(["train", "val", "test"]),
     help="Which rows.",
 )
+@click.option(
+    "--bootstrap",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Draws for 95 % intervals, such as 1000; 0: none.",
+)
 @in_project
 @trusting
 @as_json
 @_plain_errors
-def evaluate(part: str, folder: str, trust: bool, json_: bool) -> None:
-    """Score the trained model by task."""
+def evaluate(part: str, bootstrap: int, folder: str, trust: bool, json_: bool) -> None:
+    """Score the trained model by task, on the labels that are known."""
     project = _project(folder)
     from kerasmtl.evaluation import evaluate as score
     from kerasmtl.manifest import SPLITS
@@ -190,7 +205,14 @@ def evaluate(part: str, folder: str, trust: bool, json_: bool) -> None:
     model = _trained(project, trust)
     manifest = project.manifest()
     rows = manifest.split(seed=project.training.seed)[SPLITS.index(part)]
-    report = score(model, project.dataset(rows, model), manifest.tasks, progress=not json_)
+    report = score(
+        model,
+        project.dataset(rows, model),
+        manifest.tasks,
+        progress=not json_,
+        bootstrap=bootstrap,
+        seed=project.training.seed,
+    )
     if json_:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:

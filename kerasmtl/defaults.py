@@ -33,9 +33,7 @@ def default_metrics(tasks: Sequence[Task]) -> Any:
     """
     if all_binary(tasks):
         return _metrics("binary")
-    return {
-        key: _metrics(tasks[columns[0]].kind) for key, columns in output_columns(tasks).items()
-    }
+    return {key: _metrics(tasks[columns[0]].kind) for key, columns in output_columns(tasks).items()}
 
 
 def _loss(tasks: Sequence[Task]) -> keras.losses.Loss:

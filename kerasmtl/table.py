@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.columns import infer_tasks, read_groups, read_labels, read_splits
+from kerasmtl.leaks import Leak, find_row_leaks
 from kerasmtl.manifest import Fault, Manifest
 from kerasmtl.table_files import (
     as_text,
@@ -38,6 +39,11 @@ class Table(Manifest):
 
     features: np.ndarray
     columns: tuple[str, ...]
+
+    def _find_leaks(
+        self, parts: np.ndarray, pictures: bool, progress: Callable[[], None] | None
+    ) -> list[Leak]:
+        return find_row_leaks(self.features, parts, self.groups)
 
     @classmethod
     def load(

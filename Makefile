@@ -7,7 +7,7 @@ DEMO := demo/street_scenes-$(shell date +%Y%m%d-%H%M%S)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-tox21 clean
+.PHONY: help demo test test-all lint bench bench-tox21 clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -25,7 +25,10 @@ demo: $(INSTALLED)  ## install, make a project with the embedded data, train, re
 		kerasmtl predict $(CURDIR)/datasets/street_scenes/images/00000.jpg
 
 test: $(INSTALLED)  ## install, run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: ARGS = -m "slow or not slow"
+test-all: test  ## the same, with the slow tests
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .

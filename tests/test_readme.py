@@ -15,7 +15,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 @pytest.fixture(scope="module")
 def after(tmp_path_factory):
     """The folder and the names that the examples leave behind, and what they print."""
-    first, *migrations = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    first, *migrations, labels = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     assert len([line for line in first.splitlines() if line.strip()]) <= 22
     lines = [[line for line in code.splitlines() if line] for code in migrations]
     assert [len(code) for code in lines] == [5, 5]
@@ -24,7 +24,7 @@ def after(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("builtins.print", lambda *args, **kwargs: printed.append(str(args[0])))
-        for code in (first, *migrations):
+        for code in (first, *migrations, labels):
             if '"exported"' in code:
                 names["model"].export("exported", verbose=False)
             exec(compile(code, "README.md", "exec"), names)
@@ -52,6 +52,18 @@ def test_the_migrated_models_train_with_adam_and_travel(after):
     (folder / "exported").rename(folder / "moved")
     loaded = kt.load_model(folder / "tuned.keras", safe_mode=False)
     assert loaded.output_shape == (None, 4)
+
+
+def test_the_labels_example_gives_a_loss_for_every_output(after):
+    _, names, _ = after
+    assert set(names["losses"]) == set(names["metrics"]) == {"binary", "weather", "speed"}
+
+
+def test_the_names_of_the_tables_exist():
+    tables = README[README.index("## Labels with holes") : README.index("## What is built in")]
+    named = {n for n in re.findall(r"`([A-Z]\w+)`", tables) if n not in ("Table",)}
+    assert len(named) > 25
+    assert {n for n in named if not hasattr(kt, n)} == set()
 
 
 def test_the_handles_of_the_table_are_understood():

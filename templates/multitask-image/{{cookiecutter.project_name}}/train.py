@@ -33,8 +33,8 @@ def main() -> None:
         kt.freeze(model) if frozen else kt.unfreeze(model)
         model.compile(
             keras.optimizers.Adam(learning_rate),
-            loss=kt.MaskedBinaryCrossentropy(),
-            metrics=[kt.MaskedAUC(), kt.MaskedBinaryAccuracy()],
+            loss=kt.default_losses(manifest.tasks),
+            metrics=kt.default_metrics(manifest.tasks),
         )
         model.fit(
             train_data,

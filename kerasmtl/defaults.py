@@ -36,13 +36,15 @@ def default_metrics(tasks: Sequence[Task]) -> Any:
     return {key: _metrics(tasks[columns[0]].kind) for key, columns in output_columns(tasks).items()}
 
 
-def _loss(tasks: Sequence[Task]) -> keras.losses.Loss:
+def _loss(tasks: Sequence[Task]) -> keras.losses.Loss | None:
     made = {
         "binary": losses.MaskedBinaryCrossentropy,
         "multiclass": losses.MaskedCategoricalCrossentropy,
         "regression": losses.MaskedHuber,
     }[tasks[0].kind]
     weights = [task.weight for task in tasks]
+    if not any(weights):
+        return None  # an output that only tasks of weight 0 share is not trained
     return made() if set(weights) == {1.0} else made(task_weights=weights)
 
 

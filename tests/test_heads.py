@@ -101,3 +101,22 @@ def test_the_weight_of_a_task_counts_in_its_loss():
     labels, p = np.float32([[1, 1]]), np.float32([[0.5, 0.1]])
     loss = kt.default_losses(tasks)
     np.testing.assert_allclose(loss(labels, p), 2 * np.log(2), rtol=1e-6)
+
+
+def test_an_output_of_weight_0_is_not_trained():
+    tasks = [kt.Task("a"), kt.Task("speed", kind="regression", weight=0.0)]
+    losses = kt.default_losses(tasks)
+    assert losses["speed"] is None
+    inputs = keras.Input((3,))
+    outputs = {
+        "binary": keras.layers.Dense(1, activation="sigmoid", name="binary")(inputs),
+        "speed": keras.layers.Dense(1, name="speed")(inputs),
+    }
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", losses)
+    before = model.get_layer("speed").get_weights()
+    x = np.random.default_rng(0).random((4, 3), dtype="float32")
+    y = {"binary": np.ones((4, 1), "float32"), "speed": np.full((4, 1), 9.0, "float32")}
+    model.train_on_batch(x, y)
+    for a, b in zip(before, model.get_layer("speed").get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

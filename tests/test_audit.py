@@ -81,7 +81,8 @@ def test_positives_only_asks_for_another_loss():
     labels, rng = related(500, 3)
     labels[:, 1] = np.where(labels[:, 1] == 1, 1, NAN)
     found = audit(labels, tasks(3)).tasks
-    assert found.policy.tolist() == ["ignore", "WAN, EPR or LL-R", "ignore"]
+    other = "AssumeNegative (WAN), ExpectedPositives (EPR) or LargeLoss (LL-R)"
+    assert found.policy.tolist() == ["ignore", other, "ignore"]
     assert found.reason["t1"].startswith("positives only: all")
     assert found.reason["t0"] == "every label is known"
 

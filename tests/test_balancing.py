@@ -356,6 +356,7 @@ print(json.dumps(made))
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_balance_and_learn_as_one_does():
     # Virtual devices must be made before TensorFlow starts: hence a process of its own.
     root = Path(__file__).parent.parent

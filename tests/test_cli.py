@@ -151,7 +151,7 @@ def test_check_says_why_labels_are_missing_and_what_to_do(data):
     path = data / "labels.csv"
     path.write_text(path.read_text().replace(",0,", ",?,"))
     result = run("check", path)
-    assert "Missing labels: WAN, EPR or LL-R: bright: positives only" in result.output
+    assert "EPR) or LargeLoss (LL-R): bright: positives only" in result.output
     assert "Rows with both labels" in result.output and "8 labelled rows are few" in result.output
 
 

@@ -42,6 +42,7 @@ def photos(tmp_path_factory):
     return base / "photos", csv.parent
 
 
+@pytest.mark.slow
 def test_real_photographs_reach_their_score(photos):
     project, _ = photos
     report = json.loads(kerasmtl("evaluate", "--json", cwd=project))

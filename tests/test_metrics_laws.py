@@ -373,6 +373,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_count_the_known_cells_of_both():
     done = subprocess.run(
         [sys.executable, "-c", REPLICAS],

@@ -83,25 +83,6 @@ def test_a_dict_of_outputs_says_how_to_choose(tmp_path):
     assert model.output_shape == (None, 3)
 
 
-@pytest.mark.parametrize(
-    "name, module",
-    [
-        ("MobileNetV2", keras.applications.mobilenet_v2),
-        ("ResNet50", keras.applications.resnet),
-        ("DenseNet121", keras.applications.densenet),
-        ("EfficientNetB0", keras.applications.efficientnet),
-    ],
-)
-def test_an_application_carries_its_own_preprocessing(name, module):
-    keras.utils.set_random_seed(0)
-    backbone = application(name, weights=None)
-    network = next(layer for layer in backbone.layers if isinstance(layer, keras.Model))
-    x = pictures(1, 64)
-    expected = network.predict(module.preprocess_input(x * 255.0), verbose=0)
-    np.testing.assert_allclose(backbone.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
-    assert expected.ndim == 2
-
-
 def test_an_application_is_frozen_or_trainable_as_a_whole():
     assert application("MobileNetV2", weights=None).trainable_variables == []
     assert application("MobileNetV2", weights=None, trainable=True).trainable_variables

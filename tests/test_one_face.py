@@ -77,7 +77,13 @@ def test_every_family_of_keras_is_here():
     assert families - {"imagenet_utils", "resnet50"} == set(SMALLEST)  # resnet50 is resnet again
 
 
-@pytest.mark.parametrize("family", SMALLEST)
+# The others take a few seconds each.
+QUICK = ("efficientnet", "mobilenet_v2", "mobilenet_v3", "resnet", "vgg16")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[] if f in QUICK else pytest.mark.slow) for f in SMALLEST]
+)
 def test_an_application_sees_what_its_family_expects(tmp_path, family):
     keras.utils.set_random_seed(0)
     backbone = application(SMALLEST[family], weights=None)

@@ -1,4 +1,4 @@
-"""What should an unknown label count for? Eleven policies, positives only kept and at random.
+"""What should an unknown label count for? Ten policies, positives only kept and at random.
 
     python benchmarks/positives_only.py [--seeds 5] [--write]
 
@@ -145,7 +145,7 @@ class Learner:
         optimizer = keras.optimizers.Adam(RATE)
         optimizer.build(self.model.trainable_variables)
         self.model.compile(optimizer, loss, steps_per_execution=TRAINING // BATCH)
-        self._start = [np.array(variable) for variable in optimizer.variables]
+        self._start = [keras.ops.convert_to_numpy(variable) for variable in optimizer.variables]
 
     def run(self, x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, float]:
         """Scores on the test part of the best epoch."""

@@ -21,7 +21,7 @@ class _Histogram(BinaryMetric):
 
     def __init__(
         self,
-        num_bins: int = 1024,
+        num_bins: int = 512,
         average: str = "macro",
         from_logits: bool = False,
         missing: float | None = None,
@@ -39,7 +39,7 @@ class _Histogram(BinaryMetric):
     def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
         if not self.from_logits:
             p = ops.clip(y_pred, 1e-7, 1.0 - 1e-7)
-            y_pred = ops.log(p) - ops.log1p(-p)
+            y_pred = ops.log(p / (1.0 - p))
         share = 0.5 - ops.clip(y_pred, -LIMIT, LIMIT) / (2.0 * LIMIT)
         bins = ops.minimum(ops.cast(share * self.num_bins, "int32"), self.num_bins - 1)
         cells = ops.reshape(bins + ops.arange(self.num_tasks) * self.num_bins, (-1,))
@@ -56,21 +56,24 @@ class _Histogram(BinaryMetric):
         return {**super().get_config(), "num_bins": self.num_bins}
 
 
+def _in_blocks(counts: Any) -> Any:
+    """Counts (tasks, num_bins) as (tasks, blocks, bins of a block): see `_cumulated`."""
+    tasks, bins = counts.shape
+    size = BLOCK if bins % BLOCK == 0 else 1
+    return ops.reshape(counts, (tasks, bins // size, size))
+
+
 def _cumulated(counts: Any) -> Any:
     """Running sums over the bins, (tasks, num_bins) like the counts.
 
     By blocks, and within a block by a matrix of ones: three times as fast as a cumsum over all.
     """
-    tasks, bins = counts.shape
-    if bins % BLOCK:
-        return ops.cumsum(counts, axis=-1)
-    upper = np.triu(np.ones((BLOCK, BLOCK), dtype=SUM))
-    within = ops.reshape(
-        ops.matmul(ops.reshape(counts, (-1, BLOCK)), upper), (tasks, bins // BLOCK, BLOCK)
-    )
+    blocks = _in_blocks(counts)
+    size = blocks.shape[-1]
+    within = ops.matmul(blocks, np.triu(np.ones((size, size), dtype=SUM)))
     totals = within[:, :, -1]
     before = ops.cumsum(totals, axis=-1) - totals
-    return ops.reshape(within + ops.expand_dims(before, -1), (tasks, bins))
+    return ops.reshape(within + ops.expand_dims(before, -1), counts.shape)
 
 
 def _from_the_top(sums: dict[str, Any]) -> tuple[Any, Any]:
@@ -104,7 +107,7 @@ class MaskedAUC(_Histogram):
 
     def __init__(
         self,
-        num_bins: int = 1024,
+        num_bins: int = 512,
         from_logits: bool = False,
         missing: float | None = None,
         average: str = "macro",
@@ -114,10 +117,15 @@ class MaskedAUC(_Histogram):
         super().__init__(num_bins, average, from_logits, missing, name, dtype)
 
     def _score(self, sums: dict[str, Any]) -> Any:
-        positives, negatives = sums["positives"], sums["negatives"]
-        hits = _cumulated(positives)
-        pairs = hits[:, -1] * ops.sum(negatives, axis=-1)
-        return ratio(ops.sum(negatives * (hits - 0.5 * positives), axis=-1), pairs)
+        positives, negatives = _in_blocks(sums["positives"]), _in_blocks(sums["negatives"])
+        # A negative is beaten by the positives of higher bins, and half by those of its own.
+        size = positives.shape[-1]
+        beaten = np.triu(np.ones((size, size), dtype=SUM), 1) + 0.5 * np.eye(size, dtype=SUM)
+        within = ops.sum(ops.matmul(positives, beaten) * negatives, axis=-1)
+        hits, misses = ops.sum(positives, axis=-1), ops.sum(negatives, axis=-1)
+        higher = ops.cumsum(hits, axis=-1) - hits
+        pairs = ops.sum(hits, axis=-1) * ops.sum(misses, axis=-1)
+        return ratio(ops.sum(within + higher * misses, axis=-1), pairs)
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
@@ -145,7 +153,7 @@ class MaskedAveragePrecision(_Histogram):
 
     def __init__(
         self,
-        num_bins: int = 1024,
+        num_bins: int = 512,
         from_logits: bool = False,
         missing: float | None = None,
         average: str = "macro",
@@ -186,7 +194,7 @@ class MaskedPrecisionAtRecall(_Histogram):
     def __init__(
         self,
         recall: float,
-        num_bins: int = 1024,
+        num_bins: int = 512,
         from_logits: bool = False,
         missing: float | None = None,
         average: str = "macro",

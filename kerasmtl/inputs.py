@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tensorflow as tf
 
+PREPROCESSING = 1  # goes up whenever the same file gives other numbers
 # What TensorFlow decodes; other formats that Pillow reads are turned into PNG first. So is BMP,
 # of which TensorFlow takes a palette for grey.
 TF_FORMATS = {"JPEG", "PNG", "GIF"}
@@ -67,7 +68,7 @@ def read_image(
     import tensorflow as tf
 
     def examine(data: tf.Tensor, path: tf.Tensor) -> bytes:
-        return _examine(data.numpy(), where(path.numpy().decode()))
+        return _examine(data.numpy(), lambda: where(path.numpy().decode()))
 
     data = tf.io.read_file(path)
     # Whole JPEGs and PNGs stay in the graph; only the doubtful rest costs a look by Pillow.
@@ -92,14 +93,14 @@ def _looks_whole(data: tf.Tensor) -> tf.Tensor:
     return ends(*_JPEG) | ends(*_PNG)
 
 
-def _examine(data: bytes, where: str) -> bytes:
+def _examine(data: bytes, where: Callable[[], str]) -> bytes:
     """The bytes, in a format that TensorFlow decodes; ValueError if they are no whole picture."""
     import numpy as np
     from PIL import Image
 
     reason = picture_fault(data)
     if reason:
-        raise ValueError(f"{where} is {reason}. `kerasmtl check` lists all such pictures.")
+        raise ValueError(f"{where()} is {reason}. `kerasmtl check` lists all such pictures.")
     with Image.open(io.BytesIO(data)) as picture:
         if picture.format in TF_FORMATS:
             return data

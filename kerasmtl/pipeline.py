@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kerasmtl.inputs import as_size, read_image
+from kerasmtl.inputs import PREPROCESSING, as_size, read_image
 from kerasmtl.manifest import Manifest
+from kerasmtl.sources import Source, epoch_indices, new_epoch, register
 from kerasmtl.tasks import all_binary, output_columns
 
 if TYPE_CHECKING:
@@ -21,6 +27,7 @@ def make_dataset(
     training: bool = False,
     seed: int = 0,
     cache: bool | None = None,
+    deterministic: bool = True,
 ) -> tf.data.Dataset:
     """Batches of pictures and labels, for `model.fit`, `model.predict` and `kerasmtl.evaluate`.
 
@@ -35,9 +42,11 @@ def make_dataset(
         batch_size: pictures a batch; the last batch may be smaller.
         training: shuffle anew in every epoch, and check that every task has known labels,
             and different ones. Otherwise the order is that of the manifest.
-        seed: of the shuffling; the same seed gives the same order on every run, as long as
-            TensorFlow's global seed is the same, too.
+        seed: of the shuffling; the order of an epoch depends on it, the number of the epoch and
+            the number of rows alone.
         cache: keep decoded pictures in memory; by default if they take 1 GiB or less.
+        deterministic: False lets a picture that is ready overtake one that is not: faster on
+            uneven pictures, and never the same order twice.
 
     Raises:
         FileNotFoundError: pictures are absent; names their lines.
@@ -55,24 +64,109 @@ def make_dataset(
         manifest.check_classes()
     _check_files(manifest)
 
-    paths = manifest.paths
-    rows = {path: row for row, path in enumerate(paths)}
-
-    def load(path: tf.Tensor, labels: Any) -> tuple[tf.Tensor, Any]:
-        return read_image(path, size, where=lambda p: manifest.where(rows[p])), labels
-
+    source = PictureSource(
+        count=len(manifest),
+        labels=_labels(manifest),
+        batch_size=batch_size,
+        training=training,
+        seed=seed,
+        epoch=new_epoch() if training else None,
+        deterministic=deterministic,
+        manifest=manifest,
+        size=size,
+    )
     if cache is None:
-        cache = len(paths) * size[0] * size[1] * 3 * 4 <= CACHE_LIMIT
-    dataset = tf.data.Dataset.from_tensor_slices((paths, _labels(manifest)))
+        cache = len(manifest) * size[0] * size[1] * 3 * 4 <= CACHE_LIMIT
+    batches = _cached(source) if cache else _uncached(source)
+    labels = tf.nest.map_structure(tf.constant, source.labels)
 
-    def shuffled(data: tf.data.Dataset) -> tf.data.Dataset:
-        return data.shuffle(len(paths), seed=seed) if training else data
+    def with_labels(images: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        return images, tf.nest.map_structure(lambda values: tf.gather(values, rows), labels)
 
-    if cache:
-        dataset = shuffled(dataset.map(load, tf.data.AUTOTUNE).cache())
-    else:
-        dataset = shuffled(dataset).map(load, tf.data.AUTOTUNE)
-    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    return register(batches.map(with_labels).prefetch(tf.data.AUTOTUNE), source)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PictureSource(Source):
+    """The rows of a manifest, at one size of pictures."""
+
+    manifest: Manifest
+    size: tuple[int, int]
+
+    def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """From the number of a row, shape (), to its picture, (height, width, 3)."""
+        import tensorflow as tf
+
+        names = self.manifest.paths
+        paths = tf.constant(names)
+
+        def where(path: str) -> str:
+            return self.manifest.where(names.index(path))
+
+        return lambda row: read_image(tf.gather(paths, row), self.size, where)
+
+    def inputs(self, batch_size: int) -> tf.data.Dataset:
+        """Images (batch, height, width, 3) float32 in [0, 1], in the order of the rows."""
+        import tensorflow as tf
+
+        rows = tf.data.Dataset.range(self.count)
+        pictures = rows.map(self.reader(), tf.data.AUTOTUNE, deterministic=True)
+        return pictures.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
+        """As `inputs`: nothing is augmented."""
+        return self.inputs(batch_size)
+
+    def content_sha256(self) -> str:
+        """A hash over the bytes of all picture files, in order, and what decodes them."""
+        import tensorflow as tf
+
+        head = repr(("pictures", PREPROCESSING, tf.__version__, self.size, self.count))
+        whole = hashlib.sha256(head.encode())
+        with ThreadPoolExecutor() as threads:
+            for digest in threads.map(_file_sha256, self.manifest.paths):
+                whole.update(digest)
+        return whole.hexdigest()
+
+    def where(self, row: int) -> str:
+        """File, line and picture."""
+        return self.manifest.where(row)
+
+
+def _uncached(source: PictureSource) -> tf.data.Dataset:
+    """Batches of pictures and row numbers, each picture decoded when its turn comes."""
+    import tensorflow as tf
+
+    read = source.reader()
+    rows = _rows(source).map(
+        lambda row: (read(row), row), tf.data.AUTOTUNE, deterministic=source.deterministic
+    )
+    return rows.batch(source.batch_size)
+
+
+def _cached(source: PictureSource) -> tf.data.Dataset:
+    """The same batches; all pictures are decoded in the first epoch and kept in one tensor."""
+    import tensorflow as tf
+
+    def gathered(images: tf.Tensor) -> tf.data.Dataset:
+        batches = _rows(source).batch(source.batch_size)
+        return batches.map(lambda rows: (tf.gather(images, rows), rows), tf.data.AUTOTUNE)
+
+    batches = -(-source.count // source.batch_size)
+    whole = source.inputs(source.count).cache()
+    return whole.flat_map(gathered).apply(tf.data.experimental.assert_cardinality(batches))
+
+
+def _rows(source: PictureSource) -> tf.data.Dataset:
+    import tensorflow as tf
+
+    if source.epoch is None:
+        return tf.data.Dataset.range(source.count)
+    return epoch_indices(source.count, source.seed, source.epoch)
+
+
+def _file_sha256(path: str) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
 def _labels(manifest: Manifest) -> Any:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from kerasmtl.sources import Source, epoch_indices, new_epoch, register
 from kerasmtl.table import Table
 from kerasmtl.tasks import Task, all_binary, output_columns
 
@@ -25,7 +30,8 @@ def make_table_dataset(
         batch_size: rows a batch; the last batch may be smaller.
         training: shuffle anew in every epoch, and check that every task has known labels of
             both classes. Otherwise the order is that of the table.
-        seed: of the shuffling.
+        seed: of the shuffling; the order of an epoch depends on it, the number of the epoch and
+            the number of rows alone.
 
     Raises:
         ValueError: no rows, a batch size below 1, or (training) a task with no known label.
@@ -38,25 +44,62 @@ def make_table_dataset(
         raise ValueError(f"`table` has no rows. Expected at least one. Received: {table!r}")
     if training:
         table.check_classes()
+    source = TableSource(
+        count=len(table),
+        labels=_by_output(table.labels, table.tasks),
+        batch_size=batch_size,
+        training=training,
+        seed=seed,
+        epoch=new_epoch() if training else None,
+        table=table,
+    )
     # Row numbers are shuffled and whole batches gathered: rows one by one would cost far more.
-    features, labels = tf.constant(table.features), tf.constant(table.labels)
-    rows = tf.data.Dataset.range(len(table))
-    if training:
-        rows = rows.shuffle(len(table), seed=seed)
+    features = tf.constant(table.features)
+    labels = tf.nest.map_structure(tf.constant, source.labels)
+    if source.epoch is None:
+        rows = tf.data.Dataset.range(len(table))
+    else:
+        rows = epoch_indices(len(table), seed, source.epoch)
 
     def gather(chosen: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        return tf.gather(features, chosen), _by_output(tf.gather(labels, chosen), table.tasks)
+        return tf.gather(features, chosen), tf.nest.map_structure(
+            lambda values: tf.gather(values, chosen), labels
+        )
 
-    return rows.batch(batch_size).map(gather, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    batches = rows.batch(batch_size).map(gather, tf.data.AUTOTUNE, deterministic=True)
+    return register(batches.prefetch(tf.data.AUTOTUNE), source)
 
 
-def _by_output(labels: tf.Tensor, tasks: Sequence[Task]) -> Any:
-    """(batch, tasks), or a dict of (batch, columns) if the model gives a dict."""
-    import tensorflow as tf
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class TableSource(Source):
+    """The rows of a table."""
 
+    table: Table
+
+    def inputs(self, batch_size: int) -> tf.data.Dataset:
+        """Features (batch, columns) float32, in the order of the rows."""
+        import tensorflow as tf
+
+        return tf.data.Dataset.from_tensor_slices(self.table.features).batch(batch_size)
+
+    def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
+        """The same as `inputs`: rows of numbers are not augmented."""
+        return self.inputs(batch_size)
+
+    def content_sha256(self) -> str:
+        """A hash over the features, their names and their shape."""
+        features = np.ascontiguousarray(self.table.features)
+        head = repr(("table", 1, self.table.columns, features.shape, str(features.dtype)))
+        return hashlib.sha256(head.encode() + b"\0" + features.tobytes()).hexdigest()
+
+    def where(self, row: int) -> str:
+        """File, line or row, and its name."""
+        return self.table.where(row)
+
+
+def _by_output(labels: np.ndarray, tasks: Sequence[Task]) -> Any:
+    """(rows, tasks), or a dict of (rows, columns) if the model gives a dict."""
     if all_binary(tasks):
         return labels
-    return {
-        key: tf.gather(labels, list(columns), axis=1)
-        for key, columns in output_columns(tasks).items()
-    }
+    columns = output_columns(tasks)
+    return {key: labels[:, list(at)] for key, at in columns.items()}

@@ -1,0 +1,266 @@
+"""A learning rate for each depth: an optimizer whose updates are scaled by variable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import keras
+
+from kerasmtl.backbones import HubLayer, backbones_in
+from kerasmtl.backbones.groups import HubUnit, hub_units, model_units
+from kerasmtl.training.schedules import positive_number
+
+Schedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+class _RateOf(Schedule):
+    """The rate of the optimizer around: it alone is set, and its variables stay the same ones."""
+
+    def __init__(self, owner: ScaledUpdates) -> None:
+        self.owner = owner
+
+    def __call__(self, step: Any) -> Any:
+        return self.owner.learning_rate
+
+    def get_config(self) -> dict[str, Any]:
+        return {}
+
+
+@keras.saving.register_keras_serializable(package="kerasmtl")
+class ScaledUpdates(keras.optimizers.Optimizer):
+    """Any Keras optimizer, with the learning rate of each variable multiplied by its factor.
+
+    `w ← w - factor(w) · (η · direction(w) + η · weight_decay · w)`: the update is scaled, weight
+    decay with it, not the gradient, since Adam and its like divide a factor of the gradient out
+    again. With all factors 1 the weights are those of the wrapped optimizer, bit for bit.
+    Clipping, gradient accumulation and moving averages of the weights (`use_ema`) work as they do
+    without. Where the rate is in the slots, as in the momentum of SGD, a new factor acts from the
+    next gradient on, as a new rate does.
+
+    The learning rate may be set at any time, also from a number to a schedule and back, and the
+    optimizer's variables stay what they are; Keras' own refuse the second and lose one by the
+    first. So one instance lasts through several `compile`s: build it over all variables that will
+    ever be trained, and it updates those that are trainable.
+
+    Shapes: as in the wrapped optimizer. Missing labels: as the loss has them.
+    Under mixed float16, `keras.optimizers.LossScaleOptimizer` goes around it. Howard & Ruder 2018,
+    section 3.2, discriminative fine-tuning (https://arxiv.org/abs/1801.06146).
+
+    Args:
+        inner_optimizer: a new Keras optimizer, which is this one's from here on. Not Adafactor with
+            `relative_step`, whose step ignores the rate, nor Muon with weight decay of its own.
+        factors: by the `path` of a variable; 1 for others. Fixed in a graph when it is traced: call
+            `compile` after setting them.
+
+    Raises:
+        ValueError: no optimizer, one that wraps another, was built already, or has a function for
+            its rate; factors that are not positive; a path that several variables share.
+    """
+
+    def __init__(
+        self,
+        inner_optimizer: keras.optimizers.Optimizer,
+        factors: Mapping[str, float] | None = None,
+        name: str = "scaled_updates",
+    ) -> None:
+        rate = _rate_of(_checked(inner_optimizer))
+        scheduled = isinstance(rate, Schedule)
+        super().__init__(float(rate(0)) if scheduled else rate, name=name)
+        # What the wrapped one would do for all variables alike is done here, by variable.
+        self.weight_decay, inner_optimizer.weight_decay = inner_optimizer.weight_decay, None
+        self.loss_scale_factor = inner_optimizer.loss_scale_factor
+        inner_optimizer.loss_scale_factor = None
+        self._schedule: Schedule | None = rate if scheduled else None
+        self._plain_step = inner_optimizer.update_step
+        inner_optimizer.update_step = self._scaled_step
+        inner_optimizer.learning_rate = _RateOf(self)
+        self.inner_optimizer = inner_optimizer
+        self._by_index: tuple[float, ...] = ()
+        self.factors = factors or {}
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """The factors by path."""
+        return dict(self._factors)
+
+    @factors.setter
+    def factors(self, value: Mapping[str, float]) -> None:
+        checked = {path: positive_number(f"factors[{path!r}]", f) for path, f in value.items()}
+        # Keras would wrap a plain dictionary to look for variables in it.
+        self._factors = MappingProxyType(checked)
+        if self.built:
+            self._by_index = _in_order(checked, self._built_for)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rate now: a variable, or what the schedule makes of `steps`."""
+        return super().learning_rate if self._schedule is None else self._schedule(self.steps)
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        if isinstance(value, Schedule):
+            self._schedule = value
+            return
+        super().learning_rate.assign(value)
+        self._schedule = None
+
+    @property
+    def steps(self) -> Any:
+        """Batches so far, which is what a schedule counts."""
+        return super().iterations
+
+    @property
+    def iterations(self) -> Any:
+        """Updates so far; fewer than `steps` with gradient accumulation."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def variables(self) -> list[Any]:
+        return super().variables + self.inner_optimizer.variables
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Make the slots of all variables that will be trained; a second call changes nothing.
+
+        Raises:
+            ValueError: a path with a factor belongs to several of them.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        self._by_index = _in_order(self._factors, variables)
+        self._built_for = tuple(variables)
+        self.inner_optimizer.build(variables)
+        super().build(variables)
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
+        """One step for these variables, by default all that it was built for."""
+        if not len(grads):
+            return
+        if not self.built and trainable_variables is not None:
+            self.build(trainable_variables)
+        if self.loss_scale_factor is not None:
+            grads = [g if g is None else g / self.loss_scale_factor for g in grads]
+        self.inner_optimizer.apply(grads, trainable_variables)
+        self.steps.assign_add(1)
+
+    def _scaled_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        inner = self.inner_optimizer
+        # The one way from what `update_step` receives to its variable, also on several replicas;
+        # the docstring of keras.Optimizer shows it to those who write optimizers.
+        factor = self._by_index[inner._get_variable_index(variable)]
+        rate = learning_rate if factor == 1.0 else learning_rate * factor
+        if self.weight_decay is not None and inner._use_weight_decay(variable):
+            decay = keras.ops.cast(self.weight_decay, variable.dtype)
+            share = keras.ops.cast(rate, variable.dtype)
+            variable.assign_sub(variable * decay * share)
+        self._plain_step(gradient, variable, rate)
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """As in Keras; before `build`."""
+        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """With `use_ema`, the averages replace the values of these variables and of no others."""
+        if not self.inner_optimizer.use_ema:
+            return
+        # Keras pairs the list with the averages of all by position.
+        wanted = {id(variable) for variable in var_list}
+        kept = [(v, v.numpy()) for v in self._built_for if id(v) not in wanted]
+        self.inner_optimizer.finalize_variable_values(list(self._built_for))
+        for variable, value in kept:
+            variable.assign(value)
+
+    def get_config(self) -> dict[str, Any]:
+        inner = keras.saving.serialize_keras_object(self.inner_optimizer)
+        rate = self._schedule
+        inner["config"].update(
+            learning_rate=float(super().learning_rate.numpy())
+            if rate is None
+            else keras.saving.serialize_keras_object(rate),
+            weight_decay=self.weight_decay,
+            loss_scale_factor=self.loss_scale_factor,
+        )
+        return {"inner_optimizer": inner, "factors": self.factors, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> ScaledUpdates:
+        inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects)
+        return cls(**{**config, "inner_optimizer": inner})
+
+
+def depth_factors(target: keras.Model | HubLayer, decay: float) -> dict[str, float]:
+    """The factors of a backbone's weights by depth, for `ScaledUpdates`.
+
+    `decay ** n` for the n-th group from the output, n = 1, 2, …; heads and other layers outside of
+    the backbone are not in it, and so have 1. Groups are those of `variable_groups`. With several
+    backbones each counts from its own output. Layer-wise decay as in Clark et al. 2020, appendix
+    A (https://arxiv.org/abs/2003.10555).
+
+    Args:
+        target: as for `variable_groups`.
+        decay: above 0, at most 1; 1 gives each variable 1.
+
+    Returns:
+        Factors by the variables' paths.
+
+    Raises:
+        ValueError: a decay out of range.
+    """
+    if positive_number("decay", decay) > 1.0:
+        raise ValueError(f"`decay` is too large. Expected at most 1. Received: {decay!r}")
+    parts = [target] if isinstance(target, HubLayer) else backbones_in(target) or [target]
+    factors: dict[str, float] = {}
+    for part in parts:
+        units = hub_units(part) if isinstance(part, HubLayer) else model_units(part)
+        for distance, unit in enumerate(reversed(units), start=1):
+            factors |= {v.path: float(decay) ** distance for v in _variables_of(unit)}
+    return factors
+
+
+def _variables_of(unit: Any) -> list[Any]:
+    if isinstance(unit, HubUnit):
+        held = (*unit.scope.weights, *unit.scope.normalization)
+        return [unit.layer.module_variables[index] for index in held]
+    layers = (unit.block.layer, *unit.block.riders, *unit.block.normalization)
+    return [variable for layer in layers for variable in layer.weights]
+
+
+def _checked(optimizer: Any) -> keras.optimizers.Optimizer:
+    base = keras.optimizers.Optimizer
+    if not isinstance(optimizer, base) or type(optimizer).update_step is base.update_step:
+        raise ValueError(
+            "`inner_optimizer` has no step of its own. Expected a Keras optimizer that wraps no "
+            f"other, such as keras.optimizers.Adam(1e-3). Received: {optimizer!r}"
+        )
+    if optimizer.built:
+        raise ValueError(
+            "`inner_optimizer` was built already. Expected a new one: "
+            "type(optimizer).from_config(optimizer.get_config()). "
+            f"Received: {optimizer.name!r}"
+        )
+    return optimizer
+
+
+def _rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    rate = optimizer.get_config()["learning_rate"]
+    if isinstance(rate, dict):
+        rate = keras.saving.deserialize_keras_object(rate)
+    if not isinstance(rate, float | Schedule):
+        raise ValueError(
+            "`inner_optimizer` has a function for its learning rate. Expected a number or a "
+            f"LearningRateSchedule. Received: {rate!r}"
+        )
+    return rate
+
+
+def _in_order(factors: Mapping[str, float], variables: Sequence[Any]) -> tuple[float, ...]:
+    paths = [variable.path for variable in variables]
+    shared = sorted({path for path in paths if path in factors and paths.count(path) > 1})
+    if shared:
+        raise ValueError(
+            f"`factors` names {shared[0]!r}, which is the path of several variables. "
+            "Expected layers with names of their own: rename one."
+        )
+    return tuple(factors.get(path, 1.0) for path in paths)

@@ -153,7 +153,8 @@ def _cached(source: PictureSource) -> tf.data.Dataset:
         return batches.map(lambda rows: (tf.gather(images, rows), rows), tf.data.AUTOTUNE)
 
     batches = -(-source.count // source.batch_size)
-    whole = source.inputs(source.count).cache()
+    # Read ahead to its end, or an iterator that stops early would leave nothing in the cache.
+    whole = source.inputs(source.count).cache().prefetch(1)
     return whole.flat_map(gathered).apply(tf.data.experimental.assert_cardinality(batches))
 
 

@@ -1,67 +1,38 @@
-"""Features on disk: arrays written in blocks aside, and renamed into place when they are whole.
+"""Features on disk: entries made aside in blocks, and renamed into place when they are whole.
 
 Knows neither Keras nor TensorFlow. An entry is a folder named by its key, with one .npy for each
-array and `entry.json`. While it is made, `.making-KEY` has the arrays and `blocks.jsonl`, a line
-for each finished block: a run that was killed goes on after the last.
+array and `entry.json`; while it is made, it is in `.making-KEY`, where a run that was killed is
+gone on with.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kerasmtl.feature_blocks import (
+    BLOCK,
+    ENTRY,
+    FORMAT,
+    PLAN,
+    Array,
+    BlockFiles,
+    Plan,
+    block_sums,
+)
 from kerasmtl.modules.caches import cache_root
 from kerasmtl.modules.folders import settle
 
-FORMAT = 1
-ENTRY, LOG, MAKING = "entry.json", "blocks.jsonl", ".making-"
-BLOCK = 256  # rows between two lines of the log
-
-
-@dataclass(frozen=True)
-class Array:
-    """One array of an entry: its name, the shape of a row and the type of its numbers."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def row_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an entry will hold: `rows` rows of each array, under a key. `about` is for people."""
-
-    key: str
-    rows: int
-    arrays: tuple[Array, ...]
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        return self.rows * sum(array.row_bytes for array in self.arrays)
-
-    @property
-    def blocks(self) -> list[tuple[int, int]]:
-        """First row and row after the last of each block."""
-        starts = range(0, self.rows, BLOCK)
-        return [(start, min(start + BLOCK, self.rows)) for start in starts]
-
+MAKING = ".making-"
 
 # From the first row that is wanted, blocks of rows in order: name → (rows, …).
 Compute = Callable[[int], Iterable[Mapping[str, np.ndarray]]]
@@ -96,7 +67,7 @@ def is_intact(root: Path, key: str) -> bool:
     if arrays is None:
         return False
     plan, sums = _described(root / key)
-    return sums == [_sums(arrays, *block) for block in plan.blocks]
+    return sums == [block_sums(arrays, *block) for block in plan.blocks]
 
 
 def make_entry(root: Path, plan: Plan, compute: Compute) -> Mapping[str, np.ndarray]:
@@ -120,18 +91,19 @@ def make_entry(root: Path, plan: Plan, compute: Compute) -> Mapping[str, np.ndar
         if found is not None:
             return found
         with _writing(root, plan):
-            files = _Files(made, plan)
+            files = BlockFiles(made, plan)
         with files:
             for values in compute(files.done * BLOCK) if files.left else ():
                 with _writing(root, plan):
                     files.append(values)
-        if files.left:
-            raise ValueError(
-                f"`compute` ended too early. Expected {plan.rows} rows. Received: "
-                f"{plan.rows - sum(b - a for a, b in plan.blocks[files.done :])}"
-            )
+            if files.left:
+                raise ValueError(
+                    f"`compute` ended too early. Expected {plan.rows} rows. Received: "
+                    f"{files.done * BLOCK}"
+                )
+            with _writing(root, plan):
+                files.finish()
         with _writing(root, plan):
-            _describe(made, plan, files.sums)
             settle(made, target, good=lambda there: open_entry(root, there.name) is not None)
     found = open_entry(root, plan.key)
     if found is None:
@@ -139,124 +111,67 @@ def make_entry(root: Path, plan: Plan, compute: Compute) -> Mapping[str, np.ndar
     return found
 
 
-class _Files:
-    """The arrays of an entry that is being made, opened after the last block that is sound."""
+@dataclass(frozen=True)
+class Entry:
+    """Something in the folder of features: an entry, or what is left of an unfinished one.
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
-        self._plan = plan
-        self._folder = folder
-        wanted = json.dumps(_plan_dict(plan), sort_keys=True)
-        with contextlib.suppress(OSError):
-            if (folder / "plan.json").read_text(encoding="utf-8") != wanted:
-                shutil.rmtree(folder)
-        folder.mkdir(exist_ok=True)
-        self.sums = self._sound()
-        self._check_room()
-        if not self.sums:
-            self._prepare(wanted)
-        self._starts = {}
-        self._open: dict[str, Any] = {}
-        for array in plan.arrays:
-            path = folder / f"{array.name}.npy"
-            self._starts[array.name] = np.load(path, mmap_mode="r").offset
-            self._open[array.name] = path.open("r+b")
-        log = folder / LOG
-        sound = "".join(json.dumps(sums) + "\n" for sums in self.sums)
-        log.with_suffix(".new").write_text(sound, encoding="utf-8")
-        os.replace(log.with_suffix(".new"), log)
-        self._log = log.open("a", encoding="utf-8")
+    `about` says what was computed; `made` is when, an ISO date, empty while unfinished.
+    """
 
-    @property
-    def done(self) -> int:
-        return len(self.sums)
-
-    @property
-    def left(self) -> int:
-        return len(self._plan.blocks) - self.done
-
-    def _sound(self) -> list[dict[str, int]]:
-        """The checksums of the first blocks, up to the first that is not as the log says."""
-        found: list[dict[str, int]] = []
-        try:
-            lines = (self._folder / LOG).read_text(encoding="utf-8").splitlines()
-            names = [array.name for array in self._plan.arrays]
-            arrays = {n: np.load(self._folder / f"{n}.npy", mmap_mode="r") for n in names}
-            for line, block in zip(lines, self._plan.blocks, strict=False):
-                sums = _sums(arrays, *block)
-                if json.loads(line) != sums:
-                    break
-                found.append(sums)
-        except (OSError, ValueError):  # nothing there, or a last line that was cut short
-            pass
-        return found
-
-    def _check_room(self) -> None:
-        free = shutil.disk_usage(self._folder).free
-        share = self.left / max(1, len(self._plan.blocks))
-        if free < share * self._plan.bytes:
-            raise OSError(errno.ENOSPC, f"{free:,} bytes are free")
-
-    def _prepare(self, wanted: str) -> None:
-        for array in self._plan.arrays:
-            shape = (self._plan.rows, *array.shape)
-            path = self._folder / f"{array.name}.npy"
-            np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(array.dtype), shape=shape)
-        (self._folder / "plan.json").write_text(wanted, encoding="utf-8")
-
-    def append(self, values: Mapping[str, np.ndarray]) -> None:
-        start, stop = self._plan.blocks[self.done]
-        sums = {}
-        for array in self._plan.arrays:
-            rows = np.ascontiguousarray(values[array.name], dtype=np.dtype(array.dtype))
-            if rows.shape != (stop - start, *array.shape):
-                raise ValueError(
-                    f"`features` {array.name!r} have another shape. Expected "
-                    f"{(stop - start, *array.shape)}. Received: {rows.shape}"
-                )
-            # A write to a memory map of a full disk would kill the process.
-            file = self._open[array.name]
-            file.seek(self._starts[array.name] + start * array.row_bytes)
-            file.write(rows.tobytes())
-            file.flush()
-            sums[array.name] = zlib.crc32(rows.tobytes())
-        self.sums.append(sums)
-        self._log.write(json.dumps(sums) + "\n")
-        self._log.flush()
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for file in [*self._open.values(), self._log]:
-            with contextlib.suppress(OSError):  # a full disk, which was reported by then
-                file.close()
+    key: str
+    path: Path
+    rows: int
+    bytes: int
+    made: str
+    about: Mapping[str, Any]
 
 
-def _sums(arrays: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, int]:
-    return {name: zlib.crc32(array[start:stop].tobytes()) for name, array in arrays.items()}
+def entries(root: Path) -> list[Entry]:
+    """All that is kept in a folder, the oldest first, the unfinished last."""
+    if not root.is_dir():
+        return []
+    found = [_entry(path) for path in root.iterdir() if path.is_dir()]
+    return sorted((e for e in found if e), key=lambda e: (not e.made, e.made, e.key))
 
 
-def _plan_dict(plan: Plan) -> dict[str, Any]:
-    arrays = [{**asdict(array), "shape": list(array.shape)} for array in plan.arrays]
-    return {
-        "format": FORMAT,
-        "key": plan.key,
-        "rows": plan.rows,
-        "block": BLOCK,
-        "arrays": arrays,
-        "about": dict(plan.about),
-    }
+def remove(entry: Entry) -> bool:
+    """Remove an entry; False if it is unfinished and another process is at work on it."""
+    root = entry.path.parent
+    if entry.path.name != f"{MAKING}{entry.key}":
+        shutil.rmtree(entry.path)
+        return True
+    try:
+        with locked(root / f"{MAKING}{entry.key}.lock", wait=False) as lock:
+            shutil.rmtree(entry.path)
+            lock.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    except ImportError:
+        shutil.rmtree(entry.path)
+    return True
 
 
-def _describe(made: Path, plan: Plan, sums: Sequence[Mapping[str, int]]) -> None:
-    (made / LOG).unlink()
-    (made / "plan.json").unlink()
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    described = {**_plan_dict(plan), "bytes": plan.bytes, "made": now, "sums": list(sums)}
-    (made / ENTRY).write_text(json.dumps(described), encoding="utf-8")
-    for path in made.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+def _entry(path: Path) -> Entry | None:
+    whole = not path.name.startswith(MAKING)
+    try:
+        file = path / ENTRY if whole else path / "made" / PLAN
+        found = json.loads(file.read_text(encoding="utf-8"))
+        made = found["made"] if whole else ""
+        return Entry(found["key"], path, found["rows"], _size(path), made, found["about"])
+    except (OSError, ValueError, KeyError, TypeError):
+        if whole:  # not ours, or another format
+            return None
+        return Entry(path.name.removeprefix(MAKING), path, 0, _size(path), "", {})
+
+
+def _size(folder: Path) -> int:
+    """The bytes that the files take on disk, of which an unfinished one has fewer than it says."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found = path.lstat()
+            size += getattr(found, "st_blocks", found.st_size / 512) * 512
+    return int(size)
 
 
 def _described(folder: Path) -> tuple[Plan, list[dict[str, int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.feature_blocks import BLOCK, Array, Plan
 from kerasmtl.feature_store import (
-    BLOCK,
-    Array,
-    Plan,
     features_root,
     is_intact,
     make_entry,
@@ -79,7 +78,10 @@ def _whole(root: Path, key: str) -> Rows | None:
     arrays = open_entry(root, key)
     if arrays is None or sum(array.nbytes for array in arrays.values()) > MEMORY_LIMIT:
         return arrays
-    return arrays if is_intact(root, key) else None
+    if is_intact(root, key):
+        return arrays
+    shutil.rmtree(root / key, ignore_errors=True)
+    return None
 
 
 def _source(data: Any, views: int) -> Source:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kerasmtl.backbones.hub import HubLayer
 from kerasmtl.backbones.layer_tree import sublayers
-from kerasmtl.feature_store import FORMAT
+from kerasmtl.feature_blocks import FORMAT
 from kerasmtl.sources import Source
 from kerasmtl.training.features import calls_of
 

@@ -49,7 +49,7 @@ def default_augmentation(flip: bool = True) -> keras.layers.Layer:
     )
 
 
-def as_layer(augment: Any, size: tuple[int, int]) -> keras.layers.Layer | None:
+def as_layer(augment: Any, size: tuple[int, int]) -> keras.Sequential | None:
     """What `make_dataset(augment=)` takes, as one built layer; None for None.
 
     Raises:
@@ -60,17 +60,20 @@ def as_layer(augment: Any, size: tuple[int, int]) -> keras.layers.Layer | None:
 
     if augment is None:
         return None
-    if augment == DEFAULT:
-        layer = default_augmentation()
+    if isinstance(augment, str) and augment == DEFAULT:
+        layers = [default_augmentation()]
     elif isinstance(augment, keras.layers.Layer):
-        layer = augment
-    elif isinstance(augment, Iterable) and not isinstance(augment, str):
-        layers = list(augment)
-        if not layers or not all(isinstance(each, keras.layers.Layer) for each in layers):
-            raise _no_layers(augment)
-        layer = keras.Sequential(layers, name="augmentation")
+        layers = [augment]
     else:
-        raise _no_layers(augment)
+        listed = isinstance(augment, Iterable) and not isinstance(augment, str)
+        layers = list(augment) if listed else []
+        if not layers or not all(isinstance(each, keras.layers.Layer) for each in layers):
+            raise TypeError(
+                "`augment` is no augmentation. Expected a Keras layer, a list of layers, or "
+                f"{DEFAULT!r}. Received: {augment!r}"
+            )
+    # A model of its own takes `training` whether the layers do or not.
+    layer = keras.Sequential(layers, name="augmentation")
     shape = (1, *size, 3)
     given = tuple(layer(keras.ops.zeros(shape), training=True).shape)  # builds it, too
     if given != shape:
@@ -140,10 +143,3 @@ def _keys(seed: int, epoch: Any, batch: Any, count: int) -> list[tf.Tensor]:
         [max(count, 1), 2], key, 0, 2**31 - 1, dtype=tf.int32, alg="philox"
     )
     return tf.unstack(keys)
-
-
-def _no_layers(augment: Any) -> TypeError:
-    return TypeError(
-        "`augment` is no augmentation. Expected a Keras layer, a list of layers, or "
-        f"{DEFAULT!r}. Received: {augment!r}"
-    )

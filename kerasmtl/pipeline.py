@@ -146,7 +146,7 @@ def _in_memory(source: PictureSource) -> tf.data.Dataset:
         return batches.map(lambda epoch, rows: (epoch, tf.gather(images, rows), rows))
 
     # Read ahead to its end, or an iterator that stops early would leave nothing in the cache.
-    return source.inputs(source.count).cache().prefetch(1).flat_map(gathered)
+    return source.inputs(source.count).cache().prefetch(2).flat_map(gathered)
 
 
 def _on_disk(source: PictureSource, folder: str | os.PathLike[str]) -> tf.data.Dataset:

@@ -66,7 +66,7 @@ class WeightAverage(keras.callbacks.Callback):
         if self.swapped:
             return
         weights = self._of.weights if self._of is not None else []
-        self._raw = {at: weights[at].numpy() for at in self._averages}
+        self._raw = {at: np.array(weights[at].numpy()) for at in self._averages}
         for at, average in self._averages.items():
             weights[at].assign(average)
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasmtl.backbones import HubLayer, backbones_in
 from kerasmtl.backbones.groups import HubUnit, hub_units, model_units
@@ -168,7 +169,7 @@ class ScaledUpdates(keras.optimizers.Optimizer):
         # Keras pairs the list with the averages of all by position.
         wanted = {id(variable) for variable in var_list}
         built_for = list(self._built_for.values())
-        kept = [(v, v.numpy()) for v in built_for if id(v) not in wanted]
+        kept = [(v, np.array(v.numpy())) for v in built_for if id(v) not in wanted]
         self.inner_optimizer.finalize_variable_values(built_for)
         for variable, value in kept:
             variable.assign(value)

@@ -24,9 +24,9 @@ LEFT_OUT = {"name", "trainable", "build_config", "registered_name"}
 def feature_key(features: keras.Model, source: Source, views: int) -> str:
     """The SHA-256 of all that decides the features of a data set's rows.
 
-    These are the content of the inputs and what prepares them, the frozen part's structure and
-    weights, the versions of Keras and of the format, and with more than one view the augmentation
-    and its seed. Neither labels, names of layers, nor paths count.
+    These are the content of the inputs, what prepares and augments them, how many views there
+    are, the frozen part's structure and weights, and the versions of Keras and of the format.
+    Neither labels, names of layers, nor paths count.
 
     Args:
         features: the frozen part, as `split_model` makes it.
@@ -39,7 +39,7 @@ def feature_key(features: keras.Model, source: Source, views: int) -> str:
         "inputs": source.content_sha256(),
         "structure": _structure(features),
         "weights": weights_sha256(features),
-        "views": [views, source.random, source.seed] if views > 1 else 1,
+        "views": views,
     }
     return hashlib.sha256(_text(parts).encode()).hexdigest()
 

@@ -1,5 +1,10 @@
 """The average of the weights: what it is, who sees it, and that training does not notice."""
 
+import json
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -202,3 +207,60 @@ def test_errors_are_named():
     average.set_model(network())
     with pytest.raises(ValueError, match="`state` does not fit"):
         average.restore({"updates": 1, "average/0": np.zeros((3, 5))})
+
+
+PROGRAM = """
+import json
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, 2 * [tf.config.LogicalDeviceConfiguration()])
+from kerasmtl.training.averaging import WeightAverage
+from kerasmtl.training.finder import find_learning_rate
+
+rng = np.random.default_rng(0)
+x, y = rng.random((32, 4), dtype="float32"), rng.random((32, 1), dtype="float32")
+data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+
+def train(strategy):
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        row = keras.Input((4,))
+        hidden = keras.layers.Dense(5, "tanh")(row)
+        model = keras.Model(row, keras.layers.Dense(1)(hidden))
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    start = model.get_weights()
+    curve = find_learning_rate(model, data, steps=4, high=0.1)
+    same = all((a == b).all() for a, b in zip(start, model.get_weights()))
+    average = WeightAverage(0.5)
+    for _ in range(2):
+        history = model.fit(
+            data, epochs=1, verbose=0, shuffle=False, validation_data=data, callbacks=[average]
+        )
+    held = model.get_weights()
+    average.swap_out()
+    found = [*held, *model.get_weights(), history.history["val_loss"], curve.losses]
+    return same, [np.asarray(value) for value in found]
+
+(same, one), (too, two) = (
+    train(tf.distribute.get_strategy()),
+    train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])),
+)
+apart = max(float(np.abs(a - b).max()) for a, b in zip(one, two))
+moved = float(np.abs(one[0] - one[4]).max())
+print(json.dumps({"apart": apart, "same": [same, too], "moved": moved}))
+"""
+
+
+@pytest.mark.slow
+def test_on_two_replicas_the_average_and_the_rate_curve_are_those_of_one():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["apart"] <= 1e-6 < found["moved"]
+    assert found["same"] == [True, True]

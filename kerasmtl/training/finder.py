@@ -58,6 +58,9 @@ class RateCurve:
         if self.suggestion is not None:
             label = f"suggested: {self.suggestion:.2g}"
             axes.axvline(self.suggestion, color="C1", linestyle="--", label=label)
+        # The explosion at the end would flatten all that is to be seen.
+        lowest, highest = self.losses.min(), self.losses[: self.smoothed.argmin() + 1].max()
+        axes.set_ylim(lowest - 0.1 * abs(lowest), highest + 0.5 * abs(highest))
         axes.legend()
         target = Path(path)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".plotting-") as aside:

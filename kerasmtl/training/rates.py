@@ -43,7 +43,9 @@ class ScaledUpdates(keras.optimizers.Optimizer):
     The learning rate may be set at any time, also from a number to a schedule and back, and the
     optimizer's variables stay what they are; Keras' own refuse the second and lose one by the
     first. So one instance lasts through several `compile`s: build it over all variables that will
-    ever be trained, and it updates those that are trainable.
+    ever be trained, and it updates those that are trainable. (A model file holds its slots, but
+    `load_model` builds an optimizer for what is trainable in the file alone: if that is less, Keras
+    warns and starts with empty slots.)
 
     Shapes: as in the wrapped optimizer. Missing labels: as the loss has them.
     Under mixed float16, `keras.optimizers.LossScaleOptimizer` goes around it. Howard & Ruder 2018,

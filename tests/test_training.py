@@ -14,6 +14,7 @@ from modules import save_reusable
 
 import kerasmtl as kt
 from kerasmtl.backbones import backbone_layers
+from kerasmtl.training import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_patience_ends_a_stage_and_the_next_one_starts(folder):
 
 
 def test_the_full_plan_trains_the_backbone_at_a_lower_rate():
-    head, everything = kt.training.make_plan("full")
+    head, everything = make_plan("full")
     assert (head.train, everything.train) == ("head", "all")
     assert everything.learning_rate < head.learning_rate
 

@@ -25,6 +25,7 @@ class Conductor(keras.callbacks.Callback):
         epoch_begins: called with the epoch's number before each epoch.
         epoch_ended: called with number and logs after each; returns whether the stage is over.
         places: from epoch and batch to the places of the batch's rows.
+        average: of the weights; validation and callbacks see it in their place.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Conductor(keras.callbacks.Callback):
         epoch_begins: Callable[[int], None],
         epoch_ended: Callable[[int, dict[str, Any]], bool],
         places: Callable[[int, int], Sequence[str]],
+        average: keras.callbacks.Callback | None = None,
     ) -> None:
         super().__init__()
         self.full = full
@@ -46,6 +48,9 @@ class Conductor(keras.callbacks.Callback):
             **params,
         )
         self.guard = TrainableGuard()
+        # A callback that does nothing stands for no average.
+        self.average = average or keras.callbacks.Callback()
+        self.average.set_model(full)
         self._epoch_begins, self._epoch_ended, self._places = epoch_begins, epoch_ended, places
         self.epoch, self.batch = 0, 0
 
@@ -57,6 +62,7 @@ class Conductor(keras.callbacks.Callback):
         """Before each `fit`, of the full model or of its head."""
         self.guard.set_model(self.full)
         self._compiled_anew = fitted is self.full
+        self.average.on_train_begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self.epoch, self.batch = epoch, 0
@@ -71,6 +77,7 @@ class Conductor(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         self.batch = batch
         check_loss(logs, self.epoch, batch, self.places)
+        self.average.on_train_batch_end(batch, logs)
         self.users.on_train_batch_end(batch, logs)
         if self._compiled_anew:
             self.guard.on_train_batch_begin(batch + 1)
@@ -78,6 +85,7 @@ class Conductor(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_test_begin(self, logs: Logs = None) -> None:
+        self.average.on_test_begin(logs)
         self.users.on_test_begin(logs)
 
     def on_test_batch_begin(self, batch: int, logs: Logs = None) -> None:
@@ -88,6 +96,7 @@ class Conductor(keras.callbacks.Callback):
 
     def on_test_end(self, logs: Logs = None) -> None:
         self.users.on_test_end(logs)
+        self.average.on_test_end(logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if self._epoch_ended(epoch, logs or {}):

@@ -33,6 +33,7 @@ def fine_tune(
     directory: str | os.PathLike[str] | None = None,
     monitor: str | tuple[str, str] | None = None,
     cache: Cache = "auto",
+    ema: float | None = None,
 ) -> keras.callbacks.History:
     """Train in stages, as one run: the head first, then, with more data, the backbone as well.
 
@@ -64,6 +65,8 @@ def fine_tune(
             which it is NaN is never the best.
         cache: stages of the head run on features that are computed once, see `cache_features`:
             "auto" where that is possible, True (an error where it is not), False.
+        ema: validate, keep and end with a moving average of the weights of this decay, see
+            `WeightAverage`; 0.999 is usual.
 
     Returns:
         The history of all stages, as of one `fit`.
@@ -81,10 +84,8 @@ def fine_tune(
         raise ValueError("`plan` has patience, which needs validation data. Pass validation=….")
     if _is_auto(plan) and verbose:
         print(chosen)
-    run = Run(
-        model, chosen, data, callbacks, verbose, Monitor(monitor, validation is not None), directory
-    )
-    return run.go()
+    watched = Monitor(monitor, validation is not None)
+    return Run(model, chosen, data, callbacks, verbose, watched, directory, ema).go()
 
 
 def _is_auto(plan: Any) -> bool:

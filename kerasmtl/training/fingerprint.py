@@ -15,8 +15,8 @@ from kerasmtl.sources import source_of
 from kerasmtl.training.compilation import Compilation
 from kerasmtl.training.plans import Plan
 
-# Of the configurations of losses and optimizers: what training itself changes.
-CHANGING = ("state", "threshold", "learning_rate", "factors")
+# Of the configurations of losses and optimizers: what training or Keras itself changes.
+CHANGING = ("state", "threshold", "learning_rate", "factors", "name")
 
 
 def settings_of(

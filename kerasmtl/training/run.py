@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kerasmtl.sources import source_of
+from kerasmtl.training.averaging import WeightAverage
 from kerasmtl.training.compilation import Compilation
 from kerasmtl.training.conductor import Conductor
 from kerasmtl.training.fingerprint import settings_of
@@ -37,6 +38,7 @@ class Run:
         verbose: as in `fit`.
         monitor: which epoch is the best.
         directory: where the state is kept; None for nowhere.
+        ema: decay of the average of the weights; None for none.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Run:
         verbose: Any,
         monitor: Monitor,
         directory: str | os.PathLike[str] | None,
+        ema: float | None = None,
     ) -> None:
+        self.average = None if ema is None else WeightAverage(ema)
         self.model, self.plan, self.data, self.verbose = model, plan, data, verbose
         self.monitor = monitor
         self.progress = Progress()
@@ -66,7 +70,9 @@ class Run:
         self.weights = Snapshots(model.variables, saved.base if saved else None)
         self.slots = Snapshots(self.compilation.optimizer.variables)
         self.of_loss = self.compilation.variables_of_loss()
+        # Of the last finished epoch, as trained and as callbacks saw it; of the best one.
         self.now: Changes = {}
+        self.shown: Changes = {}
         self.best: Changes | None = None
         if saved:
             self._continue_from(saved)
@@ -82,15 +88,22 @@ class Run:
             self.plan,
             self.data.train,
             self.data.validation,
-            {"monitor": [self.monitor.name, self.monitor.mode], "cache": self.data.cache},
+            {
+                "monitor": [self.monitor.name, self.monitor.mode],
+                "cache": self.data.cache,
+                "ema": None if self.average is None else self.average.decay,
+            },
         )
 
     def _continue_from(self, saved: Saved) -> None:
         if self.model not in _UNDER_WAY:
             self._check_frozen(saved)
         self.progress = saved.progress
-        self.now, self.best = saved.weights, saved.best
+        self.now, self.shown, self.best = saved.weights, saved.shown, saved.best
         self.weights.restore(self.now)
+        if self.average is not None:
+            self.average.set_model(self.model)
+            self.average.restore(saved.parts["average"])
         self.slots.restore({int(k): v for k, v in saved.parts["optimizer"].items()})
         for position, variable in enumerate(self.of_loss):
             variable.assign(saved.parts["loss"][str(position)])
@@ -124,10 +137,10 @@ class Run:
                     if not self.progress.stopped:
                         self.progress.next_stage(self.compilation.steps())
             except LossNotFinite:
-                self.weights.restore(self.now)
+                self.weights.restore(self.shown)
                 raise
             self._end()
-        self.weights.restore(self.now if self.best is None else self.best)
+        self.weights.restore(self.shown if self.best is None else self.best)
         self.model.history = self.history
         return self.history
 
@@ -139,6 +152,7 @@ class Run:
             self._epoch_begins,
             self._epoch_ended,
             lambda epoch, batch: rows_of_batch(source_of(self.data.train), epoch, batch),
+            self.average,
         )
         self.conductor.guard.set_model(self.model)
         self.conductor.users.on_train_begin()
@@ -180,15 +194,21 @@ class Run:
         conductor, progress = self.conductor, self.progress
         changes = self.weights.changes(self.among, self.now)
         check_weights(list(changes.values()), epoch, conductor.batch, conductor.places)
+        conductor.average.on_epoch_end(epoch, logs)
         asked = conductor.callbacks_end_epoch(epoch, logs)
-        if self.callbacks:
-            changes = self.weights.changes(self.among, self.now)
-        self.now = changes
-        rank = self.monitor.rank(logs)
-        if progress.record(rank):
-            self.best = changes
+        self.shown = changes
+        if self.average is not None or self.callbacks:  # they may have set weights
+            among = self.among if self.average is None else None
+            self.shown = self.weights.changes(among, self.shown)
+        self.now = self.shown if self.average is None else changes
+        # Callbacks may have added to the logs, of which each list of callbacks has a copy.
+        seen = {name: values[-1] for name, values in self.history.history.items()}
+        if progress.record(self.monitor.rank(seen)):
+            self.best = self.shown
         progress.monitor, progress.stopped = self.monitor.name, asked
         progress.history, progress.epochs = self.history.history, self.history.epoch
+        if self.average is not None:
+            self.average.swap_out()
         self._save()
         return asked or progress.out_of_patience(self.plan)
 
@@ -204,7 +224,9 @@ class Run:
             "optimizer": {str(k): v for k, v in self.slots.changes().items()},
             "loss": {str(k): v.numpy() for k, v in enumerate(self.of_loss)},
         }
+        if self.average is not None:
+            parts["average"] = self.average.state()
         for position, callback in enumerate(self.callbacks):
             if hasattr(callback, "state") and hasattr(callback, "restore"):
                 parts[f"callback {position}"] = callback.state()
-        self.folder.save(Saved(self.progress, [], self.now, None, parts))
+        self.folder.save(Saved(self.progress, [], self.now, self.shown, self.best, parts))

@@ -18,14 +18,16 @@ from kerasmtl.training.fingerprint import differences
 from kerasmtl.training.progress import Progress
 from kerasmtl.training.snapshots import Changes
 
-FORMAT = 1
 SETTINGS, BASE, STATE = "settings.json", "base.npz", "state.npz"
 ASIDE = ".writing-"
 
 
 @dataclass
 class Saved:
-    """What a run needs to go on: `weights` and `best` are changes from `base`.
+    """What a run needs to go on: `weights`, `shown` and `best` are changes from `base`.
+
+    `weights` are those that training goes on from, `shown` those that callbacks saw: an average,
+    or else the same ones.
 
     `parts` holds everything else that changes: of the optimizer, the loss and the callbacks, by
     their names, each a dict of arrays.
@@ -34,6 +36,7 @@ class Saved:
     progress: Progress
     base: list[np.ndarray]
     weights: Changes
+    shown: Changes
     best: Changes | None
     parts: dict[str, dict[str, np.ndarray]]
 
@@ -83,11 +86,12 @@ class RunFolder:
         for name, value in arrays.items():
             part, _, key = name.partition("/")
             parts[part][key] = value
-        weights = _by_position(self._read(names["weights"]))
-        best = names["best"] and _by_position(self._read(names["best"]))
+        files = {name: _by_position(self._read(name)) for name in set(names.values()) if name}
+        weights, shown = files[names["weights"]], files[names["shown"]]
+        best = files.get(names["best"])
         first = self._read(BASE)
         base = [first[str(position)] for position in range(len(first))]
-        return Saved(progress, base, weights, best, parts)
+        return Saved(progress, base, weights, shown, best, parts)
 
     def begin(self, settings: Mapping[str, Any], base: list[np.ndarray]) -> None:
         """Start a run: its settings, and all weights as they are at first."""
@@ -98,9 +102,16 @@ class RunFolder:
     def save(self, saved: Saved) -> None:
         """Keep a state; the one before is there until this one is whole."""
         progress = saved.progress
-        current = _weights_name(progress.epoch)
-        best = None if progress.best_epoch is None else _weights_name(progress.best_epoch)
-        self._write(current, {str(k): v for k, v in saved.weights.items()})
+        names = {"weights": f"weights-{progress.epoch:06d}.npz", "best": None}
+        names["shown"] = names["weights"]
+        self._write(names["weights"], {str(k): v for k, v in saved.weights.items()})
+        kind = "weights"
+        if saved.shown is not saved.weights:
+            kind = "shown"
+            names["shown"] = f"shown-{progress.epoch:06d}.npz"
+            self._write(names["shown"], {str(k): v for k, v in saved.shown.items()})
+        if progress.best_epoch is not None:
+            names["best"] = f"{kind}-{progress.best_epoch:06d}.npz"
         arrays = {
             f"{part}/{key}": value
             for part, values in saved.parts.items()
@@ -110,13 +121,13 @@ class RunFolder:
             STATE,
             {
                 "progress": np.array(progress.to_json()),
-                "files": np.array(json.dumps({"weights": current, "best": best})),
+                "files": np.array(json.dumps(names)),
                 "parts": np.array(json.dumps({part: {} for part in saved.parts})),
                 **arrays,
             },
         )
-        for old in self.path.glob("weights-*.npz"):
-            if old.name not in (current, best):
+        for old in (*self.path.glob("weights-*.npz"), *self.path.glob("shown-*.npz")):
+            if old.name not in names.values():
                 old.unlink(missing_ok=True)
 
     def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -138,10 +149,6 @@ class RunFolder:
                 f"`directory` {str(self.path)!r} has no sound {name!r} ({error}). Expected what "
                 "fine_tune wrote there. To start anew, give another directory or empty this one."
             ) from error
-
-
-def _weights_name(epoch: int) -> str:
-    return f"weights-{epoch:06d}.npz"
 
 
 def _by_position(arrays: Mapping[str, np.ndarray]) -> Changes:

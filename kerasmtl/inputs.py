@@ -20,6 +20,7 @@ RATIOS = (2, 4, 8)  # at which a JPEG can be decoded for less
 # 96 to 384 pixels differ from the full decode by 1/255 on average, and by 6/255 in one of a hundred
 # values; at 2 by 1 and 4, at 1 by 2 and 12.
 SPARE = 1.5
+WORTH = 2**14  # bytes, below which a JPEG is decoded before its size is looked up
 PREPROCESSING = 2  # goes up whenever the same file gives other numbers
 # What TensorFlow decodes; other formats that Pillow reads are turned into PNG first. So is BMP,
 # of which TensorFlow takes a palette for grey.
@@ -49,33 +50,33 @@ def decode_image(data: tf.Tensor, size: tuple[int, int] | None = None) -> tf.Ten
     Palettes become RGB (not those of a BMP), 16 bits become 8, an alpha channel is dropped, of an
     animation the first frame is taken, EXIF orientation is not applied.
 
-    With the size that it will be resized to, a large JPEG is decoded at 1/2, 1/4 or 1/8 of its
-    height and width, the smallest that is still `SPARE` times as high and wide as wanted.
+    With the size that it will be resized to, a large JPEG (of more than `WORTH` bytes) is decoded
+    at 1/2, 1/4 or 1/8 of its height and width, the smallest that is still `SPARE` times as high
+    and wide as wanted.
     """
     import tensorflow as tf
 
     def whole() -> tf.Tensor:
         return tf.io.decode_image(data, channels=3, expand_animations=False)
 
+    def reduced() -> tf.Tensor:
+        ways = [partial(tf.io.decode_jpeg, data, channels=3, ratio=ratio) for ratio in RATIOS]
+        return tf.switch_case(_reduction(data, size), [whole, *ways])
+
     if size is None:
         pixels = whole()
     else:
-        reduced = [partial(tf.io.decode_jpeg, data, channels=3, ratio=ratio) for ratio in RATIOS]
-        pixels = tf.switch_case(_reduction(data, size), [whole, *reduced])
+        worth = tf.io.is_jpeg(data) & (tf.strings.length(data) > WORTH)
+        pixels = tf.cond(worth, reduced, whole)
     pixels.set_shape((None, None, 3))
     return pixels
 
 
 def _reduction(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """How many of `RATIOS` leave enough of a JPEG, (); 0 if none does or if it is no JPEG."""
+    """How many of `RATIOS` leave enough of a JPEG, ()."""
     import tensorflow as tf
 
-    sides = tf.cond(
-        tf.io.is_jpeg(data),
-        lambda: tf.io.extract_jpeg_shape(data)[:2],
-        lambda: tf.zeros(2, tf.int32),
-    )
-    left = sides[:, None] // tf.constant(RATIOS)
+    left = tf.io.extract_jpeg_shape(data)[:2, None] // tf.constant(RATIOS)
     wanted = tf.constant(size, tf.float32)[:, None] * SPARE
     enough = tf.reduce_all(tf.cast(left, tf.float32) >= wanted, axis=0)
     return tf.reduce_sum(tf.cast(enough, tf.int32))
@@ -88,17 +89,21 @@ def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """
     import tensorflow as tf
 
-    # Columns as rows: TensorFlow's inner loop then runs over a whole row instead of three channels.
-    # The numbers are those of tf.image.resize on the picture, bit for bit.
-    def resized() -> tf.Tensor:
+    image = tf.convert_to_tensor(image)
+    sides = tf.shape(image)[:2]
+
+    def reduced() -> tf.Tensor:
+        # Columns as rows: TensorFlow's inner loop then runs over a whole row instead of three
+        # channels. The numbers are those of tf.image.resize on the picture, bit for bit.
         narrow = tf.transpose(_resize_rows(image, size[0]), (1, 0, 2))
         return tf.transpose(_resize_rows(narrow, size[1]), (1, 0, 2))
 
-    image = tf.convert_to_tensor(image)
-    fits = tf.reduce_all(tf.shape(image)[:2] == size)
-    values = tf.cond(fits, lambda: tf.cast(image, tf.float32), resized)
+    def enlarged() -> tf.Tensor:  # where antialiasing changes nothing, and costs twice as much
+        return tf.image.resize(image, size)
+
+    values = tf.cond(tf.reduce_all(sides <= size), enlarged, reduced)
     scale = 255.0 if image.dtype == tf.uint8 else 1.0
-    return tf.ensure_shape(values / scale, (*size, 3))
+    return tf.ensure_shape(tf.cast(values, tf.float32) / scale, (*size, 3))
 
 
 def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:

@@ -275,11 +275,11 @@ def interrupted(monkeypatch, after):
     run = feature_computing.Step.__call__
     calls = []
 
-    def counted(self, inputs, training=False):
+    def counted(self, inputs):
         calls.append(len(inputs))
         if len(calls) == after:
             raise KeyboardInterrupt
-        return run(self, inputs, training)
+        return run(self, inputs)
 
     monkeypatch.setattr(feature_computing.Step, "__call__", counted)
     return calls
@@ -290,13 +290,13 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_features(
 ):
     model = model_of()
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        interrupted(patched, after=3 + 4 + 2)
+        interrupted(patched, after=2 + 4 + 2)
         cache_features(model, data, folder, progress=False)
     assert [entry.made for entry in entries(folder)] == [""]
     with monkeypatch.context() as patched:
         calls = interrupted(patched, after=None)
         cached = cache_features(model, data, folder, progress=False)
-    assert calls[3:] == [16] * 5 + [6]  # rows 64 to 149: the first block was there
+    assert calls[2:] == [16] * 5 + [6]  # rows 64 to 149: the first block was there
     whole = cache_features(model, data, tmp_path / "other", progress=False)
     lookups = [source_of(each).lookup(tf.range(ROWS, dtype=tf.int64)) for each in (cached, whole)]
     np.testing.assert_array_equal(*lookups)

@@ -173,6 +173,18 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
         make_entry(tmp_path / "file", PLAN, blocks)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_told_and_still_read(tmp_path):
+    make_entry(tmp_path, PLAN, blocks)
+    tmp_path.chmod(0o500)
+    try:
+        check(open_entry(tmp_path, KEY))
+        with pytest.raises(OSError, match="cannot hold the features: Permission denied"):
+            make_entry(tmp_path, Plan("cd" * 32, ROWS, PLAN.arrays), blocks)
+    finally:
+        tmp_path.chmod(0o700)
+
+
 SLOWLY = """
     import sys
     sys.path.insert(0, {tests!r})

@@ -302,6 +302,24 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_features(
     np.testing.assert_array_equal(*lookups)
 
 
+@pytest.mark.parametrize("first", [0, 64, 128, 192, 256])
+def test_rows_from_the_middle_of_a_view_on(data, first):
+    """Blocks of 64 rows do not end where the views of 150 rows do, which have batches of 16."""
+    source, sizes = source_of(data), []
+
+    def step(batch):
+        sizes.append(len(batch))
+        return {"features": batch.numpy()}
+
+    batches = feature_computing.batches_from(step, source, 2, first)
+    lengths = [min(64, 2 * ROWS - start) for start in range(first, 2 * ROWS, 64)]
+    blocks = list(feature_computing.in_blocks(batches, lengths))
+    assert [len(block["features"]) for block in blocks] == lengths
+    expected = np.concatenate([source.table.features] * 2)[first:]
+    np.testing.assert_array_equal(np.concatenate([b["features"] for b in blocks]), expected)
+    assert set(sizes) == {16, 150 % 16}
+
+
 def test_a_damaged_entry_is_computed_anew(data, folder):
     model = model_of()
     cache_features(model, data, folder, progress=False)

@@ -13,10 +13,18 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.audit import Audit, audit
-from kerasmtl.columns import check_images, infer_tasks, read_groups, read_labels, read_splits
+from kerasmtl.columns import (
+    check_images,
+    check_split_column,
+    infer_tasks,
+    read_groups,
+    read_labels,
+    read_splits,
+    uncertain_cells,
+)
 from kerasmtl.coverage import class_faults, coverage
 from kerasmtl.csv_table import read_table
-from kerasmtl.duplicates import merge_duplicates
+from kerasmtl.duplicates import merge_duplicates, picture_keys
 from kerasmtl.faults import Fault, absent_pictures, broken_pictures
 from kerasmtl.leaks import Leak, find_leaks
 from kerasmtl.splits import POLICIES, split_rows
@@ -32,7 +40,8 @@ class Manifest:
     Shapes: images (rows,) str as written in the CSV; labels (rows, tasks) float32, 1, 0, a class's
     position or a number, NaN = missing; lines (rows,) int, the line in the file, header = 1;
     splits (rows,) of "train", "val" or "test", or None without such a column; groups (rows,) str,
-    or None. `split_by`: how `split` draws rows where nothing else decides.
+    or None. `split_by`: how `split` draws rows where nothing else decides; `ignored`: the columns
+    that are nothing here.
     """
 
     source: Path
@@ -44,6 +53,7 @@ class Manifest:
     splits: np.ndarray | None = None
     groups: np.ndarray | None = None
     split_by: str = "stratified"
+    ignored: tuple[str, ...] = ()
     unit: ClassVar[str] = "pictures"  # what a row is about, for messages
 
     @classmethod
@@ -69,7 +79,8 @@ class Manifest:
             path: the file, comma-separated.
             tasks: the columns to learn; by default every column of 0, 1 and missing.
             image_column: the column with the paths of the pictures.
-            split_column: the column with train, val or test, if the file has one.
+            split_column: the column with train, val or test; one of another name than "split"
+                must be there.
             root: the folder the paths start from; by default the folder of the CSV.
             allow_outside: accept pictures outside of `root`.
             encoding: the text encoding of the file.
@@ -92,6 +103,7 @@ class Manifest:
                 f"`image_column` {image_column!r} is not in {source}. Expected one of the columns "
                 f"{list(table.columns)}. Call with image_column=… (command line: --image-column)."
             )
+        check_split_column(list(table.columns), split_column, source)
         named = (image_column, split_column, group_column)
         others = [column for column in table.columns if column not in named]
         chosen = as_tasks(tasks) if tasks is not None else infer_tasks(table[others], source)
@@ -100,7 +112,10 @@ class Manifest:
         check_images(images, source, image_column, folder, allow_outside)
         chosen, labels = read_labels(table, chosen, source)
         splits = read_splits(table[split_column], source) if split_column in table else None
-        groups = read_groups(table, group_column, images, source) if group_column else None
+        groups = None
+        if group_column:
+            keys = picture_keys(images.to_numpy(dtype=object), folder)
+            groups = read_groups(table, group_column, keys, source)
         read = cls(
             source=source,
             root=folder,
@@ -111,10 +126,18 @@ class Manifest:
             splits=splits,
             groups=groups,
             split_by=split_by,
+            ignored=tuple(name for name in others if name not in {task.name for task in chosen}),
         )
         alike = {split_column: splits, str(group_column): groups}
         rows, merged = merge_duplicates(
-            read.images, labels, read.lines, alike, chosen, source, folder
+            read.images,
+            labels,
+            read.lines,
+            alike,
+            chosen,
+            source,
+            folder,
+            uncertain_cells(table, chosen),
         )
         return read if len(rows) == len(read) else replace(read.take(rows), labels=merged)
 

@@ -141,7 +141,7 @@ def warn_of_equal_rows(
     lines: np.ndarray,
     tasks: tuple[Task, ...],
     source: Path,
-    stacklevel: int = 4,
+    stacklevel: int = 3,
 ) -> None:
     """Warn of rows with the same numbers and different known labels; they have no name to tell.
 

@@ -310,16 +310,19 @@ class Manifest:
         alone = np.flatnonzero(pd.isna(given))  # without a group, a picture is one of its own
         if len(alone):
             given = given.copy()
-            given[alone] = [f"\0{image}" for image in self.images[alone]]
+            given[alone] = [f"\0{name}" for name in self._names()[alone]]
         return replace(self, groups=given)
+
+    def _names(self) -> np.ndarray:
+        """What a row is known by, (rows,), wherever it stands in the file."""
+        return self.images
 
     def _draw(
         self, rows: np.ndarray, fractions: Sequence[float], seed: int, by: str
     ) -> list[np.ndarray]:
         groups = None if self.groups is None else self.groups[rows]
-        parts = split_rows(
-            self.labels[rows], self.tasks, self.images[rows], fractions, seed, by, groups
-        )
+        names = (self._names() if by == "hash" else self.images)[rows]
+        parts = split_rows(self.labels[rows], self.tasks, names, fractions, seed, by, groups)
         return [rows[part] for part in parts]
 
     def _named_parts(self, seed: int, by: str) -> list[np.ndarray]:

@@ -112,8 +112,19 @@ def check_outputs(model: keras.Model, tasks: Sequence[Task]) -> None:
     if received != expected:
         raise ValueError(
             f"`tasks` does not fit the model. Expected {shown} for {[t.name for t in tasks]}. "
-            f"Received: {received}"
+            f"Received: {received}{_without_task(received, expected)}"
         )
+
+
+def _without_task(received: Any, expected: Any) -> str:
+    if isinstance(received, dict):
+        known = expected if isinstance(expected, dict) else {BINARY: expected}
+        beyond: list[Any] = [key for key in received if key not in known]
+        return f". Outputs without a task: {beyond}" if beyond else ""
+    if isinstance(expected, dict) or not isinstance(received, tuple) or len(received) != 2:
+        return ""
+    beyond = list(range(expected[1], received[1] or 0))
+    return f". Columns without a task: {beyond}" if beyond else ""
 
 
 def output_shapes(model: keras.Model) -> Any:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 NAN = float("nan")
 COUNTS = ("known", "positive", "classes")
+AT_RECALL = "precision_at_recall"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class BinaryScores:
     `known`, `positive`: how many labels; `auc`: area under the ROC curve; `average_precision`:
     area under precision against recall, by steps; `accuracy`: share predicted right; `f1`: harmonic
     mean of precision and recall; `brier`: mean squared error of the probability; `ece`: expected
-    calibration error, 15 bins of equal width.
+    calibration error, 15 bins of equal width; `precision_at_recall`: the best precision at the
+    recall asked for or more.
     """
 
     known: int
@@ -33,6 +35,7 @@ class BinaryScores:
     f1: float = NAN
     brier: float = NAN
     ece: float = NAN
+    precision_at_recall: float = NAN
 
 
 TaskScores = BinaryScores
@@ -104,13 +107,15 @@ class Report:
     """Scores by task; their means over the tasks that define them; all known cells pooled.
 
     `micro`, by kind, takes all known cells of a kind for one task; it is empty where it was not
-    computed. `bootstrap` is None where no interval was asked for.
+    computed. `bootstrap` is None where no interval was asked for, `recall` where no precision at a
+    recall was: then that score is NaN, and neither in the table nor in the dict.
     """
 
     rows: int
     tasks: dict[str, Scores]
     micro: dict[str, Scores] = field(default_factory=dict)
     bootstrap: Bootstrap | None = None
+    recall: float | None = None
 
     @property
     def macro_auc(self) -> float:
@@ -142,21 +147,30 @@ class Report:
             "macro_auc": self.macro_auc,
             "rows": self.rows,
             "tasks": {
-                name: {"kind": kind_of(scores), **asdict(scores)}
+                name: {"kind": kind_of(scores), **self._shown(asdict(scores))}
                 for name, scores in self.tasks.items()
             },
             "macro": {
                 kind: {
                     score: {"mean": self.macro(score, kind), "defined": self.defined(score, kind)}
-                    for score in _scores_of(kind)
+                    for score in self._shown(_scores_of(kind))
                 }
                 for kind in self.by_kind()
             },
-            "micro": {kind: asdict(scores) for kind, scores in self.micro.items()},
+            "micro": {kind: self._shown(asdict(scores)) for kind, scores in self.micro.items()},
         }
+        if self.recall is not None:
+            found["recall"] = self.recall
         if self.bootstrap is not None:
             found["bootstrap"] = asdict(self.bootstrap)
         return _json(found)
+
+    def _shown(self, scores: Any) -> Any:
+        """Scores by name, or their names, less the one that was not asked for."""
+        if self.recall is not None:
+            return scores
+        kept = [name for name in scores if name != AT_RECALL]
+        return {name: scores[name] for name in kept} if isinstance(scores, Mapping) else kept
 
     def table(self) -> RenderableType:
         """A rich table for each kind of task, one line a task; undefined scores are a dash."""
@@ -170,13 +184,14 @@ class Report:
         from rich.text import Text
 
         tasks = self.by_kind()[kind]
-        columns = [column.name for column in fields(KINDS[kind])]
-        scores = _scores_of(kind)
+        columns = self._shown([column.name for column in fields(KINDS[kind])])
+        scores = self._shown(_scores_of(kind))
         blanks = [""] * (len(columns) - len(scores))
         table = Table(title=f"{self.rows} rows" + (f", {kind}" if len(self.by_kind()) > 1 else ""))
         table.add_column("task")
         for column in columns:
-            table.add_column(column.replace("_", " "), justify="right")
+            title = f"precision at {self.recall:g}" if column == AT_RECALL else column
+            table.add_column(title.replace("_", " "), justify="right")
         for name, of in tasks.items():
             table.add_row(Text(name), *self._cells(columns, of, "tasks", name))
         table.add_section()

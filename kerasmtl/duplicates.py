@@ -54,7 +54,9 @@ def merge_duplicates(
             wrong = again[_differ(values[again], values[leader[again]])]
             if len(wrong):
                 pair = [leader[wrong[0]], wrong[0]]
-                said = [repr(value) for value in values[pair].tolist()]
+                said = [
+                    f"{v:g}" if isinstance(v, float) else repr(v) for v in values[pair].tolist()
+                ]
                 raise _contradiction(name, said, images[pair], lines[pair], source, unit)
     certain = labels if doubtful is None else np.where(doubtful, np.float32("nan"), labels)
     members, starts = _blocks(leader, again)

@@ -27,6 +27,7 @@ from kerasmtl.csv_table import read_table
 from kerasmtl.duplicates import merge_duplicates, picture_keys
 from kerasmtl.faults import Fault, absent_pictures, broken_pictures
 from kerasmtl.leaks import Leak, find_leaks
+from kerasmtl.parts import warn_of_parts
 from kerasmtl.splits import POLICIES, split_rows
 from kerasmtl.tasks import Task, as_tasks
 
@@ -229,7 +230,8 @@ class Manifest:
 
         By default the CSV's own split column decides; a part that it does not name, 15 % of all
         rows, is drawn from its train rows. Without such a column, or with `fractions`, all rows
-        are drawn.
+        are drawn. Warns of tasks without two different labels in a part, though the whole has them,
+        and of groups that the split column cuts.
 
         Args:
             fractions: the share of each part, for example (0.7, 0.15, 0.15).
@@ -243,23 +245,36 @@ class Manifest:
             ValueError: fractions are not positive or do not sum to 1, `by` is unknown, `groups`
                 has another length, or a part stays empty.
         """
+        rows = self if groups is None else self._grouped(groups)
+        parts = rows._parts(fractions, seed, by)
+        warn_of_parts(
+            self.labels, self.tasks, rows.groups, self.lines, parts, _part_names(parts), self.source
+        )
+        return tuple(rows.take(part) for part in parts)
+
+    def _parts(
+        self,
+        fractions: Sequence[float] | None = None,
+        seed: int = 0,
+        by: str | None = None,
+    ) -> list[np.ndarray]:
+        """The numbers of the rows of each part, see `split`."""
         by = self.split_by if by is None else by
         _check_policy("by", by)
-        rows = self if groups is None else self._grouped(groups)
         if fractions is None and self.splits is not None:
-            parts = rows._named_parts(seed, by)
+            parts = self._named_parts(seed, by)
         else:
             shares = (0.7, 0.15, 0.15) if fractions is None else fractions
-            parts = rows._draw(np.arange(len(self)), shares, seed, by)
+            parts = self._draw(np.arange(len(self)), shares, seed, by)
         empty = [i for i, part in enumerate(parts) if not len(part)]
         if empty:
-            part = SPLITS[empty[0]] if len(parts) == len(SPLITS) else f"number {empty[0] + 1}"
-            whole = "" if rows.groups is None else f" in {len(set(rows.groups))} groups"
+            part = _part_names(parts)[empty[0]]
+            whole = "" if self.groups is None else f" in {len(set(self.groups))} groups"
             raise ValueError(
                 f"`split` leaves the part {part} empty. Expected at least one row in each. "
                 f"Received: {len(self)} rows{whole} of {self.source}, fractions {fractions}"
             )
-        return tuple(rows.take(part) for part in parts)
+        return parts
 
     def leaks(
         self,
@@ -279,12 +294,10 @@ class Manifest:
             pictures: look for near-duplicate pictures, too; this reads every file.
             progress: called once a picture looked at.
         """
-        split = self.split(fractions, seed, by)
-        names = SPLITS if len(split) == len(SPLITS) else [str(n + 1) for n in range(len(split))]
-        part = {
-            int(line): name for name, rows in zip(names, split, strict=True) for line in rows.lines
-        }
-        parts = np.array([part[int(line)] for line in self.lines], dtype=object)
+        split = self._parts(fractions, seed, by)
+        parts = np.empty(len(self), dtype=object)
+        for name, rows in zip(_part_names(split), split, strict=True):
+            parts[rows] = name
         found = self._find_leaks(parts, pictures, progress)
         return pd.DataFrame(
             [self._described(leak, parts) for leak in found],
@@ -336,6 +349,10 @@ class Manifest:
                     parts["train"], (1 - share, share), seed + number, by
                 )
         return [parts[name] for name in SPLITS]
+
+
+def _part_names(parts: Sequence[np.ndarray]) -> Sequence[str]:
+    return SPLITS if len(parts) == len(SPLITS) else [str(n + 1) for n in range(len(parts))]
 
 
 def _check_policy(argument: str, value: str) -> None:

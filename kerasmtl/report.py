@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 NAN = float("nan")
 COUNTS = ("known", "positive", "classes")
@@ -173,7 +173,10 @@ class Report:
         return {name: scores[name] for name in kept} if isinstance(scores, Mapping) else kept
 
     def table(self) -> RenderableType:
-        """A rich table for each kind of task, one line a task; undefined scores are a dash."""
+        """A rich table for each kind of task, one line a task; undefined scores are a dash.
+
+        The ends of an interval stand in two lines below their score.
+        """
         from rich.console import Group
 
         tables = [self._table(kind) for kind in self.by_kind()]
@@ -186,41 +189,66 @@ class Report:
         tasks = self.by_kind()[kind]
         columns = self._shown([column.name for column in fields(KINDS[kind])])
         scores = self._shown(_scores_of(kind))
-        blanks = [""] * (len(columns) - len(scores))
         table = Table(title=f"{self.rows} rows" + (f", {kind}" if len(self.by_kind()) > 1 else ""))
-        table.add_column("task")
+        table.add_column("task", overflow="fold", min_width=8)
         for column in columns:
-            title = f"precision at {self.recall:g}" if column == AT_RECALL else column
-            table.add_column(title.replace("_", " "), justify="right")
+            title = f"precision_at {self.recall:g}" if column == AT_RECALL else column
+            table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
+
+        def add(name: str, columns: list[str], scores: Any, part: str, of: str) -> None:
+            blanks = [""] * (len(table.columns) - 1 - len(columns))
+            values = scores if isinstance(scores, Mapping) else asdict(scores)
+            table.add_row(Text(name), *blanks, *(_text(values[column]) for column in columns))
+            for label, cells in self._interval_lines(columns, part, of):
+                table.add_row(Text(f"  {label}", style="dim"), *blanks, *cells)
+
         for name, of in tasks.items():
-            table.add_row(Text(name), *self._cells(columns, of, "tasks", name))
+            add(name, columns, of, "tasks", name)
         table.add_section()
-        means = {score: self.macro(score, kind) for score in scores}
-        table.add_row("mean", *blanks, *self._cells(scores, means, "macro", kind))
-        counts = [f"{self.defined(score, kind)} of {len(tasks)}" for score in scores]
-        table.add_row("defined", *blanks, *counts)
+        add("mean", scores, {score: self.macro(score, kind) for score in scores}, "macro", kind)
+        counts = [f"{self.defined(score, kind)}/{len(tasks)}" for score in scores]
+        table.add_row("defined", *[""] * (len(columns) - len(scores)), *counts)
         if kind in self.micro:
-            table.add_row("pooled", *self._cells(columns, self.micro[kind], "micro", kind))
+            add("pooled", columns, self.micro[kind], "micro", kind)
         return table
 
-    def _cells(self, columns: list[str], scores: Any, part: str, name: str) -> list[str]:
-        """The texts of a line, with the interval under each score that has one."""
-        values = scores if isinstance(scores, Mapping) else asdict(scores)
-        texts = [_text(values[column]) for column in columns]
-        found = getattr(self.bootstrap, part)[name] if self.bootstrap else {}
+    def _interval_lines(self, columns: list[str], part: str, of: str) -> list[tuple[str, Any]]:
+        """The ends of the intervals of a line, each a line of its own: so they fit a terminal."""
+        found = getattr(self.bootstrap, part)[of] if self.bootstrap else {}
+        found = {name: at for name, at in found.items() if not math.isnan(at.low)}
+        if not found:
+            return []
+        ends = {"2.5 %": "low", "97.5 %": "high"}
         return [
-            f"{text}\n{_text(found[column].low)}–{_text(found[column].high)}"
-            if column in found and not math.isnan(found[column].low)
-            else text
-            for text, column in zip(texts, columns, strict=True)
+            (label, [_text(getattr(found[c], end)) if c in found else "" for c in columns])
+            for label, end in ends.items()
         ]
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=120, color_system=None)
-        console.print(self.table())
-        return console.file.getvalue().rstrip()
+        file = io.StringIO()
+        print_whole(self.table(), Console(file=file, width=120, color_system=None))
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def print_whole(table: RenderableType, console: Console) -> None:
+    """Print a table, or a group of them, so that no number is cut off.
+
+    Where nobody looks at it, in a pipe or a file, it is as wide as it is; on a terminal too narrow
+    for it, it is drawn tighter, and then names fold.
+    """
+    from rich.measure import Measurement
+
+    tables = getattr(table, "renderables", [table])
+    free = console.options.update(max_width=10_000)
+    for part in tables:
+        needed = Measurement.get(console, free, part).maximum
+        if needed > console.width and console.is_terminal:
+            part.padding, part.pad_edge = (0, 0), False
+        elif needed > console.width:
+            console.width = needed
+        console.print(part)
 
 
 def _scores_of(kind: str) -> list[str]:

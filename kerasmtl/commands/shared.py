@@ -55,12 +55,9 @@ def load_project(folder: str) -> Project:
 
 
 def print_table(table: RenderableType) -> None:
-    """Print a table: as wide as it is where nobody looks at it, for a pipe or a file."""
+    """Print a table with all its numbers, for a terminal, a pipe or a file."""
     from rich.console import Console
 
-    console = Console()
-    if not console.is_terminal:
-        widest = Console(width=10_000)
-        needed = widest.measure(table).maximum
-        console = Console(width=max(console.width, needed))
-    console.print(table)
+    from kerasmtl.report import print_whole
+
+    print_whole(table, Console())

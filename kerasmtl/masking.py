@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Compared without case and surrounding blanks.
 MISSING_CODES = ("", "?", "na", "n/a", "nan", "none", "null")
-LABEL_CODES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+LABEL_CODES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 LARGEST = 3.4028234663852886e38  # of float32
 
 
@@ -83,9 +83,9 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
     classes = {code_text(label): float(at) for at, label in enumerate(task.classes)}
 
     def binary(text: str) -> float | None:
-        if text in LABEL_CODES:
-            return LABEL_CODES[text]
-        return special.get(text, special.get(code_text(text)))
+        if text in special:  # first: a task may say that "false" means missing
+            return special[text]
+        return LABEL_CODES.get(text, special.get(code_text(text)))
 
     def multiclass(text: str) -> float | None:
         known = classes.get(code_text(text))

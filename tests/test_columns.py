@@ -80,7 +80,7 @@ def test_minus_one_may_be_uncertain_or_missing():
     np.testing.assert_array_equal(ignored[:, 0], [0, 1, NAN, NAN])
 
 
-@pytest.mark.parametrize("cell", ["0.5", "1.2", "-0.1", "2", "yes", "true"])
+@pytest.mark.parametrize("cell", ["0.5", "1.2", "-0.1", "2", "yes", "truth"])
 def test_a_binary_target_that_is_neither_0_nor_1_is_refused(cell):
     message = fault(table(a=["1", "0", cell]), "a")
     assert f"line 4, column 'a': '{cell}'" in message and "none of 0, 1 or missing" in message
@@ -135,3 +135,11 @@ def test_infinity_is_no_class_and_no_hint():
     assert "line 4, column 'grade': infinity is no class" in message and "'inf'" in message
     message = fault(table(a=["1", "0", "inf"]), "a")
     assert "infinite values, which are no labels" in message and "multiclass" not in message
+
+
+def test_true_and_false_are_labels_in_any_case():
+    frame = table(a=["TRUE", "False", "?", "true", "1"])
+    assert infer_tasks(frame, "labels.csv") == (Task("a"),)
+    np.testing.assert_array_equal(labels(frame, "a")[1][:, 0], [1, 0, NAN, 1, 1])
+    _, values = labels(frame, Task("a", missing="false"))
+    np.testing.assert_array_equal(values[:, 0], [1, NAN, NAN, 1, 1])

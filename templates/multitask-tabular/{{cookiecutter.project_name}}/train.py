@@ -27,7 +27,7 @@ def main() -> None:
         keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
         ),
-        loss=kt.default_losses(table.tasks),
+        loss=kt.default_losses(table.tasks, train.labels),
         metrics=kt.default_metrics(table.tasks),
         jit_compile=False,  # compiling would take longer than the training of so small a network
     )

@@ -25,6 +25,7 @@ from kerasmtl.manifest import Fault, Manifest
 from kerasmtl.table_columns import (
     check_ignored,
     check_named,
+    check_roles,
     chosen_features,
     chosen_tasks,
     left_out,
@@ -128,6 +129,14 @@ class Table(Manifest):
         check_ignored(present, ignore, source)
         chosen = None if tasks is None else as_tasks(tasks)
         asked_for = {*special, *ignore, *(features or ()), *(task.name for task in chosen or ())}
+        taken = {
+            "tasks": {task.name for task in chosen or ()},
+            "features": set(features or ()),
+        }
+        for role, names in taken.items():
+            check_roles("ignore", set(ignore), role, names, source)
+            for argument, name in named.items():
+                check_roles(argument, {name} & {*frame}, role, names, source)
         empty = left_out(frame, asked_for, source, 3) if numbers is None and not features else []
         left = [n for n in frame if n not in {*special, *ignore, *(features or ()), *empty}]
         asked = chosen_tasks(frame[left], chosen, source)

@@ -45,6 +45,16 @@ def check_ignored(known: Sequence[str], ignore: Sequence[str], source: Path) -> 
         )
 
 
+def check_roles(first: str, some: set[str], second: str, others: set[str], source: Path) -> None:
+    """Raise ValueError for columns that two arguments claim."""
+    both = sorted(some & others)
+    if both:
+        raise ValueError(
+            f"`{first}` and `{second}` both name columns of {source}. Expected one meaning of "
+            f"each. Received: {both[:_SHOWN]}"
+        )
+
+
 def left_out(frame: pd.DataFrame, named: set[str], source: Path, stacklevel: int) -> list[str]:
     """The columns that can be no feature, unless they are named: without a name, or all empty.
 
@@ -58,7 +68,7 @@ def left_out(frame: pd.DataFrame, named: set[str], source: Path, stacklevel: int
         why = None
         if _UNNAMED.fullmatch(name):
             why = "has no name: an index that pandas wrote? (to_csv(…, index=False) writes none)"
-        elif cells.isna().all() or cells.dtype == object and is_missing(cells.astype(str)).all():
+        elif _empty(cells[:100]) and _empty(cells):  # few are looked at as a whole
             why = "has no known value"
         if why:
             warnings.warn(
@@ -67,6 +77,13 @@ def left_out(frame: pd.DataFrame, named: set[str], source: Path, stacklevel: int
             )
             found.append(name)
     return found
+
+
+def _empty(cells: pd.Series) -> bool:
+    known = cells[cells.notna()]
+    if pd.api.types.is_numeric_dtype(cells.dtype):
+        return not len(known)
+    return bool(is_missing(known.astype(str)).all())
 
 
 def warn_of_labels(

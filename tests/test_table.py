@@ -433,3 +433,17 @@ def test_rows_and_groups_in_two_parts_are_leaks(tmp_path):
         ("same group", 2, 4),
     ]
     assert found[0]["part"] == "train" and found[0]["other_part"] == "test"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"tasks": ["leak"], "ignore": ["name", "leak"]}, r"`ignore` and `tasks` .*\['leak'\]"),
+        ({"features": ["heat"], "ignore": ["heat"]}, r"`ignore` and `features` .*\['heat'\]"),
+        ({"tasks": ["leak"], "group_column": "leak"}, r"`group_column` and `tasks` .*\['leak'\]"),
+        ({"features": ["name"], "id_column": "name"}, r"`id_column` and `features` .*\['name'\]"),
+    ],
+)
+def test_a_column_has_one_meaning(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        kt.Table.load(write(tmp_path), **options)

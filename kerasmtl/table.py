@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from kerasmtl.columns import (
     check_split_column,
@@ -22,6 +20,7 @@ from kerasmtl.columns import (
 from kerasmtl.duplicates import merge_duplicates, row_keys, warn_of_equal_rows
 from kerasmtl.leaks import Leak, find_row_leaks
 from kerasmtl.manifest import Fault, Manifest
+from kerasmtl.narrowing import check_finite
 from kerasmtl.table_columns import (
     check_ignored,
     check_named,
@@ -29,16 +28,15 @@ from kerasmtl.table_columns import (
     chosen_features,
     chosen_tasks,
     left_out,
+    npz_parts,
     read_ids,
     warn_of_labels,
 )
 from kerasmtl.table_files import (
     as_text,
-    check_finite,
     file_format,
     read_columns,
     read_frame,
-    read_npz,
 )
 from kerasmtl.tasks import Task, as_tasks
 
@@ -118,7 +116,7 @@ class Table(Manifest):
         }
         special = {name for name in named.values() if name}
         if file_format(source) == ".npz":
-            numbers, frame, of_file = _npz_parts(source, packed_bits, named)
+            numbers, frame, of_file = npz_parts(source, packed_bits, named)
             tasks = of_file if tasks is None else tasks
         else:
             _refuse_packed(packed_bits, source)
@@ -277,31 +275,6 @@ class Table(Manifest):
     def check_images(self, progress: Any = None) -> list[Fault]:
         """No row of a table names a picture."""
         return []
-
-
-def _npz_parts(
-    source: Path, packed_bits: bool, named: dict[str, str | None]
-) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
-    """X as a table, Y and what else there is a row as another, and the names of the tasks."""
-    arrays = read_npz(source, packed_bits)
-    if arrays.labels is None:
-        raise ValueError(f"`path` {source} has no array Y. Expected labels (rows, tasks).")
-    for argument, name in named.items():
-        if name in arrays.unfit:
-            raise ValueError(
-                f"`{argument}` of {source}: the array {name} does not fit. Expected one cell a "
-                f"row, shape ({len(arrays.features)},). Received: {arrays.unfit[name]}"
-            )
-    names = arrays.tasks or tuple(f"y{number}" for number in range(arrays.labels.shape[1]))
-    counts = Counter([*names, *arrays.columns, *arrays.others])
-    twice = sorted(name for name, count in counts.items() if count > 1)
-    if twice:
-        raise ValueError(
-            f"`path` {source} has columns of X, tasks and other arrays of the same name. Expected "
-            f"distinct names. Received twice: {twice[:20]}"
-        )
-    rest = pd.DataFrame(arrays.labels, columns=list(names)).assign(**arrays.others)
-    return pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False), rest, names
 
 
 def _refuse_packed(packed_bits: bool, source: Path) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from kerasmtl.columns import infer_tasks, is_missing, read_labels
 from kerasmtl.csv_table import place
-from kerasmtl.table_files import as_text
+from kerasmtl.table_files import as_text, read_npz
 from kerasmtl.tasks import Task, as_tasks
 
 _UNNAMED = re.compile(r"(Unnamed: \d+)?")  # what pandas writes, and reads again, for its index
@@ -164,3 +164,28 @@ def read_ids(text: pd.DataFrame, column: str, source: Path) -> pd.Series:
             f"{text[column].iloc[unnamed[0]]!r}"
         )
     return text[column].str.strip()
+
+
+def npz_parts(
+    source: Path, packed_bits: bool, named: dict[str, str | None]
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
+    """X as a table, Y and what else there is a row as another, and the names of the tasks."""
+    arrays = read_npz(source, packed_bits)
+    if arrays.labels is None:
+        raise ValueError(f"`path` {source} has no array Y. Expected labels (rows, tasks).")
+    for argument, name in named.items():
+        if name in arrays.unfit:
+            raise ValueError(
+                f"`{argument}` of {source}: the array {name} does not fit. Expected one cell a "
+                f"row, shape ({len(arrays.features)},). Received: {arrays.unfit[name]}"
+            )
+    names = arrays.tasks or tuple(f"y{number}" for number in range(arrays.labels.shape[1]))
+    counts = Counter([*names, *arrays.columns, *arrays.others])
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise ValueError(
+            f"`path` {source} has columns of X, tasks and other arrays of the same name. Expected "
+            f"distinct names. Received twice: {twice[:_SHOWN]}"
+        )
+    rest = pd.DataFrame(arrays.labels, columns=list(names)).assign(**arrays.others)
+    return pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False), rest, names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,11 +15,10 @@ import pandas as pd
 
 from kerasmtl.csv_table import place, read_table
 from kerasmtl.masking import MISSING_CODES
+from kerasmtl.narrowing import check_finite, lost_numbers, warn_of_collapse, warn_of_lost
 
 FORMATS = (".csv", ".parquet", ".npz")
-_SHOWN = 5  # how many faults one message lists
-_COLUMNS = 20  # of how many columns
-_EXACT = 2**24  # up to which float32 holds every whole number
+_COLUMNS = 20  # how many columns with faults one message lists
 _NO_NPZ = (
     *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error),
@@ -142,7 +140,7 @@ def read_columns(
         if len(wrong):
             cell = str(frame[name].iloc[wrong[0]])
             faults.append((frame.index[wrong[0]], name, cell[:60], len(wrong)))
-        elif lost := _collapse(numbers):
+        elif lost := lost_numbers(numbers):
             collapsed[name] = lost
     if faults:
         shown = [
@@ -154,7 +152,7 @@ def read_columns(
             f"`features` in {source} are no finite numbers. Expected numbers, or one of "
             f"{MISSING_CODES} = missing. Received: {'; '.join(shown)}{more}.{advice}"
         )
-    _warn_of(collapsed, source, 4)
+    warn_of_lost(collapsed, source, 4)
     return values
 
 
@@ -167,35 +165,6 @@ def _numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype="float64")
     missing = text.str.lower().isin(MISSING_CODES).to_numpy()
     return np.where(missing, np.nan, numbers), missing
-
-
-def _collapse(numbers: np.ndarray) -> tuple[int, int] | None:
-    """How many distinct numbers the first rows have, and how many in float32, if too few are left.
-
-    Of whole numbers none may be lost; of others a tenth, since what is measured lies dense.
-    """
-    known = numbers[:100_000]
-    known = known[~np.isnan(known)].astype("float64")
-    whole = bool((known == np.round(known)).all())
-    if not len(known) or whole and np.abs(known).max() <= _EXACT:
-        return None
-    before, after = len(pd.unique(known)), len(pd.unique(known.astype("float32")))
-    return (before, after) if after < before * (1 if whole else 0.9) else None
-
-
-def _warn_of_collapse(x: np.ndarray, columns: Sequence[str], source: Path) -> None:
-    if x.dtype.kind != "b" and x.dtype not in ("float32", "float16") and x.dtype.itemsize > 2:
-        lost = {name: _collapse(x[:, at].astype("float64")) for at, name in enumerate(columns)}
-        _warn_of({name: counts for name, counts in lost.items() if counts}, source, 6)
-
-
-def _warn_of(collapsed: dict[str, tuple[int, int]], source: Path, stacklevel: int) -> None:
-    for name, (before, after) in list(collapsed.items())[:_SHOWN]:
-        warnings.warn(
-            f"column {name!r} of {source} has numbers that float32 cannot tell apart: {before} "
-            f"distinct ones become {after}. Subtract the smallest, or leave the column out.",
-            stacklevel=stacklevel,
-        )
 
 
 def _decoded(array: np.ndarray) -> np.ndarray:
@@ -238,7 +207,7 @@ def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
         )
     check_finite(features, columns, path)
     if not packed_bits:
-        _warn_of_collapse(found["X"], columns, path)
+        warn_of_collapse(found["X"], columns, path)
     more = {k: array for k, array in found.items() if k not in ("X", "Y", "tasks", "columns")}
     return Arrays(
         features=features,
@@ -272,17 +241,6 @@ def read_features(
         frame = read_frame(source, encoding)
     advice = " Write a number there, or leave the cell empty."
     return read_columns(frame, columns, source, advice), frame.index.to_numpy()
-
-
-def check_finite(features: np.ndarray, columns: Sequence[str], source: Path | str) -> None:
-    """Raise ValueError for an infinite feature; names row and column."""
-    infinite = np.argwhere(np.isinf(features))
-    if len(infinite):
-        shown = "; ".join(f"row {row}, column {columns[at]!r}" for row, at in infinite[:_SHOWN])
-        raise ValueError(
-            f"`features` in {source} are infinite, or beyond float32, in {len(infinite)} cells. "
-            f"Expected numbers, or NaN = missing. Received: {shown}"
-        )
 
 
 def _matrix(x: np.ndarray, packed_bits: bool, path: Path) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +21,11 @@ from kerasmtl.columns import (
     read_splits,
     uncertain_cells,
 )
-from kerasmtl.coverage import class_faults, coverage
+from kerasmtl.coverage import check_classes, class_faults, coverage
 from kerasmtl.csv_table import read_table
 from kerasmtl.duplicates import merge_duplicates, picture_keys
 from kerasmtl.faults import Fault, absent_pictures, broken_pictures
-from kerasmtl.leaks import Leak, find_leaks
+from kerasmtl.leaks import Leak, find_leaks, leak_table
 from kerasmtl.parts import warn_of_parts
 from kerasmtl.splits import POLICIES, split_rows
 from kerasmtl.tasks import Task, as_tasks
@@ -194,19 +193,7 @@ class Manifest:
         Raises:
             ValueError: a task has no known label. The message names it.
         """
-        faults = self.class_faults()
-        known = self.coverage().known
-        unknown = {name: fault for name, fault in faults.items() if not known[name]}
-        if unknown:
-            raise ValueError(
-                f"`tasks` cannot be learnt from {self.source}: {unknown}. Expected at least two "
-                "different labels each. Label some, or leave them out of tasks=…"
-            )
-        for name, fault in faults.items():
-            warnings.warn(
-                f"task {name!r} has {fault} (of {self.source}); nothing can be learnt from it.",
-                stacklevel=3,
-            )
+        check_classes(self.labels, self.tasks, self.source, stacklevel=4)
 
     def missing_files(self) -> list[Fault]:
         """The rows whose picture does not exist."""
@@ -299,19 +286,12 @@ class Manifest:
         for name, rows in zip(_part_names(split), split, strict=True):
             parts[rows] = name
         found = self._find_leaks(parts, pictures, progress)
-        return pd.DataFrame(
-            [self._described(leak, parts) for leak in found],
-            columns=["kind", "part", "line", "image", "other_part", "other_line", "other_image"],
-        )
+        return leak_table(found, parts, self.lines, self.images)
 
     def _find_leaks(
         self, parts: np.ndarray, pictures: bool, progress: Callable[[], None] | None
     ) -> list[Leak]:
         return find_leaks(self.paths, parts, self.groups, pictures, progress)
-
-    def _described(self, leak: Leak, parts: np.ndarray) -> tuple[object, ...]:
-        sides = ((parts[r], int(self.lines[r]), self.images[r]) for r in (leak.first, leak.second))
-        return (leak.kind, *next(sides), *next(sides))
 
     def _grouped(self, groups: Sequence[object] | np.ndarray) -> Manifest:
         given = np.asarray(groups, dtype=object)

@@ -147,10 +147,10 @@ def mean_of_defined(values: np.ndarray) -> np.ndarray:
     return ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0))
 
 
-def _draws(rows: int, number: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn, (draws, rows) float64, some draws at a time."""
+def _draws(rows: int, number: int, seed: int, width: int) -> Iterator[np.ndarray]:
+    """How often each row is drawn, (draws, rows) float64, some draws of `width` at a time."""
     rng = np.random.default_rng(seed)
-    step = max(1, CELLS // rows)
+    step = max(1, CELLS // width)
     for start in range(0, number, step):
         draws = min(step, number - start)
         drawn = rng.integers(0, rows, (draws, rows)) + rows * np.arange(draws)[:, None]
@@ -165,6 +165,7 @@ def intervals(
     micro: Mapping[str, Weighted],
     draws: int,
     seed: int,
+    groups: np.ndarray | None = None,
 ) -> Bootstrap:
     """95 % intervals of every score of every task, of their means by kind, and of the pooled ones.
 
@@ -175,13 +176,16 @@ def intervals(
         micro: the scores of all tasks of a kind pooled.
         draws: how often `rows` rows are drawn.
         seed: of the draws.
+        groups: (rows,), of which rows belong together; whole groups are drawn.
     """
+    unit = slice(None) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = rows if groups is None else int(unit.max()) + 1
     parts = [
         (
             {name: scores(weights) for name, scores in tasks.items()},
             {kind: scores(weights) for kind, scores in micro.items()},
         )
-        for weights in _draws(rows, draws, seed)
+        for weights in (drawn[:, unit] for drawn in _draws(units, draws, seed, rows))
     ]
     by_task, pooled = (
         {

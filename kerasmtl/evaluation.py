@@ -36,6 +36,7 @@ def evaluate(
     bootstrap: int = 0,
     seed: int = 0,
     recall: float | None = None,
+    groups: Sequence[object] | np.ndarray | None = None,
 ) -> Report:
     """Score a model by task, on the known labels alone, with scikit-learn.
 
@@ -61,12 +62,14 @@ def evaluate(
         bootstrap: how often to draw the rows anew for 95 % intervals, such as 1000; 0: none.
         seed: of these draws.
         recall: such as 0.9, for the best precision of binary tasks at that recall or more.
+        groups: (rows,), which rows belong together (frames of a video): the bootstrap then draws
+            whole groups, since rows that are alike would make its intervals too narrow.
 
     Raises:
         ValueError: the tasks differ in number or name from the model's outputs or from the labels,
-            an output of the model has no task, the data set is empty, a label is none (of a binary
-            task: 0, 1 and NaN), or the model predicts NaN, or what is no probability, for a known
-            label.
+            an output of the model has no task, the data set is empty, `groups` has another length,
+            a label is none (of a binary task: 0, 1 and NaN), or the model predicts NaN, or what is
+            no probability, for a known label.
 
     Source of the intervals: Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13.
     """
@@ -82,6 +85,11 @@ def evaluate(
     settings = _Settings(threshold, None if recall is None else float(recall))
     labels, predictions = _collected(model, dataset, output_columns(chosen), progress)
     rows = len(next(iter(labels.values())))
+    of_rows = None if groups is None else np.array([str(group) for group in groups])
+    if of_rows is not None and len(of_rows) != rows:
+        raise ValueError(
+            f"`groups` does not fit. Expected one for each of {rows} rows. Received: {len(of_rows)}"
+        )
     cells = _known_cells(chosen, labels, predictions)
     kinds = {
         kind: [task.name for task in chosen if task.kind == kind]
@@ -103,6 +111,7 @@ def evaluate(
         {kind: _weighted(kind, known, settings) for kind, known in pooled.items()},
         bootstrap,
         seed,
+        of_rows,
     )
     found.micro.get("multiclass", {}).pop("auc", None)
     return replace(report, bootstrap=found)

@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import pytest
 import reference
 import reference_scores as truth
 from hypothesis import given, settings
@@ -156,3 +157,22 @@ def test_all_kinds_have_intervals():
     assert set(found.tasks["size"]) == {"mae", "rmse", "r2"}
     assert set(found.micro["multiclass"]) == {"accuracy", "log_loss"}
     assert found.tasks["size"] == found.macro["regression"]
+
+
+def test_rows_of_a_group_are_drawn_together():
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, 2, 60) * 1.0, rng.random(60).astype("float32")
+    found, part = [], {"a": bootstrap.binary(np.arange(60), y, p, 0.5, None)}
+    thrice = {"a": bootstrap.binary(np.arange(180), *repeated(3, y, p), 0.5, None)}
+    for rows, scores, groups in ((60, part, None), (180, thrice, np.repeat(np.arange(60), 3))):
+        found.append(bootstrap.intervals(rows, scores, {"binary": ["a"]}, {}, 50, 0, groups))
+    one, three = (result.tasks["a"] for result in found)
+    for name in ("auc", "accuracy", "brier"):
+        assert (three[name].low, three[name].high) == pytest.approx((one[name].low, one[name].high))
+    alone = bootstrap.intervals(180, thrice, {"binary": ["a"]}, {}, 50, 0).tasks["a"]["auc"]
+    assert alone.high - alone.low < three["auc"].high - three["auc"].low
+
+
+def test_groups_are_one_a_row():
+    with pytest.raises(ValueError, match="`groups` does not fit. Expected one for each of 4 rows"):
+        scored(np.ones((4, 1)), np.ones((4, 1)), bootstrap=5, groups=["a"])

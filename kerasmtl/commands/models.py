@@ -54,7 +54,8 @@ trusting = click.option(
 def evaluate(part: str, bootstrap: int, folder: str, trust: bool, json_: bool) -> None:
     """Score the trained model by task, on the labels that are known.
 
-    Rows are in the part that they were in when the model was trained.
+    Rows are in the part that they were in when the model was trained. With a group column,
+    --bootstrap draws whole groups.
     """
     project = load_project(folder)
     from kerasmtl.evaluation import evaluate as score
@@ -68,6 +69,7 @@ def evaluate(part: str, bootstrap: int, folder: str, trust: bool, json_: bool) -
         progress=not json_,
         bootstrap=bootstrap,
         seed=project.training.seed,
+        groups=rows.groups,
     )
     if json_:
         click.echo(json.dumps(report.to_dict(), indent=2))

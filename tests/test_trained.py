@@ -184,3 +184,11 @@ def test_a_model_older_than_its_record_has_none(tmp_path, record):
     model.write_bytes(b"somebody's own")
     save_trained(record[1], model)
     assert load_trained(model) is None
+
+
+def test_classes_that_were_renamed_are_an_error_and_not_other_positions(tmp_path, record):
+    _, trained = record
+    assert table(tmp_path, frame(), tasks=trained.tasks).tasks == trained.tasks
+    renamed = frame().replace({"grade": {"a": "z"}})
+    with pytest.raises(ValueError, match="column 'grade': 'z'"):
+        table(tmp_path, renamed, tasks=trained.tasks)

@@ -10,6 +10,7 @@ import pytest
 import kerasmtl as kt
 from kerasmtl.trained import Trained, load_trained, save_trained
 
+pytestmark = pytest.mark.filterwarnings("ignore:the part .* has no two different labels")
 TASKS = ["leak", kt.Task("grade", "multiclass")]
 
 

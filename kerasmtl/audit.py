@@ -181,19 +181,17 @@ def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> Iter
 
 
 def _call(table: pd.DataFrame, only: list[str]) -> str:
-    """How to count the missing labels of some tasks, all of which share one output and its loss."""
-    call = 'kt.AssumeNegative(unknown_weight="weak")'
-    if (table["kind"] != "binary").any():
+    """How to count the missing labels of some tasks; all binary ones share one output and loss."""
+    binary = [str(name) for name in table.index[table["kind"] == "binary"]]
+    weak = round(1.0 / max(len(binary) - 1, 1), 3)
+    if set(only) == set(binary):
+        weight = '"weak"'
+    else:
+        weight = f"[{', '.join(f'{weak:g}' if name in only else '0' for name in binary)}]"
+    call = f"kt.AssumeNegative(unknown_weight={weight})"
+    if len(binary) < len(table):
         call = f'{{"binary": {call}, …}}'
-    said = f"To count missing labels of {_few(only)} as 0: model.compile(loss={call}, …)."
-    others = table.index[(table["kind"] == "binary") & (table["share"] < 1) & (table["known"] > 0)]
-    others = [str(name) for name in others if name not in only]
-    if others:
-        said += (
-            f" That loss does so for every binary task, and {_few(others)} had better ignore "
-            "theirs: give one of the two groups a model of its own."
-        )
-    return said
+    return f"To count missing labels of {_few(only)} as 0: model.compile(loss={call}, …)."
 
 
 def _few(names: list[str]) -> str:

@@ -51,6 +51,7 @@ def test_an_argument_out_of_range_is_refused_by_name(argument, value):
     ("make", "argument"),
     [
         (lambda: losses.AssumeNegative("strong"), "unknown_weight"),
+        (lambda: losses.AssumeNegative([1.0, -1.0]), "unknown_weight"),
         (lambda: losses.PartialBinaryCrossentropy(alpha=-9.0), "alpha"),
         (lambda: losses.PartialBinaryCrossentropy(normalization="mean"), "normalization"),
         (lambda: losses.AsymmetricLoss(margin=1.0), "margin"),
@@ -417,3 +418,17 @@ def test_an_unknown_number_of_dimensions_is_refused_with_the_way_out(call):
     spec = [tf.TensorSpec(None), tf.TensorSpec([None, 4])]
     with pytest.raises(ValueError, match="`y_true` has no known number of dimensions.*from_gen"):
         tf.function(call, input_signature=spec)(tf.ones((3, 4)), tf.ones((3, 4)))
+
+
+@pytest.mark.parametrize("normalization", ["sum", "mean"])
+def test_unknown_labels_count_as_0_in_the_tasks_that_say_so(normalization):
+    y = np.array([[1, np.nan, 0], [np.nan, np.nan, np.nan]], "float32")
+    p = np.array([[0.8, np.nan, 0.4], [0.3, 0.9, 0.5]], "float32")
+    loss = losses.AssumeNegative([0.5, 0.0, 1.0], normalization=normalization, reduction="none")
+    first, second = -np.log(0.8) - np.log(0.6), -0.5 * np.log(0.7) - np.log(0.5)
+    count = 2.0 if normalization == "mean" else 1.0
+    np.testing.assert_allclose(loss(y, p), [first / count, second / count], rtol=1e-6)
+    again = losses.AssumeNegative.from_config(loss.get_config())
+    assert again.unknown_weight == loss.unknown_weight == (0.5, 0.0, 1.0)
+    with pytest.raises(ValueError, match="`unknown_weight` does not fit the labels"):
+        losses.AssumeNegative([1.0, 0.0])(y, p)

@@ -93,7 +93,7 @@ class MaskedLoss(keras.losses.Loss):
         predicted, logits = self._predictions(y_pred)
         y_true, predicted = of_same_shape(y_true, predicted)
         known = is_known(y_true, self.missing)
-        counted = ops.ones_like(known) if self.counts_unknown else known
+        counted = self._counted(known)
         # Labels and predictions are replaced before the formula and the result after it:
         # either alone lets NaN or a constant through (0 * NaN is NaN; logit 0 costs ln 2).
         y = fill_missing(y_true, known, 0.0)
@@ -104,6 +104,10 @@ class MaskedLoss(keras.losses.Loss):
         # value, which a comparison would hide.
         cells = self._cells(y, p * spoilt, known, logits) * spoilt
         return self._by_row(fill_missing(cells, counted, 0.0), counted)
+
+    def _counted(self, known: Any) -> Any:
+        """Which cells have a loss."""
+        return ops.ones_like(known) if self.counts_unknown else known
 
     def _predictions(self, y_pred: Any) -> tuple[Any, bool]:
         """What the loss is computed from, and whether that is logits."""

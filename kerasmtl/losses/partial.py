@@ -8,12 +8,19 @@ prediction of an unknown cell matters here, on purpose; the code under it never 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import keras
 from keras import ops
 
-from kerasmtl.losses.base import checked_number, nan_where, outside_of_0_and_1
+from kerasmtl.losses.base import (
+    checked_number,
+    checked_weights,
+    nan_where,
+    outside_of_0_and_1,
+    per_task,
+)
 from kerasmtl.losses.binary import BinaryLoss
 
 
@@ -34,7 +41,8 @@ class AssumeNegative(BinaryLoss):
     outside [0, 1] make the loss NaN.
 
     Args:
-        unknown_weight: u, 0 or more (0 ignores unknown cells), or "weak".
+        unknown_weight: u, 0 or more (0 ignores unknown cells), or "weak"; or one number a task,
+            where some tasks keep positives only and others miss labels at random.
         label_smoothing: ε, from 0 to 1.
         from_logits, normalization, task_weights, balancer, missing, reduction, name, dtype: as in
             `MaskedBinaryCrossentropy`; "mean" divides by the `Σ v_j` of all cells that count.
@@ -45,25 +53,30 @@ class AssumeNegative(BinaryLoss):
 
     def __init__(
         self,
-        unknown_weight: float | Literal["weak"] = 1.0,
+        unknown_weight: float | Sequence[float] | Literal["weak"] = 1.0,
         label_smoothing: float = 0.0,
         name: str = "assume_negative",
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        if unknown_weight != "weak":
-            unknown_weight = checked_number("unknown_weight", unknown_weight)
-        self.unknown_weight = unknown_weight
+        self.unknown_weight = _checked_unknown_weight(unknown_weight)
         self.label_smoothing = checked_number("label_smoothing", label_smoothing, high=1.0)
 
     @property
     def counts_unknown(self) -> bool:
         return self.unknown_weight != 0.0
 
+    def _counted(self, known: Any) -> Any:
+        if not isinstance(self.unknown_weight, tuple):
+            return super()._counted(known)
+        weights = per_task("unknown_weight", self.unknown_weight, known.shape[-1], "float32")
+        return ops.logical_or(known, weights > 0.0)
+
     def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         weight = self.unknown_weight
         if weight == "weak":
             weight = 1.0 / max(p.shape[-1] - 1, 1)
+        weight = per_task("unknown_weight", weight, p.shape[-1], p.dtype)
         if self.label_smoothing:
             y = y * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
         cells = ops.binary_crossentropy(y, p, from_logits=logits)
@@ -75,6 +88,14 @@ class AssumeNegative(BinaryLoss):
             "unknown_weight": self.unknown_weight,
             "label_smoothing": self.label_smoothing,
         }
+
+
+def _checked_unknown_weight(value: Any) -> float | tuple[float, ...] | str:
+    if isinstance(value, str) and value == "weak":
+        return value
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return checked_number("unknown_weight", value)
+    return checked_weights("unknown_weight", value) or ()
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")

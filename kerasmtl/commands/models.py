@@ -47,11 +47,18 @@ trusting = click.option(
     type=click.IntRange(min=0),
     help="Draws for 95 % intervals, such as 1000; 0: none.",
 )
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Show the best precision at this recall, such as 0.9.",
+)
 @in_project
 @trusting
 @as_json
 @plain_errors
-def evaluate(part: str, bootstrap: int, folder: str, trust: bool, json_: bool) -> None:
+def evaluate(
+    part: str, bootstrap: int, recall: float | None, folder: str, trust: bool, json_: bool
+) -> None:
     """Score the trained model by task, on the labels that are known.
 
     Rows are in the part that they were in when the model was trained. With a group column,
@@ -70,6 +77,7 @@ def evaluate(part: str, bootstrap: int, folder: str, trust: bool, json_: bool) -
         bootstrap=bootstrap,
         seed=project.training.seed,
         groups=rows.groups,
+        recall=recall,
     )
     if json_:
         click.echo(json.dumps(report.to_dict(), indent=2))

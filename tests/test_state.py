@@ -22,6 +22,7 @@ from kerasmtl.training.snapshots import Snapshots
 SIZE = 10
 PLAN = [Stage("head", 2, 1e-2), Stage("all", 2, 1e-2, warmup=1.0, schedule="cosine")]
 STEPS = 3  # of an epoch
+EAGER = True  # half the time for runs this short; the slow test runs in graphs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,7 +52,8 @@ def model_of(tasks, seed=0, width=3, backbone_seed=0, **options):
     model.compile(
         options.get("optimizer") or keras.optimizers.Adam(1e-2),
         options.get("loss") or kt.MaskedBinaryCrossentropy(balancer=balancer),
-        metrics=[kt.MaskedAUC()],
+        metrics=[kt.MaskedAUC(num_bins=16)],
+        run_eagerly=EAGER,
         jit_compile=False,
     )
     return model
@@ -108,7 +110,7 @@ def whole(shared_pictures, tmp_path_factory):
 # ---------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("batches", [1, STEPS + 2, 2 * STEPS + 1, 4 * STEPS])
+@pytest.mark.parametrize("batches", [1, 2 * STEPS + 1, 4 * STEPS])
 def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(
     shared_pictures, whole, tmp_path, batches
 ):
@@ -119,7 +121,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(
 
 
 def test_a_run_may_be_interrupted_again_and_again(shared_pictures, whole, tmp_path):
-    for batches in (STEPS + 1, STEPS + 1, 1, STEPS + 2):
+    for batches in (STEPS + 1, STEPS + 2):
         interrupted(shared_pictures, tmp_path, batches)
     model, history = train(shared_pictures, tmp_path)
     assert_same(model, whole[1])
@@ -331,6 +333,7 @@ import tensorflow as tf
 tf.config.experimental.enable_op_determinism()
 import test_state as program
 from kerasmtl.training import Stage
+program.EAGER = False
 plan = [Stage("head", 6, 1e-2), Stage("all", 6, 1e-2, warmup=1.0, schedule="cosine")]
 print("ready", flush=True)
 model, history = program.train(Path("pictures"), "run", plan=plan, cache=sys.argv[1] == "cached")

@@ -16,9 +16,9 @@ PLANS = ("head", "last-layers", "full", "gradual")
 
 # The thresholds of `choose_plan`: known labels of the median task, and weights of the backbone for
 # each known label of all tasks.
-LITTLE = 1_000
-MUCH = 5_000
-WEIGHTS_PER_LABEL = 1_000
+LITTLE = 50
+HEAD_ALONE = 20_000
+LAST_ALONE = 5_000
 
 LAST_LAYERS = 0.3  # of the groups of a backbone
 BACKBONE_DECAY = 0.9  # by group
@@ -95,7 +95,7 @@ def make_plan(
     Args:
         name: of the plan.
         head_epochs: of the first stage.
-        epochs: of the stages after it together.
+        epochs: of the stages after it together; 0 leaves them out.
         learning_rate: of the first stage.
         fine_learning_rate: of the stages after it.
         patience: of each stage; needs validation data.
@@ -120,8 +120,8 @@ def make_plan(
             schedule="cosine",
         )
 
-    if name == "head":
-        return Plan(name, (head,))
+    if name == "head" or epochs == 0:
+        return Plan("head", (head,))
     if name == "last-layers":
         return Plan(name, (head, fine(LAST_LAYERS, epochs)))
     if name == "full":
@@ -131,7 +131,11 @@ def make_plan(
 
 
 def choose_plan(
-    examples: int, known: Sequence[int], parameters: int, patience: int | None = PATIENCE
+    examples: int,
+    known: Sequence[int],
+    parameters: int,
+    patience: int | None = PATIENCE,
+    **settings: Any,
 ) -> Plan:
     """The plan that fits the data: little, the head alone; more, the last layers; much, all.
 
@@ -140,6 +144,7 @@ def choose_plan(
         known: of each task, how many rows have a label.
         parameters: weights of the backbone; 0 if the model has none, and is trained as a whole.
         patience: of its stages; None without validation data.
+        settings: of the plan, as in `make_plan`.
 
     Raises:
         ValueError: no examples, or no task.
@@ -159,15 +164,15 @@ def choose_plan(
         stage = Stage("all", 40, 1e-3, patience, warmup=1.0, schedule="cosine")
         return Plan("all", (stage,), f"{examples:,} examples, and no backbone to keep frozen.")
     if typical < LITTLE:
-        name, reason = "head", f"below {LITTLE:,} labels the backbone would learn them by heart"
-    elif typical < MUCH:
-        name, reason = "last-layers", f"below {MUCH:,} labels the last layers are enough"
-    elif share > WEIGHTS_PER_LABEL:
-        name, reason = "last-layers", f"more than {WEIGHTS_PER_LABEL:,} weights to a label"
+        name, reason = "head", f"below {LITTLE} labels little can be learnt, and less be judged"
+    elif share > HEAD_ALONE:
+        name, reason = "head", f"above {HEAD_ALONE:,} the backbone would learn them by heart"
+    elif share > LAST_ALONE:
+        name, reason = "last-layers", f"above {LAST_ALONE:,} the last layers are enough"
     else:
-        name, reason = "gradual", f"from {MUCH:,} labels on training everything pays"
-    made = make_plan(name, patience=patience)
-    return Plan(name, made.stages, f"{counts}: {reason}.")
+        name, reason = "gradual", "enough to train everything, from the last layers on"
+    made = make_plan(name, patience=patience, **settings)
+    return Plan(made.name, made.stages, f"{counts}: {reason}.")
 
 
 def as_plan(plan: Any) -> Plan:

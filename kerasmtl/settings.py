@@ -85,7 +85,7 @@ class TrainingSettings(Settings):
     plan: Literal["auto", "head", "last-layers", "full", "gradual"] = "auto"
     epochs: int = Field(20, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    fine_tune_epochs: int = Field(20, ge=0)
+    fine_tune_epochs: int = Field(20, ge=1)
     fine_tune_learning_rate: float = Field(1e-4, gt=0)
     augment: bool = False
     flip: bool = True

@@ -95,7 +95,7 @@ def make_plan(
     Args:
         name: of the plan.
         head_epochs: of the first stage.
-        epochs: of the stages after it together; 0 leaves them out.
+        epochs: of the stages after it together.
         learning_rate: of the first stage.
         fine_learning_rate: of the stages after it.
         patience: of each stage; needs validation data.
@@ -120,8 +120,8 @@ def make_plan(
             schedule="cosine",
         )
 
-    if name == "head" or epochs == 0:
-        return Plan("head", (head,))
+    if name == "head":
+        return Plan(name, (head,))
     if name == "last-layers":
         return Plan(name, (head, fine(LAST_LAYERS, epochs)))
     if name == "full":
@@ -172,7 +172,7 @@ def choose_plan(
     else:
         name, reason = "gradual", "enough to train everything, from the last layers on"
     made = make_plan(name, patience=patience, **settings)
-    return Plan(made.name, made.stages, f"{counts}: {reason}.")
+    return Plan(name, made.stages, f"{counts}: {reason}.")
 
 
 def as_plan(plan: Any) -> Plan:

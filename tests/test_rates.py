@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import optimizers
 from modules import save_reusable
 
@@ -176,6 +177,24 @@ def test_a_saved_model_goes_on_as_if_it_had_not_been(tmp_path, wrap):
         np.testing.assert_array_equal(received, expected)
 
 
+@pytest.mark.parametrize("name", ["adamw", "momentum", "average", "schedule"])
+def test_a_trained_model_is_exported_and_saved(tmp_path, name):
+    """Over several rates as well, in which Keras' own setter would lose a variable."""
+    model = network()
+    optimizer = ScaledUpdates(MAKERS[name](), {"deep/kernel": 0.5})
+    fit(model, optimizer)
+    for rate in (WarmupCosine(0.01, 2, 6), 0.02):
+        optimizer.learning_rate = rate
+        fit(model, optimizer)
+    model.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported.serve(X), model.predict(X, verbose=0), rtol=0, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for expected, received in zip(fit(model), fit(loaded), strict=True):
+        np.testing.assert_array_equal(received, expected)
+
+
 def test_a_loss_scale_around_it_is_the_plain_one_and_does_not_scale_twice():
     plain = fit(network("mixed_float16"), optimizers.LossScaleOptimizer(optimizers.Adam(0.01)), 2)
     around = optimizers.LossScaleOptimizer(
@@ -206,6 +225,9 @@ def test_weights_excluded_from_decay_are_not_decayed():
         optimizer.exclude_from_weight_decay(var_names=["whole"])
         received[kind] = descend(optimizer)
     np.testing.assert_array_equal(received["scaled"], received["plain"])
+    before = optimizers.AdamW(0.01, weight_decay=0.5)
+    before.exclude_from_weight_decay(var_names=["whole"])
+    np.testing.assert_array_equal(descend(ScaledUpdates(before)), received["plain"])
     undecayed = descend(optimizers.Adam(0.01))[0]
     np.testing.assert_allclose(received["scaled"][0], undecayed, rtol=0, atol=1e-6)
 

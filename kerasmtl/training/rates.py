@@ -52,8 +52,9 @@ class ScaledUpdates(keras.optimizers.Optimizer):
     section 3.2, discriminative fine-tuning (https://arxiv.org/abs/1801.06146).
 
     Args:
-        inner_optimizer: a new Keras optimizer, which is this one's from here on. Not Adafactor with
-            `relative_step`, whose step ignores the rate, nor Muon with weight decay of its own.
+        inner_optimizer: a new Keras optimizer, of which this one has another of the same settings
+            (`self.inner_optimizer`). Not Adafactor with `relative_step`, whose step ignores the
+            rate, nor Muon with weight decay of its own.
         factors: by the `path` of a variable; 1 for others. Fixed in a graph when it is traced: call
             `compile` after setting them.
 
@@ -71,15 +72,19 @@ class ScaledUpdates(keras.optimizers.Optimizer):
         rate = _rate_of(_checked(inner_optimizer))
         scheduled = isinstance(rate, Schedule)
         super().__init__(float(rate(0)) if scheduled else rate, name=name)
+        # Made anew: setting the rate of one that is there removes a variable from a list that
+        # TensorFlow then refuses to export.
+        config = {**inner_optimizer.get_config(), "learning_rate": _RateOf(self)}
+        inner = type(inner_optimizer).from_config(config)
         # What the wrapped one would do for all variables alike is done here, by variable.
-        self.weight_decay, inner_optimizer.weight_decay = inner_optimizer.weight_decay, None
-        self.loss_scale_factor = inner_optimizer.loss_scale_factor
-        inner_optimizer.loss_scale_factor = None
+        self.weight_decay, inner.weight_decay = inner.weight_decay, None
+        self.loss_scale_factor, inner.loss_scale_factor = inner.loss_scale_factor, None
         self._schedule: Schedule | None = rate if scheduled else None
-        self._plain_step = inner_optimizer.update_step
-        inner_optimizer.update_step = self._scaled_step
-        inner_optimizer.learning_rate = _RateOf(self)
-        self.inner_optimizer = inner_optimizer
+        self._plain_step = inner.update_step
+        inner.update_step = self._scaled_step
+        # What was excluded before is in no config.
+        self._given_decays = inner_optimizer._use_weight_decay
+        self.inner_optimizer = inner
         self._by_index: tuple[float, ...] = ()
         self.factors = factors or {}
 
@@ -154,11 +159,14 @@ class ScaledUpdates(keras.optimizers.Optimizer):
         # the docstring of keras.Optimizer shows it to those who write optimizers.
         factor = self._by_index[inner._get_variable_index(variable)]
         rate = learning_rate if factor == 1.0 else learning_rate * factor
-        if self.weight_decay is not None and inner._use_weight_decay(variable):
+        if self.weight_decay is not None and self._decays(variable):
             decay = keras.ops.cast(self.weight_decay, variable.dtype)
             share = keras.ops.cast(rate, variable.dtype)
             variable.assign_sub(variable * decay * share)
         self._plain_step(gradient, variable, rate)
+
+    def _decays(self, variable: Any) -> bool:
+        return self._given_decays(variable) and self.inner_optimizer._use_weight_decay(variable)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """As in Keras; before `build`."""

@@ -220,6 +220,57 @@ def test_a_model_is_exported_and_saved_after_a_plan(tmp_path, name):
     assert set(served.signatures["serving_default"](image_bytes=tf.stack([picture]))) == set(TASKS)
 
 
+class SetRate(keras.callbacks.Callback):
+    """Sets a rate at the beginning of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.model.optimizer.learning_rate = 1e-12
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_rate_over_a_schedule_is_refused_in_each_epoch(epoch):
+    plan = [Stage("head", 1, 1e-2), Stage("all", 3, 1e-2, schedule="cosine")]
+    with pytest.raises(TypeError, match="`learning_rate` follows a schedule"):
+        fine_tune(model_of(), data(), plan=plan, callbacks=[SetRate(epoch)], verbose=0)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_rate_that_a_callback_sets_acts_where_there_is_no_schedule(cache):
+    """From the second epoch of the head on; the next stage has its own rate."""
+    plan = [Stage("head", 3, 1e-2), Stage("all", 1, 1e-2, warmup=1.0)]
+    watch = Watch()
+    callbacks = [SetRate(1), watch]
+    fine_tune(model_of(), data(), plan=plan, callbacks=callbacks, cache=cache, verbose=0)
+    first, second, third, last = watch.weights
+    for path in [path for path in first if path.endswith(("kernel", "bias"))]:
+        np.testing.assert_allclose(third[path], first[path], rtol=0, atol=1e-6)
+    assert layers_of(moved(second, last)) == {"first", "second", "third", "head"}
+    assert watch.rates[4:12] == 8 * [np.float32(1e-12)] and watch.rates[-1] > 1e-3
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.ReduceLROnPlateau("loss", patience=1),
+        keras.callbacks.LearningRateScheduler(lambda epoch: 1e-12),
+    ],
+)
+def test_keras_callbacks_that_set_the_rate_and_a_schedule_are_refused_at_once(callback):
+    plan = [Stage("head", 1, 1e-2), Stage("all", 3, 1e-2, schedule="cosine")]
+    model, watch = model_of(), Watch()
+    message = f"`callbacks` has {type(callback).__name__}.*stage 2"
+    with pytest.raises(ValueError, match=message):
+        fine_tune(model, data(), plan=plan, callbacks=[watch, callback], verbose=0)
+    assert not watch.events
+    plan = [Stage("head", 2, 1e-2), Stage("all", 1, 1e-2, backbone_decay=0.5)]
+    fine_tune(model, data(), plan=plan, callbacks=[callback], verbose=0)
+
+
 def test_mixed_float16_scales_the_loss_through_all_stages():
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -411,9 +462,22 @@ def test_the_average_is_what_validation_callbacks_and_the_end_see():
         ({"train": 1.5}, "`train` is no number of groups"),
         ({"epochs": 0}, "`epochs` is too small"),
         ({"epochs": 1.5}, "`epochs` is too small"),
+        ({"epochs": True}, "`epochs` is too small, or no whole number.*from 1. Received: True"),
+        ({"epochs": "5"}, "`epochs` is too small, or no whole number"),
         ({"learning_rate": -1.0}, "`learning_rate` is not positive"),
+        ({"learning_rate": "1e-3"}, r"`learning_rate` .*Stage\('head', 2, 0.001\).*: '1e-3'"),
+        ({"learning_rate": True}, "`learning_rate` is not positive"),
+        ({"learning_rate": None}, "`learning_rate` is not positive"),
         ({"patience": 0}, "`patience` is too small"),
+        ({"patience": 1.5}, "`patience` is too small, or no whole number.*from 1, or None"),
+        ({"patience": True}, "`patience` is too small, or no whole number"),
         ({"match": "x"}, "`match` chooses among all groups"),
+        ({"train": "all", "match": "("}, r"`match` is no regular expression.*match='\\\\\('"),
+        ({"train": "all", "match": 3}, "`match` is no text"),
+        ({"normalization": "no"}, "`normalization` is no switch"),
+        ({"backbone_decay": "0.9"}, "`backbone_decay` is no factor"),
+        ({"warmup": "1"}, "`warmup` is out of range. Expected 0 to 2 epochs.*Received: '1'"),
+        ({"warmup": True}, "`warmup` is out of range"),
         ({"backbone_decay": 0.0}, "`backbone_decay` is no factor"),
         ({"backbone_decay": 1.1}, "`backbone_decay` is no factor"),
         ({"warmup": 3.0}, "`warmup` is out of range. Expected 0 to 2 epochs"),

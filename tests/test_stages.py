@@ -239,13 +239,11 @@ def test_a_rate_over_a_schedule_is_refused_in_each_epoch(epoch):
         fine_tune(model_of(), data(), plan=plan, callbacks=[SetRate(epoch)], verbose=0)
 
 
-@pytest.mark.parametrize("cache", [False, True])
-def test_a_rate_that_a_callback_sets_acts_where_there_is_no_schedule(cache):
+def test_a_rate_that_a_callback_sets_acts_where_there_is_no_schedule():
     """From the second epoch of the head on; the next stage has its own rate."""
     plan = [Stage("head", 3, 1e-2), Stage("all", 1, 1e-2, warmup=1.0)]
     watch = Watch()
-    callbacks = [SetRate(1), watch]
-    fine_tune(model_of(), data(), plan=plan, callbacks=callbacks, cache=cache, verbose=0)
+    fine_tune(model_of(), data(), plan=plan, callbacks=[SetRate(1), watch], verbose=0)
     first, second, third, last = watch.weights
     for path in [path for path in first if path.endswith(("kernel", "bias"))]:
         np.testing.assert_allclose(third[path], first[path], rtol=0, atol=1e-6)

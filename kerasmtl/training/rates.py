@@ -40,12 +40,12 @@ class ScaledUpdates(keras.optimizers.Optimizer):
     without. Where the rate is in the slots, as in the momentum of SGD, a new factor acts from the
     next gradient on, as a new rate does.
 
-    The learning rate may be set at any time, also from a number to a schedule and back, and the
-    optimizer's variables stay what they are; Keras' own refuse the second and lose one by the
-    first. So one instance lasts through several `compile`s: build it over all variables that will
-    ever be trained, and it updates those that are trainable. (A model file holds its slots, but
-    `load_model` builds an optimizer for what is trainable in the file alone: if that is less, Keras
-    warns and starts with empty slots.)
+    A learning rate that is a number may be set at any time, as callbacks do. `set_rate` goes from a
+    number to a schedule and back between `compile`s, and the optimizer's variables stay what they
+    are; Keras' own refuse the second and lose one by the first. So one instance lasts through
+    several `compile`s: build it over all variables that will ever be trained, and it updates those
+    that are trainable. (A model file holds its slots, but `load_model` builds an optimizer for what
+    is trainable in the file alone: if that is less, Keras warns and starts with empty slots.)
 
     Shapes: as in the wrapped optimizer. Missing labels: as the loss has them.
     Under mixed float16, `keras.optimizers.LossScaleOptimizer` goes around it. Howard & Ruder 2018,
@@ -108,10 +108,31 @@ class ScaledUpdates(keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        if isinstance(value, Schedule):
-            self._schedule = value
-            return
+        # A step that was traced holds the schedule, or the variable, that there was then.
+        if self._schedule is not None:
+            raise TypeError(
+                f"`learning_rate` follows a schedule, {type(self._schedule).__name__}, which a "
+                "step that was compiled keeps. Expected no other rate while it does: in a stage "
+                "warmup=0 and schedule='constant', or set_rate(…) and then compile. "
+                f"Received: {value!r}"
+            )
+        if callable(value) and not isinstance(value, keras.Variable):
+            raise TypeError(
+                "`learning_rate` is a number, which a step that was compiled keeps. Expected "
+                f"another number, or set_rate(…) and then compile. Received: {value!r}"
+            )
         super().learning_rate.assign(value)
+
+    def set_rate(self, rate: Any) -> None:
+        """Another number or schedule, between `fit`s: call `compile` after it.
+
+        Raises:
+            ValueError: neither a positive number nor a schedule.
+        """
+        if isinstance(rate, Schedule):
+            self._schedule = rate
+            return
+        super().learning_rate.assign(positive_number("rate", rate))
         self._schedule = None
 
     @property

@@ -54,6 +54,7 @@ class Run:
     ) -> None:
         self.model, self.plan, self.data, self.verbose = model, plan, data, verbose
         self.callbacks, self.monitor = list(callbacks), monitor
+        _check_rates(self.callbacks, plan)
         self.average = None if ema is None else WeightAverage(ema)
         self.compilation = Compilation(model, plan)
         self.compilation.build(trained_by(model, plan.stages))
@@ -222,3 +223,17 @@ class Run:
             if hasattr(callback, "state") and hasattr(callback, "restore"):
                 parts[f"callback {position}"] = callback.state()
         self.folder.save(Saved(self.progress, [], self.now, self.shown, self.best, parts))
+
+
+def _check_rates(callbacks: Sequence[keras.callbacks.Callback], plan: Plan) -> None:
+    """One that sets the rate could not in a schedule: say so now, not in the middle."""
+    setting = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
+    for callback in callbacks:
+        for number, stage in enumerate(plan, start=1):
+            if isinstance(callback, setting) and not stage.steady():
+                raise ValueError(
+                    f"`callbacks` has {type(callback).__name__}, which sets the learning rate, and "
+                    f"stage {number} of the plan has a schedule of its own. Expected one of them: "
+                    "no such callback, or stages with warmup=0 and schedule='constant'. "
+                    f"Received: {stage}"
+                )

@@ -12,6 +12,7 @@ import numpy as np
 
 from kerasmtl.sources import source_of
 from kerasmtl.training.averaging import WeightAverage
+from kerasmtl.training.callback_states import CallbackStates
 from kerasmtl.training.compilation import Compilation
 from kerasmtl.training.conductor import Conductor
 from kerasmtl.training.fingerprint import settings_of
@@ -72,7 +73,12 @@ class Run:
         self.weights = Snapshots(model.variables, saved.base if saved else None)
         self.slots = Snapshots(self.compilation.optimizer.variables)
         self.of_loss = self.compilation.variables_of_loss()
-        self.saved_parts = saved.parts if saved else {}
+        first = {id(v): value for v, value in zip(model.variables, self.weights.base, strict=True)}
+        self.states = CallbackStates(
+            self.callbacks,
+            [first[id(weight)] for weight in model.weights],
+            saved.parts if saved else None,
+        )
         if saved:
             self._continue_from(saved)
         elif self.folder:
@@ -148,13 +154,13 @@ class Run:
             self.average,
         )
         self.conductor.guard.set_model(self.model)
-        self.conductor.users.on_train_begin()
+        if self.folder is not None and self.verbose:
+            for note in self.states.notes():
+                print(note)
+        with self.states.going_on():
+            self.conductor.users.on_train_begin()
         self.conductor.guard.check()
         self.history.epoch = list(self.progress.epochs)
-        for position, callback in enumerate(self.callbacks):
-            state = self.saved_parts.get(f"callback {position}")
-            if state and hasattr(callback, "restore"):
-                callback.restore(state)
 
     def _stage(self) -> None:
         progress = self.progress
@@ -219,9 +225,7 @@ class Run:
         }
         if self.average is not None:
             parts["average"] = self.average.state()
-        for position, callback in enumerate(self.callbacks):
-            if hasattr(callback, "state") and hasattr(callback, "restore"):
-                parts[f"callback {position}"] = callback.state()
+        parts |= self.states.parts()
         self.folder.save(Saved(self.progress, [], self.now, self.shown, self.best, parts))
 
 

@@ -23,7 +23,7 @@ from kerasmtl.training.progress import Progress
 from kerasmtl.training.snapshots import Changes, Snapshots
 from kerasmtl.training.stage_data import StageData
 from kerasmtl.training.stages import trained_by
-from kerasmtl.training.state import RunFolder, Saved
+from kerasmtl.training.state import RunFolder, Saved, anew
 
 # Models whose weights are no longer the first ones because a run is, or was, under way.
 _UNDER_WAY: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -121,7 +121,7 @@ class Run:
                 raise ValueError(
                     f"`directory` {str(self.folder.path)!r} holds a run of another backbone: "  # type: ignore[union-attr]
                     f"{variable.path!r} has other weights. Expected the same ones, to go on with "
-                    "it. To start anew, give another directory or empty this one."
+                    f"it. {anew(self.folder.path)}"  # type: ignore[union-attr]
                 )
 
     # ------------------------------------------------------------ the stages

@@ -340,9 +340,9 @@ def test_patience_is_a_stages_own_and_of_the_monitor():
 
 
 def test_a_monitor_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"`monitor` 'val_x' is not in the logs.*'val_auc'"):
+    with pytest.raises(ValueError, match=r"`monitor` 'val_x_auc' is not in the logs.*'val_auc'"):
         fine_tune(
-            model_of(), data(), data(), plan=[Stage("all", 1, 0.1)], monitor="val_x", verbose=0
+            model_of(), data(), data(), plan=[Stage("all", 1, 0.1)], monitor="val_x_auc", verbose=0
         )
     with pytest.raises(ValueError, match="`monitor` 'val_auc' needs validation data"):
         fine_tune(model_of(), data(), plan=[Stage("all", 1, 0.1)], monitor="val_auc", verbose=0)
@@ -352,9 +352,63 @@ def test_directions_of_metrics():
     assert direction("val_binary_auc") == "max" and direction("val_mae") == "min"
     assert direction("val_loss") == "min" and direction("val_mine") is None
     with pytest.raises(ValueError, match=r"may be better high or low.*\('val_mine', 'max'\)"):
-        Monitor("val_mine", True).rank({"val_mine": 1.0})
+        Monitor("val_mine", True)
     with pytest.raises(ValueError, match="`monitor` has no direction"):
         Monitor(("val_mine", "up"), True)
+    with pytest.raises(ValueError, match="`monitor` is no name.*Received: 3"):
+        Monitor(3, True)
+
+
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("callback", [keras.callbacks.TerminateOnNaN, None])
+def test_a_monitor_that_is_not_there_is_named_before_anything_is_trained(validation, callback):
+    model = model_of()
+    before = values(model)
+    callbacks = [callback()] if callback else []
+    name = "val_binary_auc" if validation else "acuu_loss"
+    with pytest.raises(ValueError, match=f"`monitor` {name!r} is not in the logs.*'auc', 'loss'"):
+        fine_tune(
+            model,
+            data(),
+            data() if validation else None,
+            [Stage("all", 1, 0.1)],
+            callbacks,
+            monitor=name,
+            verbose=0,
+        )
+    assert not moved(before, values(model))
+
+
+def test_looking_for_the_name_of_the_monitor_changes_nothing(shared_pictures):
+    """Not the balancer either, nor the order of the epochs."""
+    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+    found = []
+    for monitor in (None, "val_auc"):
+        keras.utils.set_random_seed(0)
+        image = keras.Input((8, 8, 3))
+        backbone = keras.Model(image, keras.layers.Conv2D(2, 3)(image))
+        model = kt.build_model(backbone, manifest.tasks, 8, dropout=0.3)
+        loss = kt.MaskedBinaryCrossentropy(
+            balancer=kt.DynamicWeightAverage(len(manifest.tasks), every=1)
+        )
+        model.compile("adam", loss, metrics=[kt.MaskedAUC()], jit_compile=False)
+        train, held = (kt.make_dataset(manifest, 8, 4, training=True, seed=s) for s in (0, 1))
+        plan = [Stage("all", 2, 1e-2)]
+        fine_tune(model, train, held, plan, monitor=monitor, verbose=0)
+        found.append([*values(model).values(), loss.balancer.weights()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_callback_may_give_what_is_monitored():
+    class Mine(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_mine"] = float(epoch)
+
+    plan = [Stage("all", 2, 1e-2)]
+    options = {"monitor": ("val_mine", "max"), "callbacks": [Mine()], "verbose": 0}
+    history = fine_tune(model_of(), data(), data(), plan=plan, **options)
+    assert history.history["val_mine"] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from kerasmtl.training.averaging import WeightAverage
 from kerasmtl.training.callback_states import CallbackStates
 from kerasmtl.training.compilation import Compilation
 from kerasmtl.training.conductor import Conductor
+from kerasmtl.training.finder import undone
 from kerasmtl.training.fingerprint import settings_of
 from kerasmtl.training.guards import LossNotFinite, check_weights, rows_of_batch
 from kerasmtl.training.monitoring import Monitor
@@ -143,7 +144,30 @@ class Run:
         self.model.history = self.history
         return self.history
 
+    def _check_monitor(self) -> None:
+        """A name that cannot be in the logs is an error now, not after the first epoch.
+
+        Callbacks of the user may add to the logs, so that with them it is not known.
+        """
+        stock = all(
+            type(callback).__module__.startswith(("keras.", "kerasmtl."))
+            and not isinstance(callback, keras.callbacks.LambdaCallback)
+            for callback in self.callbacks
+        )
+        always = (None, "loss", "val_loss", "learning_rate")
+        held = self.data.train if self.data.validation is None else self.data.validation
+        if self.monitor.name in always or not stock or not hasattr(held, "take"):
+            return
+        with undone(self.model, held):
+            logs = self.model.evaluate(held.take(1), return_dict=True, verbose=0)
+        names = list(logs)
+        if self.data.validation is not None:
+            names += [f"val_{name}" for name in logs]
+        self.monitor.check(names)
+
     def _begin(self) -> None:
+        if not self.progress.epoch:
+            self._check_monitor()
         self.conductor = Conductor(
             self.model,
             [*self.callbacks, self.history],
@@ -192,7 +216,7 @@ class Run:
     def _epoch_ended(self, epoch: int, logs: dict[str, Any]) -> bool:
         conductor, progress = self.conductor, self.progress
         changes = self.weights.changes(self.among, self.now)
-        check_weights(list(changes.values()), epoch, conductor.batch, conductor.places)
+        check_weights(list(changes.values()), epoch, conductor.batch)
         conductor.average.on_epoch_end(epoch, logs)
         asked = conductor.callbacks_end_epoch(epoch, logs)
         self.shown = changes

@@ -167,22 +167,23 @@ class Description:
         return None
 
     def _function(self, function: Any, where: str) -> Any:
+        code = function.__code__
         described: list[Any] = []
+        if not _is_library(function.__module__):
+            described.append(self.of(code, where))
         if _is_installed(function.__module__):
             described += [function.__module__, function.__qualname__]
-        if not _is_library(function.__module__):
-            described.append(self.of(function.__code__, where))
-        if not _is_installed(function.__module__):
-            names = sorted(_names(function.__code__) & set(function.__globals__))
+            if "<locals>" not in function.__qualname__:  # what decorates it is the library's
+                return ["function", described]
+        else:
+            names = sorted(_names(code) & set(function.__globals__))
             held = [(name, function.__globals__[name]) for name in names]
             described.append(self._used(held, where))
-        if described[1:] and "<locals>" not in function.__qualname__:
-            if _is_installed(function.__module__):
-                return ["function", described]
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
+        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
         inner = [(name, cell.cell_contents) for name, cell in cells if _is_full(cell)]
         described.append(self._used(inner, where))
-        defaults = self.of([function.__defaults__, function.__kwdefaults__], f"{where}, a default")
+        given = [function.__defaults__, function.__kwdefaults__]
+        defaults = self.of(given, f"{where}, a default")
         return ["function", described, defaults]
 
     def _used(self, held: Iterable[tuple[str, Any]], where: str) -> Any:

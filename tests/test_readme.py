@@ -18,7 +18,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 @pytest.fixture(scope="module")
 def after(tmp_path_factory):
     """The folder and the names that the examples leave behind, and what they print."""
-    first, planned, by_hand, *migrations, labels = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    first, planned, by_hand, *migrations, labels = re.findall(
+        r"```python\n(.*?)```", README, flags=re.S
+    )
     assert len([line for line in first.splitlines() if line.strip()]) <= 22
     lines = [[line for line in code.splitlines() if line] for code in migrations]
     assert [len(code) for code in lines] == [5, 5]

@@ -118,7 +118,7 @@ def section(results: dict[tuple[str, int], list[dict]], args: argparse.Namespace
     for plan in args.plans:
         cells = [
             f"{mean(plan, n):.3f} ({min(f['auc'] for f in results[plan, n]):.3f} to "
-            f"{max(f['auc'] for f in results[plan, n]):.3f}), {mean(plan, n, 'seconds'):.0f} s"
+            f"{max(f['auc'] for f in results[plan, n]):.3f}), {mean(plan, n, 'epochs'):.0f} epochs"
             for n in args.sizes
         ]
         lines.append(f"| {plan} | " + " | ".join(cells) + " |")
@@ -136,7 +136,7 @@ def section(results: dict[tuple[str, int], list[dict]], args: argparse.Namespace
             f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras "
             f"{keras.__version__}.",
             "Drawn street scenes, the embedded extractor, a head of 512 units; macro AUC on "
-            f"{TEST:,} test pictures, mean and range of {args.seeds} seeds, seconds of training.",
+            f"{TEST:,} test pictures, mean and range of {args.seeds} seeds, and the epochs trained.",
             "\n".join(lines),
             f"The best fixed plan less `auto` (wanted: 0.01 or less): {verdict}.",
             f"`gradual` less `head` (wanted: not below 0 at the least, 0.02 or more at the most): "

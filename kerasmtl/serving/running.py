@@ -1,0 +1,73 @@
+"""The server as a process: a socket, signals, an end that loses no request."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from kerasmtl.serving.app import create_app
+from kerasmtl.serving.limits import Limits
+from kerasmtl.serving.replay import prepare
+from kerasmtl.serving.versions import Versions
+
+
+def run(
+    base: Path,
+    name: str,
+    host: str,
+    port: int,
+    limits: Limits,
+    ready: Callable[[str, Versions], None],
+    access_log: bool = False,
+) -> None:
+    """Serve the versions in `base` until SIGTERM or SIGINT; running requests are still answered.
+
+    Args:
+        base: the folder of all versions of a model.
+        name: the model's, in the paths.
+        host: the address to listen on.
+        port: 0 for a free one.
+        limits: what the server takes on.
+        ready: called with the URL and the versions before the first request is taken.
+        access_log: print a line for each request.
+
+    Raises:
+        ValueError: no version that can be served.
+        OSError: the address is taken.
+    """
+    listener = _bound(host, port)
+    with listener:
+        versions = Versions(base, limits.keep, lambda served: prepare(served, limits))
+        versions.load()
+        config = uvicorn.Config(
+            create_app(name, versions, limits),
+            log_level="info" if access_log else "warning",
+            access_log=access_log,
+            timeout_graceful_shutdown=max(1, round(limits.drain)),
+            server_header=False,
+        )
+        # Uvicorn raises the signal once more when it is done, which must not end us as killed.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        shown = f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{listener.getsockname()[1]}", versions)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that is bound, but listens to nobody until Uvicorn does."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            f"`--host` {host} `--port` {port} cannot be listened on: {error.strerror}"
+        ) from error
+    return listener

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from kerasmtl.heads import by_task, check_outputs
-from kerasmtl.inputs import decode_image, resize_image
+from kerasmtl.inputs import prepare_image
 from kerasmtl.tasks import Task, as_tasks
 
 MOST_NAMED = 100  # columns; a table of more is served as a matrix
@@ -100,7 +100,7 @@ def _picture_endpoints(
     model: keras.Model, size: tuple[int, int], tasks: tuple[Task, ...]
 ) -> list[Endpoint]:
     def prepare(data: tf.Tensor) -> tf.Tensor:
-        return resize_image(decode_image(data), size)
+        return prepare_image(data, size)
 
     def serve(image_bytes: tf.Tensor) -> dict[str, Any]:
         images = tf.map_fn(

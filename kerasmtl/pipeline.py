@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
-from kerasmtl.inputs import PREPROCESSING, as_size, read_image
+from kerasmtl.inputs import as_size
 from kerasmtl.manifest import Manifest
-from kerasmtl.sources import Source, epoch_indices, new_epoch, register
+from kerasmtl.picture_source import PictureSource, stored_pictures
+from kerasmtl.sources import new_epoch, next_epochs, permutation, register
 from kerasmtl.tasks import all_binary, output_columns
 
 if TYPE_CHECKING:
@@ -26,7 +23,8 @@ def make_dataset(
     batch_size: int = 32,
     training: bool = False,
     seed: int = 0,
-    cache: bool | None = None,
+    cache: bool | str | os.PathLike[str] | None = None,
+    augment: Any = None,
     deterministic: bool = True,
 ) -> tf.data.Dataset:
     """Batches of pictures and labels, for `model.fit`, `model.predict` and `kerasmtl.evaluate`.
@@ -42,19 +40,25 @@ def make_dataset(
         batch_size: pictures a batch; the last batch may be smaller.
         training: shuffle anew in every epoch, and check that every task has known labels,
             and different ones. Otherwise the order is that of the manifest.
-        seed: of the shuffling; the order of an epoch depends on it, the number of the epoch and
-            the number of rows alone.
-        cache: keep decoded pictures in memory; by default if they take 1 GiB or less.
+        seed: of shuffling and augmentation; the order of an epoch depends on it, the number of
+            the epoch and the number of rows alone.
+        cache: keep decoded pictures, before augmentation: True in memory, a folder on disk, where
+            they are decoded before this function returns and later runs on the same pictures find
+            them. By default in memory if they take 1 GiB or less.
+        augment: with `training`, what varies the pictures in each epoch: "default"
+            (`default_augmentation`), a Keras layer or a list of layers. Left out without
+            `training`.
         deterministic: False lets a picture that is ready overtake one that is not: faster on
             uneven pictures, and never the same order twice.
 
     Raises:
         FileNotFoundError: pictures are absent; names their lines.
-        ValueError: no rows, a batch size below 1, or (training) a task with no known label.
+        OSError: the folder of the cache cannot hold the pictures.
+        TypeError: `augment` is none of the above.
+        ValueError: no rows, a batch size below 1, an augmentation that changes the size, or
+            (training) a task with no known label.
         tf.errors.OpError: during iteration, a picture is truncated or no picture; names its line.
     """
-    import tensorflow as tf
-
     size = as_size(image_size)
     if batch_size < 1:
         raise ValueError(f"`batch_size` is too small. Expected at least 1. Received: {batch_size}")
@@ -63,110 +67,116 @@ def make_dataset(
     if training:
         manifest.check_classes()
     _check_files(manifest)
+    source = _source(manifest, size, batch_size, training, seed, augment, deterministic)
+    if cache is None:
+        cache = len(manifest) * size[0] * size[1] * 3 * 4 <= CACHE_LIMIT
+    if cache is True:
+        batches = _in_memory(source)
+    elif cache is False:
+        batches = _as_they_come(source)
+    else:
+        batches = _on_disk(source, cache)
+    return register(_finished(batches, source), source)
 
-    source = PictureSource(
+
+def _source(
+    manifest: Manifest,
+    size: tuple[int, int],
+    batch_size: int,
+    training: bool,
+    seed: int,
+    augment: Any,
+    deterministic: bool,
+) -> PictureSource:
+    layer = None
+    if training and augment is not None:
+        from kerasmtl.augmentation import as_layer
+
+        layer = as_layer(augment, size)
+    return PictureSource(
         count=len(manifest),
         labels=_labels(manifest),
         batch_size=batch_size,
         training=training,
         seed=seed,
         epoch=new_epoch() if training else None,
+        random=None if layer is None else f"augment={layer.name!r}",
         deterministic=deterministic,
         manifest=manifest,
         size=size,
+        layer=layer,
     )
-    if cache is None:
-        cache = len(manifest) * size[0] * size[1] * 3 * 4 <= CACHE_LIMIT
-    batches = _cached(source) if cache else _uncached(source)
-    labels = tf.nest.map_structure(tf.constant, source.labels)
-
-    def with_labels(images: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, Any]:
-        return images, tf.nest.map_structure(lambda values: tf.gather(values, rows), labels)
-
-    return register(batches.map(with_labels).prefetch(tf.data.AUTOTUNE), source)
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class PictureSource(Source):
-    """The rows of a manifest, at one size of pictures."""
+def _rows(source: PictureSource) -> tf.data.Dataset:
+    """The number of the epoch and of each row, in the order of the epoch."""
+    import tensorflow as tf
 
-    manifest: Manifest
-    size: tuple[int, int]
+    def numbered(epoch: tf.Tensor) -> tf.data.Dataset:
+        if source.epoch is None:
+            rows = tf.range(source.count, dtype=tf.int64)
+        else:
+            rows = permutation(source.count, source.seed, epoch)
+        return tf.data.Dataset.from_tensor_slices((tf.fill([source.count], epoch), rows))
 
-    def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """From the number of a row, shape (), to its picture, (height, width, 3)."""
-        import tensorflow as tf
-
-        names = self.manifest.paths
-        paths = tf.constant(names)
-
-        def where(path: str) -> str:
-            return self.manifest.where(names.index(path))
-
-        return lambda row: read_image(tf.gather(paths, row), self.size, where)
-
-    def inputs(self, batch_size: int) -> tf.data.Dataset:
-        """Images (batch, height, width, 3) float32 in [0, 1], in the order of the rows."""
-        import tensorflow as tf
-
-        rows = tf.data.Dataset.range(self.count)
-        pictures = rows.map(self.reader(), tf.data.AUTOTUNE, deterministic=True)
-        return pictures.batch(batch_size).prefetch(tf.data.AUTOTUNE)
-
-    def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
-        """As `inputs`: nothing is augmented."""
-        return self.inputs(batch_size)
-
-    def content_sha256(self) -> str:
-        """A hash over the bytes of all picture files, in order, and what decodes them."""
-        import tensorflow as tf
-
-        head = repr(("pictures", PREPROCESSING, tf.__version__, self.size, self.count))
-        whole = hashlib.sha256(head.encode())
-        with ThreadPoolExecutor() as threads:
-            for digest in threads.map(_file_sha256, self.manifest.paths):
-                whole.update(digest)
-        return whole.hexdigest()
-
-    def where(self, row: int) -> str:
-        """File, line and picture."""
-        return self.manifest.where(row)
+    if source.epoch is None:
+        return numbered(tf.constant(0, tf.int64))
+    return next_epochs(source.epoch).flat_map(numbered)
 
 
-def _uncached(source: PictureSource) -> tf.data.Dataset:
-    """Batches of pictures and row numbers, each picture decoded when its turn comes."""
+def _as_they_come(source: PictureSource) -> tf.data.Dataset:
+    """Batches of epoch, pictures and row numbers, each picture decoded when its turn comes."""
     import tensorflow as tf
 
     read = source.reader()
-    rows = _rows(source).map(
-        lambda row: (read(row), row), tf.data.AUTOTUNE, deterministic=source.deterministic
+    pictures = _rows(source).map(
+        lambda epoch, row: (epoch, read(row), row),
+        tf.data.AUTOTUNE,
+        deterministic=source.deterministic,
     )
-    return rows.batch(source.batch_size)
+    return pictures.batch(source.batch_size)
 
 
-def _cached(source: PictureSource) -> tf.data.Dataset:
+def _in_memory(source: PictureSource) -> tf.data.Dataset:
     """The same batches; all pictures are decoded in the first epoch and kept in one tensor."""
     import tensorflow as tf
 
     def gathered(images: tf.Tensor) -> tf.data.Dataset:
         batches = _rows(source).batch(source.batch_size)
-        return batches.map(lambda rows: (tf.gather(images, rows), rows), tf.data.AUTOTUNE)
+        return batches.map(lambda epoch, rows: (epoch, tf.gather(images, rows), rows))
 
-    batches = -(-source.count // source.batch_size)
-    whole = source.inputs(source.count).cache()
-    return whole.flat_map(gathered).apply(tf.data.experimental.assert_cardinality(batches))
+    # Read ahead to its end, or an iterator that stops early would leave nothing in the cache.
+    return source.inputs(source.count).cache().prefetch(2).flat_map(gathered)
 
 
-def _rows(source: PictureSource) -> tf.data.Dataset:
+def _on_disk(source: PictureSource, folder: str | os.PathLike[str]) -> tf.data.Dataset:
+    """The same batches, from a file of decoded pictures."""
     import tensorflow as tf
 
-    if source.epoch is None:
-        return tf.data.Dataset.range(source.count)
-    return epoch_indices(source.count, source.seed, source.epoch)
+    stored = stored_pictures(source, folder)
+
+    def read(epoch: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        images = tf.numpy_function(lambda at: stored[at], [rows], tf.float32, stateful=False)
+        return epoch, tf.ensure_shape(images, (None, *source.size, 3)), rows
+
+    return _rows(source).batch(source.batch_size).map(read, tf.data.AUTOTUNE)
 
 
-def _file_sha256(path: str) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()
+def _finished(batches: tf.data.Dataset, source: PictureSource) -> tf.data.Dataset:
+    """Augmented if asked for, with the labels, and prefetched."""
+    import tensorflow as tf
+
+    labels = tf.nest.map_structure(tf.constant, source.labels)
+    augment = source.augmenter()
+
+    def finish(number: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, Any]:
+        epochs, images, rows = batch
+        images = augment(images, epochs[0], number)
+        return images, tf.nest.map_structure(lambda values: tf.gather(values, rows), labels)
+
+    count = -(-source.count // source.batch_size)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(count))
+    return batches.enumerate().map(finish, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def _labels(manifest: Manifest) -> Any:

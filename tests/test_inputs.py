@@ -7,7 +7,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kerasmtl.inputs import as_size, decode_image, picture_fault, read_image, resize_image
+from kerasmtl.inputs import (
+    SPARE,
+    WORTH,
+    as_size,
+    decode_image,
+    picture_fault,
+    prepare_image,
+    read_image,
+    resize_image,
+)
 
 HEIGHT, WIDTH = 24, 32
 WHERE = "labels.csv, line 7"
@@ -106,7 +115,8 @@ SERVED = [name for name, (_, suffix, _) in FORMATS.items() if suffix in ("JPEG",
 def test_the_exported_model_decodes_as_the_data_set_does(tmp_path, name):
     make, suffix, options = FORMATS[name]
     data = encoded(make(), suffix, **options)
-    np.testing.assert_array_equal(decode_image(tf.constant(data)), read(tmp_path, data))
+    decoded = prepare_image(tf.constant(data), (HEIGHT, WIDTH))
+    np.testing.assert_array_equal(decoded, read(tmp_path, data))
 
 
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG"])
@@ -126,6 +136,64 @@ def test_resizing_is_that_of_pillow_with_antialiasing(size):
     expected = np.stack([np.asarray(channel) for channel in channels], -1) / 255
     resized = resize_image(np.asarray(image, "float32") / 255, size)
     np.testing.assert_allclose(resized, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (24, 32), (48, 64), (5, 70), (24, 31)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_resizing_is_that_of_tensorflow(size, dtype):
+    pixels = np.asarray(picture()).astype(dtype)
+    expected = tf.image.resize(pixels, size, antialias=True)
+    scale = 255 if dtype == "uint8" else 1
+    resized = resize_image(pixels, size)
+    np.testing.assert_allclose(resized, expected / scale, rtol=1e-6)
+    if min(size[0] - HEIGHT, size[1] - WIDTH) < 0:
+        np.testing.assert_array_equal(resized, expected / scale)
+
+
+LARGE = (330, 470)
+
+
+def large():
+    """With a little noise, so that it takes more than a few bytes."""
+    pixels = np.asarray(picture(0, *LARGE), "float32")
+    noise = np.random.default_rng(0).normal(0, 4, pixels.shape)
+    return Image.fromarray((pixels + noise).clip(0, 255).astype("uint8"))
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio"),
+    [((220, 300), 1), ((109, 156), 2), ((110, 156), 2), ((111, 30), 1), ((30, 157), 1),
+     ((54, 78), 4), ((27, 38), 8), ((4, 4), 8), ((400, 600), 1)],
+)  # fmt: skip
+def test_a_large_jpeg_is_decoded_no_larger_than_needed(size, ratio):
+    data = encoded(large(), "JPEG", quality=95)
+    assert len(data) > WORTH
+    pixels = decode_image(tf.constant(data), size)
+    assert pixels.shape[:2] == tuple(-(-side // ratio) for side in LARGE)
+    if ratio > 1:
+        assert all(side >= SPARE * wanted for side, wanted in zip(pixels.shape, size, strict=False))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("size", [(100, 150), (54, 78), (20, 30)])
+def test_decoding_at_a_reduced_size_hardly_changes_the_picture(size, options):
+    data = tf.constant(encoded(large(), "JPEG", quality=95, **options))
+    full = resize_image(decode_image(data), size)
+    difference = np.abs(prepare_image(data, size) - full) * 255
+    assert decode_image(data, size).shape[0] < LARGE[0]
+    assert difference.mean() < 2.5 and difference.max() < 10
+
+
+def test_a_jpeg_of_few_bytes_is_decoded_whole():
+    data = encoded(Image.new("RGB", LARGE[::-1]), "JPEG")
+    assert len(data) < WORTH
+    assert decode_image(tf.constant(data), (8, 8)).shape == (*LARGE, 3)
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "GIF", "BMP"])
+def test_only_jpegs_are_decoded_at_a_reduced_size(suffix):
+    data = encoded(large(), suffix)
+    assert decode_image(tf.constant(data), (8, 8)).shape == (*LARGE, 3)
 
 
 def test_a_picture_is_read_in_eager_execution_too(tmp_path):

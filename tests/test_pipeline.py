@@ -1,5 +1,8 @@
 """Manifest → data set: shapes, order, holes, and errors that name the line."""
 
+import errno
+import io
+import shutil
 import warnings
 
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 
 from kerasmtl.manifest import Manifest
 from kerasmtl.pipeline import make_dataset
+from kerasmtl.sources import source_of
 from kerasmtl.tasks import Task
 
 ROWS = 17
@@ -203,3 +207,111 @@ def test_training_warns_of_a_task_with_one_class_at_the_line_of_the_caller(greys
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_dataset(part, 2)
+
+
+@pytest.fixture
+def own(manifest, tmp_path):
+    """The manifest with a copy of its pictures, to change."""
+    folder = tmp_path / "own"
+    shutil.copytree(manifest.root, folder)
+    return Manifest.from_csv(folder / "labels.csv")
+
+
+def remove_pictures(manifest):
+    for path in set(manifest.paths):
+        (manifest.root / path).unlink()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_second_epoch_of_a_cached_data_set_reads_no_file(own, training):
+    dataset = make_dataset(own, 8, batch_size=5, training=training, cache=True)
+    first = collected(dataset)
+    remove_pictures(own)
+    second = collected(dataset)
+    assert sorted(map(np.ndarray.tobytes, first[0])) == sorted(map(np.ndarray.tobytes, second[0]))
+    with pytest.raises(FileNotFoundError):
+        make_dataset(own, 8)
+
+
+def test_a_cache_on_disk_changes_no_bit_and_is_found_again(own, tmp_path):
+    folder = tmp_path / "cache"
+    expected = collected(make_dataset(own, 8, batch_size=5, training=True, cache=False))
+    for _ in range(2):
+        stored = collected(make_dataset(own, 8, batch_size=5, training=True, cache=folder))
+        for ours, theirs in zip(stored, expected, strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+        (file,) = folder.iterdir()  # one file, and nothing left aside
+    written = file.stat().st_mtime_ns
+    collected(make_dataset(own, 8, cache=str(folder)))
+    assert file.stat().st_mtime_ns == written
+    make_dataset(own, 9, cache=folder)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_one_changed_pixel_makes_a_new_entry_in_the_cache_on_disk(own, tmp_path):
+    before = collected(make_dataset(own, 8, cache=tmp_path / "cache"))[0]
+    path = own.root / own.images[3]
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    image.putpixel((0, 0), tuple(255 - value for value in image.getpixel((0, 0))))
+    image.save(path)
+    after = collected(make_dataset(own, 8, cache=tmp_path / "cache"))[0]
+    assert [row for row in range(len(own)) if after[row].tobytes() != before[row].tobytes()] == [3]
+
+
+class Full(io.BytesIO):
+    """A file on a full disk."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("failure", ["picture", "disk"])
+def test_a_cache_that_was_not_finished_leaves_nothing(own, tmp_path, monkeypatch, failure):
+    folder = tmp_path / "cache"
+    if failure == "picture":
+        path = own.root / own.images[11]
+        path.write_bytes(path.read_bytes()[:-60])
+        with pytest.raises(tf.errors.OpError, match="line 13: picture"):
+            make_dataset(own, 8, cache=folder)
+    else:
+        monkeypatch.setattr("kerasmtl.picture_source.Path.open", lambda *args, **options: Full())
+        with pytest.raises(OSError, match=r"`cache` folder .*cannot hold.*9,216 bytes.*No space"):
+            make_dataset(own, 8, cache=folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_hash_is_that_of_all_bytes_in_order_and_of_the_size(own):
+    def hashed(rows=own, size=8):
+        return source_of(make_dataset(rows, size)).content_sha256()
+
+    first = hashed()
+    assert first == hashed() == hashed(own.take(range(len(own)))) and len(first) == 64
+    assert len({first, hashed(size=9), hashed(size=(8, 9)), hashed(own.take(range(11)))}) == 4
+    assert hashed(own.take(range(len(own))[::-1])) != first
+    path = own.root / own.images[3]
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert hashed() != first
+
+
+def test_the_source_of_pictures_gives_them_in_the_order_of_the_rows(manifest):
+    source = source_of(make_dataset(manifest, 8, batch_size=5, training=True, seed=4))
+    assert (source.count, source.batch_size, source.training, source.seed) == (12, 5, True, 4)
+    assert source.random is None and source.where(2) == manifest.where(2)
+    np.testing.assert_array_equal(source.labels, manifest.labels)
+    expected, _ = collected(make_dataset(manifest, 8))
+    for inputs in (source.inputs(7), source.augmented_inputs(3, 5)):
+        images = np.concatenate(list(inputs.as_numpy_iterator()))
+        assert images.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_determinism_every_picture_still_comes_once_with_its_labels(greys, training):
+    dataset = make_dataset(
+        greys, 2, batch_size=4, training=training, cache=False, deterministic=False
+    )
+    assert not source_of(dataset).deterministic
+    assert sorted(order(dataset)) == list(range(ROWS))
+    for images, labels in dataset:
+        rows = np.round(images[:, 0, 0, 0].numpy() * 25.5).astype(int)
+        np.testing.assert_array_equal(labels, greys.labels[rows])

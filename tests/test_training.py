@@ -14,7 +14,7 @@ from modules import save_reusable
 
 import kerasmtl as kt
 from kerasmtl.backbones import backbone_layers
-from kerasmtl.training.stages import DEFAULT_PLAN
+from kerasmtl.training import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def test_patience_ends_a_stage_and_the_next_one_starts(folder):
     assert history.epoch == list(range(len(history.epoch)))
 
 
-def test_the_default_plan_trains_the_backbone_at_a_lower_rate():
-    head, everything = DEFAULT_PLAN
+def test_the_full_plan_trains_the_backbone_at_a_lower_rate():
+    head, everything = make_plan("full")
     assert (head.train, everything.train) == ("head", "all")
     assert everything.learning_rate < head.learning_rate
 
@@ -100,7 +100,9 @@ def test_the_default_plan_trains_the_backbone_at_a_lower_rate():
         (lambda m: kt.Stage("head", 1, float("nan")), "`learning_rate` is not positive"),
         (
             lambda m: kt.fine_tune(
-                keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Flatten()]), data()
+                keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Flatten()]),
+                data(),
+                plan="head",
             ),
             "no backbone",
         ),

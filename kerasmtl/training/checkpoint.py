@@ -6,12 +6,13 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -46,6 +47,14 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self.monitor is None or self._improved(logs or {}):
             self._write()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What `fine_tune(directory=…)` keeps, so that a run that goes on knows the best so far."""
+        return {} if self.best is None else {"best": np.array(self.best)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a state."""
+        self.best = float(state["best"]) if "best" in state else None
 
     def _improved(self, logs: dict[str, Any]) -> bool:
         if self.monitor not in logs:

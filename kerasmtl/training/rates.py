@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasmtl.backbones import HubLayer, backbones_in
 from kerasmtl.backbones.groups import HubUnit, hub_units, model_units
@@ -42,7 +43,9 @@ class ScaledUpdates(keras.optimizers.Optimizer):
     The learning rate may be set at any time, also from a number to a schedule and back, and the
     optimizer's variables stay what they are; Keras' own refuse the second and lose one by the
     first. So one instance lasts through several `compile`s: build it over all variables that will
-    ever be trained, and it updates those that are trainable.
+    ever be trained, and it updates those that are trainable. (A model file holds its slots, but
+    `load_model` builds an optimizer for what is trainable in the file alone: if that is less, Keras
+    warns and starts with empty slots.)
 
     Shapes: as in the wrapped optimizer. Missing labels: as the loss has them.
     Under mixed float16, `keras.optimizers.LossScaleOptimizer` goes around it. Howard & Ruder 2018,
@@ -88,10 +91,10 @@ class ScaledUpdates(keras.optimizers.Optimizer):
     @factors.setter
     def factors(self, value: Mapping[str, float]) -> None:
         checked = {path: positive_number(f"factors[{path!r}]", f) for path, f in value.items()}
-        # Keras would wrap a plain dictionary to look for variables in it.
-        self._factors = MappingProxyType(checked)
         if self.built:
-            self._by_index = _in_order(checked, self._built_for)
+            self._by_index = _in_order(checked, self._built_for.values())
+        # Keras would take a plain dictionary apart to look for variables of its own.
+        self._factors = MappingProxyType(checked)
 
     @property
     def learning_rate(self) -> Any:
@@ -130,7 +133,7 @@ class ScaledUpdates(keras.optimizers.Optimizer):
             return
         variables = list(variables)
         self._by_index = _in_order(self._factors, variables)
-        self._built_for = tuple(variables)
+        self._built_for = MappingProxyType(dict(enumerate(variables)))
         self.inner_optimizer.build(variables)
         super().build(variables)
 
@@ -167,8 +170,9 @@ class ScaledUpdates(keras.optimizers.Optimizer):
             return
         # Keras pairs the list with the averages of all by position.
         wanted = {id(variable) for variable in var_list}
-        kept = [(v, v.numpy()) for v in self._built_for if id(v) not in wanted]
-        self.inner_optimizer.finalize_variable_values(list(self._built_for))
+        built_for = list(self._built_for.values())
+        kept = [(v, np.array(v.numpy())) for v in built_for if id(v) not in wanted]
+        self.inner_optimizer.finalize_variable_values(built_for)
         for variable, value in kept:
             variable.assign(value)
 
@@ -255,7 +259,7 @@ def _rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
     return rate
 
 
-def _in_order(factors: Mapping[str, float], variables: Sequence[Any]) -> tuple[float, ...]:
+def _in_order(factors: Mapping[str, float], variables: Iterable[Any]) -> tuple[float, ...]:
     paths = [variable.path for variable in variables]
     shared = sorted({path for path in paths if path in factors and paths.count(path) > 1})
     if shared:

@@ -1,120 +1,145 @@
-"""Stages: what is trained, how fast and how long; `fine_tune` runs them one after the other."""
+"""Stages: what of a model is trained, how fast and how long."""
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
 
-from kerasmtl.backbones import backbone_layers
-from kerasmtl.losses import MaskedBinaryCrossentropy
-from kerasmtl.metrics import MaskedAUC, MaskedBinaryAccuracy
+from kerasmtl.backbones import backbone_layers, backbones_in
 from kerasmtl.training.freezing import freeze, unfreeze
+from kerasmtl.training.schedules import WarmupCosine
+
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: "head" trains the new layers alone, "all" the backbone as well.
+    """A stretch of training: the head alone, the last groups of the backbone as well, or all.
 
-    `patience`: stop the stage after that many epochs without a better validation loss.
+    A stage is two plain lines of Keras, `kt.freeze(model)` or `kt.unfreeze(model, …)` and
+    `model.compile(…)`, and a `model.fit` of its own; `fine_tune` carries over what those lose.
+
+    Args:
+        train: "head" (what is outside of the backbone), "all", or the last groups of the backbone
+            as in `unfreeze(last=…)`: a number of them (2) or a share (0.3).
+        epochs: at most that many.
+        learning_rate: of the head, and of the backbone if `backbone_decay` is 1.
+        patience: stop the stage after that many epochs without a better value of the monitor.
+        match: with "all", only groups that match, as in `unfreeze(match=…)`.
+        normalization: train batch normalization as well, as in `unfreeze`.
+        backbone_decay: the update of the group nearest the head is multiplied by it, that of the
+            next by its square, and so on towards the input.
+        warmup: epochs in which the rate rises linearly from 0.
+        schedule: "constant", or "cosine", which falls to 0 at the end of the stage.
 
     Raises:
-        ValueError: unknown `train`, no epochs, or a learning rate that is not positive.
+        ValueError: an argument out of range, or two that contradict each other.
     """
 
-    train: Literal["head", "all"]
+    train: Literal["head", "all"] | int | float
     epochs: int
     learning_rate: float
     patience: int | None = None
+    match: str | None = None
+    normalization: bool = False
+    backbone_decay: float = 1.0
+    warmup: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
-        if self.train not in ("head", "all"):
-            raise ValueError(
-                f"`train` is unknown. Expected 'head' or 'all'. Received: {self.train!r}"
-            )
-        if self.epochs < 1:
+        _check_train(self.train)
+        if not isinstance(self.epochs, numbers.Integral) or self.epochs < 1:
             raise ValueError(f"`epochs` is too small. Expected at least 1. Received: {self.epochs}")
-        if not self.learning_rate > 0:
+        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise ValueError(f"`learning_rate` is not positive. Received: {self.learning_rate}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(
+                f"`patience` is too small. Expected at least 1, or None. Received: {self.patience}"
+            )
+        if self.match is not None and self.train != "all":
+            raise ValueError(
+                f"`match` chooses among all groups. Expected train='all'. Received: {self.train!r}"
+            )
+        if not 0.0 < self.backbone_decay <= 1.0:
+            raise ValueError(
+                "`backbone_decay` is no factor. Expected a number above 0 and up to 1. Received: "
+                f"{self.backbone_decay}"
+            )
+        if not 0.0 <= self.warmup <= self.epochs:
+            raise ValueError(
+                f"`warmup` is out of range. Expected 0 to {self.epochs} epochs, those of the "
+                f"stage. Received: {self.warmup}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"`schedule` is unknown. Expected one of {SCHEDULES}. Received: {self.schedule!r}"
+            )
+
+    def apply(self, model: keras.Model) -> None:
+        """Freeze and unfreeze as the stage wants it; compile the model afterwards.
+
+        Raises:
+            ValueError: a backbone is needed and there is none, no group matches, or nothing is
+                left to train.
+        """
+        if self.train == "head":
+            backbone_layers(model)  # raises if there is none to freeze
+            freeze(model)
+        elif self.train != "all" or self.match is not None or backbones_in(model):
+            backbone_layers(model)
+            last = None if self.train == "all" else self.train
+            unfreeze(model, last, self.match, self.normalization)  # type: ignore[arg-type]
+        if not model.trainable_variables:
+            raise ValueError(
+                f"`plan` has a stage that trains nothing: {self}. Expected weights outside of the "
+                "backbone, or a stage that trains some of it."
+            )
+
+    def steady(self) -> bool:
+        """Whether the rate stays the same over all of the stage."""
+        return self.schedule == "constant" and not self.warmup
+
+    def rate(self, steps_per_epoch: int, begin: int = 0) -> WarmupCosine:
+        """The schedule of the stage, whose first step is the optimizer's step `begin`."""
+        warm = round(self.warmup * steps_per_epoch)
+        rest = max(self.epochs * steps_per_epoch - warm, 1)
+        decay = rest if self.schedule == "cosine" else None
+        return WarmupCosine(self.learning_rate, warm, decay, begin=begin)
 
 
-DEFAULT_PLAN = (Stage("head", epochs=10, learning_rate=1e-3), Stage("all", 10, 1e-4))
+def _check_train(train: Any) -> None:
+    if train in ("head", "all") and isinstance(train, str):
+        return
+    if isinstance(train, bool) or not isinstance(train, numbers.Real):
+        raise ValueError(
+            "`train` is unknown. Expected 'head' or 'all', a number of groups or a share of them. "
+            f"Received: {train!r}"
+        )
+    whole = isinstance(train, numbers.Integral)
+    if not train > 0 or (not whole and train > 1):
+        raise ValueError(
+            "`train` is no number of groups. Expected a whole number from 1, or a share such as "
+            f"0.3. Received: {train!r}"
+        )
 
 
-def fine_tune(
-    model: keras.Model,
-    train: Any,
-    validation: Any = None,
-    plan: Sequence[Stage] = DEFAULT_PLAN,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    verbose: Any = "auto",
-) -> keras.callbacks.History:
-    """Train in stages: the head first, then the backbone at a lower rate.
+def trained_by(model: keras.Model, stages: Sequence[Stage]) -> list[Any]:
+    """The variables that any of the stages trains; the model is left as in the first stage.
 
-    Each stage is `freeze` or `unfreeze`, `compile` and `fit`, since Keras fixes what is trainable
-    when it compiles. Epoch numbers and the returned history run on over the stages. A compiled
-    model keeps its optimizer's kind, loss and metrics; otherwise Adam, `MaskedBinaryCrossentropy`,
-    `MaskedAUC` and `MaskedBinaryAccuracy` are taken.
-
-    Args:
-        model: as `build_model` makes it.
-        train: batches of (image, labels), NaN = missing.
-        validation: likewise; needed for a stage's `patience`.
-        plan: the stages.
-        callbacks: Keras callbacks, for all stages.
-        verbose: as in `fit`.
+    Those of the last stage come first, in the order of `model.trainable_variables`: where it trains
+    them all, a saved model finds its optimizer's state again.
 
     Raises:
-        ValueError: an empty plan, patience without validation data, or no backbone to freeze.
+        ValueError: as in `Stage.apply`, before anything is trained.
     """
-    if not plan:
-        raise ValueError("`plan` is empty. Expected at least one Stage.")
-    if validation is None and any(stage.patience is not None for stage in plan):
-        raise ValueError("`plan` has patience, which needs validation data. Pass validation=….")
-    backbone_layers(model)  # raises if there is none to freeze
-    total = keras.callbacks.History()
-    total.history, total.epoch = {}, []
-    for stage in plan:
-        freeze(model) if stage.train == "head" else unfreeze(model)
-        _compile(model, stage.learning_rate)
-        done = len(total.epoch)
-        stopping = (
-            [keras.callbacks.EarlyStopping(patience=stage.patience)]
-            if stage.patience is not None
-            else []
-        )
-        history = model.fit(
-            train,
-            validation_data=validation,
-            initial_epoch=done,
-            epochs=done + stage.epochs,
-            callbacks=[*callbacks, *stopping],
-            shuffle=False,  # a tf.data.Dataset shuffles itself, and Keras warns of True
-            verbose=verbose,
-        )
-        total.epoch += history.epoch
-        for name, values in history.history.items():
-            total.history.setdefault(name, []).extend(values)
-    return total
-
-
-def _compile(model: keras.Model, learning_rate: float) -> None:
-    """Compile as before, with a fresh optimizer at this rate."""
-    if not model.compiled:
-        model.compile(
-            keras.optimizers.Adam(learning_rate),
-            loss=MaskedBinaryCrossentropy(),
-            metrics=[MaskedAUC(), MaskedBinaryAccuracy()],
-        )
-        return
-    config = model.get_compile_config()
-    optimizer = model.optimizer.get_config()
-    config["optimizer"] = type(model.optimizer).from_config(
-        {**optimizer, "learning_rate": learning_rate}
-    )
-    for key in ("loss", "metrics", "weighted_metrics"):
-        if config.get(key):
-            config[key] = keras.saving.deserialize_keras_object(config[key])
-    model.compile(**config)
+    found: dict[int, Any] = {}
+    for stage in reversed(stages):
+        stage.apply(model)
+        for variable in model.trainable_variables:
+            found.setdefault(id(variable), variable)
+    return list(found.values())

@@ -1,0 +1,151 @@
+"""The pictures of a manifest at one size: read, varied, hashed, and stored on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kerasmtl.inputs import PREPROCESSING, read_image
+from kerasmtl.manifest import Manifest
+from kerasmtl.sources import Source
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+BLOCK = 32  # pictures that are stored, or augmented for a view, at once
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class PictureSource(Source):
+    """The rows of a manifest at one size of pictures; `layer` augments them, if it is there."""
+
+    manifest: Manifest
+    size: tuple[int, int]
+    layer: keras.layers.Layer | None = None
+
+    def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """From the number of a row, shape (), to its picture, (height, width, 3)."""
+        import tensorflow as tf
+
+        names = self.manifest.paths
+        paths = tf.constant(names)
+
+        def where(path: str) -> str:
+            return self.manifest.where(names.index(path))
+
+        return lambda row: read_image(tf.gather(paths, row), self.size, where)
+
+    def augmenter(self) -> Callable[[tf.Tensor, Any, Any], tf.Tensor]:
+        """From images, epoch and number of the batch to images; the same without a layer."""
+        if self.layer is None:
+            return lambda images, epoch, batch: images
+        from kerasmtl.augmentation import augmenter
+
+        return augmenter(self.layer, self.seed)
+
+    def inputs(self, batch_size: int) -> tf.data.Dataset:
+        """Images (batch, height, width, 3) float32 in [0, 1], in the order of the rows."""
+        import tensorflow as tf
+
+        rows = tf.data.Dataset.range(self.count)
+        pictures = rows.map(self.reader(), tf.data.AUTOTUNE, deterministic=True)
+        return pictures.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
+        """As `inputs`, augmented; a row's picture follows from seed, view and row alone.
+
+        Raises:
+            ValueError: `view` is negative.
+        """
+        import tensorflow as tf
+
+        if view < 0:
+            raise ValueError(f"`view` is negative. Expected 0 or more. Received: {view}")
+        if self.layer is None:
+            return self.inputs(batch_size)
+        augment = self.augmenter()
+        # In blocks of their own, so that the size of the batches changes nothing.
+        blocks = self.inputs(BLOCK).enumerate()
+        views = blocks.map(lambda block, images: augment(images, view, block), tf.data.AUTOTUNE)
+        return views.unbatch().batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+    def content_sha256(self) -> str:
+        """A hash over the bytes of all picture files, in order, and what decodes and varies them.
+
+        Raises:
+            FileNotFoundError: a picture is absent.
+        """
+        whole = hashlib.sha256(self.pictures_sha256().encode())
+        if self.layer is not None:
+            from kerasmtl.augmentation import described
+
+            whole.update(json.dumps([self.seed, described(self.layer)], sort_keys=True).encode())
+        return whole.hexdigest()
+
+    def pictures_sha256(self) -> str:
+        """As `content_sha256`, without augmentation."""
+        import tensorflow as tf
+
+        head = repr(("pictures", PREPROCESSING, tf.__version__, self.size, self.count))
+        whole = hashlib.sha256(head.encode())
+        with ThreadPoolExecutor() as threads:
+            for digest in threads.map(_file_sha256, self.manifest.paths):
+                whole.update(digest)
+        return whole.hexdigest()
+
+    def where(self, row: int) -> str:
+        """File, line and picture."""
+        return self.manifest.where(row)
+
+
+def stored_pictures(source: PictureSource, folder: str | os.PathLike[str]) -> np.ndarray:
+    """All pictures, (rows, height, width, 3) float32, mapped from a file in a folder.
+
+    The file is named after the hash of the pictures. If it is not there it is written aside and
+    renamed when whole, so that what is there is complete, and two runs do not disturb each other.
+
+    Raises:
+        OSError: the folder cannot hold them; what was written is removed.
+        tf.errors.OpError: a picture is truncated or no picture; names its line.
+    """
+    base = Path(folder)
+    target = base / f"pictures-{source.pictures_sha256()}.npy"
+    if not target.exists():
+        base.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=base, prefix=".pictures-") as aside:
+            written = Path(aside) / target.name
+            _write(source, written, base)
+            os.replace(written, target)
+    return np.load(target, mmap_mode="r")
+
+
+def _write(source: PictureSource, path: Path, folder: Path) -> None:
+    shape = (source.count, *source.size, 3)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    try:
+        # Written, not mapped: a full disk is then an error instead of the end of the process.
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for images in source.inputs(BLOCK).as_numpy_iterator():
+                file.write(images.astype("<f4", copy=False).tobytes())
+    except OSError as error:
+        needed = 4 * int(np.prod(shape, dtype=np.int64))
+        raise OSError(
+            error.errno,
+            f"`cache` folder {folder} cannot hold the pictures. Expected {needed:,} bytes. "
+            f"Received: {error.strerror}",
+        ) from error
+
+
+def _file_sha256(path: str) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()

@@ -1,0 +1,130 @@
+"""Features of the frozen part, computed once and kept; training then runs on them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasmtl.feature_blocks import BLOCK, Array, Plan
+from kerasmtl.feature_store import (
+    features_root,
+    is_intact,
+    make_entry,
+    open_entry,
+)
+from kerasmtl.sources import Source, source_of
+from kerasmtl.training.feature_computing import Step, batches_from, in_blocks
+from kerasmtl.training.feature_dataset import MEMORY_LIMIT, feature_dataset
+from kerasmtl.training.feature_key import feature_key
+from kerasmtl.training.features import split_model
+
+TRIED = 8  # rows that are computed more than once, to see that they stay the same
+
+Rows = Mapping[str, np.ndarray]
+
+
+def cache_features(
+    model: keras.Model,
+    data: tf.data.Dataset,
+    folder: str | os.PathLike[str] | None = None,
+    views: int = 1,
+    progress: bool = True,
+) -> tf.data.Dataset:
+    """Batches of features and labels, for `fit` of the head of `split_model`.
+
+    The features of the frozen part are computed once and kept on disk, under a hash of the
+    inputs' content, of what prepares them, and of the frozen part's structure and weights: any
+    run that needs the same finds them, and a change of one pixel computes them anew. An
+    interrupted run goes on after the last finished block of 256 rows. Up to 1 GiB is read into
+    memory; more is read by batch.
+
+    Shapes: (features, labels); features (batch, …) as `split_model(model)[0]` gives them, labels
+    as in `data`, NaN = missing. Each epoch has the rows in the order in which `data` has them, and
+    counts as one of its epochs.
+
+    Args:
+        model: with a frozen part; see `split_model`.
+        data: what `make_dataset` or `make_table_dataset` returned.
+        folder: where features are kept; by default "features" in the cache of modules.
+        views: with augmentation, how many augmented views of each row are kept; epoch e trains on
+            view e modulo `views`. Without augmentation one is kept.
+        progress: show a progress bar while features are computed.
+
+    Raises:
+        ValueError: the model has no frozen part, or what it gives differs from call to call or in
+            training; the data set is another one; or its inputs are augmented and `views` is 1.
+        OSError: the folder cannot be written to, or is full; says what is needed.
+    """
+    source = _source(data, views)
+    count = views if source.random else 1
+    features, _ = split_model(model)
+    key = feature_key(features, source, count)
+    root = features_root(folder)
+    arrays = _whole(root, key)
+    if arrays is None:
+        arrays = _computed(features, source, count, root, key, progress)
+    return feature_dataset(features, source, count, key, arrays)
+
+
+def _whole(root: Path, key: str) -> Rows | None:
+    """The entry, if it is there; one that is read into memory anyway is checked byte by byte."""
+    arrays = open_entry(root, key)
+    if arrays is None or sum(array.nbytes for array in arrays.values()) > MEMORY_LIMIT:
+        return arrays
+    if is_intact(root, key):
+        return arrays
+    shutil.rmtree(root / key, ignore_errors=True)
+    return None
+
+
+def _source(data: Any, views: int) -> Source:
+    source = source_of(data)
+    if source is None:
+        raise ValueError(
+            "`data` does not say what it was made from. Expected what kerasmtl.make_dataset or "
+            "make_table_dataset returned, with nothing like .map, .take or .shuffle after it. "
+            f"Received: {data!r}"
+        )
+    if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+        raise ValueError(f"`views` is no count. Expected 1 or more. Received: {views!r}")
+    if source.random and views == 1:
+        raise ValueError(
+            f"`data` gives other inputs in each epoch ({source.random}), so that features cannot "
+            "be computed once. Expected no augmentation, or views=K for K augmented views of "
+            "each row, kept."
+        )
+    return source
+
+
+def _computed(
+    features: keras.Model, source: Source, views: int, root: Path, key: str, progress: bool
+) -> Rows:
+    """The entry, computed and kept."""
+    step = Step(features)
+    step.check(next(iter(source.inputs(TRIED))))
+    arrays = tuple(Array(name, tuple(row.shape), row.dtype.name) for name, row in step.rows.items())
+    about = {
+        "model": features.name.removesuffix("_features"),
+        "rows": source.count,
+        "views": views,
+        "first": source.where(0),
+    }
+    plan = Plan(key, views * source.count, arrays, about)
+
+    def compute(first: int) -> Iterator[Rows]:
+        bar = keras.utils.Progbar(plan.rows, unit_name="row") if progress else None
+        sizes = [stop - start for start, stop in plan.blocks[first // BLOCK :]]
+        for values in in_blocks(batches_from(step, source, views, first), sizes):
+            yield values
+            first += len(next(iter(values.values())))
+            if bar:
+                bar.update(first)
+
+    return make_entry(root, plan, compute)

@@ -1,0 +1,112 @@
+"""The frozen part, run over the rows of a source in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasmtl.sources import Source
+
+COMPUTED = 64  # rows that the frozen part is given at a time
+
+Rows = Mapping[str, np.ndarray]
+
+
+def batches_from(step: Step, source: Source, views: int, first: int) -> Iterator[Rows]:
+    """Features from a row on, of one view after the other.
+
+    A row is computed in the same batch wherever this starts, so that its bits are the same.
+    """
+    for view in range(first // source.count, views):
+        begin = max(0, first - view * source.count)
+        inputs = (
+            source.augmented_inputs(view, COMPUTED) if source.random else source.inputs(COMPUTED)
+        )
+        surplus = begin % COMPUTED
+        for batch in inputs.skip(begin // COMPUTED):
+            yield {name: values[surplus:] for name, values in step(batch).items()}
+            surplus = 0
+
+
+def in_blocks(batches: Iterator[Rows], sizes: list[int]) -> Iterator[Rows]:
+    """Rows in blocks of these sizes."""
+    held: list[Rows] = []
+    count = 0
+    for size in sizes:
+        while count < size:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            held.append(batch)
+            count += len(next(iter(batch.values())))
+        whole = {name: np.concatenate([part[name] for part in held]) for name in held[0]}
+        yield {name: values[:size] for name, values in whole.items()}
+        held = [{name: values[size:] for name, values in whole.items()}]
+        count -= size
+
+
+class Step:
+    """The frozen part as a function from a batch of inputs to arrays by name."""
+
+    def __init__(self, features: keras.Model) -> None:
+        self._features = features
+        self._run = tf.function(
+            lambda inputs, training: features(inputs, training=training), reduce_retracing=True
+        )
+        self.rows = {name: _row(tensor) for name, tensor in named(features.output).items()}
+
+    def __call__(self, inputs: Any, training: bool = False) -> Rows:
+        outputs = named(self._run(inputs, training))
+        return {name: _stored(tensor) for name, tensor in outputs.items()}
+
+    def check(self, inputs: Any) -> None:
+        """Raise ValueError if the same inputs do not always give the same features."""
+        before = [keras.ops.convert_to_numpy(v) for v in self._features.variables]
+        first = self(inputs)
+        again = {"when they are computed twice": self(inputs), "in training": self(inputs, True)}
+        changed = []
+        for variable, value in zip(self._features.variables, before, strict=True):
+            if not np.array_equal(keras.ops.convert_to_numpy(variable), value, equal_nan=True):
+                variable.assign(value)
+                changed.append(variable.path)
+        for when, values in again.items():
+            if not all(_alike(first[name], values[name]) for name in first):
+                raise ValueError(
+                    f"`model` gives other features {when} for the same first rows: something "
+                    f"random in {self._features.name!r}. Expected a frozen part that always gives "
+                    "the same. Train without the feature cache."
+                )
+        if changed:
+            raise ValueError(
+                f"`model` changes its variables when it is called: {changed[:3]}. Expected a "
+                "frozen part that stays as it is. Train without the feature cache."
+            )
+
+
+def named(outputs: Any) -> dict[str, Any]:
+    """What the frozen part gives, by name."""
+    return dict(outputs) if isinstance(outputs, Mapping) else {"features": outputs}
+
+
+def _row(tensor: keras.KerasTensor) -> np.ndarray:
+    """An empty row as it is kept; a type that NumPy lacks is kept as float32."""
+    if tensor.dtype == "string" or None in tensor.shape[1:]:
+        raise ValueError(
+            "`model` has a frozen part that gives what cannot be kept. Expected numbers in a fixed "
+            f"shape. Received: {tensor.dtype} {tensor.shape}. Train without the feature cache."
+        )
+    dtype = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
+    return np.empty(tensor.shape[1:], dtype)
+
+
+def _stored(tensor: tf.Tensor) -> np.ndarray:
+    return (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor).numpy()
+
+
+def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+    scale = np.nan_to_num(np.abs(a.astype(np.float64))).max(initial=0.0)
+    return np.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)

@@ -1,0 +1,134 @@
+"""Batches of kept features, in the order of the data set that they were computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasmtl.sources import Source, next_epochs, permutation, register
+from kerasmtl.training.feature_computing import named
+
+MEMORY_LIMIT = 2**30  # bytes of features that are read into memory as a whole
+
+Lookup = Callable[[tf.Tensor], Any]
+
+
+def feature_dataset(
+    features: keras.Model, of: Source, views: int, key: str, arrays: Mapping[str, np.ndarray]
+) -> tf.data.Dataset:
+    """Batches of features and labels; each epoch counts as one of the source's own.
+
+    Shapes: arrays (views * rows, …), the rows of one view after those of the other; features
+    (batch, …), labels as the source has them, NaN = missing.
+
+    Args:
+        features: the frozen part, which says how features are nested and typed.
+        of: what they were computed from.
+        views: how many views of each row there are; epoch e has view e modulo `views`.
+        key: of the entry.
+        arrays: by name; up to 1 GiB is read into memory.
+    """
+    lookup, labels = _lookup(features, arrays), _constants(of.labels)
+
+    def gather(number: tf.Tensor, rows: tf.Tensor) -> tuple[Any, Any]:
+        chosen = tf.nest.map_structure(lambda values: tf.gather(values, rows), labels)
+        return lookup(rows + number % views * of.count), chosen
+
+    source = FeatureSource(
+        count=of.count,
+        labels=of.labels,
+        batch_size=of.batch_size,
+        training=of.training,
+        seed=of.seed,
+        epoch=of.epoch,
+        random=f"views={views}" if views > 1 else None,
+        of=of,
+        views=views,
+        key=key,
+        lookup=lookup,
+    )
+    return register(_batches(of).map(gather).prefetch(tf.data.AUTOTUNE), source)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class FeatureSource(Source):
+    """The rows of another source, by their features."""
+
+    of: Source
+    views: int
+    key: str
+    lookup: Lookup
+
+    def inputs(self, batch_size: int) -> tf.data.Dataset:
+        """Features of the first view, in the order of the rows."""
+        return self.augmented_inputs(0, batch_size)
+
+    def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
+        """Features of a view, counted modulo the number of views."""
+        first = view % self.views * self.count
+        return tf.data.Dataset.range(first, first + self.count).batch(batch_size).map(self.lookup)
+
+    def content_sha256(self) -> str:
+        """The key that the features are kept under."""
+        return self.key
+
+    def where(self, row: int) -> str:
+        """The place of a row, for messages."""
+        return self.of.where(row)
+
+
+def _batches(of: Source) -> tf.data.Dataset:
+    """(number of the epoch, row numbers of a batch), in the order of the source."""
+
+    def batched(rows: tf.data.Dataset, number: Any) -> tf.data.Dataset:
+        return rows.batch(of.batch_size).map(lambda batch: (number, batch))
+
+    if of.epoch is None:
+        return batched(tf.data.Dataset.range(of.count), tf.constant(0, tf.int64))
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order = permutation(of.count, of.seed, number)
+        return batched(tf.data.Dataset.from_tensor_slices(order), number)
+
+    size = -(-of.count // of.batch_size)
+    batches = next_epochs(of.epoch).flat_map(epoch)
+    return batches.apply(tf.data.experimental.assert_cardinality(size))
+
+
+def _lookup(features: keras.Model, arrays: Mapping[str, np.ndarray]) -> Lookup:
+    """From row numbers to features, nested and typed as the frozen part gives them."""
+    outputs = named(features.output)
+    if sum(array.nbytes for array in arrays.values()) <= MEMORY_LIMIT:
+        kept = _constants(dict(arrays))
+        picked = {name: _in_memory(kept[name]) for name in outputs}
+    else:
+        picked = {name: _on_disk(arrays[name]) for name in outputs}
+    single = not isinstance(features.output, Mapping)
+
+    def lookup(rows: tf.Tensor) -> Any:
+        found = {name: tf.cast(picked[name](rows), out.dtype) for name, out in outputs.items()}
+        return found["features"] if single else found
+
+    return lookup
+
+
+def _in_memory(kept: tf.Tensor) -> Lookup:
+    return lambda rows: tf.gather(kept, rows)
+
+
+def _on_disk(array: np.ndarray) -> Lookup:
+    def lookup(rows: tf.Tensor) -> tf.Tensor:
+        read = tf.numpy_function(lambda at: array[at], [rows], array.dtype, stateful=False)
+        return tf.ensure_shape(read, (None, *array.shape[1:]))
+
+    return lookup
+
+
+def _constants(structure: Any) -> Any:
+    with tf.device("CPU:0"):
+        return tf.nest.map_structure(tf.constant, structure)

@@ -1,0 +1,232 @@
+"""A run of stages: what `fine_tune` does, from the first epoch or from where it was left."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasmtl.sources import source_of
+from kerasmtl.training.averaging import WeightAverage
+from kerasmtl.training.compilation import Compilation
+from kerasmtl.training.conductor import Conductor
+from kerasmtl.training.fingerprint import settings_of
+from kerasmtl.training.guards import LossNotFinite, check_weights, rows_of_batch
+from kerasmtl.training.monitoring import Monitor
+from kerasmtl.training.plans import Plan
+from kerasmtl.training.progress import Progress
+from kerasmtl.training.snapshots import Changes, Snapshots
+from kerasmtl.training.stage_data import StageData
+from kerasmtl.training.stages import trained_by
+from kerasmtl.training.state import RunFolder, Saved
+
+# Models whose weights are no longer the first ones because a run is, or was, under way.
+_UNDER_WAY: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class Run:
+    """One training through all stages of a plan.
+
+    Args:
+        model, callbacks: as in `fine_tune`.
+        plan: the stages.
+        data: what each stage is fitted on.
+        verbose: as in `fit`.
+        monitor: which epoch is the best.
+        directory: where the state is kept; None for nowhere.
+        ema: decay of the average of the weights; None for none.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        plan: Plan,
+        data: StageData,
+        callbacks: Sequence[keras.callbacks.Callback],
+        verbose: Any,
+        monitor: Monitor,
+        directory: str | os.PathLike[str] | None,
+        ema: float | None = None,
+    ) -> None:
+        self.average = None if ema is None else WeightAverage(ema)
+        self.model, self.plan, self.data, self.verbose = model, plan, data, verbose
+        self.monitor = monitor
+        self.progress = Progress()
+        self.compilation = Compilation(model, plan)
+        self.compilation.build(trained_by(model, plan.stages))
+        self.history = keras.callbacks.History()
+        self.history.set_model(model)
+        self.history.epoch = []
+        self.callbacks = list(callbacks)
+        self.settings: dict[str, Any] = {}
+        self.folder: RunFolder | None = None
+        if directory is not None:
+            self._prepare(directory)
+        saved = self.folder and self.folder.load(self.settings)
+        self.weights = Snapshots(model.variables, saved.base if saved else None)
+        self.slots = Snapshots(self.compilation.optimizer.variables)
+        self.of_loss = self.compilation.variables_of_loss()
+        # Of the last finished epoch, as trained and as callbacks saw it; of the best one.
+        self.now: Changes = {}
+        self.shown: Changes = {}
+        self.best: Changes | None = None
+        if saved:
+            self._continue_from(saved)
+        elif self.folder:
+            self.folder.begin(self.settings, self.weights.base)
+        self.saved_parts = saved.parts if saved else {}
+        _UNDER_WAY.add(model)
+
+    def _prepare(self, directory: str | os.PathLike[str]) -> None:
+        self.folder = RunFolder(directory)
+        self.settings = settings_of(
+            self.compilation,
+            self.plan,
+            self.data.train,
+            self.data.validation,
+            {
+                "monitor": [self.monitor.name, self.monitor.mode],
+                "cache": self.data.cache,
+                "ema": None if self.average is None else self.average.decay,
+            },
+        )
+
+    def _continue_from(self, saved: Saved) -> None:
+        if self.model not in _UNDER_WAY:
+            self._check_frozen(saved)
+        self.progress = saved.progress
+        self.now, self.shown, self.best = saved.weights, saved.shown, saved.best
+        self.weights.restore(self.now)
+        if self.average is not None:
+            self.average.set_model(self.model)
+            self.average.restore(saved.parts["average"])
+        self.slots.restore({int(k): v for k, v in saved.parts["optimizer"].items()})
+        for position, variable in enumerate(self.of_loss):
+            variable.assign(saved.parts["loss"][str(position)])
+        if self.progress.monitor is not None:
+            self.monitor.name = self.progress.monitor
+        self.history.epoch = list(self.progress.epochs)
+        self.history.history = {k: list(v) for k, v in self.progress.history.items()}
+
+    def _check_frozen(self, saved: Saved) -> None:
+        """What the first stage leaves alone is no matter of chance, so it has to be the same."""
+        self.plan[0].apply(self.model)
+        trained = {id(variable) for variable in self.model.trainable_variables}
+        weights = {id(weight) for weight in self.model.weights} - trained
+        for variable, first in zip(self.model.variables, saved.base, strict=True):
+            if id(variable) in weights and not np.array_equal(variable.numpy(), first):
+                raise ValueError(
+                    f"`directory` {str(self.folder.path)!r} holds a run of another backbone: "  # type: ignore[union-attr]
+                    f"{variable.path!r} has other weights. Expected the same ones, to go on with "
+                    "it. To start anew, give another directory or empty this one."
+                )
+
+    # ------------------------------------------------------------ the stages
+
+    def go(self) -> keras.callbacks.History:
+        """Run what is left of the plan; the model has the best weights afterwards."""
+        if not self.progress.finished:
+            self._begin()
+            try:
+                while self.progress.stage < len(self.plan) and not self.progress.stopped:
+                    self._stage()
+                    if not self.progress.stopped:
+                        self.progress.next_stage(self.compilation.steps())
+            except LossNotFinite:
+                self.weights.restore(self.shown)
+                raise
+            self._end()
+        self.weights.restore(self.shown if self.best is None else self.best)
+        self.model.history = self.history
+        return self.history
+
+    def _begin(self) -> None:
+        self.conductor = Conductor(
+            self.model,
+            [*self.callbacks, self.history],
+            {"verbose": self.verbose, "epochs": self.plan.epochs, "steps": self.data.steps},
+            self._epoch_begins,
+            self._epoch_ended,
+            lambda epoch, batch: rows_of_batch(source_of(self.data.train), epoch, batch),
+            self.average,
+        )
+        self.conductor.guard.set_model(self.model)
+        self.conductor.users.on_train_begin()
+        self.conductor.guard.check()
+        self.history.epoch = list(self.progress.epochs)
+        for position, callback in enumerate(self.callbacks):
+            state = self.saved_parts.get(f"callback {position}")
+            if state and hasattr(callback, "restore"):
+                callback.restore(state)
+
+    def _stage(self) -> None:
+        progress = self.progress
+        if progress.stage_over(self.plan):
+            return
+        stage = self.plan[progress.stage]
+        stage.apply(self.model)
+        begins = progress.epoch == progress.began
+        self.compilation.set_rate(stage, self.data.steps, progress.began_step, begins)
+        self.compilation.compile(self.model)
+        fitted, train, validation = self.data.of(stage, self.model, self.compilation)
+        self.among = None if fitted is self.model else fitted.variables
+        self.conductor.stage_begins(fitted)
+        fitted.fit(
+            train,
+            validation_data=validation,
+            initial_epoch=progress.epoch,
+            epochs=progress.began + stage.epochs,
+            callbacks=[self.conductor],
+            shuffle=False,  # a tf.data.Dataset shuffles itself, and Keras warns of True
+            verbose=0,
+        )
+
+    def _epoch_begins(self, epoch: int) -> None:
+        source = source_of(self.data.train)
+        if source is not None and source.epoch is not None:
+            source.epoch.assign(epoch)
+
+    def _epoch_ended(self, epoch: int, logs: dict[str, Any]) -> bool:
+        conductor, progress = self.conductor, self.progress
+        changes = self.weights.changes(self.among, self.now)
+        check_weights(list(changes.values()), epoch, conductor.batch, conductor.places)
+        conductor.average.on_epoch_end(epoch, logs)
+        asked = conductor.callbacks_end_epoch(epoch, logs)
+        self.shown = changes
+        if self.average is not None or self.callbacks:  # they may have set weights
+            among = self.among if self.average is None else None
+            self.shown = self.weights.changes(among, self.shown)
+        self.now = self.shown if self.average is None else changes
+        # Callbacks may have added to the logs, of which each list of callbacks has a copy.
+        seen = {name: values[-1] for name, values in self.history.history.items()}
+        if progress.record(self.monitor.rank(seen)):
+            self.best = self.shown
+        progress.monitor, progress.stopped = self.monitor.name, asked
+        progress.history, progress.epochs = self.history.history, self.history.epoch
+        if self.average is not None:
+            self.average.swap_out()
+        self._save()
+        return asked or progress.out_of_patience(self.plan)
+
+    def _end(self) -> None:
+        self.conductor.users.on_train_end()
+        self.progress.finished = True
+        self._save()
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        parts = {
+            "optimizer": {str(k): v for k, v in self.slots.changes().items()},
+            "loss": {str(k): v.numpy() for k, v in enumerate(self.of_loss)},
+        }
+        if self.average is not None:
+            parts["average"] = self.average.state()
+        for position, callback in enumerate(self.callbacks):
+            if hasattr(callback, "state") and hasattr(callback, "restore"):
+                parts[f"callback {position}"] = callback.state()
+        self.folder.save(Saved(self.progress, [], self.now, self.shown, self.best, parts))

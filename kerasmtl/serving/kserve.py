@@ -42,6 +42,11 @@ def read_infer(body: Mapping[str, Any], served: Served, most_pixels: int) -> Exa
         raise Refused(
             f"`inputs` has other names. Expected {expected[:10]}. Received: {sorted(names)[:10]}"
         )
+    if signature.takes_pictures and _parameters(given[0]).get("content_type") != "base64":
+        raise Refused(
+            f"`inputs` {names[0]!r} takes pictures. Expected base64 text and "
+            '"parameters": {"content_type": "base64"}'
+        )
     arrays = {tensor["name"]: _array(tensor, signature.inputs[tensor["name"]]) for tensor in given}
     _asked(body, signature.outputs)
     return examples(signature, arrays, most_pixels)

@@ -67,8 +67,10 @@ class Served:
                 f"`folder` {folder} cannot be loaded. Received: {_plain(error)}"
             ) from error
         self._functions = dict(self._loaded.signatures)
+        order = [task["name"] for task in self.description.get("tasks", [])]
         self.signatures = {
-            name: _signature(name, function) for name, function in sorted(self._functions.items())
+            name: _signature(name, function, order)
+            for name, function in sorted(self._functions.items())
         }
         if DEFAULT not in self.signatures:
             raise ValueError(
@@ -110,7 +112,7 @@ class Served:
             if rows > 1:
                 raise BadRows({-1: _plain(error)}) from None
             raise BadRows({0: self._why(signature, inputs, error)}) from None
-        return {name: np.asarray(value) for name, value in outputs.items()}
+        return {name: np.asarray(outputs[name]) for name in self.signatures[signature].outputs}
 
     def warm_up(self) -> None:
         """Call each signature once with an example of no meaning."""
@@ -125,11 +127,18 @@ class Served:
         return _plain(error)
 
 
-def _signature(name: str, function: Any) -> Signature:
+def _signature(name: str, function: Any, order: list[str]) -> Signature:
+    """Outputs in the order of the tasks, each before its decision; others by their names."""
+
+    def place(output: str) -> tuple[int, str]:
+        task = output if output in order else output.removesuffix(DECISION)
+        return (order.index(task) if task in order else len(order), output)
+
     inputs = {
         key: _tensor(key, spec) for key, spec in function.structured_input_signature[1].items()
     }
     outputs = {key: _tensor(key, spec) for key, spec in function.structured_outputs.items()}
+    outputs = {key: outputs[key] for key in sorted(outputs, key=place)}
     return Signature(name, inputs, outputs)
 
 

@@ -1,0 +1,174 @@
+"""`kerasmtl serve` under concurrent clients on loopback: failures, latency, throughput, memory.
+
+    python benchmarks/serving.py [--seconds 60] [--clients 32] [--write]
+
+The model is the tiny backbone with the tasks of the street scenes, untrained: weights do not
+change the speed. Each client sends one picture of the street scenes per request, over one
+connection, and waits for the answer. "One at a time" is one client, with and without batching.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import json
+import os
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+HEADING = "## Serving: concurrent clients against one at a time"
+PICTURES = Path(__file__).resolve().parent.parent / "datasets" / "street_scenes" / "images"
+TASKS = ["pedestrian", "stop_sign", "traffic_light"]
+SERVE = "from kerasmtl.serve_command import serve; serve()"
+
+
+def exported(folder: Path, size: int) -> Path:
+    import keras
+
+    import kerasmtl as kt
+
+    keras.utils.set_random_seed(0)
+    kt.export_saved_model(kt.build_model("tiny", TASKS, size), folder, TASKS)
+    return folder
+
+
+class Server:
+    """The server as a process of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        command = [sys.executable, "-c", SERVE, str(folder), "--port", "0", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.port = int(re.search(r":(\d+)\s*$", self.process.stdout.readline())[1])
+
+    def memory(self) -> float:
+        """MiB that are resident."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> tuple[list[float], int]:
+    """Seconds of each request, and how many failed."""
+    times: list[float] = []
+    failed = [0]
+    end = time.perf_counter() + seconds
+
+    def client(first: int) -> None:
+        connection, number = http.client.HTTPConnection("127.0.0.1", port, timeout=60), first
+        while time.perf_counter() < end:
+            number += 1
+            began = time.perf_counter()
+            try:
+                connection.request("POST", "/v1/models/m:predict", bodies[number % len(bodies)])
+                answer = connection.getresponse()
+                right = answer.status == 200 and b"predictions" in answer.read()
+            except OSError:
+                right = False
+                connection.close()
+            times.append(time.perf_counter() - began)
+            failed[0] += not right
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times, failed[0]
+
+
+def measured(folder: Path, clients: int, seconds: float, *options: str) -> dict[str, float]:
+    pictures = sorted(PICTURES.glob("*.jpg"))[:64]
+    bodies = [
+        json.dumps({"instances": [{"b64": base64.b64encode(p.read_bytes()).decode()}]}).encode()
+        for p in pictures
+    ]
+    server = Server(folder, "--name", "m", *options)
+    try:
+        load(server.port, bodies, clients, min(5, seconds))
+        before = server.memory()
+        times, failed = load(server.port, bodies, clients, seconds)
+        after = server.memory()
+    finally:
+        code = server.stop()
+    cuts = statistics.quantiles(times, n=100)
+    return {
+        "clients": clients,
+        "requests": len(times),
+        "failed": failed + (code != 0),
+        "rate": len(times) / seconds,
+        "p50": 1000 * cuts[49],
+        "p99": 1000 * cuts[98],
+        "before": before,
+        "after": after,
+    }
+
+
+def section(rows: dict[str, dict[str, float]], seconds: float, machine: str) -> str:
+    """The section of RESULTS.md."""
+    lines = [
+        "| server | clients | requests | failed | per second | p50 (ms) | p99 (ms) "
+        "| RSS before (MiB) | after |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in rows.items():
+        lines.append(
+            f"| {name} | {row['clients']} | {row['requests']} | {row['failed']} "
+            f"| {row['rate']:.0f} | {row['p50']:.1f} | {row['p99']:.1f} | {row['before']:.0f} "
+            f"| {row['after']:.0f} |"
+        )
+    rates = [row["rate"] for row in rows.values()]
+    return "\n\n".join(
+        [
+            HEADING,
+            f"`python benchmarks/serving.py --write`, {time.strftime('%Y-%m-%d')}, {machine}, "
+            f"Python {platform.python_version()}; one picture a request, {seconds:g} s each after "
+            "5 s that do not count, clients and server on the same cores.",
+            "\n".join(lines),
+            f"Throughput against one at a time: {rates[0] / rates[1]:.1f} times the same server's, "
+            f"{rates[0] / rates[2]:.1f} times that of a server that never waits (3.0 or more is "
+            "wanted).",
+        ]
+    )
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--size", type=int, default=64, help="of the model's pictures, in pixels")
+    parser.add_argument("--machine", default=f"{os.cpu_count()} cores {platform.machine()}")
+    parser.add_argument("--write", action="store_true", help="keep the table in RESULTS.md")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as base:
+        folder = exported(Path(base) / "street", args.size)
+        alone = ("--batch-size", "1", "--batch-wait", "0")
+        rows = {
+            "batches": measured(folder, args.clients, args.seconds),
+            "batches, one at a time": measured(folder, 1, args.seconds),
+            "no batches, one at a time": measured(folder, 1, args.seconds, *alone),
+        }
+    text = section(rows, args.seconds, args.machine)
+    print(text)
+    if args.write:
+        from results import keep
+
+        keep(HEADING, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -119,9 +119,10 @@ def serve(
     try:
         from kerasmtl.serving.running import run
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        lacking = (error.name or "").split(".")[0]
+        if lacking not in ("starlette", "uvicorn"):
             raise
-        raise click.ClickException(f"{error.name} is not installed. Run: {INSTALL}") from error
+        raise click.ClickException(f"{lacking} is not installed. Run: {INSTALL}") from error
     try:
         limits = Limits(max_body=max_body * MIB, batch_wait=batch_wait / 1000, **numbers)
         base = folder or _exports(project)

@@ -382,6 +382,47 @@ def test_more_than_the_queue_holds_is_put_off(street, tmp_path, monkeypatch):
         assert running.server.busy == 0
 
 
+def test_requests_share_a_call_and_a_damaged_picture_spoils_no_answer(tmp_path, monkeypatch):
+    save_pictures(tmp_path)
+    pictures = [picture(n, (40, 40), "JPEG") for n in range(12)]
+    pictures[5] = pictures[5][:900]  # its header is whole
+    with serving(tmp_path, batch_wait=0) as running:
+        served = running.versions.get()
+        inside, on, sizes = threading.Event(), threading.Event(), []
+        call = served.call
+
+        def counting(signature, inputs):
+            sizes.append(len(inputs["image_bytes"]))
+            inside.set()
+            assert on.wait(30)
+            return call(signature, inputs)
+
+        monkeypatch.setattr(served, "call", counting)
+        answers = {}
+
+        def client(number):
+            body = {"instances": [b64(pictures[number])]}
+            answers[number] = predict(running.url, body)
+
+        clients = [threading.Thread(target=client, args=(number,)) for number in range(12)]
+        clients[0].start()
+        assert inside.wait(30)
+        for one in clients[1:]:
+            one.start()
+        while sum(waiting.rows for waiting in running.server.batcher._waiting.values()) < 11:
+            requests.get(running.url + "/v2/health/live", timeout=60)
+        on.set()
+        for one in clients:
+            one.join()
+    assert sizes[:2] == [1, 11] and len(sizes) < 12
+    codes = [answers[number].status_code for number in range(12)]
+    assert codes == [200] * 5 + [400] + [200] * 6
+    assert "`instances`[0]: truncated" in answers[5].json()["error"]
+    for number in set(range(12)) - {5}:
+        night = answers[number].json()["predictions"][0]["night"]
+        np.testing.assert_allclose(night, mean_of(pictures[number]), atol=1e-2)
+
+
 def test_a_failing_model_is_our_fault_and_the_server_goes_on(tmp_path, monkeypatch):
     save_pictures(tmp_path)
     with serving(tmp_path) as running:

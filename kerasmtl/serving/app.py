@@ -140,12 +140,12 @@ class Server:
         data = bytearray()
         try:
             async with asyncio.timeout(self.limits.read):
-                async for chunk in request.stream():
+                async for chunk in _chunks(request):
                     data += chunk
                     if len(data) > most:
                         raise too_large
-            request.state.read = True
         except TimeoutError:
+            request.state.read = True  # there is nobody to wait for any more
             raise Refused(f"The body did not arrive in {self.limits.read} seconds.", 408) from None
         return bytes(data)
 
@@ -213,8 +213,7 @@ def _routes(server: Server) -> list[Route]:
 async def _problem(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # nobody reads it
-    if not getattr(request.state, "read", False):
-        await _discard(request)
+    await _discard(request)
     if isinstance(error, Refused):
         again = {"Retry-After": str(error.retry_after)} if error.retry_after else None
         return answer({"error": str(error)}, error.status, again)
@@ -229,10 +228,19 @@ async def _discard(request: Request, most: int = 2**28, seconds: float = 5) -> N
     size = 0
     try:
         async with asyncio.timeout(seconds):
-            while size <= most:
-                message = await request.receive()
-                size += len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body"):
+            async for chunk in _chunks(request):
+                size += len(chunk)
+                if size > most:
                     return
-    except TimeoutError:
+    except (TimeoutError, ClientDisconnect):
         return
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """A request's body piece by piece; another call goes on where the last one stopped."""
+    while not getattr(request.state, "read", False):
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        request.state.read = not message.get("more_body", False)
+        yield message.get("body", b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def run(
         host: the address to listen on.
         port: 0 for a free one.
         limits: what the server takes on.
-        ready: called with the URL and the versions before the first request is taken.
+        ready: called with the URL and the versions as soon as the server listens.
         access_log: print a line for each request.
 
     Raises:
@@ -52,10 +53,22 @@ def run(
         )
         # Uvicorn raises the signal once more when it is done, which must not end us as killed.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, lambda *_: sys.exit(0))
         shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listener.getsockname()[1]}", versions)
-        uvicorn.Server(config).run(sockets=[listener])
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        _Server(config, lambda: ready(url, versions)).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -128,6 +128,21 @@ def test_a_broken_version_is_refused_and_the_former_goes_on(base, made, breaking
     assert versions.numbers == [2]  # mended
 
 
+def test_a_broken_version_that_is_there_from_the_start_is_reported(base, made, caplog):
+    shutil.copytree(made / "2", base / "2")
+
+    def failing(served):
+        if served.version == 2:
+            raise MemoryError("too large for this machine")
+
+    versions = loaded(base, passing=failing)
+    for _ in range(3):
+        versions.refresh()
+    assert versions.numbers == [1]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "version 2 is refused: too large for this machine; [1] is served"
+
+
 def test_nothing_to_serve_is_said_with_its_reason(base, tmp_path):
     half_copied(base / "1")
     with pytest.raises(ValueError, match="1: it is not whole: saved_model.pb is not there"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,10 @@ class Served:
         return {name: np.asarray(outputs[name]) for name in self.signatures[signature].outputs}
 
     def warm_up(self) -> None:
-        """Call each signature once with an example of no meaning."""
+        """Call each signature once with an example of no meaning, which it may refuse."""
         for name, signature in self.signatures.items():
-            self.call(name, {key: _dummy(tensor) for key, tensor in signature.inputs.items()})
+            with suppress(BadRows):
+                self.call(name, {key: _dummy(tensor) for key, tensor in signature.inputs.items()})
 
     def _why(self, signature: str, inputs: Mapping[str, np.ndarray], error: Exception) -> str:
         if self.signatures[signature].takes_pictures:

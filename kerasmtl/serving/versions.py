@@ -40,7 +40,9 @@ class Versions:
             ValueError: no version that can be served, each with the reason.
         """
         reasons = self._look(settled=False)
-        if not self._served:
+        if self._served:
+            self._report(reasons)
+        else:
             shown = "; ".join(f"{version}: {why}" for version, why in reasons.items())
             raise ValueError(
                 f"`folder` {self.base} has no version to serve. Expected folders named 1, 2, … as "
@@ -49,10 +51,7 @@ class Versions:
 
     def refresh(self) -> None:
         """Look again, and swap; a folder that is still being written to waits for the next look."""
-        for version, why in self._look(settled=True).items():
-            log.error(
-                "version %d is refused: %s; %s goes on", version, why, self.numbers or "nothing"
-            )
+        self._report(self._look(settled=True))
 
     @property
     def numbers(self) -> list[int]:
@@ -92,13 +91,17 @@ class Versions:
                 continue
             try:
                 kept[version] = self._loaded(version)
-            except ValueError as error:
+            except Exception as error:  # whatever is wrong with it, the others go on
                 self._refused[version] = seen[version]
                 reasons[version] = str(error)
         self._seen = seen
         self._refused = {v: s for v, s in self._refused.items() if v in there}
         self._swap(kept)
         return reasons
+
+    def _report(self, reasons: dict[int, str]) -> None:
+        for version, why in reasons.items():
+            log.error("version %d is refused: %s; %s is served", version, why, self.numbers)
 
     def _loaded(self, version: int) -> Served:
         folder = self.base / str(version)

@@ -27,6 +27,10 @@ _TASKS = 40  # tasks looked at, and tasks that serve to predict them
 _FOLDS = 3
 _FEWEST = 20  # rows with, and rows without a label, for a verdict
 _LEVEL = 0.01  # of the test, for all tasks together
+_SLIPS = 0.02  # share of negatives below which a task counts as one of positives only,
+_FEW = 0.5  # if less than this share of its labels is known
+_COUNTED = "AssumeNegative (WAN), ExpectedPositives (EPR) or LargeLoss (LL-R)"
+_NAMED = 5  # tasks that a sentence names
 _EFFECT = 0.6  # AUC below which predictability does not matter
 
 
@@ -82,12 +86,13 @@ def audit(labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None =
             | {"predictable": ", ".join(sure), "policy": policy, "reason": reason}
         )
     empty = nothing_known(labels)
+    only = [task.name for task, row in zip(tasks, rows, strict=True) if row["policy"] == _COUNTED]
     return Audit(
         rows=len(labels),
         tasks=pd.DataFrame(rows, index=table.index),
         co_known=co_known(labels, tasks),
         nothing_known=empty,
-        advice=list(_advice(table, len(labels), empty)),
+        advice=list(_advice(table, len(labels), empty, only)),
     )
 
 
@@ -96,12 +101,17 @@ def _policy(
 ) -> tuple[str, str]:
     if not row.known:
         return "leave out", "no label is known"
-    if row["kind"] == "binary" and not row.negative and row.positive and row.share < 1:
-        return (
-            "AssumeNegative (WAN), ExpectedPositives (EPR) or LargeLoss (LL-R)",
-            f"positives only: all {row.known} known labels are 1, so that ignoring the missing "
-            "ones teaches to say yes always",
+    if row["kind"] == "binary" and row.known == row.negative:
+        return "leave out", "negatives only: all known labels are 0, and nothing can be learnt"
+    if row["kind"] == "binary" and row.known == row.positive and row.share == 1:
+        return "leave out", "positives only: every label is 1, and nothing can be learnt"
+    if row["kind"] == "binary" and _positives_only(row):
+        said = (
+            f"positives only: all {row.known} known labels are 1"
+            if row.known == row.positive
+            else f"nearly positives only: {row.negative} of {row.known} known labels are 0"
         )
+        return _COUNTED, f"{said}, so that ignoring the missing ones teaches to say yes"
     if row.share == 1:
         return "ignore", "every label is known"
     if not sure:
@@ -122,6 +132,12 @@ def _policy(
     return "ignore", reason
 
 
+def _positives_only(row: pd.Series) -> bool:
+    """Whether negatives are so few that they look like slips, in a task of few known labels."""
+    none = row.known == row.positive and row.share < 1
+    return none or row.share < _FEW and 0 < row.positive and row.negative < _SLIPS * row.known
+
+
 _SOURCE_NAMES = {
     "known": "which other labels are known",
     "labels": "what the other labels say",
@@ -129,8 +145,8 @@ _SOURCE_NAMES = {
 }
 
 
-def _advice(table: pd.DataFrame, rows: int, empty: int) -> Iterator[str]:
-    """Rules of thumb, with the figures they rest on."""
+def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> Iterator[str]:
+    """Rules of thumb, with the figures they rest on; `only`: tasks of positives only."""
     if empty:
         yield f"{empty} of {rows} rows have no label at all: they teach nothing, and cost time."
     known = table.known[table.known > 0]
@@ -149,6 +165,8 @@ def _advice(table: pd.DataFrame, rows: int, empty: int) -> Iterator[str]:
                 "it is related, or be drowned by them: compare with a network of its own, or "
                 "weigh it up."
             )
+    if only:
+        yield _call(table, only)
     labelled = rows - empty
     if labelled < LAST_LAYERS:
         how = "few: train the head alone"
@@ -159,6 +177,26 @@ def _advice(table: pd.DataFrame, rows: int, empty: int) -> Iterator[str]:
     yield (
         f"{labelled} labelled rows are {how}. A rule of thumb ({LAST_LAYERS:,} and "
         f"{EVERYTHING:,} rows), not a measurement: the validation part decides."
+    )
+
+
+def _call(table: pd.DataFrame, only: list[str]) -> str:
+    """How to count the missing labels of some tasks; all binary ones share one output and loss."""
+    binary = [str(name) for name in table.index[table["kind"] == "binary"]]
+    weak = round(1.0 / max(len(binary) - 1, 1), 3)
+    if set(only) == set(binary):
+        weight = '"weak"'
+    else:
+        weight = f"[{', '.join(f'{weak:g}' if name in only else '0' for name in binary)}]"
+    call = f"kt.AssumeNegative(unknown_weight={weight})"
+    if len(binary) < len(table):
+        call = f'{{"binary": {call}, …}}'
+    return f"To count missing labels of {_few(only)} as 0: model.compile(loss={call}, …)."
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (
+        f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
     )
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from kerasmtl.report import Bootstrap, Interval
-from kerasmtl.scores import ECE_BINS, calibration_bins, normalised
+from kerasmtl.report import AT_RECALL, Bootstrap, Interval
+from kerasmtl.scores import calibration_bins, normalised
 
 NAN = float("nan")
 CELLS = 100_000  # how many weights are held at a time: what a processor's cache holds
@@ -27,8 +27,13 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.where(denominator > 0, numerator / denominator, NAN)
 
 
-def ranking(rows: np.ndarray, y: np.ndarray, p: np.ndarray) -> Weighted:
-    """AUC and average precision of known labels that stand in these rows; each (cells,)."""
+def ranking(
+    rows: np.ndarray, y: np.ndarray, p: np.ndarray, recall: float | None = None
+) -> Weighted:
+    """AUC and average precision of known labels that stand in these rows; each (cells,).
+
+    With a recall also the best precision at that recall or more.
+    """
     order = np.argsort(-p, kind="stable")
     rows, p, truth = rows[order], p[order], y[order] == 1
     # One group for each set of equal predictions, from the highest down.
@@ -36,8 +41,8 @@ def ranking(rows: np.ndarray, y: np.ndarray, p: np.ndarray) -> Weighted:
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         if starts is None:
-            none = np.full(len(weights), NAN)
-            return {"auc": none, "average_precision": none}
+            names = ("auc", "average_precision", *([AT_RECALL] if recall else []))
+            return dict.fromkeys(names, np.full(len(weights), NAN))
         drawn = weights[:, rows]
         found = drawn * truth
         if len(starts) < len(rows):
@@ -45,36 +50,50 @@ def ranking(rows: np.ndarray, y: np.ndarray, p: np.ndarray) -> Weighted:
             found = np.add.reduceat(found, starts, axis=1)
         hits, seen = np.cumsum(found, axis=1), np.cumsum(drawn, axis=1)
         positives, total = hits[:, -1].copy(), seen[:, -1]
-        precise = np.einsum("dg,dg->d", found, hits / np.maximum(seen, 1.0))
+        precision = hits / np.maximum(seen, 1.0)
+        precise = np.einsum("dg,dg->d", found, precision)
+        at_recall = {}
+        if recall:
+            enough = hits >= recall * positives[:, None] * (1 - 1e-12)
+            best = np.where(enough, precision, 0.0).max(axis=1)
+            at_recall[AT_RECALL] = np.where(positives > 0, best, NAN)
         drawn -= found
         hits -= 0.5 * found
         return {
             "auc": ratio(np.einsum("dg,dg->d", drawn, hits), positives * (total - positives)),
             "average_precision": ratio(precise, positives),
+            **at_recall,
         }
 
     return scores
 
 
-def binary(rows: np.ndarray, y: np.ndarray, p: np.ndarray, threshold: float) -> Weighted:
+def binary(
+    rows: np.ndarray, y: np.ndarray, p: np.ndarray, threshold: float, recall: float | None = None
+) -> Weighted:
     """All scores of a binary task, from its known labels and the rows that they stand in."""
-    ranked = ranking(rows, y, p)
+    ranked = ranking(rows, y, p, recall)
+    # By bins of the calibration error, so that each is one stretch.
+    bins = calibration_bins(p)
+    order = np.argsort(bins, kind="stable")
+    rows, y, p, bins = rows[order], y[order], p[order], bins[order]
+    starts = np.flatnonzero(np.diff(bins, prepend=-1))
     truth, decided, error = y == 1, p > threshold, p.astype("float64") - y
     columns = np.stack([decided == truth, decided & truth, decided, truth, error**2], axis=1)
-    by_bin = np.zeros((len(y), ECE_BINS))
-    by_bin[np.arange(len(y)), calibration_bins(p)] = error
+    columns = columns.astype("float64")
 
     def scores(weights: np.ndarray) -> dict[str, np.ndarray]:
         chosen = weights[:, rows]
         known = chosen.sum(axis=1)
-        right, hits, predicted, positives, squares = (chosen @ columns.astype("float64")).T
+        right, hits, predicted, positives, squares = (chosen @ columns).T
         f1 = ratio(2 * hits, predicted + positives)
+        gaps = np.add.reduceat(chosen * error, starts, axis=1) if len(starts) else known[:, None]
         return {
             **ranked(weights),
             "accuracy": ratio(right, known),
             "f1": np.where(positives > 0, f1, NAN),
             "brier": ratio(squares, known),
-            "ece": ratio(np.abs(chosen @ by_bin).sum(axis=1), known),
+            "ece": ratio(np.abs(gaps).sum(axis=1), known),
         }
 
     return scores
@@ -128,10 +147,10 @@ def mean_of_defined(values: np.ndarray) -> np.ndarray:
     return ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0))
 
 
-def _draws(rows: int, number: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn, (draws, rows) float64, some draws at a time."""
+def _draws(rows: int, number: int, seed: int, width: int) -> Iterator[np.ndarray]:
+    """How often each row is drawn, (draws, rows) float64, some draws of `width` at a time."""
     rng = np.random.default_rng(seed)
-    step = max(1, CELLS // rows)
+    step = max(1, CELLS // width)
     for start in range(0, number, step):
         draws = min(step, number - start)
         drawn = rng.integers(0, rows, (draws, rows)) + rows * np.arange(draws)[:, None]
@@ -146,6 +165,7 @@ def intervals(
     micro: Mapping[str, Weighted],
     draws: int,
     seed: int,
+    groups: np.ndarray | None = None,
 ) -> Bootstrap:
     """95 % intervals of every score of every task, of their means by kind, and of the pooled ones.
 
@@ -156,13 +176,16 @@ def intervals(
         micro: the scores of all tasks of a kind pooled.
         draws: how often `rows` rows are drawn.
         seed: of the draws.
+        groups: (rows,), of which rows belong together; whole groups are drawn.
     """
+    unit = slice(None) if groups is None else np.unique(groups, return_inverse=True)[1]
+    units = rows if groups is None else int(unit.max()) + 1
     parts = [
         (
             {name: scores(weights) for name, scores in tasks.items()},
             {kind: scores(weights) for kind, scores in micro.items()},
         )
-        for weights in _draws(rows, draws, seed)
+        for weights in (drawn[:, unit] for drawn in _draws(units, draws, seed, rows))
     ]
     by_task, pooled = (
         {

@@ -35,6 +35,8 @@ class Check:
         return {
             "labels": str(self.manifest.source),
             "rows": len(self.manifest),
+            "features": list(self._features()),
+            "ignored": list(self.manifest.ignored),
             "faults": [asdict(fault) for fault in self.faults],
             "class_faults": self.class_faults,
             "tasks": {
@@ -49,6 +51,7 @@ class Check:
         """Tables and sentences for a terminal."""
         lines = [
             f"{self.manifest.source}: {len(self.manifest)} rows",
+            columns_text(self.manifest),
             self._coverage_table(),
             *self._together(),
             *self._missing(),
@@ -59,6 +62,9 @@ class Check:
             f"{len(self.faults)} of {len(self.manifest)} {self.manifest.unit} cannot be used.",
         ]
         return "\n".join(lines)
+
+    def _features(self) -> tuple[str, ...]:
+        return getattr(self.manifest, "columns", ())
 
     def _coverage_table(self) -> str:
         mixed = "classes" in self.coverage
@@ -97,6 +103,17 @@ class Check:
         if len(self.leaks) > _SHOWN:
             lines.append(f"Warning: … and {len(self.leaks) - _SHOWN} more; --json lists all.")
         return [*lines, f"{len(self.leaks)} leaks between the parts of the split."]
+
+
+def columns_text(manifest: Manifest) -> str:
+    """What the columns of the file were taken for: "tasks: …; features: …; ignored: …"."""
+    taken = {
+        "tasks": [task.name for task in manifest.tasks],
+        "features": list(getattr(manifest, "columns", ())),
+        "ignored": list(manifest.ignored),
+    }
+    shown = {key: [name or "(no name)" for name in names] for key, names in taken.items()}
+    return "; ".join(f"{key}: {_listed(names)}" for key, names in shown.items() if names)
 
 
 def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = False) -> Check:

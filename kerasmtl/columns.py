@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from kerasmtl.csv_table import place
 from kerasmtl.masking import MISSING_CODES, find_classes, parse_labels
 from kerasmtl.tasks import Task, as_number, as_tasks, code_text
 
@@ -105,7 +108,31 @@ def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
             f"labels in its column. Received: {list(classes)}. Name them: Task({task.name!r}, "
             'kind="multiclass", classes=(…)).'
         )
+    infinite = [label for label in classes if math.isinf(as_number(label) or 0.0)]
+    if infinite:
+        line = cells.index[cells.str.strip() == infinite[0]][0]
+        raise ValueError(
+            f"`labels` in {source}, {place(source)} {line}, column {task.name!r}: infinity is no "
+            f"class. Expected labels, or missing. Received: {infinite[0]!r}. If it is one, name "
+            f'all: Task({task.name!r}, kind="multiclass", classes=(…)).'
+        )
     return replace(task, classes=classes)
+
+
+def uncertain_cells(table: pd.DataFrame, tasks: tuple[Task, ...]) -> np.ndarray | None:
+    """True where a cell is uncertain and still counts as a label, (rows, tasks); None if nowhere.
+
+    Shapes: table (rows, columns) of str.
+    """
+    if all(task.uncertain_as == "ignore" or not task.uncertain for task in tasks):
+        return None
+    doubtful = np.zeros((len(table), len(tasks)), dtype=bool)
+    for at, task in enumerate(tasks):
+        if task.uncertain and task.uncertain_as != "ignore":
+            codes, distinct = pd.factorize(table[task.name], use_na_sentinel=False)
+            marks = {code_text(code) for code in task.uncertain}
+            doubtful[:, at] = np.array([code_text(cell) in marks for cell in distinct])[codes]
+    return doubtful
 
 
 def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: Path) -> str:
@@ -114,7 +141,8 @@ def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: P
         cells = table[task.name]
         places += [(table.index[row], task.name, cells.iloc[row]) for row in rows[: _SHOWN + 1]]
         hints.append(_hint(cells, task, cells.iloc[rows]))
-    shown = [f"line {line}, column {name!r}: {cell!r}" for line, name, cell in sorted(places)]
+    at = place(source)
+    shown = [f"{at} {line}, column {name!r}: {cell!r}" for line, name, cell in sorted(places)]
     kinds = {task.kind: None for task in faults}
     codes = ", ".join(repr(code) for code in MISSING_CODES)
     return (
@@ -138,6 +166,8 @@ def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
         texts = [other for other in others if as_number(other) is None][:3]  # never infinity
         call = f"Task({name}, kind='regression', missing={texts})"
         return f"If that means missing: {call}." if texts else ""
+    if any(math.isinf(as_number(other) or 0.0) for other in others):
+        return f"Column {name} has infinite values, which are no labels: make those cells empty."
     values = find_classes(cells, Task(task.name, "multiclass"))
     shown = ", ".join(values[:6]) + (", …" if len(values) > 6 else "")
     numbers = [as_number(other) for other in others]
@@ -168,15 +198,20 @@ def read_splits(cells: pd.Series, source: Path) -> np.ndarray:
     wrong = cells[splits.isna()]
     if len(wrong):
         raise ValueError(
-            f"`split_column` in {source}, line {wrong.index[0]}, column {cells.name!r} is unknown. "
+            f"`split_column` in {source}, {place(source)} {wrong.index[0]}, column {cells.name!r} "
+            "is unknown. "
             f"Expected train, val or test. Received: {wrong.iloc[0]!r} ({len(wrong)} such rows). "
             "Call with another split_column=… if this column means something else."
         )
     return splits.to_numpy(dtype=object)
 
 
-def read_groups(table: pd.DataFrame, column: str, images: pd.Series, source: Path) -> np.ndarray:
-    """The group of every row, shape (rows,) str; without one, a picture is a group of its own.
+def read_groups(
+    table: pd.DataFrame, column: str, names: Sequence[object] | np.ndarray, source: Path
+) -> np.ndarray:
+    """The group of every row, shape (rows,) str; without one, a name is a group of its own.
+
+    Shapes: names (rows,), one for all ways to write the name of a row.
 
     Raises:
         ValueError: there is no such column.
@@ -187,9 +222,29 @@ def read_groups(table: pd.DataFrame, column: str, images: pd.Series, source: Pat
             f"{list(table.columns)}"
         )
     groups = table[column].str.strip().to_numpy(dtype=object, copy=True)
-    alone = np.flatnonzero(groups == "")
-    groups[alone] = [f"\0{image}" for image in images.iloc[alone]]  # no cell holds a \0
+    alone = np.flatnonzero(is_missing(table[column]))
+    names = np.asarray(names, dtype=object)
+    groups[alone] = [f"\0{name}" for name in names[alone]]  # no cell holds a \0
     return groups
+
+
+def is_missing(cells: pd.Series) -> np.ndarray:
+    """Which cells of text mean missing, (rows,) bool."""
+    codes, distinct = pd.factorize(cells, use_na_sentinel=False)
+    empty = np.array([str(cell).strip().lower() in MISSING_CODES for cell in distinct], dtype=bool)
+    return empty[codes]
+
+
+def check_split_column(columns: Sequence[str], split_column: str | None, source: Path) -> None:
+    """Raise ValueError for a split column that was named and is absent; "split" need not be there.
+
+    No typing error reads "split", so that it can be the default.
+    """
+    if split_column and split_column != "split" and split_column not in columns:
+        raise ValueError(
+            f"`split_column` {split_column!r} is not in {source}. Expected one of the columns "
+            f"{list(columns)[:100]}"
+        )
 
 
 def check_images(

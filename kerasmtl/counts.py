@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from kerasmtl.masking import checked_missing, is_known
+
 
 def pos_weight(labels: Any, missing: float | None = None, limit: float = 100.0) -> np.ndarray:
     """Weights of label 1 by task, for `MaskedBinaryCrossentropy(pos_weight=…)`.
@@ -21,7 +23,7 @@ def pos_weight(labels: Any, missing: float | None = None, limit: float = 100.0) 
     """
     if not limit >= 1.0:
         raise ValueError(f"`limit` is too small. Expected at least 1. Received: {limit!r}")
-    labels, known = _known(labels, missing)
+    labels, known = _known(labels, missing, binary=True)
     if ((labels < 0) | (labels > 1)).any():
         row, task = np.argwhere((labels < 0) | (labels > 1))[0]
         raise ValueError(
@@ -85,16 +87,16 @@ def effective_number(labels: Any, beta: float = 0.999, missing: float | None = N
     return _averaging_one((1.0 - beta ** known.sum(0).astype("float64")) / (1.0 - beta))
 
 
-def _known(labels: Any, missing: float | None) -> tuple[np.ndarray, np.ndarray]:
+def _known(
+    labels: Any, missing: float | None, binary: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Labels, 0 where missing, and where they are known."""
     labels = np.asarray(labels, dtype="float64")
     if labels.ndim != 2:
         raise ValueError(
             f"`labels` are no table. Expected shape (rows, tasks). Received: {labels.shape}"
         )
-    known = ~np.isnan(labels)
-    if missing is not None:
-        known &= labels != missing
+    known = is_known(labels, checked_missing(missing, binary))
     return np.where(known, labels, 0.0), known
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -71,6 +73,27 @@ def class_faults(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, str]:
                 f"{what} only among {len(labels)} rows: all {len(known)} known labels are {one}"
             )
     return faults
+
+
+def check_classes(
+    labels: np.ndarray, tasks: Sequence[Task], source: Path, stacklevel: int = 3
+) -> None:
+    """Warn of tasks with one class only; raise ValueError for tasks with no known label."""
+    faults = class_faults(labels, tasks)
+    known = (~np.isnan(labels)).any(axis=0)
+    unknown = {
+        task.name: faults[task.name] for task, some in zip(tasks, known, strict=True) if not some
+    }
+    if unknown:
+        raise ValueError(
+            f"`tasks` cannot be learnt from {source}: {unknown}. Expected at least two "
+            "different labels each. Label some, or leave them out of tasks=…"
+        )
+    for name, fault in faults.items():
+        warnings.warn(
+            f"task {name!r} has {fault} (of {source}); nothing can be learnt from it.",
+            stacklevel=stacklevel,
+        )
 
 
 def co_known(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:

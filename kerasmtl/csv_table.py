@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -46,6 +47,11 @@ def read_table(source: Path, encoding: str) -> pd.DataFrame:
     if not rows:
         raise ValueError(f"`path` {source} has no rows. Expected at least one below the header.")
     return pd.DataFrame(rows, columns=names, index=lines, dtype=object)
+
+
+def place(source: str | os.PathLike[str]) -> str:
+    """What a row is called in messages: the line of a CSV, else the row, counted from 0."""
+    return "line" if os.fspath(source).lower().endswith(".csv") else "row"
 
 
 def _check_blank(row: list[str], expected: int, line: int, source: Path) -> None:

@@ -1,14 +1,20 @@
-"""Rows of the same picture: one row if they agree or complement each other, else an error."""
+"""Rows of the same picture or name: one row if they agree or complement each other, else an error.
+
+Rows of numbers without a name are known by their numbers, see `row_keys`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from kerasmtl.csv_table import place
 from kerasmtl.tasks import Task
 
 _SHOWN = 5
@@ -21,47 +27,83 @@ def merge_duplicates(
     others: dict[str, np.ndarray | None],
     tasks: tuple[Task, ...],
     source: Path,
-    root: Path,
+    root: Path | None,
+    doubtful: np.ndarray | None = None,
+    stacklevel: int = 4,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows to keep, the first of each picture, and the labels with those of all its rows.
 
-    Shapes: images (rows,) str; labels (rows, tasks) float32, NaN = missing; lines (rows,) int;
-    `others` by name of a column that must agree, too, (rows,) each; returns (kept,) int and
-    (kept, tasks) float32. Warns of what is merged.
+    Shapes: images (rows,) str, paths from `root`, or names of rows where that is None; labels
+    (rows, tasks) float32, NaN = missing; lines (rows,) int; `others` by name of a column that must
+    agree, too, (rows,) each; doubtful (rows, tasks) bool, the labels of uncertain cells, which give
+    way to a certain one; returns (kept,) int and (kept, tasks) float32. Warns of what is merged.
 
     Raises:
         ValueError: two rows of one picture have different known labels, or differ in one of
             `others`; names both lines.
     """
-    codes, _ = pd.factorize(picture_keys(images, root))
+    codes, _ = pd.factorize(images if root is None else picture_keys(images, root))
+    leader = _leaders(codes)
     rows = np.arange(len(images))
-    first = np.full(codes.max(initial=-1) + 1, len(images))
-    np.minimum.at(first, codes, rows)
-    leader = first[codes]
     again = np.flatnonzero(leader != rows)
     if not len(again):
         return rows, labels
+    unit = "picture" if root is not None else "row"
     for name, values in others.items():
         if values is not None:
-            wrong = again[values[again] != values[leader[again]]]
+            wrong = again[_differ(values[again], values[leader[again]])]
             if len(wrong):
                 pair = [leader[wrong[0]], wrong[0]]
-                said = [repr(value) for value in values[pair]]
-                raise _contradiction(name, said, images[pair], lines[pair], source)
+                said = [
+                    f"{v:g}" if isinstance(v, float) else repr(v) for v in values[pair].tolist()
+                ]
+                raise _contradiction(name, said, images[pair], lines[pair], source, unit)
+    certain = labels if doubtful is None else np.where(doubtful, np.float32("nan"), labels)
+    members, starts = _blocks(leader, again)
+    for column, pair in _clashes(certain, members, starts, most=1):
+        said = [_as_text(value, tasks[column]) for value in labels[pair, column]]
+        raise _contradiction(tasks[column].name, said, images[pair], lines[pair], source, unit)
+    sure, guess = (np.fmax.reduceat(of[members], starts, axis=0) for of in (certain, labels))
     merged = labels.copy()
-    for row in again:  # few, and each may add to what the one before has left
-        at = leader[row]
-        both = ~np.isnan(merged[at]) & ~np.isnan(labels[row])
-        clash = np.flatnonzero(both & (merged[at] != labels[row]))
-        if len(clash):
-            column = int(clash[0])
-            pair = [_who_said(codes, labels[:, column], row), row]
-            said = [_as_text(value, tasks[column]) for value in labels[pair, column]]
-            raise _contradiction(tasks[column].name, said, images[pair], lines[pair], source)
-        merged[at] = np.where(both, merged[at], np.fmax(merged[at], labels[row]))
-    _warn(again, leader, images, lines, source)
+    merged[members[starts]] = np.where(np.isnan(sure), guess, sure)
     kept = np.flatnonzero(leader == rows)
+    _warn(again, leader, images, lines, source, unit, stacklevel)
     return kept, merged[kept]
+
+
+def _leaders(codes: np.ndarray) -> np.ndarray:
+    """The first row of the same code, for every row."""
+    first = np.full(codes.max(initial=-1) + 1, len(codes))
+    np.minimum.at(first, codes, np.arange(len(codes)))
+    return first[codes]
+
+
+def _blocks(leader: np.ndarray, again: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are not alone, side by side with those alike, and where each block starts."""
+    members = np.flatnonzero(np.isin(leader, leader[again]))
+    members = members[np.argsort(leader[members], kind="stable")]
+    return members, np.flatnonzero(np.diff(leader[members], prepend=-1))
+
+
+def _clashes(
+    labels: np.ndarray, members: np.ndarray, starts: np.ndarray, most: int
+) -> list[tuple[int, np.ndarray]]:
+    """Columns in which the rows of a block differ, each with two such rows; the first few."""
+    high, low = (of.reduceat(labels[members], starts, axis=0) for of in (np.fmax, np.fmin))
+    ends = np.append(starts[1:], len(members))
+    found = []
+    for block, column in np.argwhere(high > low)[:most]:
+        rows = members[starts[block] : ends[block]]
+        known = rows[~np.isnan(labels[rows, column])]
+        other = known[labels[known, column] != labels[known[0], column]][0]
+        found.append((int(column), np.array([known[0], other])))
+    return found
+
+
+def _differ(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Where two columns differ; missing numbers are alike."""
+    differ = ours != theirs
+    return differ & ~(np.isnan(ours) & np.isnan(theirs)) if ours.dtype.kind == "f" else differ
 
 
 def picture_keys(images: np.ndarray, root: Path) -> np.ndarray:
@@ -73,9 +115,58 @@ def picture_keys(images: np.ndarray, root: Path) -> np.ndarray:
     return keys
 
 
-def _who_said(codes: np.ndarray, column: np.ndarray, row: int) -> int:
-    """The first row of the same picture with a known label."""
-    return int(np.flatnonzero((codes == codes[row]) & ~np.isnan(column))[0])
+def row_keys(features: np.ndarray, columns: Sequence[str]) -> np.ndarray:
+    """A key of the numbers in each row, (rows,) uint64: the same wherever the row stands.
+
+    Shapes: features (rows, columns) float32, NaN = missing. Neither the order of rows nor that of
+    columns matters; 0.0 and -0.0 are alike.
+    """
+    keys = np.zeros(len(features), dtype="uint64")
+    for at, name in enumerate(columns):
+        salt = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        values = np.where(np.isnan(features[:, at]), np.float32("nan"), features[:, at] + 0.0)
+        bits = values.astype("float32").view("uint32").astype("uint64")
+        keys += _mixed(bits + np.frombuffer(salt, "<u8"))
+    return keys
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): every bit changes half of all."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def warn_of_equal_rows(
+    keys: np.ndarray,
+    labels: np.ndarray,
+    lines: np.ndarray,
+    tasks: tuple[Task, ...],
+    source: Path,
+    stacklevel: int = 3,
+) -> None:
+    """Warn of rows with the same numbers and different known labels; they have no name to tell.
+
+    Shapes: keys (rows,) of `row_keys`; labels (rows, tasks); lines (rows,).
+    """
+    leader = _leaders(pd.factorize(keys)[0])
+    again = np.flatnonzero(leader != np.arange(len(keys)))
+    clashes = _clashes(labels, *_blocks(leader, again), most=_SHOWN + 1) if len(again) else []
+    if not clashes:
+        return
+    at = place(source)
+    shown = [
+        f"{tasks[column].name!r} is {_as_text(labels[first, column], tasks[column])} in {at} "
+        f"{lines[first]} and {_as_text(labels[other, column], tasks[column])} in {at} "
+        f"{lines[other]}"
+        for column, (first, other) in clashes[:_SHOWN]
+    ]
+    warnings.warn(
+        f"{source} has rows with the same features and different labels: {'; '.join(shown)}"
+        f"{'; …' if len(clashes) > _SHOWN else ''}. Name rows with id_column=… if the same thing "
+        "is there twice; if not, no model can tell them apart.",
+        stacklevel=stacklevel,
+    )
 
 
 def _as_text(value: float, task: Task) -> str:
@@ -83,23 +174,31 @@ def _as_text(value: float, task: Task) -> str:
 
 
 def _contradiction(
-    name: str, said: list[str], images: np.ndarray, lines: np.ndarray, source: Path
+    name: str, said: list[str], images: np.ndarray, lines: np.ndarray, source: Path, unit: str
 ) -> ValueError:
+    at = place(source)
     return ValueError(
-        f"`labels` in {source} contradict each other: picture {images[1]!r}, column {name!r}. "
-        f"Expected one answer. Received: {said[0]} in line {lines[0]} and {said[1]} in line "
-        f"{lines[1]}. Remove one of the lines, or leave the label that is in doubt empty in both."
+        f"`labels` in {source} contradict each other: {unit} {images[1]!r}, column {name!r}. "
+        f"Expected one answer. Received: {said[0]} in {at} {lines[0]} and {said[1]} in {at} "
+        f"{lines[1]}. Remove one of the {at}s, or leave the label that is in doubt empty in both."
     )
 
 
 def _warn(
-    again: np.ndarray, leader: np.ndarray, images: np.ndarray, lines: np.ndarray, source: Path
+    again: np.ndarray,
+    leader: np.ndarray,
+    images: np.ndarray,
+    lines: np.ndarray,
+    source: Path,
+    unit: str,
+    stacklevel: int,
 ) -> None:
     shown = "; ".join(
-        f"{images[row]!r} in lines {lines[leader[row]]} and {lines[row]}" for row in again[:_SHOWN]
+        f"{images[row]!r} in {place(source)}s {lines[leader[row]]} and {lines[row]}"
+        for row in again[:_SHOWN]
     )
     warnings.warn(
-        f"{source} names {len(set(leader[again]))} pictures more than once; their rows agree, and "
+        f"{source} names {len(set(leader[again]))} {unit}s more than once; their rows agree, and "
         f"are merged: {shown}{'; …' if len(again) > _SHOWN else ''}",
-        stacklevel=4,
+        stacklevel=stacklevel,
     )

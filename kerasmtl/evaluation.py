@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -19,6 +20,13 @@ Arrays = dict[str, np.ndarray]
 Known = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+class _Settings(NamedTuple):
+    """Of the scores of binary tasks."""
+
+    threshold: float
+    recall: float | None
+
+
 def evaluate(
     model: keras.Model,
     dataset: Any,
@@ -27,6 +35,8 @@ def evaluate(
     progress: bool = False,
     bootstrap: int = 0,
     seed: int = 0,
+    recall: float | None = None,
+    groups: Sequence[object] | np.ndarray | None = None,
 ) -> Report:
     """Score a model by task, on the known labels alone, with scikit-learn.
 
@@ -51,11 +61,15 @@ def evaluate(
         progress: show a bar, on the terminal's error output.
         bootstrap: how often to draw the rows anew for 95 % intervals, such as 1000; 0: none.
         seed: of these draws.
+        recall: such as 0.9, for the best precision of binary tasks at that recall or more.
+        groups: (rows,), which rows belong together (frames of a video): the bootstrap then draws
+            whole groups, since rows that are alike would make its intervals too narrow.
 
     Raises:
         ValueError: the tasks differ in number or name from the model's outputs or from the labels,
-            the data set is empty, a label is none (of a binary task: 0, 1 and NaN), or the model
-            predicts NaN, or what is no probability, for a known label.
+            an output of the model has no task, the data set is empty, `groups` has another length,
+            a label is none (of a binary task: 0, 1 and NaN), or the model predicts NaN, or what is
+            no probability, for a known label.
 
     Source of the intervals: Efron and Tibshirani 1993, An Introduction to the Bootstrap, ch. 13.
     """
@@ -64,8 +78,18 @@ def evaluate(
         raise ValueError(
             f"`bootstrap` is no number of draws. Expected 0 or more. Received: {bootstrap}"
         )
+    if recall is not None and not (isinstance(recall, Real) and 0.0 < recall <= 1.0):
+        raise ValueError(
+            f"`recall` is no share. Expected 0 < recall <= 1, or None. Received: {recall!r}"
+        )
+    settings = _Settings(threshold, None if recall is None else float(recall))
     labels, predictions = _collected(model, dataset, output_columns(chosen), progress)
     rows = len(next(iter(labels.values())))
+    of_rows = None if groups is None else np.array([str(group) for group in groups])
+    if of_rows is not None and len(of_rows) != rows:
+        raise ValueError(
+            f"`groups` does not fit. Expected one for each of {rows} rows. Received: {len(of_rows)}"
+        )
     cells = _known_cells(chosen, labels, predictions)
     kinds = {
         kind: [task.name for task in chosen if task.kind == kind]
@@ -74,18 +98,20 @@ def evaluate(
     pooled = {kind: _pool(kind, [cells[name] for name in names]) for kind, names in kinds.items()}
     report = Report(
         rows=rows,
-        tasks={task.name: _exact(task.kind, cells[task.name], threshold) for task in chosen},
-        micro={kind: _exact_pooled(kind, known, threshold) for kind, known in pooled.items()},
+        tasks={task.name: _exact(task.kind, cells[task.name], settings) for task in chosen},
+        micro={kind: _exact_pooled(kind, known, settings) for kind, known in pooled.items()},
+        recall=settings.recall,
     )
     if not bootstrap:
         return report
     found = resampled.intervals(
         rows,
-        {task.name: _weighted(task.kind, cells[task.name], threshold) for task in chosen},
+        {task.name: _weighted(task.kind, cells[task.name], settings) for task in chosen},
         kinds,
-        {kind: _weighted(kind, known, threshold) for kind, known in pooled.items()},
+        {kind: _weighted(kind, known, settings) for kind, known in pooled.items()},
         bootstrap,
         seed,
+        of_rows,
     )
     found.micro.get("multiclass", {}).pop("auc", None)
     return replace(report, bootstrap=found)
@@ -130,6 +156,12 @@ def _by_output(found: Any, columns: Mapping[str, Sequence[int]], who: str) -> Ar
             f"`{who}` lacks the output {lacking[0]!r} of `tasks`. Expected the keys "
             f"{list(columns)}. Received: {list(found)}"
         )
+    beyond = [key for key in found if key not in columns]
+    if who == "model" and beyond:
+        raise ValueError(
+            f"`tasks` has none for the model's outputs {beyond}. Expected a task for every output. "
+            f"Received: tasks of {list(columns)}"
+        )
     arrays = {key: np.asarray(found[key]) for key in columns}
     return {key: a.reshape(-1, 1) if a.ndim == 1 else a for key, a in arrays.items()}
 
@@ -163,7 +195,10 @@ def _check_shapes(tasks: Sequence[Task], labels: np.ndarray, predictions: np.nda
     received = f"Received: labels {labels.shape}, predictions {predictions.shape}"
     if tasks[0].kind == "binary":
         fewest = min(labels.shape[-1], predictions.shape[-1])
+        most = max(labels.shape[-1], predictions.shape[-1])
         without = f" Without a column: {names[fewest:]}." if fewest < len(names) else ""
+        if most > len(names):
+            without += f" Without a task: columns {list(range(len(names), most))}."
         raise ValueError(
             f"`tasks` does not fit. Expected labels and predictions of shape (rows, {len(names)})."
             f" {received}.{without}"
@@ -178,7 +213,7 @@ def _known_of(task: Task, labels: np.ndarray, predictions: np.ndarray) -> Known:
     known = ~np.isnan(labels)
     doubt = task.uncertain_as
     if not isinstance(doubt, str) and 0 < doubt < 1:
-        known &= labels != labels.dtype.type(doubt)
+        known &= labels.astype("float32") != np.float32(doubt)
     y, p = labels[known], predictions[known]
     _check_labels(task, y)
     if np.isnan(p).any():
@@ -215,23 +250,23 @@ def _check_labels(task: Task, y: np.ndarray) -> None:
         )
 
 
-def _exact(kind: str, cells: Known, threshold: float) -> Scores:
+def _exact(kind: str, cells: Known, settings: _Settings) -> Scores:
     _, y, p = cells
     if kind == "binary":
-        return scores.binary_scores(y, p, threshold)
+        return scores.binary_scores(y, p, settings.threshold, settings.recall)
     score = scores.multiclass_scores if kind == "multiclass" else scores.regression_scores
     return score(y, p)
 
 
-def _weighted(kind: str, cells: Known, threshold: float) -> resampled.Weighted:
+def _weighted(kind: str, cells: Known, settings: _Settings) -> resampled.Weighted:
     if kind == "binary":
-        return resampled.binary(*cells, threshold)
+        return resampled.binary(*cells, settings.threshold, settings.recall)
     weigh = resampled.multiclass if kind == "multiclass" else resampled.regression
     return weigh(*cells)
 
 
-def _exact_pooled(kind: str, cells: Known, threshold: float) -> Scores:
-    found = _exact(kind, cells, threshold)
+def _exact_pooled(kind: str, cells: Known, settings: _Settings) -> Scores:
+    found = _exact(kind, cells, settings)
     # Class 0 of one task is not class 0 of another.
     return replace(found, auc=float("nan"), classes=0) if kind == "multiclass" else found
 

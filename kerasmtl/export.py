@@ -29,6 +29,7 @@ def export_saved_model(
     tasks: Iterable[Task | str],
     version: int | None = None,
     columns: Sequence[str] | None = None,
+    packed_bits: bool = False,
 ) -> Path:
     """Write `path/<version>/`, a SavedModel that needs neither kerasmtl nor Keras.
 
@@ -51,6 +52,8 @@ def export_saved_model(
         tasks: the names of the outputs, in order.
         version: a positive number; by default one more than the highest there.
         columns: of a model of a table, the names of the inputs, in order.
+        packed_bits: of a model of a table, its files hold the columns as packed bits, which
+            `kerasmtl predict` then unpacks; the signatures take columns as ever.
 
     Returns:
         The folder of the version. It appears whole or not at all.
@@ -78,7 +81,7 @@ def export_saved_model(
         written = os.path.join(aside, "model")
         _write(model, written, endpoints)
         if columns is not None:
-            _describe(written, columns, chosen)
+            _describe(written, columns, chosen, packed_bits)
         os.rename(written, target)
     return target
 
@@ -140,10 +143,13 @@ def _write(model: keras.Model, folder: str, endpoints: list[Endpoint]) -> None:
     archive.write_out(folder, verbose=False)
 
 
-def _describe(folder: str, columns: Sequence[str], tasks: tuple[Task, ...]) -> None:
+def _describe(
+    folder: str, columns: Sequence[str], tasks: tuple[Task, ...], packed_bits: bool
+) -> None:
     described = {
         "columns": list(columns),
         "inputs": column_inputs(columns),
+        "packed_bits": packed_bits,
         "tasks": [
             {"name": task.name, "kind": task.kind, "classes": list(task.classes)} for task in tasks
         ],

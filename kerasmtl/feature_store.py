@@ -86,7 +86,7 @@ def make_entry(root: Path, plan: Plan, compute: Compute) -> Mapping[str, np.ndar
     target = root / plan.key
     with _writing(root, plan):
         root.mkdir(parents=True, exist_ok=True)
-    with _making(root, plan.key) as made:
+    with _making(root, plan) as made:
         found = open_entry(root, plan.key)  # made by another process in the meantime
         if found is not None:
             return found
@@ -196,21 +196,23 @@ def _writing(root: Path, plan: Plan) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _making(root: Path, key: str) -> Iterator[Path]:
+def _making(root: Path, plan: Plan) -> Iterator[Path]:
     """The folder to make an entry in, for this process alone; it stays when that fails.
 
     Without locks on this file system it is one of this process's own, and does not stay.
     """
     with contextlib.ExitStack() as held:
         try:
-            lock = held.enter_context(locked(root / f"{MAKING}{key}.lock"))
+            lock = held.enter_context(locked(root / f"{MAKING}{plan.key}.lock"))
         except (ImportError, OSError):
-            holder = Path(tempfile.mkdtemp(dir=root, prefix=f"{MAKING}{key}-"))
+            with _writing(root, plan):
+                holder = Path(tempfile.mkdtemp(dir=root, prefix=f"{MAKING}{plan.key}-"))
             held.callback(shutil.rmtree, holder, ignore_errors=True)
             yield holder / "made"
         else:
-            holder = root / f"{MAKING}{key}"
-            holder.mkdir(exist_ok=True)
+            holder = root / f"{MAKING}{plan.key}"
+            with _writing(root, plan):
+                holder.mkdir(exist_ok=True)
             yield holder / "made"
             shutil.rmtree(holder, ignore_errors=True)
             lock.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -30,7 +30,11 @@ def pool(features: Any) -> Any:
 
 
 def task_head(
-    features: Any, tasks: Sequence[Task], hidden: Sequence[int] = (), dropout: float = 0.0
+    features: Any,
+    tasks: Sequence[Task],
+    hidden: Sequence[int] = (),
+    dropout: float = 0.0,
+    scales: Mapping[str, tuple[float, float]] | None = None,
 ) -> Any:
     """Dense layers with ReLU and dropout, then the outputs of all tasks.
 
@@ -38,6 +42,9 @@ def task_head(
     the order of `tasks`. Other kinds among them: a dict as `output_columns` names it, "binary"
     (batch, binary tasks) probabilities, each multiclass task (batch, classes) probabilities that
     sum to 1, each regression task (batch, 1). float32 under any global policy.
+
+    `scales`: by regression task, mean and standard deviation of its labels (`target_scales`): the
+    network then learns the standardised label, and a last layer brings it to the label's unit.
 
     Raises:
         ValueError: a hidden width below 1, dropout outside [0, 1), or a multiclass task whose
@@ -56,7 +63,9 @@ def task_head(
     if all_binary(tasks):
         return _output(features, len(tasks), "sigmoid", "head")
     return {
-        key: _output_of(features, key, [tasks[column] for column in columns], columns[0])
+        key: _output_of(
+            features, [tasks[column] for column in columns], columns[0], (scales or {}).get(key)
+        )
         for key, columns in output_columns(tasks).items()
     }
 
@@ -69,13 +78,20 @@ def check_widths(hidden: Sequence[int]) -> None:
         )
 
 
-def _output_of(features: Any, key: str, tasks: list[Task], position: int) -> Any:
+def _output_of(
+    features: Any, tasks: list[Task], position: int, scale: tuple[float, float] | None
+) -> Any:
     # Layers are numbered: a task's name may have characters that a layer's must not have.
     if tasks[0].kind == "binary":
         return _output(features, len(tasks), "sigmoid", f"head_{BINARY}")
     if tasks[0].kind == "multiclass":
         return _output(features, tasks[0].outputs, "softmax", f"head_{position}")
-    return _output(features, 1, "linear", f"head_{position}")
+    plain = _output(features, 1, "linear", f"head_{position}")
+    if scale is None:
+        return plain
+    mean, std = scale
+    name = f"head_{position}_scale"
+    return keras.layers.Rescaling(std, mean, dtype="float32", name=name)(plain)
 
 
 def _output(features: Any, units: int, activation: str, name: str) -> Any:
@@ -112,8 +128,19 @@ def check_outputs(model: keras.Model, tasks: Sequence[Task]) -> None:
     if received != expected:
         raise ValueError(
             f"`tasks` does not fit the model. Expected {shown} for {[t.name for t in tasks]}. "
-            f"Received: {received}"
+            f"Received: {received}{_without_task(received, expected)}"
         )
+
+
+def _without_task(received: Any, expected: Any) -> str:
+    if isinstance(received, dict):
+        known = expected if isinstance(expected, dict) else {BINARY: expected}
+        beyond: list[Any] = [key for key in received if key not in known]
+        return f". Outputs without a task: {beyond}" if beyond else ""
+    if isinstance(expected, dict) or not isinstance(received, tuple) or len(received) != 2:
+        return ""
+    beyond = list(range(expected[1], received[1] or 0))
+    return f". Columns without a task: {beyond}" if beyond else ""
 
 
 def output_shapes(model: keras.Model) -> Any:

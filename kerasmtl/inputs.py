@@ -25,7 +25,7 @@ PREPROCESSING = 2  # goes up whenever the same file gives other numbers
 # What TensorFlow decodes; other formats that Pillow reads are turned into PNG first. So is BMP,
 # of which TensorFlow takes a palette for grey.
 TF_FORMATS = {"JPEG", "PNG", "GIF"}
-_JPEG = (b"\xff\xd8\xff", b"\xff\xd9")
+_JPEG_END = b"\xff\xd9"
 _PNG = (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
 
 
@@ -145,16 +145,18 @@ def read_image(
 def _looks_whole(data: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
-    def ends(first: bytes, last: bytes) -> tf.Tensor:
-        return (tf.strings.substr(data, 0, len(first)) == first) & (
-            tf.strings.substr(data, -len(last), len(last)) == last
+    def ends(last: bytes) -> tf.Tensor:
+        return tf.strings.substr(data, -len(last), len(last)) == last
+
+    def png() -> tf.Tensor:
+        first, last = _PNG
+        return tf.cond(
+            tf.strings.length(data) >= len(first) + len(last),
+            lambda: (tf.strings.substr(data, 0, len(first)) == first) & ends(last),
+            lambda: tf.constant(False),
         )
 
-    return tf.cond(
-        tf.strings.length(data) >= max(map(len, _JPEG + _PNG)),
-        lambda: ends(*_JPEG) | ends(*_PNG),
-        lambda: tf.constant(False),
-    )
+    return tf.cond(tf.io.is_jpeg(data), lambda: ends(_JPEG_END), png)
 
 
 def _examine(data: bytes, where: Callable[[], str]) -> bytes:

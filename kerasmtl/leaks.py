@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 COARSE, FINE = 8, 16  # bits a side
 FINE_BITS = 30  # how many of the 256 may differ
@@ -80,6 +81,21 @@ def find_row_leaks(
     if groups is not None:
         found.add("same group", groups.tolist())
     return found.leaks
+
+
+def leak_table(
+    leaks: Sequence[Leak], parts: np.ndarray, lines: np.ndarray, images: np.ndarray
+) -> pd.DataFrame:
+    """One row for each leak: its kind, and part, line and image of both sides.
+
+    Shapes: parts, lines and images (rows,).
+    """
+    sides = {
+        f"{side}{name}": [values[getattr(leak, row)] for leak in leaks]
+        for side, row in (("", "first"), ("other_", "second"))
+        for name, values in (("part", parts), ("line", lines.tolist()), ("image", images))
+    }
+    return pd.DataFrame({"kind": [leak.kind for leak in leaks], **sides})
 
 
 class _Pairs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,21 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.audit import Audit, audit
-from kerasmtl.columns import check_images, infer_tasks, read_groups, read_labels, read_splits
-from kerasmtl.coverage import class_faults, coverage
+from kerasmtl.columns import (
+    check_images,
+    check_split_column,
+    infer_tasks,
+    read_groups,
+    read_labels,
+    read_splits,
+    uncertain_cells,
+)
+from kerasmtl.coverage import check_classes, class_faults, coverage
 from kerasmtl.csv_table import read_table
-from kerasmtl.duplicates import merge_duplicates
+from kerasmtl.duplicates import merge_duplicates, picture_keys
 from kerasmtl.faults import Fault, absent_pictures, broken_pictures
-from kerasmtl.leaks import Leak, find_leaks
+from kerasmtl.leaks import Leak, find_leaks, leak_table
+from kerasmtl.parts import warn_of_parts
 from kerasmtl.splits import POLICIES, split_rows
 from kerasmtl.tasks import Task, as_tasks
 
@@ -32,7 +40,8 @@ class Manifest:
     Shapes: images (rows,) str as written in the CSV; labels (rows, tasks) float32, 1, 0, a class's
     position or a number, NaN = missing; lines (rows,) int, the line in the file, header = 1;
     splits (rows,) of "train", "val" or "test", or None without such a column; groups (rows,) str,
-    or None. `split_by`: how `split` draws rows where nothing else decides.
+    or None. `split_by`: how `split` draws rows where nothing else decides; `ignored`: the columns
+    that are nothing here.
     """
 
     source: Path
@@ -44,6 +53,7 @@ class Manifest:
     splits: np.ndarray | None = None
     groups: np.ndarray | None = None
     split_by: str = "stratified"
+    ignored: tuple[str, ...] = ()
     unit: ClassVar[str] = "pictures"  # what a row is about, for messages
 
     @classmethod
@@ -69,7 +79,8 @@ class Manifest:
             path: the file, comma-separated.
             tasks: the columns to learn; by default every column of 0, 1 and missing.
             image_column: the column with the paths of the pictures.
-            split_column: the column with train, val or test, if the file has one.
+            split_column: the column with train, val or test; one of another name than "split"
+                must be there.
             root: the folder the paths start from; by default the folder of the CSV.
             allow_outside: accept pictures outside of `root`.
             encoding: the text encoding of the file.
@@ -92,6 +103,7 @@ class Manifest:
                 f"`image_column` {image_column!r} is not in {source}. Expected one of the columns "
                 f"{list(table.columns)}. Call with image_column=… (command line: --image-column)."
             )
+        check_split_column(list(table.columns), split_column, source)
         named = (image_column, split_column, group_column)
         others = [column for column in table.columns if column not in named]
         chosen = as_tasks(tasks) if tasks is not None else infer_tasks(table[others], source)
@@ -100,7 +112,10 @@ class Manifest:
         check_images(images, source, image_column, folder, allow_outside)
         chosen, labels = read_labels(table, chosen, source)
         splits = read_splits(table[split_column], source) if split_column in table else None
-        groups = read_groups(table, group_column, images, source) if group_column else None
+        groups = None
+        if group_column:
+            keys = picture_keys(images.to_numpy(dtype=object), folder)
+            groups = read_groups(table, group_column, keys, source)
         read = cls(
             source=source,
             root=folder,
@@ -111,10 +126,18 @@ class Manifest:
             splits=splits,
             groups=groups,
             split_by=split_by,
+            ignored=tuple(name for name in others if name not in {task.name for task in chosen}),
         )
         alike = {split_column: splits, str(group_column): groups}
         rows, merged = merge_duplicates(
-            read.images, labels, read.lines, alike, chosen, source, folder
+            read.images,
+            labels,
+            read.lines,
+            alike,
+            chosen,
+            source,
+            folder,
+            uncertain_cells(table, chosen),
         )
         return read if len(rows) == len(read) else replace(read.take(rows), labels=merged)
 
@@ -170,19 +193,7 @@ class Manifest:
         Raises:
             ValueError: a task has no known label. The message names it.
         """
-        faults = self.class_faults()
-        known = self.coverage().known
-        unknown = {name: fault for name, fault in faults.items() if not known[name]}
-        if unknown:
-            raise ValueError(
-                f"`tasks` cannot be learnt from {self.source}: {unknown}. Expected at least two "
-                "different labels each. Label some, or leave them out of tasks=…"
-            )
-        for name, fault in faults.items():
-            warnings.warn(
-                f"task {name!r} has {fault} (of {self.source}); nothing can be learnt from it.",
-                stacklevel=3,
-            )
+        check_classes(self.labels, self.tasks, self.source, stacklevel=4)
 
     def missing_files(self) -> list[Fault]:
         """The rows whose picture does not exist."""
@@ -206,7 +217,8 @@ class Manifest:
 
         By default the CSV's own split column decides; a part that it does not name, 15 % of all
         rows, is drawn from its train rows. Without such a column, or with `fractions`, all rows
-        are drawn.
+        are drawn. Warns of tasks without two different labels in a part, though the whole has them,
+        and of groups that the split column cuts.
 
         Args:
             fractions: the share of each part, for example (0.7, 0.15, 0.15).
@@ -220,23 +232,36 @@ class Manifest:
             ValueError: fractions are not positive or do not sum to 1, `by` is unknown, `groups`
                 has another length, or a part stays empty.
         """
+        rows = self if groups is None else self._grouped(groups)
+        parts = rows._parts(fractions, seed, by)
+        warn_of_parts(
+            self.labels, self.tasks, rows.groups, self.lines, parts, _part_names(parts), self.source
+        )
+        return tuple(rows.take(part) for part in parts)
+
+    def _parts(
+        self,
+        fractions: Sequence[float] | None = None,
+        seed: int = 0,
+        by: str | None = None,
+    ) -> list[np.ndarray]:
+        """The numbers of the rows of each part, see `split`."""
         by = self.split_by if by is None else by
         _check_policy("by", by)
-        rows = self if groups is None else self._grouped(groups)
         if fractions is None and self.splits is not None:
-            parts = rows._named_parts(seed, by)
+            parts = self._named_parts(seed, by)
         else:
             shares = (0.7, 0.15, 0.15) if fractions is None else fractions
-            parts = rows._draw(np.arange(len(self)), shares, seed, by)
+            parts = self._draw(np.arange(len(self)), shares, seed, by)
         empty = [i for i, part in enumerate(parts) if not len(part)]
         if empty:
-            part = SPLITS[empty[0]] if len(parts) == len(SPLITS) else f"number {empty[0] + 1}"
-            whole = "" if rows.groups is None else f" in {len(set(rows.groups))} groups"
+            part = _part_names(parts)[empty[0]]
+            whole = "" if self.groups is None else f" in {len(set(self.groups))} groups"
             raise ValueError(
                 f"`split` leaves the part {part} empty. Expected at least one row in each. "
                 f"Received: {len(self)} rows{whole} of {self.source}, fractions {fractions}"
             )
-        return tuple(rows.take(part) for part in parts)
+        return parts
 
     def leaks(
         self,
@@ -256,26 +281,17 @@ class Manifest:
             pictures: look for near-duplicate pictures, too; this reads every file.
             progress: called once a picture looked at.
         """
-        split = self.split(fractions, seed, by)
-        names = SPLITS if len(split) == len(SPLITS) else [str(n + 1) for n in range(len(split))]
-        part = {
-            int(line): name for name, rows in zip(names, split, strict=True) for line in rows.lines
-        }
-        parts = np.array([part[int(line)] for line in self.lines], dtype=object)
+        split = self._parts(fractions, seed, by)
+        parts = np.empty(len(self), dtype=object)
+        for name, rows in zip(_part_names(split), split, strict=True):
+            parts[rows] = name
         found = self._find_leaks(parts, pictures, progress)
-        return pd.DataFrame(
-            [self._described(leak, parts) for leak in found],
-            columns=["kind", "part", "line", "image", "other_part", "other_line", "other_image"],
-        )
+        return leak_table(found, parts, self.lines, self.images)
 
     def _find_leaks(
         self, parts: np.ndarray, pictures: bool, progress: Callable[[], None] | None
     ) -> list[Leak]:
         return find_leaks(self.paths, parts, self.groups, pictures, progress)
-
-    def _described(self, leak: Leak, parts: np.ndarray) -> tuple[object, ...]:
-        sides = ((parts[r], int(self.lines[r]), self.images[r]) for r in (leak.first, leak.second))
-        return (leak.kind, *next(sides), *next(sides))
 
     def _grouped(self, groups: Sequence[object] | np.ndarray) -> Manifest:
         given = np.asarray(groups, dtype=object)
@@ -287,16 +303,19 @@ class Manifest:
         alone = np.flatnonzero(pd.isna(given))  # without a group, a picture is one of its own
         if len(alone):
             given = given.copy()
-            given[alone] = [f"\0{image}" for image in self.images[alone]]
+            given[alone] = [f"\0{name}" for name in self._names()[alone]]
         return replace(self, groups=given)
+
+    def _names(self) -> np.ndarray:
+        """What a row is known by, (rows,), wherever it stands in the file."""
+        return self.images
 
     def _draw(
         self, rows: np.ndarray, fractions: Sequence[float], seed: int, by: str
     ) -> list[np.ndarray]:
         groups = None if self.groups is None else self.groups[rows]
-        parts = split_rows(
-            self.labels[rows], self.tasks, self.images[rows], fractions, seed, by, groups
-        )
+        names = (self._names() if by == "hash" else self.images)[rows]
+        parts = split_rows(self.labels[rows], self.tasks, names, fractions, seed, by, groups)
         return [rows[part] for part in parts]
 
     def _named_parts(self, seed: int, by: str) -> list[np.ndarray]:
@@ -310,6 +329,10 @@ class Manifest:
                     parts["train"], (1 - share, share), seed + number, by
                 )
         return [parts[name] for name in SPLITS]
+
+
+def _part_names(parts: Sequence[np.ndarray]) -> Sequence[str]:
+    return SPLITS if len(parts) == len(SPLITS) else [str(n + 1) for n in range(len(parts))]
 
 
 def _check_policy(argument: str, value: str) -> None:

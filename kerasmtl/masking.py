@@ -6,8 +6,10 @@ command line, which must start without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from kerasmtl.tasks import Task, as_number, code_text
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 # Compared without case and surrounding blanks.
 MISSING_CODES = ("", "?", "na", "n/a", "nan", "none", "null")
-LABEL_CODES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
+LABEL_CODES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 LARGEST = 3.4028234663852886e38  # of float32
 
 
@@ -81,9 +83,9 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
     classes = {code_text(label): float(at) for at, label in enumerate(task.classes)}
 
     def binary(text: str) -> float | None:
-        if text in LABEL_CODES:
-            return LABEL_CODES[text]
-        return special.get(text, special.get(code_text(text)))
+        if text in special:  # first: a task may say that "false" means missing
+            return special[text]
+        return LABEL_CODES.get(text, special.get(code_text(text)))
 
     def multiclass(text: str) -> float | None:
         known = classes.get(code_text(text))
@@ -99,13 +101,42 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
 
 
 def is_known(y_true: Any, missing: float | None = None) -> Any:
-    """True where a label is present: not NaN, and not the code `missing` where one is given."""
+    """True where a label is present: not NaN, and not the code `missing` where one is given.
+
+    NumPy for NumPy, a tensor for tensors. Labels and code are compared as float32, in which losses
+    compute: -99.9 is the same code in float32 and in float64 labels.
+    """
+    import numpy as np
+
+    code = None if missing is None else np.float32(missing)
+    if isinstance(y_true, np.ndarray):
+        with np.errstate(over="ignore"):
+            known = ~np.isnan(y_true)
+            return known if code is None else known & (y_true.astype("float32") != code)
     from keras import ops
 
     known = ops.logical_not(ops.isnan(y_true))
-    if missing is not None:
-        known = ops.logical_and(known, ops.not_equal(y_true, missing))
+    if code is not None:
+        known = ops.logical_and(known, ops.not_equal(ops.cast(y_true, "float32"), code))
     return known
+
+
+def checked_missing(missing: Any, binary: bool = False) -> float | None:
+    """A code for missing besides NaN, or None; ValueError if it is no number or a binary label."""
+    if missing is None:
+        return None
+    label = "outside [0, 1]" if binary else "such as -1"
+    if not isinstance(missing, Real) or isinstance(missing, bool) or math.isnan(missing):
+        raise ValueError(
+            f"`missing` is no code. Expected one number {label}, or None. NaN is always missing. "
+            f"Received: {missing!r}"
+        )
+    if binary and 0.0 <= missing <= 1.0:
+        raise ValueError(
+            "`missing` is a label. Expected a number outside [0, 1], such as -1, or None. "
+            f"Received: {missing!r}"
+        )
+    return float(missing)
 
 
 def fill_missing(values: Any, known: Any, fill: float) -> Any:
@@ -138,13 +169,14 @@ def with_known(labels: Any, known: Any) -> Any:
         )
     if not all(isinstance(array, np.ndarray | list | tuple) for array in (labels, known)):
         return _tensors_with_known(labels, known)
-    values, mask = np.asarray(labels, dtype="float32"), np.asarray(known)
+    values, mask = np.asarray(labels), np.asarray(known)
     if not np.isin(mask, (0, 1)).all():
         raise ValueError(
             "`known` is no mask. Expected booleans, or 0 and 1. "
             f"Received: {np.unique(mask)[:5].tolist()}"
         )
-    values = np.where(mask.astype(bool), values, np.float32("nan"))
+    # Masked first: a hidden 1e300 is beyond float32.
+    values = np.where(mask.astype(bool), values, np.float32("nan")).astype("float32")
     wrong = np.argwhere(mask.astype(bool) & np.isnan(values))
     if len(wrong):
         raise ValueError(
@@ -164,15 +196,81 @@ def _tensors_with_known(labels: Any, known: Any) -> Any:
 
 def check_same_shape(y_true: Any, y_pred: Any) -> None:
     """Raise ValueError unless labels and predictions are both (batch, tasks)."""
-    shapes = tuple(y_true.shape), tuple(y_pred.shape)
+    shapes = _ranked("y_true", y_true), _ranked("y_pred", y_pred)
     agree = len(shapes[0]) == len(shapes[1]) == 2 and all(
         a is None or b is None or a == b for a, b in zip(*shapes, strict=True)
     )
     if not agree:
+        column = len(shapes[0]) == 1 and len(shapes[1]) == 2 and shapes[1][1] == 1
         raise ValueError(
             "`y_true` and `y_pred` differ in shape. Expected both (batch, tasks). "
             f"Received: y_true {shapes[0]}, y_pred {shapes[1]}"
+            + (". Give the labels of this output as y.reshape(-1, 1)." if column else "")
         )
+
+
+def of_same_shape(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    """Labels and predictions that are both (batch, tasks): what is not known yet is checked later.
+
+    Raises:
+        ValueError: shapes that cannot be the same.
+        tf.errors.InvalidArgumentError: when a graph runs and they are not.
+    """
+    check_same_shape(y_true, y_pred)
+    if None in (*y_true.shape, *y_pred.shape):
+        y_true, y_pred = _compared_later(y_true, y_pred, 2, "shape (batch, tasks)")
+        # XLA drops assertions, not this.
+        y_true, y_pred = _ensured(y_true, y_pred.shape), _ensured(y_pred, y_true.shape)
+    return y_true, y_pred
+
+
+def one_class_a_row(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    """Labels (batch,) or (batch, 1) as (batch,), and predictions (batch, classes).
+
+    Raises:
+        ValueError: other shapes.
+        tf.errors.InvalidArgumentError: when a graph runs and they are other shapes.
+    """
+    labels, predictions = _ranked("y_true", y_true), _ranked("y_pred", y_pred)
+    one_a_row = len(labels) == 1 or (len(labels) == 2 and labels[1] in (1, None))
+    rows = {size for size in (labels[:1] + predictions[:1]) if size is not None}
+    if not one_a_row or len(predictions) != 2 or len(rows) > 1:
+        raise ValueError(
+            "`y_true` is not one class a row. Expected y_true (batch,) or (batch, 1) and y_pred "
+            f"(batch, classes). Received: y_true {labels}, y_pred {predictions}"
+        )
+    if len(labels) == 2:
+        y_true = _ensured(y_true, (None, 1))[:, 0]
+    if None in (labels[0], predictions[0]):
+        y_true, y_pred = _compared_later(y_true, y_pred, 1, "rows")
+    return y_true, y_pred
+
+
+def _ranked(argument: str, values: Any) -> tuple[int | None, ...]:
+    if getattr(values.shape, "rank", 0) is None:
+        raise ValueError(
+            f"`{argument}` has no known number of dimensions. Expected (batch, tasks). Received: "
+            "an unknown shape. Name the shapes of the data set: output_signature= of "
+            "from_generator, or tf.ensure_shape in a map."
+        )
+    return tuple(values.shape)
+
+
+def _compared_later(y_true: Any, y_pred: Any, dimensions: int, what: str) -> tuple[Any, Any]:
+    import tensorflow as tf
+
+    same = tf.debugging.assert_equal(
+        *(tf.shape(values)[:dimensions] for values in (y_true, y_pred)),
+        message=f"`y_true` and `y_pred` differ in {what}.",
+    )
+    with tf.control_dependencies([same]):
+        return tf.identity(y_true), tf.identity(y_pred)
+
+
+def _ensured(values: Any, shape: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.ensure_shape(values, shape)
 
 
 def check_row_weights(sample_weight: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 # Registered with Keras by being imported.
 from kerasmtl import losses, metrics  # noqa: F401
@@ -17,6 +18,7 @@ from kerasmtl.heads import pool, task_head
 from kerasmtl.inputs import as_size
 from kerasmtl.modules.content import content_sha256, valid_sha256
 from kerasmtl.modules.handles import resolve_handle
+from kerasmtl.scales import target_scales
 from kerasmtl.tasks import Task, as_tasks
 
 DEFAULT_SIZE = (224, 224)
@@ -30,6 +32,7 @@ def build_model(
     dropout: float = 0.0,
     trainable: bool | None = None,
     name: str = "kerasmtl",
+    labels: np.ndarray | None = None,
 ) -> keras.Model:
     """A backbone with a new last layer: one network for all tasks.
 
@@ -51,11 +54,14 @@ def build_model(
         trainable: freeze (False) or unfreeze (True) the backbone; by default a handle is frozen
             and a layer or model is left as it is.
         name: of the model.
+        labels: those of the training rows, (rows, tasks), NaN = missing, for regression tasks: the
+            network then learns numbers of mean 0 and spread 1, and predicts in the labels' unit.
+            Its loss is `default_losses(tasks, labels)`.
 
     Raises:
-        ValueError: unknown backbone, tasks that are not distinct, a size that the backbone does
-            not take, a backbone whose output is no feature vector, or a multiclass task whose
-            classes are not known.
+        ValueError: unknown backbone, tasks that are not distinct, labels that do not fit them, a
+            size that the backbone does not take, a backbone whose output is no feature vector, or
+            a multiclass task whose classes are not known.
     """
     chosen = as_tasks(tasks)
     layer = load_backbone(backbone, trainable=bool(trainable))
@@ -76,7 +82,7 @@ def build_model(
         size = as_size(image_size or made_for(layer) or DEFAULT_SIZE)
         inputs = keras.Input((*size, 3), name="image")
         features = _features(layer, inputs, size)
-    outputs = task_head(pool(features), chosen, hidden, dropout)
+    outputs = task_head(pool(features), chosen, hidden, dropout, target_scales(chosen, labels))
     return keras.Model(inputs, outputs, name=name)
 
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from kerasmtl.export import TABLE_FILE
 from kerasmtl.heads import by_task, check_outputs
 from kerasmtl.inputs import picture_fault, read_image
+from kerasmtl.table_files import read_features
 from kerasmtl.tasks import Task, as_tasks
 
 BATCH = 32
@@ -86,7 +87,12 @@ def predict_with_export(
 
 
 def exported_table(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What an export says of its columns and tasks; None if it is one of pictures."""
+    """What an export says of its columns and tasks; None if it is one of pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is absent, or no SavedModel.
+    """
+    _check_export(folder)
     file = Path(folder) / TABLE_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -113,6 +119,19 @@ def predict_rows_with_export(
     return rows
 
 
+def read_rows(
+    files: Sequence[str], columns: Sequence[str], packed_bits: bool = False
+) -> tuple[list[str], np.ndarray]:
+    """The names of the rows of all files, "file:line", and their features.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is absent or malformed, or lacks a column.
+    """
+    read = [(file, *read_features(file, columns, packed_bits)) for file in files]
+    names = [f"{file}:{line}" for file, _, lines in read for line in lines]
+    return names, np.concatenate([features for _, features, _ in read])
+
+
 def _rows(outputs: dict[str, np.ndarray], tasks: Sequence[Task]) -> list[Prediction]:
     return [
         {task.name: _plain(outputs[task.name][row], task.classes) for task in tasks}
@@ -128,9 +147,30 @@ def _plain(value: Any, classes: Sequence[str]) -> float | dict[str, float]:
 
 
 def _loaded(folder: str | os.PathLike[str]) -> Any:
-    if not (Path(folder) / "saved_model.pb").is_file():
-        raise ValueError(f"`folder` {folder} is no SavedModel. Expected a saved_model.pb in it.")
+    _check_export(folder)
     return tf.saved_model.load(str(folder))
+
+
+def _check_export(folder: str | os.PathLike[str]) -> None:
+    path = Path(folder)
+    if (path / "saved_model.pb").is_file():
+        return
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`folder` {folder} does not exist. Expected a version of an exported model, such as "
+            "saved_models/NAME/1."
+        )
+    versions = sorted(
+        int(part.parent.name)
+        for part in path.glob("*/saved_model.pb")
+        if part.parent.name.isdigit()
+    )
+    if versions:
+        raise ValueError(
+            f"`folder` {folder} holds the versions {versions} of an exported model. Expected one "
+            f"of them: {path / str(versions[-1])}"
+        )
+    raise ValueError(f"`folder` {folder} is no SavedModel. Expected a saved_model.pb in it.")
 
 
 def _check_pictures(pictures: Sequence[str]) -> None:

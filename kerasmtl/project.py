@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import tomllib
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from kerasmtl.embedded import DATASETS, dataset_csv
 from kerasmtl.modules.handles import from_folder
-from kerasmtl.tasks import KINDS, Task
-from kerasmtl.tasks import POLICIES as UNCERTAIN
+from kerasmtl.settings import (
+    DataSettings,
+    ModelSettings,
+    Settings,
+    TableSettings,
+    TrainingSettings,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -27,84 +26,9 @@ if TYPE_CHECKING:
 
     from kerasmtl.backbones import HubLayer
     from kerasmtl.manifest import Manifest
-    from kerasmtl.table import Table
+    from kerasmtl.trained import Trained
 
 FILE = "project.toml"
-Pixels = Annotated[int, Field(gt=0)]
-Code = str | int | float
-Codes = tuple[Code, ...] | Code
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TaskSettings(_Settings):
-    """One of [data] tasks, written {name = "grade", kind = "multiclass"}: see `kerasmtl.Task`."""
-
-    name: str
-    kind: Literal[KINDS] = "binary"
-    classes: Codes = ()
-    weight: float = 1.0
-    missing: Codes = ()
-    uncertain: Codes = ()
-    uncertain_as: Literal[UNCERTAIN] | float = "ignore"
-
-    @model_validator(mode="after")
-    def _is_a_task(self) -> TaskSettings:
-        self.task()  # whose messages pydantic passes on
-        return self
-
-    def task(self) -> Task:
-        """The task that it describes."""
-        return Task(**self.model_dump())
-
-
-class DataSettings(_Settings):
-    """Section [data]: the labels file, and how to read and split it."""
-
-    labels: str
-    tasks: list[str | TaskSettings] = []
-    image_column: str = "image"
-    split_column: str = "split"
-    group_column: str | None = None
-    split: Literal["stratified", "hash"] = "stratified"
-    allow_outside: bool = False
-
-
-class TableSettings(_Settings):
-    """Section [table]: the labels file is a table of numbers, and these are what to learn from."""
-
-    features: list[str] = []
-    ignore: list[str] = []
-    id_column: str | None = None
-    packed_bits: bool = False
-
-
-class ModelSettings(_Settings):
-    """Section [model]: the backbone, and the head on top of it; or the layers, for a table."""
-
-    backbone: str = "tiny"
-    backbone_sha256: str | None = Field(None, pattern=r"^[0-9A-Fa-f]{64}$")
-    image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = "auto"
-    hidden: list[Annotated[int, Field(gt=0)]] = [512]
-    dropout: float = Field(0.5, ge=0, lt=1)
-    input_dropout: float = Field(0.0, ge=0, lt=1)
-    batch_norm: bool = False
-    indicators: bool = False
-
-
-class TrainingSettings(_Settings):
-    """Section [training]: the head alone first, then everything at a lower rate."""
-
-    epochs: int = Field(20, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    fine_tune_epochs: int = Field(0, ge=0)
-    fine_tune_learning_rate: float = Field(1e-4, gt=0)
-    batch_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
-
-
 # Settings that only one of the two kinds of projects reads, by section.
 _OF_PICTURES = {
     "data": {"image_column", "allow_outside"},
@@ -114,7 +38,7 @@ _OF_PICTURES = {
 _OF_TABLES = {"model": {"input_dropout", "batch_norm", "indicators"}}
 
 
-class Project(_Settings):
+class Project(Settings):
     """A folder with a project.toml.
 
     `Project.load(folder)` reads it; paths in it start from that folder.
@@ -160,8 +84,8 @@ class Project(_Settings):
             raise ValueError(f"`{path}` is no TOML. Received: {error}") from None
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}, received "
-                f"{fault['input']!r}"
+                f"{'.'.join(str(part) for part in fault['loc'])}: "
+                f"{fault['msg'].removeprefix('Value error, ')}, received {fault['input']!r}"
                 for fault in error.errors()
             )
             raise ValueError(f"`{path}` has wrong settings. {faults}.") from None
@@ -209,37 +133,106 @@ class Project(_Settings):
 
         return load_backbone(self.backbone, trainable=trainable, sha256=self.model.backbone_sha256)
 
-    def manifest(self) -> Manifest:
-        """The labels file, read and checked; a `Table` if there is a section [table]."""
+    def manifest(self, trained: Trained | None = None) -> Manifest:
+        """The labels file, read and checked; a `Table` if there is a section [table].
+
+        With `trained`, its tasks, classes and columns are read, by name, instead of those that
+        project.toml and the file have now.
+        """
         from kerasmtl.manifest import Manifest
-
-        tasks = [task if isinstance(task, str) else task.task() for task in self.data.tasks]
-        if self.table is not None:
-            return self._table(self.table, tasks)
-        return Manifest.from_csv(
-            self.labels_csv,
-            tasks=tasks or None,
-            image_column=self.data.image_column,
-            split_column=self.data.split_column,
-            allow_outside=self.data.allow_outside,
-            group_column=self.data.group_column,
-            split_by=self.data.split,
-        )
-
-    def _table(self, table: TableSettings, tasks: list[str | Task]) -> Table:
         from kerasmtl.table import Table
 
+        named = [task.task() for task in self.data.tasks]
+        options: dict[str, Any] = {
+            "tasks": (trained.tasks if trained else named) or None,
+            "group_column": self.data.group_column,
+            "split_by": self.data.split,
+        }
+        if self.data.split_column is not None:
+            options["split_column"] = self.data.split_column
+        if self.table is None:
+            options["image_column"] = self.data.image_column
+            return Manifest.from_csv(
+                self.labels_csv, allow_outside=self.data.allow_outside, **options
+            )
+        if trained:
+            options |= {"features": trained.columns, "id_column": trained.id_column}
+            return Table.load(self.labels_csv, packed_bits=trained.packed_bits, **options)
         return Table.load(
             self.labels_csv,
-            tasks=tasks or None,
-            features=table.features or None,
-            ignore=table.ignore,
-            split_column=self.data.split_column,
-            group_column=self.data.group_column,
-            id_column=table.id_column,
-            split_by=self.data.split,
-            packed_bits=table.packed_bits,
+            features=self.table.features or None,
+            ignore=self.table.ignore,
+            id_column=self.table.id_column,
+            packed_bits=self.table.packed_bits,
+            **options,
         )
+
+    def remember(self, train: Manifest, val: Manifest, test: Manifest) -> None:
+        """Write runs/model.json: the tasks, the columns and the rows of this training.
+
+        `kerasmtl evaluate`, `export` and `predict` go by it, so that a labels file or settings
+        that change later cannot make them wrong.
+        """
+        from kerasmtl.trained import Trained, save_trained
+
+        table = self.table or TableSettings()
+        split = (train, val, test)
+        record = Trained.of(split, self.training.seed, table.id_column, table.packed_bits)
+        save_trained(record, self.checkpoint)
+
+    def trained(self) -> Trained:
+        """What the model of `checkpoint` was trained on.
+
+        Without a record, which a train.py of one's own may not have written, it is what the labels
+        file holds now, with a warning.
+
+        Raises:
+            ValueError: the record is broken, or of the other kind of project.
+        """
+        from kerasmtl.table import Table
+        from kerasmtl.trained import Trained, load_trained, record_file
+
+        found = load_trained(self.checkpoint)
+        if found is None:
+            warnings.warn(
+                f"{record_file(self.checkpoint)} does not say what the model was trained on. What "
+                "follows is right only if the labels file and project.toml have not changed since. "
+                "Call project.remember(train, val, test) in train.py.",
+                stacklevel=2,
+            )
+            seed, table = self.training.seed, self.table or TableSettings()
+            manifest = self.manifest()
+            columns = manifest.columns if isinstance(manifest, Table) else None
+            return Trained.unrecorded(
+                manifest.tasks, columns, table.id_column, table.packed_bits, seed
+            )
+        if (found.columns is None) != (self.table is None):
+            kind = "pictures" if found.columns is None else "a table"
+            raise ValueError(
+                f"`{FILE}` is of another kind than the model, which was trained on {kind}. Train "
+                "again: python train.py"
+            )
+        return found
+
+    def part(self, name: str) -> Manifest:
+        """The rows of a part, "train", "val" or "test", as the training had them.
+
+        Rows that the model has seen never come into its test part. Warns of rows that are new, or
+        that the labels file now puts into another part.
+
+        Raises:
+            ValueError: the part is empty, or the labels file lacks a task or column of the model.
+        """
+        trained = self.trained()
+        parts, notes = trained.parts_of(self.manifest(trained))
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        if not len(parts[name]):
+            raise ValueError(
+                f"`part` {name} is empty: {self.labels_csv} has none of the rows that were in it "
+                "when the model was trained, and no new one for it."
+            )
+        return parts[name]
 
     def dataset(self, rows: Manifest, model: keras.Model) -> tf.data.Dataset:
         """Batches of rows of the manifest as this model takes them, in their order.

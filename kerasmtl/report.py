@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 NAN = float("nan")
 COUNTS = ("known", "positive", "classes")
+AT_RECALL = "precision_at_recall"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class BinaryScores:
     `known`, `positive`: how many labels; `auc`: area under the ROC curve; `average_precision`:
     area under precision against recall, by steps; `accuracy`: share predicted right; `f1`: harmonic
     mean of precision and recall; `brier`: mean squared error of the probability; `ece`: expected
-    calibration error, 15 bins of equal width.
+    calibration error, 15 bins of equal width; `precision_at_recall`: the best precision at the
+    recall asked for or more.
     """
 
     known: int
@@ -33,6 +35,7 @@ class BinaryScores:
     f1: float = NAN
     brier: float = NAN
     ece: float = NAN
+    precision_at_recall: float = NAN
 
 
 TaskScores = BinaryScores
@@ -104,13 +107,15 @@ class Report:
     """Scores by task; their means over the tasks that define them; all known cells pooled.
 
     `micro`, by kind, takes all known cells of a kind for one task; it is empty where it was not
-    computed. `bootstrap` is None where no interval was asked for.
+    computed. `bootstrap` is None where no interval was asked for, `recall` where no precision at a
+    recall was: then that score is NaN, and neither in the table nor in the dict.
     """
 
     rows: int
     tasks: dict[str, Scores]
     micro: dict[str, Scores] = field(default_factory=dict)
     bootstrap: Bootstrap | None = None
+    recall: float | None = None
 
     @property
     def macro_auc(self) -> float:
@@ -142,24 +147,36 @@ class Report:
             "macro_auc": self.macro_auc,
             "rows": self.rows,
             "tasks": {
-                name: {"kind": kind_of(scores), **asdict(scores)}
+                name: {"kind": kind_of(scores), **self._shown(asdict(scores))}
                 for name, scores in self.tasks.items()
             },
             "macro": {
                 kind: {
                     score: {"mean": self.macro(score, kind), "defined": self.defined(score, kind)}
-                    for score in _scores_of(kind)
+                    for score in self._shown(_scores_of(kind))
                 }
                 for kind in self.by_kind()
             },
-            "micro": {kind: asdict(scores) for kind, scores in self.micro.items()},
+            "micro": {kind: self._shown(asdict(scores)) for kind, scores in self.micro.items()},
         }
+        if self.recall is not None:
+            found["recall"] = self.recall
         if self.bootstrap is not None:
             found["bootstrap"] = asdict(self.bootstrap)
         return _json(found)
 
+    def _shown(self, scores: Any) -> Any:
+        """Scores by name, or their names, less the one that was not asked for."""
+        if self.recall is not None:
+            return scores
+        kept = [name for name in scores if name != AT_RECALL]
+        return {name: scores[name] for name in kept} if isinstance(scores, Mapping) else kept
+
     def table(self) -> RenderableType:
-        """A rich table for each kind of task, one line a task; undefined scores are a dash."""
+        """A rich table for each kind of task, one line a task; undefined scores are a dash.
+
+        The ends of an interval stand in two lines below their score.
+        """
         from rich.console import Group
 
         tables = [self._table(kind) for kind in self.by_kind()]
@@ -170,42 +187,68 @@ class Report:
         from rich.text import Text
 
         tasks = self.by_kind()[kind]
-        columns = [column.name for column in fields(KINDS[kind])]
-        scores = _scores_of(kind)
-        blanks = [""] * (len(columns) - len(scores))
+        columns = self._shown([column.name for column in fields(KINDS[kind])])
+        scores = self._shown(_scores_of(kind))
         table = Table(title=f"{self.rows} rows" + (f", {kind}" if len(self.by_kind()) > 1 else ""))
-        table.add_column("task")
+        table.add_column("task", overflow="fold", min_width=8)
         for column in columns:
-            table.add_column(column.replace("_", " "), justify="right")
+            title = f"precision_at {self.recall:g}" if column == AT_RECALL else column
+            table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
+
+        def add(name: str, columns: list[str], scores: Any, part: str, of: str) -> None:
+            blanks = [""] * (len(table.columns) - 1 - len(columns))
+            values = scores if isinstance(scores, Mapping) else asdict(scores)
+            table.add_row(Text(name), *blanks, *(_text(values[column]) for column in columns))
+            for label, cells in self._interval_lines(columns, part, of):
+                table.add_row(Text(f"  {label}", style="dim"), *blanks, *cells)
+
         for name, of in tasks.items():
-            table.add_row(Text(name), *self._cells(columns, of, "tasks", name))
+            add(name, columns, of, "tasks", name)
         table.add_section()
-        means = {score: self.macro(score, kind) for score in scores}
-        table.add_row("mean", *blanks, *self._cells(scores, means, "macro", kind))
-        counts = [f"{self.defined(score, kind)} of {len(tasks)}" for score in scores]
-        table.add_row("defined", *blanks, *counts)
+        add("mean", scores, {score: self.macro(score, kind) for score in scores}, "macro", kind)
+        counts = [f"{self.defined(score, kind)}/{len(tasks)}" for score in scores]
+        table.add_row("defined", *[""] * (len(columns) - len(scores)), *counts)
         if kind in self.micro:
-            table.add_row("pooled", *self._cells(columns, self.micro[kind], "micro", kind))
+            add("pooled", columns, self.micro[kind], "micro", kind)
         return table
 
-    def _cells(self, columns: list[str], scores: Any, part: str, name: str) -> list[str]:
-        """The texts of a line, with the interval under each score that has one."""
-        values = scores if isinstance(scores, Mapping) else asdict(scores)
-        texts = [_text(values[column]) for column in columns]
-        found = getattr(self.bootstrap, part)[name] if self.bootstrap else {}
+    def _interval_lines(self, columns: list[str], part: str, of: str) -> list[tuple[str, Any]]:
+        """The ends of the intervals of a line, each a line of its own: so they fit a terminal."""
+        found = getattr(self.bootstrap, part)[of] if self.bootstrap else {}
+        found = {name: at for name, at in found.items() if not math.isnan(at.low)}
+        if not found:
+            return []
+        ends = {"2.5 %": "low", "97.5 %": "high"}
         return [
-            f"{text}\n{_text(found[column].low)}–{_text(found[column].high)}"
-            if column in found and not math.isnan(found[column].low)
-            else text
-            for text, column in zip(texts, columns, strict=True)
+            (label, [_text(getattr(found[c], end)) if c in found else "" for c in columns])
+            for label, end in ends.items()
         ]
 
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=120, color_system=None)
-        console.print(self.table())
-        return console.file.getvalue().rstrip()
+        file = io.StringIO()
+        print_whole(self.table(), Console(file=file, width=120, color_system=None))
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def print_whole(table: RenderableType, console: Console) -> None:
+    """Print a table, or a group of them, so that no number is cut off.
+
+    Where nobody looks at it, in a pipe or a file, it is as wide as it is; on a terminal too narrow
+    for it, it is drawn tighter, and then names fold.
+    """
+    from rich.measure import Measurement
+
+    tables = getattr(table, "renderables", [table])
+    free = console.options.update(max_width=10_000)
+    for part in tables:
+        needed = Measurement.get(console, free, part).maximum
+        if needed > console.width and console.is_terminal:
+            part.padding, part.pad_edge = (0, 0), False
+        elif needed > console.width:
+            console.width = needed
+        console.print(part)
 
 
 def _scores_of(kind: str) -> list[str]:

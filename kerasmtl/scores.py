@@ -11,10 +11,13 @@ NAN = float("nan")
 ECE_BINS = 15
 
 
-def binary_scores(y: np.ndarray, p: np.ndarray, threshold: float) -> BinaryScores:
+def binary_scores(
+    y: np.ndarray, p: np.ndarray, threshold: float, recall: float | None = None
+) -> BinaryScores:
     """Scores of known labels 0 and 1, shape (cells,), and their probabilities, shape (cells,).
 
-    AUC needs both classes, average precision and F1 a positive, the others a label: NaN without.
+    AUC needs both classes, average precision, F1 and precision at recall a positive, the others a
+    label: NaN without.
     """
     y = y == 1
     decided = p > threshold
@@ -29,7 +32,13 @@ def binary_scores(y: np.ndarray, p: np.ndarray, threshold: float) -> BinaryScore
         f1=float(metrics.f1_score(y, decided)) if y.any() else NAN,
         brier=float((error**2).mean()) if some else NAN,
         ece=_calibration_error(error, calibration_bins(p)) if some else NAN,
+        precision_at_recall=_precision_at(recall, y, p) if recall and y.any() else NAN,
     )
+
+
+def _precision_at(wanted: float, y: np.ndarray, p: np.ndarray) -> float:
+    precision, recall, _ = metrics.precision_recall_curve(y, p)
+    return float(precision[recall >= wanted].max())
 
 
 def calibration_bins(p: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 The stratified split follows iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011,
 https://doi.org/10.1007/978-3-642-23808-6_10): the rarest answer first, each of its rows to the part
-that lacks it most. Here all rows of one answer are dealt out at once, which is as exact for that
+that lacks it most. Before, each part is given one row of every answer so rare that its share might
+be none. Here all rows of one answer are dealt out at once, which is as exact for that
 answer, and what is left of the imbalance is then swapped away.
 """
 
@@ -21,6 +22,7 @@ _BINS = 4  # a regression task is stratified by its quartiles
 _POOL = 128  # rows of a part that are looked at for one swap
 _LATE = 5_000  # rows or more kept back and placed one by one: they even out what dealing leaves
 _SWAPS = 1_000  # at most, for each pair of parts; fewer with many answers, which cost time
+_RARE = 3  # units of an answer that the smallest part may expect, below which it is given one
 _PATIENCE = 4  # draws in a row without a swap that helps
 
 
@@ -39,7 +41,8 @@ def split_rows(
 
     "stratified": the parts have the sizes asked for, to the row if no group has two, and of every
     task a part has its share of each answer (positives, negatives, classes, quartiles), hence of
-    what is known, to within a few rows where rows and groups allow it. "hash": the name of the
+    what is known, to within a few rows where rows and groups allow it; and no less than one of an
+    answer that as many rows (groups) have as there are parts. "hash": the name of the
     row (of its group), the seed and the fractions alone decide, so a row stays where it is
     whatever is added; sizes and answers are those of chance.
 
@@ -110,19 +113,20 @@ class _Stratified:
         self.counts = np.column_stack([counts, self.size.astype(counts.dtype)])
         totals = self.counts.sum(axis=0, dtype=float)
         self.lack = shares[:, None] * totals
-        ends = np.round(np.cumsum(shares) * len(answers))
-        self.lack[:, -1] = np.diff(ends, prepend=0)
+        self.lack[:, -1] = self.room = _sizes(len(answers), shares)
         self.weight = 1 / np.maximum(totals, 1)
         self.shares = shares
         self.part = np.full(len(self.size), -1)
+        self.pinned = np.zeros(len(self.size), dtype=bool)
 
     def run(self) -> np.ndarray:
         """The part of every unit, (units,) int."""
-        large = np.flatnonzero(self.size > 1)
+        self._seed()
+        large = np.flatnonzero((self.size > 1) & (self.part < 0))
         mixed = self.rng.permutation(len(large))
         for unit in large[mixed][np.argsort(-self.size[large[mixed]], kind="stable")]:
             self._place(unit)
-        rest = self.rng.permutation(np.flatnonzero(self.size == 1))
+        rest = self.rng.permutation(np.flatnonzero((self.size == 1) & (self.part < 0)))
         late = min(max(_LATE, len(rest) // 20), len(rest) // 2)
         rest, late = rest[late:], rest[:late]
         left = self.counts[rest, :-1].sum(axis=0, dtype=int)
@@ -132,6 +136,43 @@ class _Stratified:
             self._place(unit)
         self._balance()
         return self.part
+
+    def _seed(self) -> None:
+        """Give each part one unit of every answer that is rare and has as many units as parts.
+
+        The last answer, to be a unit at all, sees to it that no part stays empty.
+        """
+        has = self.counts > 0
+        often = has.sum(axis=0)
+        parts = np.argsort(self.shares, kind="stable")
+        rare = np.flatnonzero((often >= len(parts)) & (often * self.shares.min() < _RARE))
+        rare = rare[np.argsort(often[rare], kind="stable")]
+        has = has[:, rare]
+        covered = np.zeros((len(parts), len(rare)), dtype=bool)
+        for at in range(len(rare)):
+            units = self.rng.permutation(np.flatnonzero(has[:, at]))
+            for part in parts[~covered[parts, at]]:
+                free = units[self.part[units] < 0]
+                unit = self._fitting(free, part, has, covered[part])
+                if unit is not None:
+                    self._give(np.array([unit]), part)
+                    self.pinned[unit] = True
+                    covered[part] |= has[unit]
+
+    def _fitting(
+        self, free: np.ndarray, part: int, has: np.ndarray, covered: np.ndarray
+    ) -> int | None:
+        """One of the units for a part: with rare answers that it lacks, not with those it has."""
+        lack, room = self.lack[part, -1], self.room[part]
+        fits = free[self.size[free] <= lack][:_POOL]
+        if len(fits):
+            return int(fits[np.argmax(has[fits] @ np.where(covered, -1, 1))])
+        if not len(free):
+            return None
+        least = int(free[np.argmin(self.size[free])])
+        # Groups may overfill a part, to twice its size, but rows may not.
+        overfills = self.size[least] > 1 and self.size[least] <= lack + room
+        return least if lack == room > 0 or overfills else None
 
     def _give(self, units: np.ndarray, part: int) -> None:
         self.part[units] = part
@@ -163,7 +204,8 @@ class _Stratified:
     def _balance(self) -> None:
         """Swap units between parts, or move groups, as long as that lessens the imbalance."""
         nothing = len(self.size) if self.size.max(initial=0) > 1 else None
-        members = [np.flatnonzero(self.part == part) for part in range(len(self.lack))]
+        free = np.where(self.pinned, -1, self.part)
+        members = [np.flatnonzero(free == part) for part in range(len(self.lack))]
         for first in range(len(members)):
             for second in range(first):
                 failed = 0
@@ -214,6 +256,15 @@ class _Stratified:
                 self._give(np.array([unit]), there)
                 members[here] = members[here][members[here] != unit]
                 members[there] = np.append(members[there], unit)
+
+
+def _sizes(rows: int, shares: np.ndarray) -> np.ndarray:
+    """The rows of each part; where there are as many rows as parts, at least one."""
+    sizes = np.diff(np.round(np.cumsum(shares) * rows), prepend=0)
+    while rows >= len(shares) and not sizes.all():
+        sizes[np.argmax(sizes)] -= 1
+        sizes[np.argmin(sizes)] += 1
+    return sizes
 
 
 def _apportion(want: np.ndarray, room: np.ndarray, rows: int) -> np.ndarray:

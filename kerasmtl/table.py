@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
-from kerasmtl.columns import infer_tasks, read_groups, read_labels, read_splits
+from kerasmtl.columns import (
+    check_split_column,
+    read_groups,
+    read_labels,
+    read_splits,
+    uncertain_cells,
+)
+from kerasmtl.duplicates import merge_duplicates, row_keys, warn_of_equal_rows
 from kerasmtl.leaks import Leak, find_row_leaks
 from kerasmtl.manifest import Fault, Manifest
+from kerasmtl.narrowing import check_finite
+from kerasmtl.table_columns import (
+    check_ignored,
+    check_named,
+    check_roles,
+    chosen_features,
+    chosen_tasks,
+    left_out,
+    npz_parts,
+    read_ids,
+    warn_of_labels,
+)
 from kerasmtl.table_files import (
     as_text,
-    check_finite,
     file_format,
     read_columns,
     read_frame,
-    read_npz,
 )
 from kerasmtl.tasks import Task, as_tasks
 
@@ -32,13 +47,18 @@ class Table(Manifest):
 
     Shapes: features (rows, columns) float32, NaN = missing; labels, lines and splits as in
     `Manifest`; images (rows,) str, the names of the rows: their ids, or their numbers.
-    `lines` are lines of a CSV (header = 1), or rows of another file, from 0.
+    `lines` are lines of a CSV (header = 1), or rows of another file, from 0. `named`: rows have
+    ids, by which a split "hash" knows them; else it knows them by their features.
     """
 
     unit: ClassVar[str] = "rows"
 
     features: np.ndarray
     columns: tuple[str, ...]
+    named: bool = False
+
+    def _names(self) -> np.ndarray:
+        return self.images if self.named else row_keys(self.features, self.columns)
 
     def _find_leaks(
         self, parts: np.ndarray, pictures: bool, progress: Callable[[], None] | None
@@ -70,49 +90,93 @@ class Table(Manifest):
             tasks: the columns to learn; by default every column of 0, 1 and missing, if either
                 all or none of them have holes; of an NPZ, all of Y.
             features: the columns to learn from; by default all others, which must be numbers.
+                Columns without a name or without a known value are left out, with a warning.
             ignore: columns that are neither.
-            split_column: the column with train, val or test, if the file has one.
+            split_column: the column with train, val or test; one of another name than "split"
+                must be there.
             group_column: the column that says which rows belong together.
-            id_column: the column with the names of the rows; by default they are numbered.
-            split_by: how `split` draws rows: "stratified", or "hash" of their names.
+            id_column: the column with the names of the rows; by default they are numbered. Rows of
+                one name are merged, with a warning, if they do not contradict each other.
+            split_by: how `split` draws rows: "stratified", or "hash" of their names, or of their
+                features if they have none.
             packed_bits: of an NPZ, the bits of X are the columns (numpy.packbits, axis=1).
             encoding: the text encoding of a CSV.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: malformed file, absent column, a label that is none, a feature that is text
-                or infinite, an unknown split, or no way to tell tasks from features. The message
-                names file, line (row) and column.
+                or infinite, an unknown split, rows of one name that contradict each other, or no
+                way to tell tasks from features. The message names file, line (row) and column.
         """
         source = Path(path)
-        special = [name for name in (split_column, group_column, id_column) if name]
+        named = {
+            "split_column": split_column,
+            "group_column": group_column,
+            "id_column": id_column,
+        }
+        special = {name for name in named.values() if name}
         if file_format(source) == ".npz":
-            numbers, frame, named = _npz_parts(source, packed_bits)
-            tasks = named if tasks is None else tasks
+            numbers, frame, of_file = npz_parts(source, packed_bits, named)
+            tasks = of_file if tasks is None else tasks
         else:
             _refuse_packed(packed_bits, source)
             numbers, frame = None, read_frame(source, encoding)
-        _check_named(frame, {"group_column": group_column, "id_column": id_column}, source)
-        left = [name for name in frame if name not in {*special, *ignore, *(features or ())}]
-        asked = _chosen_tasks(frame[left], tasks, source)
+        present = list(frame) + ([] if numbers is None else list(numbers))
+        check_named(list(frame), {"group_column": group_column, "id_column": id_column}, source)
+        check_split_column(list(frame), split_column, source)
+        check_ignored(present, ignore, source)
+        chosen = None if tasks is None else as_tasks(tasks)
+        asked_for = {*special, *ignore, *(features or ()), *(task.name for task in chosen or ())}
+        taken = {
+            "tasks": {task.name for task in chosen or ()},
+            "features": set(features or ()),
+        }
+        for role, names in taken.items():
+            check_roles("ignore", set(ignore), role, names, source)
+            for argument, name in named.items():
+                check_roles(argument, {name} & {*frame}, role, names, source)
+        empty = left_out(frame, asked_for, source, 3) if numbers is None and not features else []
+        left = [n for n in frame if n not in {*special, *ignore, *(features or ()), *empty}]
+        asked = chosen_tasks(frame[left], chosen, source)
         names = {task.name for task in asked}
-        known = left if numbers is None else [n for n in numbers.columns if n not in ignore]
-        columns = _chosen_features(features, known, names, source)
+        known = left if numbers is None else [n for n in numbers if n not in ignore]
+        columns = chosen_features(features, known, names, source)
         text = as_text(frame[[name for name in frame if name in names or name in special]])
         found, labels = read_labels(text, asked, source)
-        rows = frame.index.to_series().astype(str) if not id_column else text[id_column].str.strip()
-        return cls._made(
-            read_columns(frame if numbers is None else numbers, columns, source),
+        matrix = read_columns(frame if numbers is None else numbers, columns, source)
+        if numbers is None and features is None:
+            warn_of_labels(matrix, columns, source, 3)
+        splits = read_splits(text[split_column], source) if split_column in text else None
+        if id_column:
+            keys = rows = read_ids(text, id_column, source).to_numpy(dtype=object)
+        else:
+            rows = frame.index.astype(str).to_numpy(dtype=object)
+            keys = row_keys(matrix, columns)
+            warn_of_equal_rows(keys, labels, frame.index.to_numpy(), found, source)
+        groups = read_groups(text, group_column, keys, source) if group_column else None
+        table = cls._made(
+            matrix,
             columns,
             source=source,
             tasks=found,
-            images=rows.to_numpy(dtype=object),
+            images=rows,
             labels=labels,
             lines=frame.index.to_numpy(),
-            splits=read_splits(text[split_column], source) if split_column in text else None,
-            groups=read_groups(text, group_column, rows, source) if group_column else None,
+            splits=splits,
+            groups=groups,
             split_by=split_by,
+            ignored=tuple(n for n in present if n not in {*names, *columns, *special}),
+            named=bool(id_column),
         )
+        if not id_column:
+            return table
+        alike = {str(split_column): splits, str(group_column): groups}
+        alike |= {name: matrix[:, at] for at, name in enumerate(columns)}
+        doubtful = uncertain_cells(text, found)
+        kept, merged = merge_duplicates(
+            rows, labels, table.lines, alike, found, source, None, doubtful
+        )
+        return table if len(kept) == len(table) else replace(table.take(kept), labels=merged)
 
     @classmethod
     def _made(cls, features: np.ndarray, columns: Sequence[str], **fields: Any) -> Table:
@@ -169,6 +233,7 @@ class Table(Manifest):
             labels=labels,
             lines=numbers,
             splits=None if splits is None else np.asarray(splits, dtype=object),
+            named=ids is not None,
         )
 
     def __repr__(self) -> str:
@@ -212,68 +277,11 @@ class Table(Manifest):
         return []
 
 
-def _npz_parts(
-    source: Path, packed_bits: bool
-) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
-    """X as a table, Y and what else there is a row as another, and the names of the tasks."""
-    arrays = read_npz(source, packed_bits)
-    if arrays.labels is None:
-        raise ValueError(f"`path` {source} has no array Y. Expected labels (rows, tasks).")
-    names = arrays.tasks or tuple(f"y{number}" for number in range(arrays.labels.shape[1]))
-    rest = pd.DataFrame(arrays.labels, columns=list(names)).assign(**arrays.others)
-    return pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False), rest, names
-
-
 def _refuse_packed(packed_bits: bool, source: Path) -> None:
     if packed_bits:
         raise ValueError(
             f"`packed_bits` is for NPZ files. Received: {source}. Call with packed_bits=False."
         )
-
-
-def _check_named(frame: pd.DataFrame, named: dict[str, str | None], source: Path) -> None:
-    for argument, name in named.items():
-        if name is not None and name not in frame:
-            raise ValueError(
-                f"`{argument}` {name!r} is not in {source}. Expected one of the columns "
-                f"{list(frame.columns)[:100]}"
-            )
-
-
-def _chosen_tasks(
-    frame: pd.DataFrame, tasks: Iterable[Task | str] | None, source: Path
-) -> tuple[Task, ...]:
-    """The tasks named, or all columns of 0, 1 and missing if nothing there may be a feature."""
-    if tasks is not None:
-        return as_tasks(tasks)
-    found = infer_tasks(as_text(frame), source)
-    _, labels = read_labels(as_text(frame[[task.name for task in found]]), found, source)
-    holes = np.isnan(labels).any(axis=0)
-    if holes.any() and not holes.all():
-        with_holes = [task.name for task, hole in zip(found, holes, strict=True) if hole]
-        without = [task.name for task, hole in zip(found, holes, strict=True) if not hole]
-        raise ValueError(
-            f"`tasks` cannot be told from features in {source}: columns of 0 and 1 with holes are "
-            f"{with_holes[:20]}, without {without[:20]}. Name those to learn: "
-            f"tasks={with_holes[:20]} (command line: --task)."
-        )
-    return found
-
-
-def _chosen_features(
-    features: Sequence[str] | None, known: Sequence[str], tasks: set[str], source: Path
-) -> list[str]:
-    """The columns named, or all that are no tasks."""
-    columns = [name for name in known if name not in tasks] if features is None else list(features)
-    both = sorted(set(columns) & tasks)
-    twice = sorted(name for name, count in Counter(columns).items() if count > 1)
-    if both or twice or not columns:
-        raise ValueError(
-            f"`features` of {source} are no list of columns besides the tasks. Expected at least "
-            f"one, each once, none of them a task. Received: {columns[:20]}, of these tasks "
-            f"{both}, twice {twice}"
-        )
-    return columns
 
 
 def _check_lengths(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kerasmtl.csv_table import read_table
+from kerasmtl.csv_table import place, read_table
 from kerasmtl.masking import MISSING_CODES
+from kerasmtl.narrowing import check_finite, lost_numbers, warn_of_collapse, warn_of_lost
 
 FORMATS = (".csv", ".parquet", ".npz")
-_SHOWN = 5  # how many faults one message lists
+_COLUMNS = 20  # how many columns with faults one message lists
+_NO_NPZ = (
+    *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+_ADVICE = (
+    " Leave columns out with ignore=[…] (project.toml: [table] ignore), say what they are with "
+    "group_column=…, id_column=… or split_column=…, name those that count with features=[…], or "
+    "turn text into columns of 0 and 1 first: pandas.get_dummies(frame, columns=[…])."
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,7 @@ class Arrays:
     """What an NPZ holds; what it lacks is None.
 
     Shapes: features (rows, columns) float32; labels (rows, tasks); columns and tasks of str; others
-    (rows,) each.
+    (rows,) each. `unfit`: the shapes of further arrays.
     """
 
     features: np.ndarray
@@ -31,6 +43,7 @@ class Arrays:
     labels: np.ndarray | None
     tasks: tuple[str, ...] | None
     others: dict[str, np.ndarray]
+    unfit: dict[str, tuple[int, ...]]
 
 
 def file_format(path: Path) -> str:
@@ -70,13 +83,17 @@ def read_frame(path: Path, encoding: str = "utf-8") -> pd.DataFrame:
         raise ValueError(f"`path` {path} is no Parquet file. Received: {error}") from None
     if not len(frame):
         raise ValueError(f"`path` {path} has no rows. Expected at least one.")
-    return frame.set_axis([str(name) for name in frame.columns], axis=1).reset_index(drop=True)
+    named = [name for name in frame.index.names if name is not None and name not in frame]
+    frame = (frame.reset_index(level=named) if named else frame).reset_index(drop=True)
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """The cells as text as in a CSV: a missing one is "", true is 1, false is 0."""
 
     def text(cell: Any) -> str:
+        if not pd.api.types.is_scalar(cell):
+            return str(cell)  # a list, which no label is
         if pd.isna(cell):
             return ""
         return str(int(cell)) if isinstance(cell, bool | np.bool_) else str(cell).strip()
@@ -87,13 +104,19 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
         if cells.dtype == object and pd.api.types.infer_dtype(cells, skipna=False) == "string":
             made[name] = cells  # as a CSV is read
             continue
-        codes, distinct = pd.factorize(cells, use_na_sentinel=False)
+        try:
+            codes, distinct = pd.factorize(cells, use_na_sentinel=False)
+        except TypeError:  # lists
+            made[name] = [text(cell) for cell in cells]
+            continue
         made[name] = np.array([*map(text, distinct), ""], dtype=object)[codes]
     return pd.DataFrame(made, index=frame.index, columns=frame.columns, dtype=object)
 
 
-def read_columns(frame: pd.DataFrame, columns: Sequence[str], source: Path) -> np.ndarray:
-    """Cells as numbers, NaN = missing.
+def read_columns(
+    frame: pd.DataFrame, columns: Sequence[str], source: Path, advice: str = _ADVICE
+) -> np.ndarray:
+    """Cells as numbers, NaN = missing; warns of columns whose numbers float32 cannot tell apart.
 
     Shapes: returns (rows, columns) float32, of a frame as `read_frame` reads it.
 
@@ -108,38 +131,44 @@ def read_columns(frame: pd.DataFrame, columns: Sequence[str], source: Path) -> n
             f"{list(frame.columns)[:100]}"
         )
     values = np.empty((len(frame), len(columns)), dtype="float32")
-    faults = []
+    faults, collapsed = [], {}
     for position, name in enumerate(columns):
-        values[:, position], wrong = _numbers(frame[name])
-        for row in np.flatnonzero(wrong)[: _SHOWN + 1]:
-            faults.append((frame.index[row], name, frame[name].iloc[row]))
+        numbers, missing = _numbers(frame[name])
+        with np.errstate(over="ignore"):
+            values[:, position] = numbers
+        wrong = np.flatnonzero(~missing & ~np.isfinite(values[:, position]))
+        if len(wrong):
+            cell = str(frame[name].iloc[wrong[0]])
+            faults.append((frame.index[wrong[0]], name, cell[:60], len(wrong)))
+        elif lost := lost_numbers(numbers):
+            collapsed[name] = lost
     if faults:
-        place = "line" if file_format(source) == ".csv" else "row"
-        shown = [f"{place} {index}, column {name!r}: {str(cell)!r}" for index, name, cell in faults]
+        shown = [
+            f"{place(source)} {index}, column {name!r}: {cell!r} ({count} such cells)"
+            for index, name, cell, count in faults[:_COLUMNS]
+        ]
+        more = f"; … in {len(faults)} columns" if len(faults) > _COLUMNS else ""
         raise ValueError(
             f"`features` in {source} are no finite numbers. Expected numbers, or one of "
-            f"{MISSING_CODES} = missing. Received: {'; '.join(shown[:_SHOWN])}"
-            + ("; …" if len(shown) > _SHOWN else "")
-            + ". Leave columns out with ignore=[…] (project.toml: [table] ignore), name those that "
-            "count with features=[…], or turn text into columns of 0 and 1 first: "
-            "pandas.get_dummies(frame, columns=[…])."
+            f"{MISSING_CODES} = missing. Received: {'; '.join(shown)}{more}.{advice}"
         )
+    warn_of_lost(collapsed, source, 4)
     return values
 
 
 def _numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """A column as float32, NaN = missing, and a mask of the cells that are no finite number."""
+    """A column as float64, NaN where it is missing or no number, and a mask of what is missing."""
     if pd.api.types.is_numeric_dtype(cells.dtype):
         numbers = cells.to_numpy(dtype="float64", na_value=np.nan)
-        missing = np.isnan(numbers)
-    else:
-        text = cells.astype(object).where(cells.notna(), "").map(str).str.strip()
-        numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype="float64")
-        missing = text.str.lower().isin(MISSING_CODES).to_numpy()
-        numbers = np.where(missing, np.nan, numbers)
-    with np.errstate(over="ignore"):
-        narrow = numbers.astype("float32")
-    return narrow, ~missing & ~np.isfinite(narrow)
+        return numbers, np.isnan(numbers)
+    text = cells.astype(object).where(cells.notna(), "").map(str).str.strip()
+    numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype="float64")
+    missing = text.str.lower().isin(MISSING_CODES).to_numpy()
+    return np.where(missing, np.nan, numbers), missing
+
+
+def _decoded(array: np.ndarray) -> np.ndarray:
+    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
 
 def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
@@ -154,9 +183,15 @@ def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
     file_format(path)
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (ValueError, OSError) as error:
-        raise ValueError(f"`path` {path} is no NPZ of plain arrays. Received: {error}") from None
+            found = {name: _decoded(file[name]) for name in file.files}
+    except _NO_NPZ as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, AttributeError | TypeError):
+            reason = "a single array, as numpy.save writes it"
+        raise ValueError(
+            f"`path` {path} is no NPZ of plain arrays. Expected a file of numpy.savez. "
+            f"Received: {reason}"
+        ) from None
     if "X" not in found:
         raise ValueError(f"`path` {path} has no array X. Received the arrays: {sorted(found)}")
     features = _matrix(found["X"], packed_bits, path)
@@ -171,16 +206,16 @@ def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
             f"Received: {labels.shape}"
         )
     check_finite(features, columns, path)
+    if not packed_bits:
+        warn_of_collapse(found["X"], columns, path)
+    more = {k: array for k, array in found.items() if k not in ("X", "Y", "tasks", "columns")}
     return Arrays(
         features=features,
         columns=columns,
         labels=labels,
         tasks=None if labels is None else _names(found, "tasks", labels.shape[1], path),
-        others={
-            name: array
-            for name, array in found.items()
-            if name not in ("X", "Y", "tasks", "columns") and array.shape == (rows,)
-        },
+        others={name: array for name, array in more.items() if array.shape == (rows,)},
+        unfit={name: array.shape for name, array in more.items() if array.shape != (rows,)},
     )
 
 
@@ -204,18 +239,8 @@ def read_features(
         frame = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
     else:
         frame = read_frame(source, encoding)
-    return read_columns(frame, columns, source), frame.index.to_numpy()
-
-
-def check_finite(features: np.ndarray, columns: Sequence[str], source: Path | str) -> None:
-    """Raise ValueError for an infinite feature; names row and column."""
-    infinite = np.argwhere(np.isinf(features))
-    if len(infinite):
-        shown = "; ".join(f"row {row}, column {columns[at]!r}" for row, at in infinite[:_SHOWN])
-        raise ValueError(
-            f"`features` in {source} are infinite, or beyond float32, in {len(infinite)} cells. "
-            f"Expected numbers, or NaN = missing. Received: {shown}"
-        )
+    advice = " Write a number there, or leave the cell empty."
+    return read_columns(frame, columns, source, advice), frame.index.to_numpy()
 
 
 def _matrix(x: np.ndarray, packed_bits: bool, path: Path) -> np.ndarray:

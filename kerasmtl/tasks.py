@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 KINDS = ("binary", "multiclass", "regression")
@@ -66,13 +67,14 @@ class Task:
         self._check_codes()
 
     def _check_numbers(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight >= 0):
+        if not isinstance(self.weight, Real) or not 0 <= self.weight < math.inf:
             raise ValueError(
                 f"`weight` of task {self.name!r} is no weight. Expected a finite number, 0 or "
                 f"more. Received: {self.weight!r}"
             )
         policy = self.uncertain_as
-        known = policy in POLICIES if isinstance(policy, str) else 0.0 <= policy <= 1.0
+        number = isinstance(policy, Real) and 0.0 <= policy <= 1.0
+        known = policy in POLICIES if isinstance(policy, str) else number
         if not known:
             raise ValueError(
                 f"`uncertain_as` of task {self.name!r} is no policy. Expected one of {POLICIES} or "

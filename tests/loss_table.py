@@ -1,18 +1,19 @@
 """Every loss: how it is made, what it costs in NumPy, and what it is called in Keras.
 
-A reference takes the known labels of a row, their predictions, the predictions of its unknown cells
-and the number of cells; probabilities in float64. Nothing in it knows of masks."""
+A reference takes the known labels of a row, their predictions, and the predictions of its unknown
+cells; probabilities in float64. Nothing in it knows of masks."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
+import reference
 from reference import sigmoid
 
 from kerasmtl import losses
 
-TASKS = 4
+ROWS, TASKS = 6, 4  # of four classes, if it is one multiclass task
 PER_TASK = np.array([0.5, 2.0, 0.0, 1.25])
 POS = np.array([3.0, 1.0, 0.5, 10.0])
 
@@ -56,16 +57,31 @@ class Row:
     at: np.ndarray
     unknown: np.ndarray
     all_p: np.ndarray
+    positives: float  # expected a row of the batch
 
 
 @dataclass(frozen=True)
 class Case:
     make: Any  # the loss, from keyword arguments
     cost: Any  # the loss of a Row
-    binary: bool = True
+    kind: str = "binary"  # or "numbers", "classes"
     ignores: bool = True  # what is predicted under a missing label
+    by_batch: bool = False  # the cost of a row depends on its batch
     stock: Any = None  # equal to it in Keras, times `factor`, if nothing is missing
     factor: float = 1.0
+
+    @property
+    def binary(self):
+        return self.kind == "binary"
+
+    def data(self, seed, share, logits=False, rows=ROWS):
+        """Labels (rows, TASKS), or (rows, 1) of classes, and predictions (rows, TASKS), float32."""
+        y, p = reference.case(seed, rows, TASKS, share, logits)
+        if self.kind != "classes":
+            return y, p
+        chosen = np.random.default_rng(seed).integers(0, TASKS, (rows, 1))
+        p = p if logits else p / p.sum(1, keepdims=True)
+        return np.where(np.isnan(y[:, :1]), np.nan, chosen).astype("float32"), p
 
 
 def binary(**options):
@@ -165,6 +181,12 @@ CASES = {
         lambda r: bce(r.y, r.p).sum() + 0.7 * TASKS * ((r.all_p.sum() - 1.5) / TASKS) ** 2,
         ignores=False,
     ),
+    "epr-batch": Case(
+        of(losses.ExpectedPositives, 1.5, weight=0.7, level="batch"),
+        lambda r: bce(r.y, r.p).sum() + 0.7 * TASKS * ((r.positives - 1.5) / TASKS) ** 2,
+        ignores=False,
+        by_batch=True,
+    ),
     "ll-reject": Case(
         of(losses.LargeLoss, "reject", 0.6),
         lambda r: bce(r.y, r.p).sum() + large(r.unknown, 0.6, np.zeros_like).sum(),
@@ -182,31 +204,42 @@ CASES = {
     "squared": Case(
         of(losses.MaskedMeanSquaredError, normalization="mean"),
         lambda r: ((r.y - r.p) ** 2).mean() if len(r.y) else 0,
-        binary=False,
+        kind="numbers",
         stock=stock(MSE),
     ),
     "absolute": Case(
         of(losses.MaskedMeanAbsoluteError, task_weights=PER_TASK),
         lambda r: abs(r.y - r.p) @ PER_TASK[r.at],
-        binary=False,
+        kind="numbers",
     ),
     "huber": Case(
         of(losses.MaskedHuber, 0.7),
         lambda r: huber(r.y - r.p, 0.7).sum(),
-        binary=False,
+        kind="numbers",
         stock=stock(keras.losses.Huber, delta=0.7),
         factor=TASKS,
+    ),
+    "categorical": Case(
+        of(losses.MaskedCategoricalCrossentropy, task_weights=[2.0]),
+        lambda r: -2 * np.log(r.all_p[int(r.y[0])] / r.all_p.sum()) if len(r.y) else 0,
+        kind="classes",
+        stock=stock(keras.losses.SparseCategoricalCrossentropy),
+        factor=2.0,
     ),
 }
 
 
 def row_costs(case, y, p, logits=False):
     """Shape (rows,), float64."""
-    p = sigmoid(p) if logits else np.asarray(p, "float64")
-    costs = []
+    p = np.asarray(p, "float64")
+    if logits:
+        p = np.exp(p) / np.exp(p).sum(1, keepdims=True) if case.kind == "classes" else sigmoid(p)
+    positives, costs = p.sum(1).mean(), []
     for labels, predicted in zip(y, p, strict=True):
         at = np.flatnonzero(~np.isnan(labels))
         rest = np.flatnonzero(np.isnan(labels))
-        row = Row(labels[at].astype("float64"), predicted[at], at, predicted[rest], predicted)
+        row = Row(
+            labels[at].astype("float64"), predicted[at], at, predicted[rest], predicted, positives
+        )
         costs.append(float(case.cost(row)))
     return np.array(costs)

@@ -87,6 +87,34 @@ def test_positives_only_asks_for_another_loss():
     assert found.reason["t0"] == "every label is known"
 
 
+@pytest.mark.parametrize("negatives, only", [(0, True), (3, True), (30, False)])
+def test_a_few_negatives_do_not_change_the_advice(negatives, only):
+    labels = np.full((3_000, 2), NAN, "float32")
+    labels[:443, 0] = 1
+    labels[443 : 443 + negatives, 0] = 0
+    labels[:, 1] = np.arange(3_000) % 2
+    found = audit(labels, tasks(2))
+    assert found.tasks.policy["t0"].startswith("AssumeNegative") == only
+    if negatives and only:
+        assert "nearly positives only: 3 of 446" in found.tasks.reason["t0"]
+    call = "model.compile(loss=kt.AssumeNegative(unknown_weight=[1, 0]), …)"
+    assert any(f"labels of t0 as 0: {call}" in line for line in found.advice) == only
+
+
+def test_one_class_only_is_left_out():
+    labels = np.full((200, 3), NAN, "float32")
+    labels[:90, 0], labels[:, 1], labels[:, 2] = 0, 1, np.arange(200) % 2
+    found = audit(labels, tasks(3)).tasks
+    assert found.policy.tolist() == ["leave out", "leave out", "ignore"]
+    assert "negatives only" in found.reason["t0"] and "every label is 1" in found.reason["t1"]
+
+
+def test_mostly_positive_tasks_with_many_labels_are_no_matter_of_positives_only():
+    labels = (np.random.default_rng(0).random((2_000, 1)) < 0.99).astype("float32")
+    labels[::4] = NAN
+    assert audit(labels, tasks(1)).tasks.policy["t0"] == "ignore"
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 30])
 def test_tiny_data_are_not_judged(rows):
     labels, rng = related(rows, 3)

@@ -169,7 +169,7 @@ def test_an_absent_task_moves_no_other_either(name):
     assert four.weights()[3] == 1.0
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@modes
 @all_balancers
 @few
 @given(hidden=st.sampled_from([0.0, 1e30, NAN, np.inf]), seed=st.integers(0, 1000))
@@ -274,6 +274,70 @@ def test_mixed_precision_trains_and_the_loss_scale_does_not_move_the_balancer(na
             keras.config.set_dtype_policy("float32")
         states.append(balancer.weights())
     np.testing.assert_allclose(*states, rtol=0.02)
+
+
+def test_the_weight_of_a_task_without_loss_does_not_grow_for_ever():
+    balancer = kt.UncertaintyWeighting(2, rate=1.0)
+    p = tf.constant([[0.0, 1e4]])
+    loss = kt.MaskedMeanSquaredError(balancer=balancer)
+
+    @tf.function
+    def slope():
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            value = loss(np.zeros((1, 2), "float32"), p)
+        return tape.gradient(value, p)
+
+    for _ in range(400):
+        found = slope().numpy()
+        assert np.isfinite(found).all() and found[0, 0] == 0
+    np.testing.assert_allclose(balancer.weights(), np.exp([10, -10]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kt.DynamicWeightAverage, kt.FAMO])
+def test_a_batch_of_nan_is_left_out_of_the_mean_of_its_window(kind):
+    balancer = kind(2, every=2)
+    stepped = stepper_of(balancer)
+    y, p = np.array([[1, 0]] * 4, "float32"), np.full((4, 2), 0.5, "float32")
+    broken = p.copy()
+    broken[0, 0] = NAN
+    stepped(y, broken)
+    stepped(y, p)
+    np.testing.assert_allclose(state_of(balancer)["previous"], [np.log(2)] * 2, rtol=1e-6)
+
+
+def stepper_of(balancer):
+    loss = kt.MaskedBinaryCrossentropy(balancer=balancer)
+
+    def step(y, p):
+        p = tf.constant(p)
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            value = loss(y, p)
+        return tape.gradient(value, p)
+
+    return step
+
+
+def test_a_balancer_serves_one_loss():
+    balancer = kt.FAMO(2, 2)
+    first, second = (kt.MaskedBinaryCrossentropy(balancer=balancer, name=n) for n in "ab")
+    y, p = np.ones((1, 2), "float32"), np.full((1, 2), 0.5, "float32")
+    first(y, p)
+    first(y, p)
+    with pytest.raises(ValueError, match="`balancer` serves another loss.*'a' and 'b'.*from_conf"):
+        second(y, p)
+    copied = kt.FAMO.from_config(balancer.get_config())
+    kt.MaskedBinaryCrossentropy(balancer=copied)(y, p)
+    del first
+    second(y, p)
+
+
+def test_numbers_of_numpy_are_numbers():
+    balancer = kt.UncertaintyWeighting(np.int64(4), rate=np.float32(0.5))
+    assert (balancer.tasks, balancer.rate) == (4, 0.5)
+    assert kt.FAMO(2, np.int64(3)).every == 3
+    json.dumps(balancer.get_config())
 
 
 def test_squared_errors_count_half():

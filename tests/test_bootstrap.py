@@ -1,6 +1,9 @@
 """Intervals: a draw of rows scored by weights is that of the rows repeated."""
 
+import tracemalloc
+
 import numpy as np
+import pytest
 import reference
 import reference_scores as truth
 from hypothesis import given, settings
@@ -25,10 +28,11 @@ def test_weighted_binary_scores_are_those_of_repeated_rows(seed, rows, ties):
     y, p = rng.integers(0, 2, rows) * 1.0, rng.random(rows).astype("float32")
     p = np.round(p, 1) if ties else p
     weights = rng.integers(0, 3, (4, rows))
-    found = bootstrap.binary(np.arange(rows), y, p, 0.5)(weights * 1.0)
+    found = bootstrap.binary(np.arange(rows), y, p, 0.5, 0.7)(weights * 1.0)
     for draw, weight in enumerate(weights):
         labels, predictions = repeated(weight, y, p)
-        for name in ("auc", "average_precision", "accuracy", "f1", "brier", "ece"):
+        names = ("auc", "average_precision", "accuracy", "f1", "brier", "ece")
+        for name in (*names, "precision_at_recall"):
             expected = getattr(truth, name)(labels, predictions)
             np.testing.assert_allclose(found[name][draw], expected, rtol=1e-5, atol=1e-7)
 
@@ -122,6 +126,30 @@ def test_rows_are_drawn_not_cells():
         np.testing.assert_allclose((interval.low, interval.high), (alone.low, alone.high))
 
 
+def test_a_precision_at_recall_has_an_interval_where_it_is_asked_for():
+    y, p = reference.case(rows=200, tasks=2)
+    report = scored(y, p, bootstrap=100, recall=0.8)
+    interval = report.bootstrap.tasks["task 0"]["precision_at_recall"]
+    assert interval.low <= report.tasks["task 0"].precision_at_recall <= interval.high
+    assert "precision_at_recall" in report.bootstrap.macro["binary"]
+    assert "precision_at_recall" not in scored(y, p, bootstrap=2).bootstrap.tasks["task 0"]
+
+
+def test_no_more_than_some_numbers_a_cell_are_kept():
+    cells = 200_000
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, 2, cells).astype("float32"), rng.random(cells, "float32")
+    rows = np.arange(cells) % 1000
+    tracemalloc.start()
+    try:
+        weigh = bootstrap.binary(rows, y, p, 0.5)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < cells * 8 * 14
+    assert np.isfinite(weigh(np.ones((1, 1000)))["ece"]).all()
+
+
 def test_all_kinds_have_intervals():
     found = scored_mixed(*mixed_data(), bootstrap=30).bootstrap
     assert list(found.tasks) == [task if isinstance(task, str) else task.name for task in MIXED]
@@ -129,3 +157,22 @@ def test_all_kinds_have_intervals():
     assert set(found.tasks["size"]) == {"mae", "rmse", "r2"}
     assert set(found.micro["multiclass"]) == {"accuracy", "log_loss"}
     assert found.tasks["size"] == found.macro["regression"]
+
+
+def test_rows_of_a_group_are_drawn_together():
+    rng = np.random.default_rng(0)
+    y, p = rng.integers(0, 2, 60) * 1.0, rng.random(60).astype("float32")
+    found, part = [], {"a": bootstrap.binary(np.arange(60), y, p, 0.5, None)}
+    thrice = {"a": bootstrap.binary(np.arange(180), *repeated(3, y, p), 0.5, None)}
+    for rows, scores, groups in ((60, part, None), (180, thrice, np.repeat(np.arange(60), 3))):
+        found.append(bootstrap.intervals(rows, scores, {"binary": ["a"]}, {}, 50, 0, groups))
+    one, three = (result.tasks["a"] for result in found)
+    for name in ("auc", "accuracy", "brier"):
+        assert (three[name].low, three[name].high) == pytest.approx((one[name].low, one[name].high))
+    alone = bootstrap.intervals(180, thrice, {"binary": ["a"]}, {}, 50, 0).tasks["a"]["auc"]
+    assert alone.high - alone.low < three["auc"].high - three["auc"].low
+
+
+def test_groups_are_one_a_row():
+    with pytest.raises(ValueError, match="`groups` does not fit. Expected one for each of 4 rows"):
+        scored(np.ones((4, 1)), np.ones((4, 1)), bootstrap=5, groups=["a"])

@@ -1,9 +1,11 @@
 """What `kerasmtl check` shows of long lists."""
 
 import numpy as np
+import pytest
 
-from kerasmtl.checking import check
+from kerasmtl.checking import check, columns_text
 from kerasmtl.manifest import Manifest
+from kerasmtl.table import Table
 
 
 def manifest(folder, tasks, rows=60):
@@ -36,3 +38,17 @@ def test_few_tasks_have_their_matrix_unless_nothing_is_missing(tmp_path):
     rows = manifest(tmp_path, 1).take(range(5))
     whole = rows.take(np.flatnonzero(~np.isnan(rows.labels[:, 0])))
     assert "Rows with both labels" not in check(whole, leaks=False, quiet=True).text()
+
+
+def test_the_text_says_what_the_columns_were_taken_for(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        ",heat,leak,note,later\n" + "".join(f"{n},{n},{n % 2},x,?\n" for n in range(20))
+    )
+    with pytest.warns(UserWarning, match="left out"):
+        table = Table.load(path, tasks=["leak"], ignore=["note"])
+    found = check(table, quiet=True)
+    assert "tasks: leak; features: heat; ignored: (no name), note, later" in found.text()
+    assert found.to_dict()["features"] == ["heat"]
+    assert found.to_dict()["ignored"] == ["", "note", "later"]
+    assert columns_text(manifest(tmp_path, 2)) == "tasks: t0, t1"

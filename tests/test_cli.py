@@ -233,3 +233,72 @@ def test_before_training_commands_say_so(tmp_path, data, command):
     result = run(*command, "--project", tmp_path / "p")
     assert result.exit_code == 1
     assert "Run: python train.py" in result.output
+
+
+TABLE = """\
+id,patient,fold,temp,leak,weather,hours
+r0,p0,train,1.5,1,dry,400.5
+r1,p0,train,2.5,0,wet,410
+r2,p1,train,3.5,-1,dry,390
+r3,p2,val,4.5,1,wet,?
+r4,p3,test,5.5,0,dry,405
+"""
+OPTIONS = [
+    *("--task", "leak:missing=-1", "--task", "weather:multiclass", "--task", "hours:regression"),
+    *("--group-column", "patient", "--id-column", "id", "--split-column", "fold"),
+]
+
+
+def test_new_and_check_take_kinds_codes_and_special_columns(tmp_path):
+    (tmp_path / "t.csv").write_text(TABLE)
+    result = run(
+        "new", "multitask-tabular", tmp_path / "p", "--labels", tmp_path / "t.csv", *OPTIONS
+    )
+    assert result.exit_code == 0, result.output
+    assert "tasks: leak, weather, hours; features: temp\n" in result.output
+    text = (tmp_path / "p" / "project.toml").read_text()
+    assert 'group_column = "patient"' in text and 'id_column = "id"' in text
+    project = run("check", "--project", tmp_path / "p", "--json")
+    direct = run("check", tmp_path / "t.csv", "--table", *OPTIONS, "--json")
+    assert json.loads(direct.stdout) == json.loads(project.stdout)
+    tasks = json.loads(direct.stdout)["tasks"]
+    assert [task["known"] for task in tasks.values()] == [4, 5, 4]
+
+
+def test_new_says_what_it_leaves_out(tmp_path, data):
+    path = data / "labels.csv"
+    path.write_text(re.sub("$", ",x", path.read_text().strip(), flags=re.M))
+    result = run("new", "multitask-image", tmp_path / "p", "--labels", path)
+    assert "tasks: bright, odd; ignored: x" in result.output
+
+
+def test_templates_name_the_columns_that_keep_groups_together(tmp_path):
+    for template in ("multitask-image", "multitask-tabular"):
+        run("new", template, tmp_path / template, "--no-input")
+        text = (tmp_path / template / "project.toml").read_text()
+        assert "# group_column = " in text and "# split_column = " in text
+
+
+def test_check_ignores_columns(tmp_path):
+    (tmp_path / "t.csv").write_text("note,x,a\nu,1.5,1\nv,2.5,0\nw,0.5,?\n")
+    assert run("check", tmp_path / "t.csv", "--table", "--ignore", "note").exit_code == 0
+
+
+def test_an_ending_in_capitals_is_one_of_pictures(data):
+    (data / "labels.csv").rename(data / "L.CSV")
+    assert run("check", data / "L.CSV").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--table"], "--table belong to a labels file"),
+        (["--task", "a"], "--task belong to a labels file"),
+        (["--group-column", "g", "--split-column", "s"], "--group-column, --split-column belong"),
+        (["x.csv", "--ignore", "y"], "--ignore are for tables"),
+        (["x.npz", "--image-column", "y"], "--image-column are for pictures"),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(tmp_path, words, message):
+    result = run("check", *words, "--project", tmp_path)
+    assert result.exit_code == 1 and message in result.output

@@ -80,7 +80,7 @@ def test_minus_one_may_be_uncertain_or_missing():
     np.testing.assert_array_equal(ignored[:, 0], [0, 1, NAN, NAN])
 
 
-@pytest.mark.parametrize("cell", ["0.5", "1.2", "-0.1", "2", "yes", "true"])
+@pytest.mark.parametrize("cell", ["0.5", "1.2", "-0.1", "2", "yes", "truth"])
 def test_a_binary_target_that_is_neither_0_nor_1_is_refused(cell):
     message = fault(table(a=["1", "0", cell]), "a")
     assert f"line 4, column 'a': '{cell}'" in message and "none of 0, 1 or missing" in message
@@ -117,8 +117,29 @@ def test_three_texts_or_another_number_without_both_labels_are_no_task():
 
 def test_rows_without_a_group_are_groups_of_their_picture():
     frame = table(video=["v", " v ", "", ""])
-    images = pd.Series(["a", "b", "c", "c"])
+    images = ["a", "b", "c", "c"]
     groups = read_groups(frame, "video", images, "labels.csv")
     assert groups[0] == groups[1] == "v" and groups[2] == groups[3] != "c"
     with pytest.raises(ValueError, match=r"`group_column` 'patient' is not in .*\['video'\]"):
         read_groups(frame, "patient", images, "labels.csv")
+
+
+@pytest.mark.parametrize("cell", ["", "NA", " nan", "?"])
+def test_a_missing_group_is_no_group(cell):
+    groups = read_groups(table(video=["v", cell, cell]), "video", ["a", "b", "c"], "labels.csv")
+    assert groups[0] == "v" and len(set(groups)) == 3
+
+
+def test_infinity_is_no_class_and_no_hint():
+    message = fault(table(grade=["1", "2", "inf"]), Task("grade", "multiclass"))
+    assert "line 4, column 'grade': infinity is no class" in message and "'inf'" in message
+    message = fault(table(a=["1", "0", "inf"]), "a")
+    assert "infinite values, which are no labels" in message and "multiclass" not in message
+
+
+def test_true_and_false_are_labels_in_any_case():
+    frame = table(a=["TRUE", "False", "?", "true", "1"])
+    assert infer_tasks(frame, "labels.csv") == (Task("a"),)
+    np.testing.assert_array_equal(labels(frame, "a")[1][:, 0], [1, 0, NAN, 1, 1])
+    _, values = labels(frame, Task("a", missing="false"))
+    np.testing.assert_array_equal(values[:, 0], [1, NAN, NAN, 1, 1])

@@ -72,3 +72,19 @@ def test_labels_of_which_none_is_known_are_refused(count):
 def test_what_cannot_be_counted_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("code", [-99.9, -9999.9])
+def test_a_code_that_float32_rounds_is_missing_in_any_labels(dtype, code):
+    coded = np.where(np.isnan(LABELS), code, LABELS).astype(dtype)
+    for count in (kt.mean_known, kt.inverse_known_count, kt.pos_weight):
+        np.testing.assert_array_equal(count(coded, missing=code), count(LABELS))
+
+
+def test_a_code_that_is_a_label_or_no_number_is_refused():
+    with pytest.raises(ValueError, match="`missing` is a label"):
+        kt.pos_weight(LABELS, missing=0)
+    with pytest.raises(ValueError, match="`missing` is no code"):
+        kt.mean_known(LABELS, missing="?")
+    assert kt.mean_known(np.zeros((2, 2)) + [[0, 1]], missing=0) == 1.0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerasmtl.duplicates import merge_duplicates
+from kerasmtl.duplicates import merge_duplicates, row_keys
 from kerasmtl.manifest import Manifest
 from kerasmtl.tasks import Task
 
@@ -93,3 +93,43 @@ def test_merging_is_what_pandas_groups_say(rows):
         kept, merged = merge_duplicates(*arguments)
     np.testing.assert_array_equal(merged, grouped.first().to_numpy("float32").reshape(-1, 2))
     assert images[kept].tolist() == list(dict.fromkeys(images))
+
+
+@pytest.mark.parametrize("other", ["./x.jpg", ".//x.jpg"])
+def test_a_picture_without_a_group_may_be_written_in_many_ways(read, other):
+    with pytest.warns(UserWarning, match="1 pictures more than once"):
+        manifest = read(
+            "x.jpg,1,0,", f"{other},?,0,NA", columns="image,a,b,video", group_column="video"
+        )
+    assert len(manifest) == 1
+
+
+@pytest.mark.parametrize("policy", ["zero", "one", 0.5])
+@pytest.mark.parametrize("rows", [("x,-1", "x,0"), ("x,0", "x,-1"), ("x,-1", "x,-1", "x,0.0")])
+def test_a_certain_label_wins_over_an_uncertain_one(read, policy, rows):
+    task = Task("a", uncertain=-1, uncertain_as=policy)
+    with pytest.warns(UserWarning, match="are merged"):
+        manifest = read(*rows, "y,1", columns="image,a", tasks=[task])
+    assert manifest.labels.tolist() == [[0], [1]]
+    with pytest.warns(UserWarning, match="are merged"):
+        manifest = read("x,-1", "x,-1.0", "y,1", columns="image,a", tasks=[task])
+    assert manifest.labels[0, 0] == {"zero": 0, "one": 1}.get(policy, policy)
+
+
+def test_certain_labels_contradict_each_other_beside_an_uncertain_one(read):
+    with pytest.raises(ValueError, match="1 in line 3 and 0 in line 4"):
+        task = Task("a", uncertain=-1, uncertain_as="zero")
+        read("x,-1", "x,1", "x,0", columns="image,a", tasks=[task])
+
+
+def test_keys_know_rows_by_their_numbers_alone():
+    rng = np.random.default_rng(0)
+    features = rng.integers(-2, 3, (500, 4)).astype("float32")
+    features[rng.random(features.shape) < 0.2] = NAN
+    keys = row_keys(features, list("abcd"))
+    text = [str([f"{abs(cell) if cell == 0 else cell}" for cell in row]) for row in features]
+    np.testing.assert_array_equal(pd.factorize(keys)[0], pd.factorize(pd.Series(text))[0])
+    np.testing.assert_array_equal(row_keys(features[:, ::-1], list("dcba")), keys)
+    assert (row_keys(features[:, ::-1], list("abcd")) != keys).any()
+    zeros = np.array([[0.0], [-0.0]], "float32")
+    assert len(set(row_keys(zeros, ["a"]).tolist())) == 1

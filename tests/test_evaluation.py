@@ -313,3 +313,53 @@ def test_weights_in_the_data_set_are_refused_not_dropped():
         kt.evaluate(echo(2), [(p, y, np.ones(20))], ["a", "b"])
     with pytest.raises(ValueError, match="`bootstrap` is no number of draws"):
         scored(y, p, bootstrap=-1)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "float32"])
+def test_whole_labels_are_scored_beside_a_softened_policy(dtype):
+    p = np.array([[0.1], [0.8], [0.3], [0.9]], "float32")
+    y = np.array([[0], [1], [0], [1]], dtype)
+    task = kt.Task("a", uncertain=(-1,), uncertain_as=0.3)
+    scores = kt.evaluate(echo(1), [(p, y)], [task]).tasks["a"]
+    assert (scores.known, scores.positive, scores.accuracy) == (4, 2, 1.0)
+    if dtype != "int64":
+        y[0] = 0.3
+        assert kt.evaluate(echo(1), [(p, y)], [task]).tasks["a"].known == 3
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.9, 1.0])
+def test_precision_at_a_recall_is_that_of_the_known_cells(wanted):
+    y, p = reference.case(rows=200, tasks=4)
+    y[:, 3] = np.where(np.isnan(y[:, 3]), NAN, 0)
+    report = scored(y, p, recall=wanted)
+
+    def score(labels, predictions):
+        return truth.precision_at_recall(labels, predictions, wanted)
+
+    expected = truth.per_task(score, y, p)
+    np.testing.assert_allclose(column(report, "precision_at_recall"), expected, rtol=1e-12)
+    np.testing.assert_allclose(report.macro("precision_at_recall"), np.nanmean(expected))
+    pooled = report.micro["binary"].precision_at_recall
+    np.testing.assert_allclose(pooled, truth.pooled(score, y, p), rtol=1e-12)
+    assert report.defined("precision_at_recall") == 3 and report.recall == wanted
+    assert f"precision at {wanted:g}" in " ".join(str(report).split())
+    found = report.to_dict()
+    assert found["recall"] == wanted and found["tasks"]["task 3"]["precision_at_recall"] is None
+    without = scored(y, p)
+    assert "precision_at_recall" not in str(without.to_dict()) + str(without)
+
+
+@pytest.mark.parametrize("recall", [0, 1.5, "0.9", NAN])
+def test_a_recall_that_is_no_share_is_refused(recall):
+    y, p = reference.case(rows=20, tasks=2)
+    with pytest.raises(ValueError, match="`recall` is no share.*Received: "):
+        scored(y, p, recall=recall)
+
+
+def test_outputs_and_columns_without_a_task_are_named():
+    labels, predictions = mixed_data()
+    with pytest.raises(ValueError, match=r"none for the model's outputs \['size'\].*Expected"):
+        scored_mixed(labels, predictions, [MIXED[0], "cat", "dog"])
+    y, p = reference.case(rows=20, tasks=3)
+    with pytest.raises(ValueError, match=r"does not fit.*Without a task: columns \[1, 2\]"):
+        scored(y, p, ["a"])

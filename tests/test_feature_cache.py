@@ -275,11 +275,11 @@ def interrupted(monkeypatch, after):
     run = feature_computing.Step.__call__
     calls = []
 
-    def counted(self, inputs, training=False):
+    def counted(self, inputs):
         calls.append(len(inputs))
         if len(calls) == after:
             raise KeyboardInterrupt
-        return run(self, inputs, training)
+        return run(self, inputs)
 
     monkeypatch.setattr(feature_computing.Step, "__call__", counted)
     return calls
@@ -290,16 +290,34 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_features(
 ):
     model = model_of()
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        interrupted(patched, after=3 + 4 + 2)
+        interrupted(patched, after=2 + 4 + 2)
         cache_features(model, data, folder, progress=False)
     assert [entry.made for entry in entries(folder)] == [""]
     with monkeypatch.context() as patched:
         calls = interrupted(patched, after=None)
         cached = cache_features(model, data, folder, progress=False)
-    assert calls[3:] == [16] * 5 + [6]  # rows 64 to 149: the first block was there
+    assert calls[2:] == [16] * 5 + [6]  # rows 64 to 149: the first block was there
     whole = cache_features(model, data, tmp_path / "other", progress=False)
     lookups = [source_of(each).lookup(tf.range(ROWS, dtype=tf.int64)) for each in (cached, whole)]
     np.testing.assert_array_equal(*lookups)
+
+
+@pytest.mark.parametrize("first", [0, 64, 128, 192, 256])
+def test_rows_from_the_middle_of_a_view_on(data, first):
+    """Blocks of 64 rows do not end where the views of 150 rows do, which have batches of 16."""
+    source, sizes = source_of(data), []
+
+    def step(batch):
+        sizes.append(len(batch))
+        return {"features": batch.numpy()}
+
+    batches = feature_computing.batches_from(step, source, 2, first)
+    lengths = [min(64, 2 * ROWS - start) for start in range(first, 2 * ROWS, 64)]
+    blocks = list(feature_computing.in_blocks(batches, lengths))
+    assert [len(block["features"]) for block in blocks] == lengths
+    expected = np.concatenate([source.table.features] * 2)[first:]
+    np.testing.assert_array_equal(np.concatenate([b["features"] for b in blocks]), expected)
+    assert set(sizes) == {16, 150 % 16}
 
 
 def test_a_damaged_entry_is_computed_anew(data, folder):

@@ -1,5 +1,6 @@
 """Features on disk: whole or not at all, gone on with when interrupted, one writer at a time."""
 
+import fcntl
 import os
 import resource
 import shutil
@@ -173,6 +174,18 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
         make_entry(tmp_path / "file", PLAN, blocks)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_told_and_still_read(tmp_path):
+    make_entry(tmp_path, PLAN, blocks)
+    tmp_path.chmod(0o500)
+    try:
+        check(open_entry(tmp_path, KEY))
+        with pytest.raises(OSError, match="cannot hold the features: Permission denied"):
+            make_entry(tmp_path, Plan("cd" * 32, ROWS, PLAN.arrays), blocks)
+    finally:
+        tmp_path.chmod(0o700)
+
+
 SLOWLY = """
     import sys
     sys.path.insert(0, {tests!r})
@@ -270,6 +283,20 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path):
             pytest.fail("held twice")
     with locked(path, wait=False) as held:
         assert held == path
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    path, take, taken = tmp_path / "lock", fcntl.flock, []
+
+    def flock(file, how):
+        take(file, how)
+        taken.append(how)
+        if len(taken) == 1:  # as by the process that held it, when it was done
+            path.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(path):
+        assert len(taken) == 2 and path.exists()
 
 
 def test_entries_are_listed_and_removed(tmp_path):

@@ -77,6 +77,15 @@ def test_tasks_that_differ_from_the_outputs_are_named():
         check_outputs(model_of([kt.Task("a")]), TASKS)
 
 
+def test_outputs_and_columns_without_a_task_are_named():
+    with pytest.raises(ValueError, match=r"Outputs without a task: \['grade/level', 'hours'\]"):
+        check_outputs(model_of(TASKS), [kt.Task("a"), kt.Task("b")])
+    with pytest.raises(ValueError, match=r"Outputs without a task: \['hours'\]"):
+        check_outputs(model_of(TASKS), TASKS[:3])
+    with pytest.raises(ValueError, match=r"Columns without a task: \[1\]"):
+        check_outputs(model_of([kt.Task("a"), kt.Task("b")]), [kt.Task("a")])
+
+
 def test_default_losses_and_metrics_train_every_output_and_ignore_holes():
     model = model_of(TASKS)
     x, rng = rows(32), np.random.default_rng(1)

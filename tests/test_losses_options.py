@@ -51,6 +51,7 @@ def test_an_argument_out_of_range_is_refused_by_name(argument, value):
     ("make", "argument"),
     [
         (lambda: losses.AssumeNegative("strong"), "unknown_weight"),
+        (lambda: losses.AssumeNegative([1.0, -1.0]), "unknown_weight"),
         (lambda: losses.PartialBinaryCrossentropy(alpha=-9.0), "alpha"),
         (lambda: losses.PartialBinaryCrossentropy(normalization="mean"), "normalization"),
         (lambda: losses.AsymmetricLoss(margin=1.0), "margin"),
@@ -249,3 +250,185 @@ def test_a_model_of_mixed_kinds_trains_with_one_loss_an_output():
     )
     value = model.evaluate(x, y, batch_size=5, verbose=0, return_dict=True)["loss"]
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+# Arguments and inputs that are almost right
+
+COUNTING = [
+    (lambda **more: losses.AssumeNegative(0.0, **more), "sum"),
+    (lambda **more: losses.AssumeNegative(0.0, normalization="mean", **more), "mean"),
+    (lambda **more: losses.AsymmetricLoss(0, 0, 0, 1.0, 0.0, **more), "sum"),
+    (lambda **more: losses.ExpectedPositives(1.0, weight=0.0, **more), "sum"),
+]
+
+
+@pytest.mark.parametrize(("make", "normalization"), COUNTING)
+@pytest.mark.parametrize("hidden", [0.3, NAN, 7.0])
+def test_unknown_cells_of_weight_0_are_not_there(make, normalization, hidden):
+    y, p = reference.case(rows=16, tasks=4)
+    expected = kt.MaskedBinaryCrossentropy(normalization=normalization)(y, p)
+    p = np.where(np.isnan(y), np.float32(hidden), p)
+    np.testing.assert_allclose(make()(y, p), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.kind != "numbers"])
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, 7.0, np.inf, -np.inf])
+def test_a_logit_taken_for_a_probability_makes_its_row_nan(name, wrong):
+    y, p = CASES[name].data(1, 0.5)
+    y[1, 0], p[1, 0] = 1.0, wrong
+    value = CASES[name].make(reduction="none")(y, p).numpy()
+    assert np.isnan(value[1]) and (CASES[name].by_batch or not np.isnan(np.delete(value, 1)).any())
+    p[1, 0] = 1.0 + 5e-7
+    assert np.isfinite(CASES[name].make()(y, p))
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items()])
+def test_float64_is_computed_in_float64_and_less_than_float32_is_refused(name):
+    case = CASES[name]
+    y, p = case.data(1, 0.5)
+    p = p.astype("float64")
+    loss = case.make(dtype="float64", reduction="none")
+    with tf.GradientTape() as tape:
+        q = tf.Variable(p)
+        value = loss(y, q)
+    assert value.dtype == tape.gradient(value, q).dtype == tf.float64
+    np.testing.assert_allclose(value, row_costs(case, y, p), rtol=1e-9, atol=1e-6)
+    assert case.make(**loss.get_config()).dtype == "float64" if name == "binary" else True
+    for narrow in ("float16", "bfloat16", keras.DTypePolicy("mixed_float16")):
+        with pytest.raises(ValueError, match="`dtype` cannot hold the loss.*Received: "):
+            case.make(dtype=narrow)
+
+
+def test_float64_with_a_balancer_and_weights():
+    y, p = reference.case(rows=6, tasks=2)
+    loss = kt.MaskedBinaryCrossentropy(
+        dtype="float64", balancer=kt.UncertaintyWeighting(2), pos_weight=[1, 2], task_weights=[1, 2]
+    )
+    with tf.GradientTape() as tape:
+        q = tf.Variable(p.astype("float64"))
+        value = loss(y, q)
+    assert np.isfinite(tape.gradient(value, q)).all()
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_are_numbers(number):
+    two, one = number(2), number(1)
+    y, p = reference.case(tasks=3)
+    made = kt.MaskedBinaryCrossentropy(
+        pos_weight=two, normalization=two, gamma=two, label_smoothing=one, missing=-two
+    )
+    plain = kt.MaskedBinaryCrossentropy(
+        pos_weight=2.0, normalization=2.0, gamma=2.0, label_smoothing=1.0, missing=-2.0
+    )
+    assert made.get_config() == plain.get_config() and float(made(y, p)) == float(plain(y, p))
+    assert type(made.get_config()["missing"]) is float
+    assert losses.ExpectedPositives(y[:0].sum(axis=1).size + two).positives == 2.0
+
+
+@pytest.mark.parametrize("missing", ["?", (-1, -2), NAN, True, None, 0, 1, 0.5])
+def test_a_code_for_missing_is_one_number_that_is_no_label(missing):
+    makers = (kt.MaskedBinaryCrossentropy, kt.MaskedAUC, kt.MaskedF1, losses.HillLoss)
+    if missing is None:
+        assert all(make(missing=missing).missing is None for make in makers)
+        return
+    for make in makers:
+        with pytest.raises(ValueError, match="`missing` is .*Received: "):
+            make(missing=missing)
+    for make in (kt.MaskedMeanSquaredError, kt.MaskedMAE):
+        if missing in (0, 0.5) and missing is not True:
+            assert make(missing=missing).missing == missing
+        elif missing != 1:
+            with pytest.raises(ValueError, match="`missing` is no code"):
+                make(missing=missing)
+
+
+def test_a_class_is_no_code_for_missing():
+    y, z = class_case()
+    with pytest.raises(ValueError, match="`missing` is a class. Expected none of 0 to 2.*: 2"):
+        kt.MaskedCategoricalCrossentropy(True, missing=2)(y, z)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("code", [-99.9, -9999.9])
+def test_a_code_that_float32_rounds_is_missing_in_any_labels(dtype, code):
+    y = np.array([[1, code], [2, 3], [code, 4]], dtype)
+    p = np.array([[1, 0], [2, 3], [9, 4]], "float32")
+    assert float(losses.MaskedMeanAbsoluteError(missing=code)(y, p)) == 0.0
+
+
+def test_the_weight_of_a_single_task_is_not_averaged_away():
+    y, p = np.array([0, 1, NAN], "float32"), np.array([[0.3, 0.7]] * 3, "float32")
+    expected = 0.5 * -np.log([0.3, 0.7]).sum() / 3
+    for normalization in ("sum", "mean"):
+        loss = kt.MaskedCategoricalCrossentropy(task_weights=[0.5], normalization=normalization)
+        np.testing.assert_allclose(loss(y, p), expected, rtol=1e-6)
+        loss = kt.MaskedMeanSquaredError(task_weights=[0.5], normalization=normalization)
+        np.testing.assert_allclose(loss(np.array([[2.0], [NAN]]), np.zeros((2, 1))), 1.0)
+
+
+def test_a_power_beyond_all_numbers_is_refused():
+    with pytest.raises(ValueError, match="`alpha`, `beta` and `gamma` make a weight"):
+        losses.PartialBinaryCrossentropy(1.0, 0.0, -200.0)
+    with pytest.raises(ValueError, match="`normalization` is fixed.*Expected 'sum'.*: 'mean'"):
+        losses.PartialBinaryCrossentropy(normalization="mean")
+    with pytest.raises(ValueError, match="`alpha` is out of range"):
+        losses.PartialBinaryCrossentropy(alpha="1")
+
+
+def test_labels_of_one_dimension_are_told_their_shape():
+    with pytest.raises(ValueError, match=r"differ in shape.*y\.reshape\(-1, 1\)"):
+        kt.MaskedMeanSquaredError()(np.zeros(4, "float32"), np.zeros((4, 1), "float32"))
+
+
+TRACED = [
+    (kt.MaskedBinaryCrossentropy(reduction="none"), (3, 1)),
+    (kt.MaskedMeanSquaredError(reduction="none"), (1, 4)),
+    (kt.MaskedCategoricalCrossentropy(reduction="none"), (3, 4)),
+    (kt.MaskedCategoricalCrossentropy(reduction="none"), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("xla", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize(("loss", "shape"), TRACED)
+def test_labels_whose_shape_shows_only_when_a_graph_runs_are_not_broadcast(loss, shape, xla):
+    spec = [tf.TensorSpec([None, None]), tf.TensorSpec([None, 4])]
+    call = tf.function(loss, input_signature=spec, jit_compile=xla)
+    p = tf.fill((3, 4), 0.25)
+    good = (3, 1) if isinstance(loss, kt.MaskedCategoricalCrossentropy) else (3, 4)
+    assert call(tf.ones(good), p).shape == (3,)
+    if xla and shape[0] == 1:
+        return  # XLA checks no rows: assertions are not compiled
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not compatible|differ in"):
+        call(tf.ones(shape), p)
+
+
+def test_a_metric_checks_them_too():
+    metric = kt.MaskedBinaryAccuracy()
+    spec = [tf.TensorSpec([None, None]), tf.TensorSpec([None, 4])]
+    update = tf.function(metric.update_state, input_signature=spec)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`y_pred` differ in shape"):
+        update(tf.ones((3, 1)), tf.fill((3, 4), 0.25))
+    assert np.isnan(metric.result())
+
+
+@pytest.mark.parametrize(
+    "call", [kt.MaskedBinaryCrossentropy(), kt.MaskedCategoricalCrossentropy()], ids=["b", "c"]
+)
+def test_an_unknown_number_of_dimensions_is_refused_with_the_way_out(call):
+    spec = [tf.TensorSpec(None), tf.TensorSpec([None, 4])]
+    with pytest.raises(ValueError, match="`y_true` has no known number of dimensions.*from_gen"):
+        tf.function(call, input_signature=spec)(tf.ones((3, 4)), tf.ones((3, 4)))
+
+
+@pytest.mark.parametrize("normalization", ["sum", "mean"])
+def test_unknown_labels_count_as_0_in_the_tasks_that_say_so(normalization):
+    y = np.array([[1, np.nan, 0], [np.nan, np.nan, np.nan]], "float32")
+    p = np.array([[0.8, np.nan, 0.4], [0.3, 0.9, 0.5]], "float32")
+    loss = losses.AssumeNegative([0.5, 0.0, 1.0], normalization=normalization, reduction="none")
+    first, second = -np.log(0.8) - np.log(0.6), -0.5 * np.log(0.7) - np.log(0.5)
+    count = 2.0 if normalization == "mean" else 1.0
+    np.testing.assert_allclose(loss(y, p), [first / count, second / count], rtol=1e-6)
+    again = losses.AssumeNegative.from_config(loss.get_config())
+    assert again.unknown_weight == loss.unknown_weight == (0.5, 0.0, 1.0)
+    with pytest.raises(ValueError, match="`unknown_weight` does not fit the labels"):
+        losses.AssumeNegative([1.0, 0.0])(y, p)

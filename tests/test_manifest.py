@@ -555,3 +555,14 @@ def test_two_hundred_thousand_rows_of_twenty_tasks_are_read(read):
     parts = manifest.split()
     assert [len(part) for part in parts] == [140_000, 30_000, 30_000]
     assert manifest.coverage().known.tolist() == (~missing).sum(0).tolist()
+
+
+# Requests that the file does not answer
+
+
+def test_a_split_column_that_is_named_must_be_there(read):
+    text = "image,a,fold\nx,1,train\ny,0,test\n"
+    with pytest.raises(ValueError, match=r"`split_column` 'Fold' is not in .*'fold'"):
+        read(text, split_column="Fold")
+    assert read(text, split_column="split").splits is None
+    assert read(text).ignored == ("fold",) and read(text, split_column="fold").ignored == ()

@@ -38,7 +38,7 @@ def test_every_label_code_has_its_value(cell, value):
     assert values.dtype == np.float32 and values[0] == value and not invalid[0]
 
 
-@pytest.mark.parametrize("cell", ["2", "-1", "yes", "true", "0.5", "01", "1,0", "n a", "-", "１"])
+@pytest.mark.parametrize("cell", ["2", "-1", "yes", "truth", "0.5", "01", "1,0", "n a", "-", "１"])
 def test_anything_else_is_invalid_and_nan(cell):
     values, invalid = parse_labels(pd.Series([cell]), Task("a"))
     assert np.isnan(values[0]) and invalid[0]

@@ -1,5 +1,7 @@
 """Labels that come with a mask of their own."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -46,3 +48,10 @@ def test_nan_that_claims_to_be_known_is_refused_or_shown():
 def test_what_is_no_mask_is_refused(known, message):
     with pytest.raises(ValueError, match=message):
         kt.with_known(LABELS, known)
+
+
+def test_a_hidden_number_beyond_float32_is_gone_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coded = kt.with_known(np.array([[1e300, 1.0]]), np.array([[False, True]]))
+    np.testing.assert_array_equal(coded, np.array([[NAN, 1]], "float32"))

@@ -141,7 +141,7 @@ def test_classes_come_with_or_without_a_dimension(shapes):
 
 @pytest.mark.parametrize("shapes", [((4, 2), (4, 3)), ((4,), (4,)), ((4,), (5, 3))])
 def test_classes_of_other_shapes_are_refused(shapes):
-    with pytest.raises(ValueError, match="`y_true` and `y_pred` do not fit each other"):
+    with pytest.raises(ValueError, match="`y_true` is not one class a row"):
         kt.MaskedCategoricalAccuracy().update_state(*map(np.zeros, shapes))
 
 
@@ -387,3 +387,34 @@ def test_a_saved_model_comes_back_with_its_loss_and_metrics(tmp_path):
         for m in (model, again)
     ]
     assert configs[0] == configs[1] and set(configs[0]) == {"auc", "binary_accuracy"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("code", [-99.9, -9999.9])
+def test_a_code_that_float32_rounds_is_missing_in_any_labels(dtype, code):
+    y = np.array([[1, code], [2, 3], [code, 4]], dtype)
+    p = np.array([[1, 0], [2, 3], [9, 4]], "float32")
+    for kind in (kt.MaskedMAE, kt.MaskedRMSE):
+        np.testing.assert_array_equal(updated(kind(missing=code), y, p).per_task(), [0, 0])
+
+
+@pytest.mark.parametrize("recall", [1.0, 0.7])
+def test_fractional_weights_reach_their_recall(recall):
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        y = rng.integers(0, 2, (30, 1)).astype("float32")
+        # A bin of its own for each.
+        p = rng.permutation(reference.sigmoid(np.linspace(-8, 8, 30)))[:, None].astype("float32")
+        weight = rng.random(30)
+        found = updated(kt.MaskedPrecisionAtRecall(recall), y, p, weight=weight).result()
+        order = np.argsort(-p[:, 0])
+        hits = np.cumsum((y[:, 0] * weight)[order])
+        precision = hits / np.cumsum(weight[order])
+        expected = precision[hits >= recall * hits[-1] * (1 - 1e-12)].max()
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_numbers_of_numpy_are_kept_as_numbers():
+    metric = kt.MaskedPrecisionAtRecall(np.float32(0.5), np.int64(64), missing=np.int64(-1))
+    assert metric.get_config()["recall"] == 0.5 and metric.get_config()["num_bins"] == 64
+    assert keras.saving.serialize_keras_object(metric)["config"]["missing"] == -1.0

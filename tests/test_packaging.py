@@ -1,5 +1,6 @@
 """The wheel holds what a user needs, and nothing that pip or Python left behind."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -67,3 +68,10 @@ def test_the_wheel_has(names, name):
 def test_the_wheel_has_no_leftovers(names):
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "demo/"))]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_lists_targets_by_their_plain_names():
+    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert "##" not in listed.stdout
+    assert "bench-tox21" in [line.split()[0] for line in listed.stdout.splitlines()]

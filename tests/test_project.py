@@ -68,6 +68,16 @@ def test_wrong_settings_are_named(tmp_path, text, named):
     assert named in str(error.value)
 
 
+def test_a_wrong_task_has_one_message_and_no_noise(tmp_path):
+    text = GOOD + 'tasks = [{name = "a", kind = "ranking"}]\n'
+    with pytest.raises(ValueError) as error:
+        kt.Project.load(write(tmp_path, text))
+    assert str(error.value).count("received") == 1
+    assert "data.tasks.0.kind: " in str(error.value) and "TaskSettings" not in str(error.value)
+    with pytest.raises(ValueError, match=r"data.tasks.0: `missing` or `uncertain` of task 'a'"):
+        kt.Project.load(write(tmp_path, GOOD + 'tasks = [{name = "a", missing = 1}]\n'))
+
+
 def test_tasks_of_all_kinds_groups_and_the_split_are_settings(tmp_path):
     rows = [f"{i}.jpg,{i % 2},{(-1, 0, 1)[i % 3]},{i % 4 - 1},v{i // 3}" for i in range(60)]
     (tmp_path / "labels.csv").write_text("image,a,b,grade,video\n" + "\n".join(rows) + "\n")

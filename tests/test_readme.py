@@ -6,8 +6,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from loss_table import CASES
+from test_balancing import BALANCERS
 
 import kerasmtl as kt
+from kerasmtl import balancing, losses
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -64,6 +67,19 @@ def test_the_names_of_the_tables_exist():
     named = {n for n in re.findall(r"`([A-Z]\w+)`", tables) if n not in ("Table",)}
     assert len(named) > 25
     assert {n for n in named if not hasattr(kt, n)} == set()
+
+
+def test_what_the_guarantee_leaves_out_is_what_the_tests_leave_out():
+    guarantee = README[README.index("**The guarantee**") : README.index("## Your own data")]
+    assert "drop_remainder=True" in guarantee
+    assert [name for name, case in CASES.items() if case.by_batch] == ["epr-batch"]
+    assert '`ExpectedPositives(level="batch")`' in guarantee
+    makers = [case.make for case in CASES.values()]
+    made = {type(make()).__name__ for make in makers}
+    assert made == {n for n in losses.__all__ if n != "LargeLossSchedule"}
+    assert {type(make()).__name__ for make in BALANCERS.values()} == {
+        n for n in balancing.__all__ if n != "Balancer"
+    }
 
 
 def test_the_handles_of_the_table_are_understood():

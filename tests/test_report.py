@@ -1,9 +1,11 @@
 """Scores as numbers, as JSON and as a table."""
 
+import io
 import json
 import math
 
 import pytest
+from rich.console import Console
 
 from kerasmtl.report import (
     Bootstrap,
@@ -12,6 +14,7 @@ from kerasmtl.report import (
     RegressionScores,
     Report,
     TaskScores,
+    print_whole,
 )
 
 NAN = float("nan")
@@ -81,7 +84,7 @@ def test_the_table_ends_with_the_means_of_the_defined_scores_and_their_number(re
     rows = cells(report)
     assert list(rows)[-2:] == ["mean", "defined"]
     assert rows["mean"] == ["", "", "0.500", "0.600", "0.500", "0.800", "0.100", "–"]
-    assert rows["defined"][2:] == ["2 of 4", "3 of 4", "3 of 4", "2 of 4", "1 of 4", "0 of 4"]
+    assert rows["defined"][2:] == ["2/4", "3/4", "3/4", "2/4", "1/4", "0/4"]
 
 
 def test_pooled_scores_and_intervals_stand_in_the_table_and_in_json(report):
@@ -94,8 +97,12 @@ def test_pooled_scores_and_intervals_stand_in_the_table_and_in_json(report):
     )
     pooled = {"binary": TaskScores(24, 13, 0.65, 0.5, 0.4)}
     full = Report(12, report.tasks, pooled, found)
-    lines = str(full)
-    assert "0.700–0.800" in lines and "0.400–0.600" in lines
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in str(full).splitlines()]
+    at = next(number for number, line in enumerate(lines) if line[:1] == ["cat"])
+    assert [line[0] for line in lines[at + 1 : at + 3]] == ["2.5 %", "97.5 %"]
+    assert [line[3] for line in lines[at : at + 3]] == ["0.750", "0.700", "0.800"]
+    at = next(number for number, line in enumerate(lines) if line[:1] == ["mean"])
+    assert [line[3] for line in lines[at : at + 3]] == ["0.500", "0.400", "0.600"]
     assert cells(full)["cat"][5] == "0.700"
     assert cells(full)["pooled"][:3] == ["24", "13", "0.650"]
     again = json.loads(json.dumps(full.to_dict(), allow_nan=False))
@@ -129,3 +136,21 @@ def test_each_kind_has_a_table_and_a_mean_of_its_own():
 def test_a_name_stands_in_the_table_as_it_is(name):
     report = Report(1, {name: TaskScores(2, 1, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0)})
     assert cells(report)[name] == ["2", "1", *["1.000"] * 4, *["0.000"] * 2]
+
+
+@pytest.mark.parametrize("terminal, width", [(True, 80), (False, 40)])
+def test_no_number_is_cut_off(report, terminal, width):
+    name = "a_task_of_a_very_long_name_" * 2
+    scores = TaskScores(1234, 1000, 0.111, 0.222, 0.333, 0.444, 0.555, 0.666, 0.777)
+    ends = {score: Interval(0.101, 0.999, 0) for score in ("auc", "ece", "precision_at_recall")}
+    found = Bootstrap(9, {name: ends}, {"binary": ends}, {"binary": {}})
+    full = Report(5, {name: scores}, {}, found, recall=0.9)
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=terminal, color_system=None)
+    print_whole(full.table(), console)
+    text = file.getvalue()
+    assert "…" not in text
+    for number in ("1234", "0.111", "0.222", "0.333", "0.444", "0.555", "0.666", "0.777"):
+        assert number in text
+    assert text.count("0.101") == text.count("0.999") == 6
+    assert max(map(len, text.splitlines())) <= (width if terminal else 200)

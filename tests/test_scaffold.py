@@ -10,7 +10,7 @@ import pytest
 from cookiecutter.main import cookiecutter
 
 import kerasmtl as kt
-from kerasmtl.scaffold import new_project, templates
+from kerasmtl.scaffold import new_project, templates, toml_value
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -151,3 +151,39 @@ def test_the_project_passes_its_own_tests_at_once(tmp_path):
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert "4 passed" in done.stdout
+
+
+def test_names_and_paths_of_any_characters_are_kept(tmp_path):
+    folder = tmp_path / "x{{ 7*7 }}"
+    folder.mkdir()
+    names = ["😀", "a\x7fb", "{{ b }}", 'c"\\d']
+    quoted = ",".join('"' + name.replace('"', '""') + '"' for name in names)
+    (folder / "l.csv").write_text(f"image,{quoted}\na.jpg,1,0,1,0\nb.jpg,0,1,0,1\n", "utf-8")
+    made = new_project("multitask-image", tmp_path / "p", {"labels": str(folder / "l.csv")})
+    project = kt.Project.load(made)
+    assert [task.name for task in project.data.tasks] == names
+    assert project.labels_csv == folder / "l.csv"
+
+
+def test_an_answer_that_is_no_setting_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"q/project.toml` .*TOML"):
+        new_project("multitask-image", tmp_path / "q", {"epochs": "many"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (kt.Task("a"), '"a"'),
+        (kt.Task("a", missing=-1), '{name = "a", missing = [-1]}'),
+        (
+            kt.Task("b", "multiclass", classes=("x", "y"), weight=0.5),
+            '{name = "b", kind = "multiclass", classes = ["x", "y"], weight = 0.5}',
+        ),
+        (["a", kt.Task("c", "regression")], '["a", {name = "c", kind = "regression"}]'),
+        (True, "true"),
+    ],
+)
+def test_values_as_toml(value, text):
+    assert toml_value(value) == text
+    tomllib.loads(f"value = {text}")

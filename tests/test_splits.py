@@ -52,7 +52,11 @@ def test_every_row_is_in_one_part_and_the_sizes_are_those_asked_for(rows, tasks,
             assert sum(map(len, held)) == len(set(chosen))
         elif by == "stratified":
             ends = np.round(np.cumsum(SHARES) * rows).astype(int)
-            assert [len(part) for part in parts] == np.diff(ends, prepend=0).tolist()
+            sizes = [len(part) for part in parts]
+            if rows >= 7 or rows < 3:
+                assert sizes == np.diff(ends, prepend=0).tolist()
+            else:  # one for each part
+                assert min(sizes) == 1 and sizes[0] == rows - 2
 
 
 @pytest.mark.parametrize("rows", [300, 3_000, 30_000])
@@ -145,3 +149,55 @@ def test_another_policy_is_refused():
 def test_shares_that_are_no_partition_are_refused(shares):
     with pytest.raises(ValueError, match="`fractions` is no partition"):
         split(holed(10, 1), shares)
+
+
+@pytest.mark.parametrize("positives", [3, 4, 5, 7])
+def test_no_part_lacks_a_positive_if_there_are_enough(positives):
+    for seed in range(20):
+        labels = np.zeros((400, 1), "float32")
+        labels[np.random.default_rng(seed).permutation(400)[:positives]] = 1
+        counts = [labels[part].sum() for part in split(labels, seed=seed)]
+        assert min(counts) >= 1 and abs(counts[0] - 0.7 * positives) <= 1.2
+
+
+def test_no_part_lacks_an_answer_of_many_rare_tasks():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = np.full((400, 6), NAN, "float32")
+        for at, positives in enumerate([3, 4, 6, 10, 40, 150]):
+            rows = rng.permutation(400)
+            labels[rows[:positives], at] = 1
+            labels[rows[positives : positives + 150], at] = 0
+        for part in split(labels, seed=seed):
+            assert (labels[part] == 1).any(axis=0).all() and (labels[part] == 0).any(axis=0).all()
+
+
+def test_no_part_lacks_a_rare_answer_of_groups():
+    groups = np.repeat(np.arange(40), 10)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = np.zeros((400, 3), "float32")
+        for at in range(3):
+            for group in rng.permutation(40)[:4]:
+                labels[np.flatnonzero(groups == group)[:4], at] = 1
+        parts = split(labels, seed=seed, groups=groups)
+        assert all((labels[part] == 1).any(axis=0).all() for part in parts)
+        assert [len(part) for part in parts] == [280, 60, 60]
+
+
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [
+        ([100] * 4, [200, 100, 100]),
+        ([134, 133, 133], None),
+        ([380, 10, 10], [380, 10, 10]),
+        ([1, 1, 1], [1, 1, 1]),
+        ([300, *[1] * 100], [300, 50, 50]),
+    ],
+)
+def test_no_part_stays_empty_if_there_are_enough_groups(sizes, expected):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    labels = (np.random.default_rng(0).random((len(groups), 2)) > 0.5).astype("float32")
+    for seed in range(5):
+        found = [len(part) for part in split(labels, seed=seed, groups=groups)]
+        assert min(found) >= 1 and (expected is None or found == expected)

@@ -1,5 +1,7 @@
 """Tables of numbers: files become features and labels, both with holes, or a named error."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -233,3 +235,215 @@ def test_features_for_prediction_need_no_labels_and_any_order(tmp_path):
 def test_cells_as_text():
     frame = pd.DataFrame({"a": [1.0, np.nan], "b": [True, False], "c": [None, "x"]})
     assert as_text(frame).to_numpy().tolist() == [["1.0", "1", ""], ["", "0", "x"]]
+
+
+# Rows that contradict each other, and rows of one name
+
+
+def test_rows_of_one_name_are_merged_or_refused_with_both_lines(tmp_path):
+    path = write(tmp_path, "name,heat,leak,worn\na,1.5,1,?\nb,2,0,1\na,1.5,?,0\n")
+    with pytest.warns(UserWarning, match="1 rows more than once.*'a' in lines 2 and 4") as caught:
+        table = kt.Table.load(path, id_column="name", tasks=["leak", "worn"])
+    assert caught[0].filename == __file__
+    assert table.images.tolist() == ["a", "b"] and table.labels.tolist() == [[1, 0], [0, 1]]
+    write(tmp_path, "name,heat,leak\na,1.5,1\nb,2,0\na,1.5,0\n")
+    with pytest.raises(ValueError, match=r"row 'a', column 'leak'.*1 in line 2 and 0 in line 4"):
+        kt.Table.load(path, id_column="name", tasks=["leak"])
+    write(tmp_path, "name,heat,leak\na,1.5,1\nb,2,0\na,1.25,1\n")
+    with pytest.raises(ValueError, match=r"column 'heat'.*1.5 in line 2 and 1.25 in line 4"):
+        kt.Table.load(path, id_column="name", tasks=["leak"])
+
+
+def test_uncertain_labels_give_way_in_tables_too(tmp_path):
+    path = write(tmp_path, "name,heat,leak\na,,-1\nb,2,1\na,,0\n")
+    task = kt.Task("leak", uncertain=-1, uncertain_as="one")
+    with pytest.warns(UserWarning, match="are merged"):
+        table = kt.Table.load(path, id_column="name", tasks=[task])
+    assert table.labels.tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize("name", ["", "NA", "?"])
+def test_a_row_without_a_name_is_refused(tmp_path, name):
+    path = write(tmp_path, f"name,heat,leak\na,1.5,1\n{name},2,0\n")
+    with pytest.raises(ValueError, match=r"`id_column` in .*line 3, column 'name' is empty"):
+        kt.Table.load(path, id_column="name")
+
+
+def test_equal_features_with_different_labels_are_warned_of(tmp_path):
+    path = write(tmp_path, "heat,speed,leak\n1,?,1\n2,2,0\n1,,0\n2,2,?\n2,2,0\n")
+    with pytest.warns(UserWarning, match=r"'leak' is 1 in line 2 and 0 in line 4\. ") as caught:
+        assert len(kt.Table.load(path, tasks=["leak"])) == 5
+    assert caught[0].filename == __file__ and len(caught) == 1
+
+
+# Columns that are taken for something else
+
+
+def test_columns_without_a_name_or_a_value_are_left_out_with_a_warning(tmp_path):
+    path = write(tmp_path, ",heat,later,leak\n0,1.5,?,1\n1,2.5,NA,0\n")
+    with pytest.warns(UserWarning) as caught:
+        table = kt.Table.load(path, tasks=["leak"])
+    said = [str(warning.message) for warning in caught]
+    assert "column 1, ''" in said[0] and "has no name" in said[0] and "index=False" in said[0]
+    assert "column 3, 'later'" in said[1] and "has no known value; it is left out" in said[1]
+    assert {warning.filename for warning in caught} == {__file__}
+    assert table.columns == ("heat",) and table.ignored == ("", "later")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kt.Table.load(path, tasks=["leak"], ignore=["", "later"])
+        table = kt.Table.load(path, tasks=["leak"], features=["heat", "later"])
+    assert table.columns == ("heat", "later")
+
+
+@pytest.mark.parametrize("cells", ["01?", "0?1", ("0", "-1", "1")])
+def test_features_that_look_like_labels_are_warned_of(tmp_path, cells):
+    rows = "".join(f"{at},{cell},{at % 2}\n" for at, cell in enumerate([*cells, *cells]))
+    path = write(tmp_path, "heat,worn,leak\n" + rows)
+    with pytest.warns(UserWarning, match=r"1 columns of .*\['worn'\].*Task\(name, missing=-1\)"):
+        kt.Table.load(path, tasks=["leak"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kt.Table.load(path, tasks=["leak"], features=["heat", "worn"])
+        kt.Table.load(path, tasks=["leak"], ignore=["worn"])
+
+
+def test_features_of_two_or_of_many_values_do_not_look_like_labels(tmp_path):
+    rows = "".join(f"{at % 2},{at % 4 - 1},{at % 3 or '?'},{at % 2}\n" for at in range(12))
+    path = write(tmp_path, "flag,four,two,leak\n" + rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kt.Table.load(path, tasks=["leak"], split_by="hash", id_column=None)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"ignore": ["name", "typo"]}, r"`ignore` names columns that .* lacks: \['typo'\]"),
+        ({"ignore": "name"}, r"`ignore` is a single name.*ignore=\['name'\]"),
+        ({"ignore": ["name"], "split_column": "Split"}, r"`split_column` 'Split' is not in .*heat"),
+    ],
+)
+def test_columns_to_leave_out_or_to_split_by_must_be_there(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        kt.Table.load(write(tmp_path), **options)
+
+
+def test_arrays_of_an_npz_that_do_not_fit_are_named(tmp_path):
+    x, y = np.arange(8.0).reshape(4, 2), np.float32([[0], [1], [np.nan], [1]])
+    split = np.array(["train", "val", "test", "train"])
+    np.savez(tmp_path / "t.npz", X=x, Y=y, split=split[:, None])
+    with pytest.raises(ValueError, match=r"array split does not fit.*\(4,\).*\(4, 1\)"):
+        kt.Table.load(tmp_path / "t.npz")
+    np.savez(tmp_path / "t.npz", X=x, Y=y, y0=np.zeros(4))
+    with pytest.raises(ValueError, match=r"twice: \['y0'\]"):
+        kt.Table.load(tmp_path / "t.npz")
+    np.savez(tmp_path / "t.npz", X=x, Y=y, split=split.astype("S"), tasks=np.array([b"leak"]))
+    table = kt.Table.load(tmp_path / "t.npz")
+    assert table.splits.tolist() == split.tolist() and table.tasks[0].name == "leak"
+    with pytest.raises(ValueError, match=r"row 2, column 'y0'.*infinite values"):
+        np.savez(tmp_path / "t.npz", X=x, Y=np.where(np.isnan(y), np.inf, y))
+        kt.Table.load(tmp_path / "t.npz")
+
+
+# Files
+
+
+def test_files_that_are_no_npz_are_named(tmp_path):
+    table = kt.Table.load(write(tmp_path), ignore=["name"])
+    np.savez_compressed(tmp_path / "whole.npz", X=table.features, Y=table.labels)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.save(tmp_path / "array.npy", table.features)
+    files = [b"", b"PK\x03\x04garbage", whole[:200], (tmp_path / "array.npy").read_bytes()]
+    files.append(whole[:60] + bytes(20) + whole[80:])
+    for content in files:
+        (tmp_path / "t.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="is no NPZ of plain arrays.*numpy.savez"):
+            kt.Table.load(tmp_path / "t.npz")
+
+
+def test_lists_in_a_parquet_are_no_numbers(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"heat": [1.5, 2], "leak": [0, 1]})
+    for cells in ([[1, 2], [3]], [{"a": 1}, {"a": 2}]):
+        frame.assign(more=cells).to_parquet(tmp_path / "t.parquet")
+        with pytest.raises(ValueError, match="row 0, column 'more'"):
+            kt.Table.load(tmp_path / "t.parquet")
+        table = kt.Table.load(tmp_path / "t.parquet", ignore=["more"])
+        assert table.columns == ("heat",)
+        with pytest.raises(ValueError, match="row 0, column 'more'"):
+            kt.Table.load(tmp_path / "t.parquet", tasks=["more"], features=["heat"])
+
+
+def test_the_named_index_of_a_parquet_is_a_column(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"heat": [1.5, 2], "leak": [0, 1], "patient": ["p", "q"]})
+    frame.set_index("patient").to_parquet(tmp_path / "t.parquet")
+    table = kt.Table.load(tmp_path / "t.parquet", group_column="patient")
+    assert table.groups.tolist() == ["p", "q"] and table.columns == ("heat",)
+    frame.drop(columns="patient").set_index(np.array([5, 7])).to_parquet(tmp_path / "t.parquet")
+    assert kt.Table.load(tmp_path / "t.parquet").columns == ("heat",)
+
+
+def test_every_column_with_a_fault_is_named_once(tmp_path):
+    path = write(tmp_path, CSV.replace("400", "red"))
+    with pytest.raises(ValueError) as error:
+        kt.Table.load(path)
+    assert "line 2, column 'name': 'a' (5 such cells); line 5, column 'speed'" in str(error.value)
+    assert "group_column=" in str(error.value)
+    with pytest.raises(ValueError, match="line 5, column 'speed'") as error:
+        read_features(path, ["speed"])
+    assert "ignore" not in str(error.value)
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_warned_of(tmp_path):
+    rows = [f"{1_700_000_000 + at},{at / 7},{16_777_216 - at},{at % 2}" for at in range(50)]
+    path = write(tmp_path, "\n".join(["time,heat,count,leak", *rows]))
+    with pytest.warns(UserWarning, match="'time'.*50 distinct ones become 1") as caught:
+        table = kt.Table.load(path)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    x = np.loadtxt(rows, delimiter=",")[:, :3]
+    with pytest.warns(UserWarning, match="'x0'.*50 distinct ones become 1") as caught:
+        np.savez(tmp_path / "t.npz", X=x, Y=table.labels)
+        kt.Table.load(tmp_path / "t.npz")
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+# Splits
+
+
+def test_by_hash_a_row_without_a_name_stays_where_it_is(tmp_path):
+    rows = [f"{at / 7:.4f},{at % 3},{at % 2}" for at in range(60)]
+    path = write(tmp_path, "\n".join(["heat,speed,leak", *rows]))
+    before = kt.Table.load(path, tasks=["leak"], split_by="hash")
+    rng = np.random.default_rng(0)
+    more = [rows[at] for at in rng.permutation(60)]
+    write(tmp_path, "\n".join(["heat,speed,leak", "91,9,1", *more, "92,8,0"]))
+    after = kt.Table.load(path, tasks=["leak"], split_by="hash")
+    for old, new in zip(before.split(), after.split(), strict=True):
+        assert set(old.features[:, 0]) == set(new.features[:, 0]) - {91.0, 92.0}
+
+
+def test_rows_and_groups_in_two_parts_are_leaks(tmp_path):
+    rows = ["p,1,2,0,train", "q,3,?,1,train", "p,5,6,1,val", "r,3,,1,test", "s,7,8,0,test"]
+    path = write(tmp_path, "\n".join(["patient,heat,speed,leak,split", *rows]))
+    table = kt.Table.load(path, tasks=["leak"], group_column="patient")
+    found = table.leaks().to_dict(orient="records")
+    assert [(leak["kind"], leak["line"], leak["other_line"]) for leak in found] == [
+        ("same row", 3, 5),
+        ("same group", 2, 4),
+    ]
+    assert found[0]["part"] == "train" and found[0]["other_part"] == "test"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"tasks": ["leak"], "ignore": ["name", "leak"]}, r"`ignore` and `tasks` .*\['leak'\]"),
+        ({"features": ["heat"], "ignore": ["heat"]}, r"`ignore` and `features` .*\['heat'\]"),
+        ({"tasks": ["leak"], "group_column": "leak"}, r"`group_column` and `tasks` .*\['leak'\]"),
+        ({"features": ["name"], "id_column": "name"}, r"`id_column` and `features` .*\['name'\]"),
+    ],
+)
+def test_a_column_has_one_meaning(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        kt.Table.load(write(tmp_path), **options)

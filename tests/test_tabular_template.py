@@ -1,6 +1,7 @@
 """The template multitask-tabular: from a table to a served model, the way a user goes it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -234,6 +235,91 @@ def test_a_model_of_other_columns_is_refused(pumps, tmp_path):
         project.dataset(project.manifest().with_columns(["load", "flow_m3h"]), model)
     (tmp_path / "r.csv").write_text("load\n1\n")
     assert "lacks: ['speed_rpm'" in kerasmtl("predict", tmp_path / "r.csv", cwd=pumps, code=1)
+
+
+@pytest.fixture
+def moved(pumps, tmp_path):
+    """A copy of the trained project whose labels are a file of its own, `labels.csv`."""
+    made = tmp_path / "pumps"
+    shutil.copytree(pumps, made)
+    toml = (made / "project.toml").read_text().replace('"pump_faults"', '"labels.csv"')
+    (made / "project.toml").write_text(toml.replace("seed = 0", "seed = 5"))
+    frame = pd.read_csv(dataset_csv("pump_faults"), dtype=str, keep_default_na=False)
+    frame.to_csv(made / "labels.csv", index=False)
+    return made, frame
+
+
+def test_scores_stay_when_columns_rows_tasks_and_seed_change(pumps, moved):
+    before = json.loads(kerasmtl("evaluate", "--json", cwd=pumps))
+    made, frame = moved
+    frame.iloc[::-1, ::-1].to_csv(made / "labels.csv", index=False)
+    toml = (made / "project.toml").read_text()
+    named = f"tasks = {json.dumps(FAULTS[::-1])}  #"
+    (made / "project.toml").write_text(toml.replace("tasks = []  #", named))
+    again = json.loads(kerasmtl("evaluate", "--json", cwd=made))
+    assert list(again["tasks"]) == FAULTS
+    for name, scores in before["tasks"].items():
+        assert again["tasks"][name] == pytest.approx(scores, abs=1e-6)
+
+
+def test_trained_rows_do_not_come_into_the_test_part(pumps, moved):
+    made, frame = moved
+    frame.loc[frame.split == "train", "split"] = "test"
+    frame.to_csv(made / "labels.csv", index=False)
+    done = CliRunner().invoke(main, ["evaluate", "--json", "--project", str(made)])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(kerasmtl("evaluate", "--json", cwd=pumps))
+    assert "Warning: 975 rows that the file calls test were trained on" in done.stderr
+
+
+def test_predict_and_export_need_no_labels_file(moved, tmp_path):
+    made, frame = moved
+    frame.head(3).to_csv(tmp_path / "r.csv", index=False)
+    before = kerasmtl("predict", "--json", tmp_path / "r.csv", cwd=made)
+    (made / "labels.csv").unlink()
+    assert kerasmtl("predict", "--json", tmp_path / "r.csv", cwd=made) == before
+    assert Path(kerasmtl("export", cwd=made).strip()).is_dir()
+    assert "labels.csv is no file" in kerasmtl("evaluate", cwd=made, code=1)
+
+
+def test_without_a_record_the_labels_file_is_believed_with_a_warning(moved):
+    made, _ = moved
+    (made / "runs" / "model.json").unlink()
+    assert "does not say what the model was trained on" in kerasmtl("evaluate", cwd=made)
+
+
+def test_predict_from_an_export_says_which_folder_it_wants(pumps, tmp_path):
+    base = pumps / "saved_models" / "pumps"
+    words = ("predict", "r.csv", "--model")
+    assert "holds the versions [1" in kerasmtl(*words, base, code=1)
+    assert "does not exist" in kerasmtl(*words, base / "99", code=1)
+    assert "no SavedModel" in kerasmtl(*words, tmp_path, code=1)
+
+
+def test_packed_bits_are_unpacked_for_an_export_too(tmp_path):
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (50, 16), "uint8")
+    np.savez(tmp_path / "r.npz", X=np.packbits(bits, axis=1))
+    model, _ = small_model(16)
+    columns = [f"x{n}" for n in range(16)]
+    folder = kt.export_saved_model(
+        model, tmp_path / "m", ["a", "b"], columns=columns, packed_bits=True
+    )
+    served = json.loads(kerasmtl("predict", "--json", "--model", folder, tmp_path / "r.npz"))
+    expected = model.predict(bits.astype("float32"), verbose=0)
+    received = [[*row["predictions"].values()] for row in served]
+    np.testing.assert_allclose(received, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("template", ["multitask-tabular", "multitask-image"])
+def test_training_names_wrong_data_without_a_traceback(tmp_path, template):
+    made = new_project(template, tmp_path / "p", {})
+    toml = (made / "project.toml").read_text()
+    name = "pump_faults" if "tabular" in template else "street_scenes"
+    (made / "project.toml").write_text(toml.replace(f'"{name}"', '"gone.csv"'))
+    done = subprocess.run([sys.executable, "train.py"], cwd=made, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "Error: `path`" in done.stderr and "gone.csv is no file" in done.stderr
 
 
 def test_tasks_of_several_kinds_from_project_to_export(tmp_path):

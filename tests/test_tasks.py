@@ -147,3 +147,12 @@ def test_weights_that_sum_to_nothing_are_refused():
     with pytest.raises(ValueError, match=r"`weight` is 0 for all tasks.*\['a', 'b'\]"):
         as_tasks([Task("a", weight=0), Task("b", weight=0)])
     assert len(as_tasks([Task("a", weight=0), Task("b")])) == 2
+
+
+@pytest.mark.parametrize("argument", ["weight", "uncertain_as"])
+@pytest.mark.parametrize("value", [None, [1], 1j])
+def test_what_is_no_number_at_all_is_refused_by_name(argument, value):
+    with pytest.raises(ValueError, match=f"`{argument}` of task 'a' is no .*Received: "):
+        Task("a", **{argument: value})
+    with pytest.raises(ValueError, match="`weight` of task 'a' is no weight.*Received: '1'"):
+        Task("a", weight="1")

@@ -9,7 +9,11 @@ and needs nothing else: no callback, no layer, no other `fit`. Weights that stay
   own, since Keras' optimizers know nothing of a loss' variables. So their momentum, weight decay
   and loss scale cannot move a task that is absent.
 - Its state is a part of its config: Keras writes it into the .keras file with the compiled loss,
-  and `get_compile_config` copies it. A file of weights alone does not hold it.
+  and `get_compile_config` copies it. Files of weights alone do not hold it, those of
+  `save_weights`, `ModelCheckpoint(save_weights_only=True)` and `BackupAndRestore`: after these it
+  starts anew.
+- It serves one loss, of one (batch, tasks) output. Between outputs of several kinds weigh with
+  `Task(weight=…)` or `loss_weights`.
 """
 
 from kerasmtl.balancing.base import Balancer

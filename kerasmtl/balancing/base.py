@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import keras
@@ -21,23 +23,32 @@ class Balancer:
     gradient, not in what is remembered. Under tf.distribute make it within `strategy.scope()`, as
     all that has variables.
 
+    It balances the tasks of one (batch, tasks) output, and serves one loss. Between outputs of
+    several kinds weigh with `Task(weight=…)` or with `loss_weights` of `compile`.
+
+    The state is part of the compiled loss: `model.save`, `kerasmtl.Checkpoint` and
+    `ModelCheckpoint` keep it. Files of weights alone do not (`save_weights`,
+    `ModelCheckpoint(save_weights_only=True)`, `BackupAndRestore`): after them it starts anew,
+    unless `get_config()["state"]` was kept as well.
+
     Args:
         tasks: how many.
         state: as in `get_config()["state"]`; by default the beginning.
 
     Raises:
         ValueError: `tasks` below 1, a state of another balancer, labels of another number of tasks,
-            or a balancer made outside of the strategy's scope.
+            a second loss, or a balancer made outside of the strategy's scope.
     """
 
     start: Mapping[str, float] = {}  # the state's names, and what each task starts with
 
     def __init__(self, tasks: int, state: Mapping[str, Any] | None = None) -> None:
-        if not isinstance(tasks, int) or isinstance(tasks, bool) or tasks < 1:
+        if not isinstance(tasks, Integral) or isinstance(tasks, bool) or tasks < 1:
             raise ValueError(
                 f"`tasks` is no number of tasks. Expected 1 or more. Received: {tasks!r}"
             )
-        self.tasks = tasks
+        self.tasks = tasks = int(tasks)
+        self._claimed: weakref.ref[Any] | None = None
         self._replicas = _replicas()
         values = {name: np.full(tasks, value) for name, value in self.start.items()}
         values.update(state or {})
@@ -52,6 +63,20 @@ class Balancer:
         }
         self._totals = _variable(np.zeros((3, tasks)), "totals", "sum")
 
+    def claim(self, loss: keras.losses.Loss) -> None:
+        """Remember the loss that this balancer serves; ValueError if it serves another one."""
+        first = self._claimed and self._claimed()
+        if first is None:
+            self._claimed = weakref.ref(loss)
+        elif first is not loss:
+            kind = type(self).__name__
+            raise ValueError(
+                "`balancer` serves another loss already, and would mix what the two lose. Expected "
+                f"a balancer of its own for each loss. Received: one {kind} in {first.name!r} and "
+                f"{loss.name!r}. To go on in a new loss, give that one "
+                f"{kind}.from_config(balancer.get_config())."
+            )
+
     def weigh(self, cells: Any, known: Any, scale: float = 1.0) -> Any:
         """The same losses, with gradients that are weighed by task; a step where they are taken.
 
@@ -64,7 +89,8 @@ class Balancer:
         def weighed(losses: Any) -> Any:
             def backward(*args: Any, upstream: Any = None) -> Any:
                 upstream = args[0] if upstream is None else upstream
-                return upstream * self._step(*self._sums(losses, known), scale)
+                weights = self._step(*self._sums(losses, known), scale)
+                return upstream * ops.cast(weights, upstream.dtype)
 
             return losses, backward
 
@@ -84,7 +110,7 @@ class Balancer:
 
     def _sums(self, losses: Any, known: Any) -> tuple[Any, Any, Any]:
         """By task, over all replicas: sum of losses, known labels, and rows; (tasks,) each."""
-        present = ops.cast(known, "float32")
+        losses, present = ops.cast(losses, "float32"), ops.cast(known, "float32")
         sums = [ops.sum(losses, 0), ops.sum(present, 0), ops.sum(ops.ones_like(present), 0)]
         self._totals.assign(ops.stack(sums))
         totals = read(self._totals)
@@ -130,7 +156,7 @@ def _replicas() -> int:
 
 
 def positive(argument: str, value: Any) -> float:
-    if not isinstance(value, int | float) or not 0.0 < value < float("inf"):
+    if not isinstance(value, Real) or not 0.0 < value < float("inf"):
         raise ValueError(
             f"`{argument}` is not positive. Expected a number above 0. Received: {value!r}"
         )

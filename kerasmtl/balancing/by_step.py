@@ -11,6 +11,8 @@ from keras import ops
 
 from kerasmtl.balancing.base import Balancer, positive, read
 
+LIMIT = 10.0  # of a log variance
+
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class UncertaintyWeighting(Balancer):
@@ -19,7 +21,8 @@ class UncertaintyWeighting(Balancer):
     `L = Σ_t a_t (e^{-s_t} c L_t + s_t / 2)`, `s_t = log σ_t²`, L_t the mean loss over the known
     labels of the step, a_t the share of rows that have one, c = 1, and 1/2 for squared errors. The
     gradient is weighed by `c e^{-s_t}`, and `s_t` descends by `rate · a_t (1/2 - c e^{-s_t} L_t)`.
-    Without a_t, s_t of an absent task would fall for ever and its weight grow without data.
+    Without a_t, s_t of an absent task would fall for ever and its weight grow without data. s_t
+    stays in [-10, 10]: the weight of a task whose loss is 0 would grow for ever, too.
 
     From https://arxiv.org/abs/1705.07115, where s is trained by the optimizer.
 
@@ -42,7 +45,8 @@ class UncertaintyWeighting(Balancer):
         weights = scale * ops.exp(-s)
         slope = (0.5 * counts - weights * sums) / rows
         # A step no longer than 1: e^{-s} L may be huge at first.
-        self._move("log_variance", s - ops.clip(self.rate * slope, -1.0, 1.0), counts > 0.0)
+        moved = ops.clip(s - ops.clip(self.rate * slope, -1.0, 1.0), -LIMIT, LIMIT)
+        self._move("log_variance", moved, counts > 0.0)
         return weights
 
     def weights(self) -> np.ndarray:

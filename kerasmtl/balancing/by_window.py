@@ -29,9 +29,10 @@ class _Windowed(Balancer):
 
     def _step(self, sums: Any, counts: Any, rows: Any, scale: float) -> Any:
         state = {name: read(v) for name, v in self.state.items()}
+        finite = ops.isfinite(sums)  # a NaN counts neither as a loss nor as labels that have one
         sums, counts, steps = (
-            state["sums"] + ops.where(ops.isfinite(sums), sums, 0.0),
-            state["counts"] + counts,
+            state["sums"] + ops.where(finite, sums, 0.0),
+            state["counts"] + ops.where(finite, counts, 0.0),
             state["steps"] + 1.0,
         )
         # Not a condition: replicas may not meet inside one.

@@ -30,7 +30,7 @@ class AsymmetricLoss(BinaryLoss):
     Args:
         gamma_positive, gamma_negative, gamma_unknown: γ₊, γ₋, γᵤ, 0 or more.
         margin: m, from 0 to less than 1: predictions of a 0 below it cost nothing.
-        unknown_weight: u, 0 or more.
+        unknown_weight: u, 0 or more; 0 ignores unknown cells.
         from_logits, normalization, task_weights, balancer, missing, reduction, name, dtype: as in
             `MaskedBinaryCrossentropy`.
 
@@ -59,15 +59,15 @@ class AsymmetricLoss(BinaryLoss):
 
     @property
     def counts_unknown(self) -> bool:
-        return self.gamma_unknown is not None
+        return self.gamma_unknown is not None and self.unknown_weight > 0.0
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
-        one, zero = self._costs(p)
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        one, zero = self._costs(p, logits)
         positive = one * ops.exp(-self.gamma_positive * zero)
         shifted, cost = self._shifted(one, zero)
         negative = _focal(shifted, cost, self.gamma_negative)
         cells = y * positive + (1.0 - y) * negative
-        if self.gamma_unknown is None:
+        if not self.counts_unknown:
             return cells
         unknown = self.unknown_weight * _focal(shifted, cost, self.gamma_unknown)
         return ops.where(known, cells, unknown)
@@ -137,9 +137,9 @@ class HillLoss(BinaryLoss):
         self.margin = checked_number("margin", margin)
         self.gamma = checked_number("gamma", gamma)
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
-        one, zero = self._costs(p)
-        logit = p if self.from_logits else zero - one
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        one, zero = self._costs(p, logits)
+        logit = p if logits else zero - one
         shifted = logit - self.margin
         positive = ops.softplus(-shifted) * ops.exp(-self.gamma * ops.softplus(shifted))
         chance = ops.exp(-one)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import keras
 from keras import ops
 
 from kerasmtl.balancing import Balancer
-from kerasmtl.masking import check_row_weights, check_same_shape, fill_missing, is_known
+from kerasmtl.losses.logits import cast_with_notes
+from kerasmtl.masking import (
+    check_row_weights,
+    checked_missing,
+    fill_missing,
+    is_known,
+    of_same_shape,
+)
 
 NORMALIZATIONS = ("sum", "mean")
+DTYPES = ("float32", "float64")
+ROUNDING = 1e-6  # by which a probability may miss [0, 1], as sums of float32 do
 
 
 class MaskedLoss(keras.losses.Loss):
@@ -21,25 +31,31 @@ class MaskedLoss(keras.losses.Loss):
     `k_ij` is 1 where the label is known (or, for a policy that counts unknown labels, everywhere),
     `w_i` the `sample_weight` of the row, `v_j` the weight of the task, and `Z_i` the normalization:
     "sum" 1; "mean" `Σ_j k_ij v_j` of the row itself; a number that number, such as
-    `counts.mean_known(labels)`. None of them depends on the batch or on the number of replicas.
+    `counts.mean_known(labels)`. A single task is not divided by its own weight. None of them
+    depends on the batch.
 
     Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks). `call` returns
     (batch,), so that Keras' reduction, `sample_weight` of shape (batch,) and the scaling by
-    replicas stay right. Computed in float32 under any policy.
+    replicas stay right. Computed in float32 under any policy, in float64 with `dtype="float64"`.
+
+    Under tf.distribute loss and update are those of one device for batches that divide by the
+    number of replicas (`drop_remainder=True` otherwise): Keras averages the means of the replicas,
+    in which a row of a smaller part counts for more, here as in Keras' own losses.
 
     A missing cell adds exactly 0 and has a gradient of exactly 0, whatever is predicted there; with
     no known label the loss is 0. What cannot be right is never hidden: a NaN prediction of a known
-    cell, or a known label outside the range of its kind (the manifest refuses such a file, a loss
-    in a graph cannot raise), makes loss and gradient NaN.
+    cell, or a known label or probability outside the range of its kind (the manifest refuses such
+    a file, a loss in a graph cannot raise), makes loss and gradient NaN.
 
     Raises:
         ValueError: a wrong argument, y_true and y_pred that are not both (batch, tasks), weights
             or a balancer for another number of tasks, or sample_weight that is not (batch,).
+        tf.errors.InvalidArgumentError: shapes that differ, where only a running graph knows them.
     """
 
-    neutral = 0.0  # stands in for the prediction of a missing cell
     counts_unknown = False
     gaussian = False
+    binary = False
 
     def __init__(
         self,
@@ -52,6 +68,11 @@ class MaskedLoss(keras.losses.Loss):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype or "float32")
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"`dtype` cannot hold the loss. Expected one of {DTYPES}; predictions may be of "
+                f"any. Received: {dtype!r}"
+            )
         self.normalization = _checked_normalization(normalization)
         self.task_weights = checked_weights("task_weights", task_weights)
         if balancer is not None and not isinstance(balancer, Balancer):
@@ -60,31 +81,48 @@ class MaskedLoss(keras.losses.Loss):
                 f"Received: {balancer!r}"
             )
         self.balancer = balancer
-        self.missing = missing
+        self.missing = checked_missing(missing, binary=self.binary)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         # (batch, tasks) weights would broadcast against the (batch,) losses if batch == tasks.
         if sample_weight is not None:
             check_row_weights(sample_weight)
-        return super().__call__(y_true, y_pred, sample_weight)
+        return super().__call__(y_true, cast_with_notes(y_pred, self.dtype), sample_weight)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        check_same_shape(y_true, y_pred)
+        predicted, logits = self._predictions(y_pred)
+        y_true, predicted = of_same_shape(y_true, predicted)
         known = is_known(y_true, self.missing)
-        counted = ops.ones_like(known) if self.counts_unknown else known
+        counted = self._counted(known)
         # Labels and predictions are replaced before the formula and the result after it:
         # either alone lets NaN or a constant through (0 * NaN is NaN; logit 0 costs ln 2).
         y = fill_missing(y_true, known, 0.0)
-        p = fill_missing(y_pred, counted, self.neutral)
-        spoilt = nan_where(ops.logical_or(ops.isnan(p), self._wrong_labels(y)))
+        p = fill_missing(predicted, counted, self._neutral(logits))
+        wrong = ops.logical_or(self._wrong_predictions(p, logits), self._wrong_labels(y))
+        spoilt = nan_where(wrong, p.dtype)
         # Of the prediction for the gradient, which clipping would make 0; of the loss for the
         # value, which a comparison would hide.
-        cells = self._cells(y, p * spoilt, known) * spoilt
+        cells = self._cells(y, p * spoilt, known, logits) * spoilt
         return self._by_row(fill_missing(cells, counted, 0.0), counted)
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
+    def _counted(self, known: Any) -> Any:
+        """Which cells have a loss."""
+        return ops.ones_like(known) if self.counts_unknown else known
+
+    def _predictions(self, y_pred: Any) -> tuple[Any, bool]:
+        """What the loss is computed from, and whether that is logits."""
+        return y_pred, False
+
+    def _neutral(self, logits: bool) -> float:
+        """What stands in for the prediction of a missing cell."""
+        return 0.0
+
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         """The loss of each cell, (batch, tasks); y is 0 and p neutral where they do not count."""
         raise NotImplementedError
+
+    def _wrong_predictions(self, p: Any, logits: bool) -> Any:
+        return ops.isnan(p)
 
     def _wrong_labels(self, y: Any) -> Any:
         return ops.logical_or(y < 0.0, y > 1.0)
@@ -92,10 +130,11 @@ class MaskedLoss(keras.losses.Loss):
     def _by_row(self, cells: Any, counted: Any) -> Any:
         tasks = cells.shape[-1]
         if self.balancer is not None:
+            self.balancer.claim(self)
             cells = self.balancer.weigh(cells, counted, 0.5 if self.gaussian else 1.0)
-        weights = per_task("task_weights", self.task_weights, tasks)
+        weights = per_task("task_weights", self.task_weights, tasks, cells.dtype)
         total = ops.sum(cells * weights, axis=-1)
-        if self.normalization == "sum":
+        if self.normalization == "sum" or self.normalization == "mean" and tasks == 1:
             return total
         if self.normalization == "mean":
             amount = ops.sum(ops.cast(counted, cells.dtype) * weights, axis=-1)
@@ -121,13 +160,18 @@ class MaskedLoss(keras.losses.Loss):
         return cls(**{**config, "balancer": balancer})
 
 
-def nan_where(wrong: Any) -> Any:
+def nan_where(wrong: Any, dtype: Any) -> Any:
     """A factor, 1 or NaN: it spoils value and gradient of just the cells that are wrong."""
-    one = ops.ones_like(wrong, dtype="float32")
+    one = ops.ones_like(wrong, dtype=dtype)
     return ops.where(wrong, one * float("nan"), one)
 
 
-def per_task(argument: str, values: Any, tasks: int) -> Any:
+def outside_of_0_and_1(p: Any) -> Any:
+    """True where p is NaN or no probability, give or take its rounding."""
+    return ops.logical_not(ops.logical_and(p >= -ROUNDING, p <= 1.0 + ROUNDING))
+
+
+def per_task(argument: str, values: Any, tasks: int, dtype: Any) -> Any:
     """Numbers of an argument as (tasks,), or the one number that holds for all."""
     if values is None:
         return 1.0
@@ -138,7 +182,7 @@ def per_task(argument: str, values: Any, tasks: int) -> Any:
             f"`{argument}` does not fit the labels. Expected one number a task, {tasks}. "
             f"Received: {len(values)}"
         )
-    return ops.convert_to_tensor(values, dtype="float32")
+    return ops.convert_to_tensor(values, dtype=dtype)
 
 
 def checked_weights(argument: str, values: Any) -> tuple[float, ...] | None:
@@ -159,7 +203,7 @@ def checked_weights(argument: str, values: Any) -> tuple[float, ...] | None:
 
 def checked_number(argument: str, value: Any, low: float = 0.0, high: float = math.inf) -> float:
     """A finite number in [low, high], or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         fits = False
     else:
         fits = low <= value <= high
@@ -173,7 +217,7 @@ def checked_number(argument: str, value: Any, low: float = 0.0, high: float = ma
 
 def _checked_normalization(value: Any) -> str | float:
     positive = (
-        isinstance(value, int | float)
+        isinstance(value, Real)
         and not isinstance(value, bool)
         and math.isfinite(value)
         and value > 0

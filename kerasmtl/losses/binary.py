@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import keras
 from keras import ops
 
-from kerasmtl.losses.base import MaskedLoss, checked_number, checked_weights, per_task
+from kerasmtl.losses.base import (
+    MaskedLoss,
+    checked_number,
+    checked_weights,
+    outside_of_0_and_1,
+    per_task,
+)
+from kerasmtl.losses.logits import values_and_kind
 
 
 class BinaryLoss(MaskedLoss):
-    """Base of the losses of binary tasks, from probabilities or logits."""
+    """Base of the losses of binary tasks, from probabilities or logits.
+
+    Where Keras knows the logits of a probability (a layer's sigmoid), they are used, as in Keras'
+    own losses: a prediction that is wrong with a probability of 0 or 1 is still learnt from.
+    """
+
+    binary = True
 
     def __init__(self, from_logits: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.from_logits = bool(from_logits)
 
-    @property
-    def neutral(self) -> float:
-        return 0.0 if self.from_logits else 0.5
+    def _predictions(self, y_pred: Any) -> tuple[Any, bool]:
+        return values_and_kind(y_pred, self.from_logits)
 
-    def _costs(self, p: Any) -> tuple[Any, Any]:
+    def _neutral(self, logits: bool) -> float:
+        return 0.0 if logits else 0.5
+
+    def _wrong_predictions(self, p: Any, logits: bool) -> Any:
+        return ops.isnan(p) if logits else outside_of_0_and_1(p)
+
+    def _costs(self, p: Any, logits: bool) -> tuple[Any, Any]:
         """`-log p` and `-log(1 - p)` by cell, without overflow: what a 1 and what a 0 cost."""
-        if self.from_logits:
+        if logits:
             return ops.softplus(-p), ops.softplus(p)
         low = keras.config.epsilon()
         p = ops.clip(p, low, 1.0 - low)
@@ -48,9 +67,10 @@ class MaskedBinaryCrossentropy(BinaryLoss):
     `sample_weight` of shape (batch,) and the scaling by replicas stay right.
 
     A missing cell adds exactly 0 and has a gradient of exactly 0, whatever is predicted there;
-    an example or a batch with no known label gives 0. A NaN prediction of a known cell and a known
-    label outside [0, 1] make the loss NaN. Probabilities are clipped to [1e-7, 1 - 1e-7]
-    (`keras.config.epsilon()`), as in Keras.
+    an example or a batch with no known label gives 0. In a known cell a prediction that is NaN or
+    (by more than 1e-6, which is rounding) no probability, and a label outside [0, 1], make the loss
+    NaN. Where the probabilities are those of a layer's sigmoid, the loss is computed from its
+    logits; others are clipped to [1e-7, 1 - 1e-7] (`keras.config.epsilon()`); both as in Keras.
 
     Args:
         from_logits: predictions are logits, not probabilities.
@@ -63,7 +83,8 @@ class MaskedBinaryCrossentropy(BinaryLoss):
         normalization: "sum"; "mean" divides by the `Σ v_j` of the example's known cells; a number
             divides by it, such as `counts.mean_known(labels)`.
         balancer: weighs the tasks while they are trained, see `kerasmtl.balancing`.
-        reduction, name, dtype: as in `keras.losses.Loss`; computed in float32 by default.
+        reduction, name: as in `keras.losses.Loss`.
+        dtype: in which the loss is computed: "float32", the default, or "float64".
 
     Raises:
         ValueError: a wrong argument, y_true and y_pred are not both (batch, tasks), weights for
@@ -87,7 +108,7 @@ class MaskedBinaryCrossentropy(BinaryLoss):
         super().__init__(
             from_logits, missing=missing, reduction=reduction, name=name, dtype=dtype, **kwargs
         )
-        if pos_weight is None or isinstance(pos_weight, int | float):
+        if pos_weight is None or isinstance(pos_weight, Real):
             self.pos_weight = pos_weight and checked_number("pos_weight", pos_weight)
         else:
             self.pos_weight = checked_weights("pos_weight", pos_weight)
@@ -97,17 +118,17 @@ class MaskedBinaryCrossentropy(BinaryLoss):
         self.gamma = checked_number("gamma", gamma)
         self.alpha = None if alpha is None else checked_number("alpha", alpha, high=1.0)
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         if self.label_smoothing:
             y = y * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
         if self.pos_weight is None and not self.gamma and self.alpha is None:
-            return ops.binary_crossentropy(y, p, from_logits=self.from_logits)
-        one, zero = self._costs(p)
+            return ops.binary_crossentropy(y, p, from_logits=logits)
+        one, zero = self._costs(p, logits)
         if self.gamma:  # exp(-cost) is the probability that the cost is of
             one, zero = one * ops.exp(-self.gamma * zero), zero * ops.exp(-self.gamma * one)
         if self.alpha is not None:
             one, zero = one * self.alpha, zero * (1.0 - self.alpha)
-        one = one * per_task("pos_weight", self.pos_weight, p.shape[-1])
+        one = one * per_task("pos_weight", self.pos_weight, p.shape[-1], p.dtype)
         return y * one + (1.0 - y) * zero
 
     def get_config(self) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasmtl.losses.base import MaskedLoss, checked_number, nan_where
-from kerasmtl.masking import fill_missing, is_known
+from kerasmtl.losses.base import MaskedLoss, checked_number, nan_where, outside_of_0_and_1
+from kerasmtl.losses.logits import values_and_kind
+from kerasmtl.masking import fill_missing, is_known, one_class_a_row
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
@@ -21,16 +22,20 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
     (batch, classes), probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
     An example of unknown class adds exactly 0 and has a gradient of exactly 0, whatever is
-    predicted; with none known the loss is 0. A NaN prediction of a known example, and a known label
-    that is no class (negative, too large, or broken), make the loss NaN.
+    predicted; with none known the loss is 0. For a known example a prediction that is NaN or (by
+    more than 1e-6) no probability, and a label that is no class (negative, too large, or broken),
+    make the loss NaN. Where the probabilities are those of a layer's softmax, the loss is computed
+    from its logits, as in Keras.
 
     Args:
         from_logits: predictions are logits, not probabilities.
         normalization: a number divides by it ("sum" and "mean" are the same: there is one task).
+        task_weights: one number in a list, by which the loss is multiplied.
         balancer, missing, reduction, name, dtype: as in `MaskedBinaryCrossentropy`.
 
     Raises:
-        ValueError: y_true is not one label a row, or sample_weight is not (batch,).
+        ValueError: y_true is not one label a row, sample_weight is not (batch,), or `missing` is a
+            class.
     """
 
     def __init__(
@@ -43,20 +48,29 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
         self.from_logits = bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        _check_class_shapes(y_true, y_pred)
-        classes = y_pred.shape[-1]
-        y_true = ops.reshape(y_true, (-1,))
+        predicted, logits = values_and_kind(y_pred, self.from_logits)
+        y_true, predicted = one_class_a_row(y_true, predicted)
+        classes = predicted.shape[-1]
+        self._check_missing(classes)
         known = is_known(y_true, self.missing)
         y = fill_missing(y_true, known, 0.0)
-        neutral = 0.0 if self.from_logits else 1.0 / classes
-        p = fill_missing(y_pred, ops.expand_dims(known, -1), neutral)
+        neutral = 0.0 if logits else 1.0 / classes
+        p = fill_missing(predicted, ops.expand_dims(known, -1), neutral)
         index = ops.cast(ops.clip(ops.floor(y), 0.0, classes - 1.0), "int32")
-        wrong = ops.logical_or(y != ops.cast(index, y.dtype), ops.any(ops.isnan(p), axis=-1))
-        spoilt = nan_where(wrong)
+        broken = ops.isnan(p) if logits else outside_of_0_and_1(p)
+        wrong = ops.logical_or(y != ops.cast(index, y.dtype), ops.any(broken, axis=-1))
+        spoilt = nan_where(wrong, p.dtype)
         p = p * ops.expand_dims(spoilt, -1)
-        cells = ops.sparse_categorical_crossentropy(index, p, from_logits=self.from_logits)
+        cells = ops.sparse_categorical_crossentropy(index, p, from_logits=logits)
         cells = fill_missing(cells * spoilt, known, 0.0)
         return self._by_row(ops.expand_dims(cells, -1), ops.expand_dims(known, -1))
+
+    def _check_missing(self, classes: int) -> None:
+        if self.missing in range(classes):
+            raise ValueError(
+                f"`missing` is a class. Expected none of 0 to {classes - 1}, such as -1. "
+                f"Received: {self.missing:g}"
+            )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "from_logits": self.from_logits}
@@ -96,7 +110,7 @@ class MaskedMeanSquaredError(RegressionLoss):
     def __init__(self, name: str = "masked_mean_squared_error", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         return ops.square(y - p)
 
 
@@ -112,7 +126,7 @@ class MaskedMeanAbsoluteError(RegressionLoss):
     def __init__(self, name: str = "masked_mean_absolute_error", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         return ops.absolute(y - p)
 
 
@@ -131,21 +145,10 @@ class MaskedHuber(RegressionLoss):
         super().__init__(name=name, **kwargs)
         self.delta = checked_number("delta", delta, low=1e-12)
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         size = ops.absolute(y - p)
         within = ops.minimum(size, self.delta)
         return 0.5 * ops.square(within) + self.delta * (size - within)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "delta": self.delta}
-
-
-def _check_class_shapes(y_true: Any, y_pred: Any) -> None:
-    labels, predictions = tuple(y_true.shape), tuple(y_pred.shape)
-    one_a_row = len(labels) == 1 or (len(labels) == 2 and labels[1] == 1)
-    rows = {size for size in (labels[:1] + predictions[:1]) if size is not None}
-    if not one_a_row or len(predictions) != 2 or len(rows) > 1:
-        raise ValueError(
-            "`y_true` is not one class a row. Expected y_true (batch,) or (batch, 1) and y_pred "
-            f"(batch, classes). Received: y_true {labels}, y_pred {predictions}"
-        )

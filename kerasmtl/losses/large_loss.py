@@ -10,6 +10,7 @@ from keras import ops
 
 from kerasmtl.losses.base import checked_number
 from kerasmtl.losses.binary import BinaryLoss
+from kerasmtl.masking import is_known
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
@@ -74,14 +75,14 @@ class LargeLoss(BinaryLoss):
     def threshold(self, value: float) -> None:
         self._threshold.assign(checked_number("threshold", value, high=1.0))
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
-        cells = ops.binary_crossentropy(y, p, from_logits=self.from_logits)
-        chance = ops.sigmoid(p) if self.from_logits else p
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        cells = ops.binary_crossentropy(y, p, from_logits=logits)
+        chance = ops.cast(ops.sigmoid(p) if logits else p, "float32")
         large = ops.logical_and(ops.logical_not(known), chance > self._threshold)
         if self.scheme == "reject":
             other = ops.zeros_like(cells)
         else:
-            other = ops.binary_crossentropy(ops.ones_like(y), p, from_logits=self.from_logits)
+            other = ops.binary_crossentropy(ops.ones_like(y), p, from_logits=logits)
         return ops.where(large, other, cells)
 
     def get_config(self) -> dict[str, Any]:
@@ -141,9 +142,7 @@ class LargeLossSchedule(keras.callbacks.Callback):
                 "`y` does not fit the predictions. Expected the same shape. "
                 f"Received: y {self.y.shape}, predictions {predicted.shape}"
             )
-        unknown = np.isnan(self.y)
-        if loss.missing is not None:
-            unknown |= self.y == loss.missing
+        unknown = ~is_known(self.y, loss.missing)
         if not unknown.any():
             return 1.0
         cut = np.quantile(predicted[unknown], 1.0 - share)

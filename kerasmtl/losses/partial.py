@@ -7,12 +7,20 @@ prediction of an unknown cell matters here, on purpose; the code under it never 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import keras
 from keras import ops
 
-from kerasmtl.losses.base import checked_number
+from kerasmtl.losses.base import (
+    checked_number,
+    checked_weights,
+    nan_where,
+    outside_of_0_and_1,
+    per_task,
+)
 from kerasmtl.losses.binary import BinaryLoss
 
 
@@ -33,38 +41,46 @@ class AssumeNegative(BinaryLoss):
     outside [0, 1] make the loss NaN.
 
     Args:
-        unknown_weight: u, 0 or more (0 ignores unknown cells), or "weak".
+        unknown_weight: u, 0 or more (0 ignores unknown cells), or "weak"; or one number a task,
+            where some tasks keep positives only and others miss labels at random.
         label_smoothing: ε, from 0 to 1.
         from_logits, normalization, task_weights, balancer, missing, reduction, name, dtype: as in
-            `MaskedBinaryCrossentropy`; "mean" divides by the `Σ v_j` of all cells.
+            `MaskedBinaryCrossentropy`; "mean" divides by the `Σ v_j` of all cells that count.
 
     Raises:
         ValueError: as `MaskedBinaryCrossentropy`.
     """
 
-    counts_unknown = True
-
     def __init__(
         self,
-        unknown_weight: float | Literal["weak"] = 1.0,
+        unknown_weight: float | Sequence[float] | Literal["weak"] = 1.0,
         label_smoothing: float = 0.0,
         name: str = "assume_negative",
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        if unknown_weight != "weak":
-            unknown_weight = checked_number("unknown_weight", unknown_weight)
-        self.unknown_weight = unknown_weight
+        self.unknown_weight = _checked_unknown_weight(unknown_weight)
         self.label_smoothing = checked_number("label_smoothing", label_smoothing, high=1.0)
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
+    @property
+    def counts_unknown(self) -> bool:
+        return self.unknown_weight != 0.0
+
+    def _counted(self, known: Any) -> Any:
+        if not isinstance(self.unknown_weight, tuple):
+            return super()._counted(known)
+        weights = per_task("unknown_weight", self.unknown_weight, known.shape[-1], "float32")
+        return ops.logical_or(known, weights > 0.0)
+
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         weight = self.unknown_weight
         if weight == "weak":
             weight = 1.0 / max(p.shape[-1] - 1, 1)
+        weight = per_task("unknown_weight", weight, p.shape[-1], p.dtype)
         if self.label_smoothing:
             y = y * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
-        cells = ops.binary_crossentropy(y, p, from_logits=self.from_logits)
-        return cells * ops.where(known, 1.0, weight)
+        cells = ops.binary_crossentropy(y, p, from_logits=logits)
+        return ops.where(known, cells, cells * weight)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -72,6 +88,14 @@ class AssumeNegative(BinaryLoss):
             "unknown_weight": self.unknown_weight,
             "label_smoothing": self.label_smoothing,
         }
+
+
+def _checked_unknown_weight(value: Any) -> float | tuple[float, ...] | str:
+    if isinstance(value, str) and value == "weak":
+        return value
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return checked_number("unknown_weight", value)
+    return checked_weights("unknown_weight", value) or ()
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
@@ -105,22 +129,33 @@ class PartialBinaryCrossentropy(BinaryLoss):
         name: str = "partial_binary_crossentropy",
         **kwargs: Any,
     ) -> None:
-        if kwargs.pop("normalization", "sum") != "sum":
-            raise ValueError("`normalization` is fixed by `alpha`, `beta` and `gamma` here.")
-        super().__init__(name=name, **kwargs)
-        self.alpha, self.beta, self.gamma = float(alpha), float(beta), float(gamma)
-        # g is monotonic in q.
-        if min(self._g(1.0), self._g(1e-3)) < -1e-9:
+        given = kwargs.pop("normalization", "sum")
+        if given != "sum":
             raise ValueError(
-                "`alpha`, `beta` and `gamma` make a negative weight. Expected α q^γ + β >= 0 for "
-                f"0 < q <= 1. Received: {alpha}, {beta}, {gamma}"
+                "`normalization` is fixed by `alpha`, `beta` and `gamma` here. Expected 'sum'. "
+                f"Received: {given!r}"
+            )
+        super().__init__(name=name, **kwargs)
+        self.alpha, self.beta, self.gamma = (
+            checked_number(argument, value, low=-math.inf)
+            for argument, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma))
+        )
+        try:
+            # g is monotonic in q.
+            least = min(self._g(1.0), self._g(1e-3))
+        except OverflowError:
+            least = -math.inf
+        if least < -1e-9:
+            raise ValueError(
+                "`alpha`, `beta` and `gamma` make a weight that is negative or beyond all numbers. "
+                f"Expected α q^γ + β >= 0 for 0 < q <= 1. Received: {alpha}, {beta}, {gamma}"
             )
 
     def _g(self, share: Any) -> Any:
         return self.alpha * share**self.gamma + self.beta
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
-        return ops.binary_crossentropy(y, p, from_logits=self.from_logits)
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        return ops.binary_crossentropy(y, p, from_logits=logits)
 
     def _by_row(self, cells: Any, counted: Any) -> Any:
         tasks = cells.shape[-1]
@@ -157,7 +192,7 @@ class ExpectedPositives(BinaryLoss):
 
     Args:
         positives: k, expected a row, such as `labels.sum(axis=1).mean()` of a complete sample.
-        weight: λ, 0 or more.
+        weight: λ, 0 or more; 0 is `MaskedBinaryCrossentropy`.
         level: see above.
         from_logits, normalization, task_weights, balancer, missing, reduction, name, dtype: as in
             `MaskedBinaryCrossentropy`.
@@ -185,15 +220,18 @@ class ExpectedPositives(BinaryLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         first = super().call(y_true, y_pred)
-        p = ops.sigmoid(y_pred) if self.from_logits else y_pred
-        expected = ops.sum(p, axis=-1)
+        if not self.weight:
+            return first
+        values, logits = self._predictions(y_pred)
+        p = ops.sigmoid(values) if logits else values
+        expected = ops.sum(p * nan_where(outside_of_0_and_1(p), p.dtype), axis=-1)
         if self.level == "batch":
             expected = ops.mean(expected) * ops.ones_like(expected)
         tasks = y_pred.shape[-1]
         return first + self.weight / tasks * ops.square(expected - self.positives)
 
-    def _cells(self, y: Any, p: Any, known: Any) -> Any:
-        return ops.binary_crossentropy(y, p, from_logits=self.from_logits)
+    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        return ops.binary_crossentropy(y, p, from_logits=logits)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -14,7 +14,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasmtl.masking import check_row_weights, check_same_shape, fill_missing, is_known
+from kerasmtl.masking import (
+    check_row_weights,
+    checked_missing,
+    fill_missing,
+    is_known,
+    of_same_shape,
+)
 
 AVERAGES = ("macro", "micro", "none")
 # float32 counts stop growing at 2^24 = 16,777,216 cells; float64 counts are exact up to 2^53.
@@ -54,10 +60,13 @@ class MaskedMetric(keras.metrics.Metric):
 
     Raises:
         ValueError: y_true and y_pred are not both (batch, tasks), their number of tasks is not
-            that of the first batch, sample_weight is not (batch,), or an unknown average.
+            that of the first batch, sample_weight is not (batch,), `missing` is no code, or an
+            unknown average.
+        tf.errors.InvalidArgumentError: shapes that differ, where only a running graph knows them.
     """
 
     CELL = "float32"  # in which labels and predictions are compared
+    BINARY = False  # whether labels lie in [0, 1]
     NEUTRAL = 0.0  # stands for the prediction where nothing is counted
 
     def __init__(
@@ -73,7 +82,7 @@ class MaskedMetric(keras.metrics.Metric):
                 f"`average` is unknown. Expected one of {AVERAGES}. Received: {average!r}"
             )
         self.average = average
-        self.missing = missing
+        self.missing = checked_missing(missing, binary=self.BINARY)
         self.num_tasks: int | None = None
 
     def _layout(self) -> dict[str, tuple[int, ...]]:
@@ -94,8 +103,7 @@ class MaskedMetric(keras.metrics.Metric):
 
     def _cells(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         """Labels and predictions as (batch, tasks)."""
-        check_same_shape(y_true, y_pred)
-        return y_true, y_pred
+        return of_same_shape(y_true, y_pred)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: y_true (batch, tasks), NaN = missing; y_pred alike; weights (batch,)."""
@@ -205,6 +213,8 @@ class MaskedMetric(keras.metrics.Metric):
 
 class BinaryMetric(MaskedMetric):
     """A masked metric of labels in [0, 1] and probabilities or logits."""
+
+    BINARY = True
 
     def __init__(
         self,

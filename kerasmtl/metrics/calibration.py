@@ -84,7 +84,7 @@ class MaskedECE(BinaryMetric):
         super().__init__(average, from_logits, missing, name, dtype)
         if num_bins < 1:
             raise ValueError(f"`num_bins` is too small. Expected at least 1. Received: {num_bins}")
-        self.num_bins = num_bins
+        self.num_bins = int(num_bins)
 
     def _layout(self) -> dict[str, tuple[int, ...]]:
         return {"differences": (self.num_bins,), "known": ()}

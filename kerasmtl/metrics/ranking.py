@@ -31,7 +31,7 @@ class _Histogram(BinaryMetric):
         super().__init__(average, from_logits, missing, name, dtype)
         if num_bins < 2:
             raise ValueError(f"`num_bins` is too small. Expected at least 2. Received: {num_bins}")
-        self.num_bins = num_bins
+        self.num_bins = int(num_bins)
 
     def _layout(self) -> dict[str, tuple[int, ...]]:
         return {"positives": (self.num_bins,), "negatives": (self.num_bins,)}
@@ -206,14 +206,15 @@ class MaskedPrecisionAtRecall(_Histogram):
             raise ValueError(
                 f"`recall` is no share. Expected 0 < recall <= 1. Received: {recall!r}"
             )
-        self.recall = recall
+        self.recall = float(recall)
 
     def _score(self, sums: dict[str, Any]) -> Any:
         hits, seen = _from_the_top(sums)
         positives = ops.sum(sums["positives"], axis=-1)
-        recall = ratio(hits, ops.expand_dims(positives, -1))
+        # Sums of fractional weights by two ways differ in their last digits.
+        wanted = ops.expand_dims(self.recall * positives, -1) * (1.0 - 1e-9)
         precision = hits / ops.maximum(seen, TINY)
-        enough = ops.where(recall >= self.recall, precision, ops.zeros_like(precision))
+        enough = ops.where(hits >= wanted, precision, ops.zeros_like(precision))
         return fill_missing(ops.max(enough, axis=-1), positives > 0, NAN)
 
     def get_config(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasmtl.masking import fill_missing
+from kerasmtl.masking import fill_missing, one_class_a_row
 from kerasmtl.metrics.base import NAN, SUM, BinaryMetric, MaskedMetric, ratio
 
 
@@ -28,7 +28,7 @@ class _Decision(BinaryMetric):
             raise ValueError(
                 f"`threshold` is no probability. Expected 0 < threshold < 1. Received: {threshold}"
             )
-        self.threshold = threshold
+        self.threshold = float(threshold)
 
     def _decided(self, y_pred: Any) -> Any:
         return self._probability(y_pred) > self.threshold
@@ -153,19 +153,14 @@ class MaskedCategoricalAccuracy(MaskedMetric):
         self.num_classes: int | None = None
 
     def _cells(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-        shapes = tuple(y_true.shape), tuple(y_pred.shape)
-        rows = {shape[0] for shape in shapes if shape and shape[0] is not None}
-        if len(rows) > 1 or shapes[0][1:] not in ((), (1,)) or len(shapes[1]) != 2:
-            raise ValueError(
-                "`y_true` and `y_pred` do not fit each other. Expected (batch,) or (batch, 1) and "
-                f"(batch, classes). Received: y_true {shapes[0]}, y_pred {shapes[1]}"
-            )
-        if self.num_classes not in (None, shapes[1][1]):
+        y_true, y_pred = one_class_a_row(y_true, y_pred)
+        classes = y_pred.shape[1]
+        if self.num_classes not in (None, classes):
             raise ValueError(
                 f"`y_pred` has another number of classes than the first batch of {self.name!r}. "
-                f"Expected {self.num_classes}. Received: {shapes[1][1]}"
+                f"Expected {self.num_classes}. Received: {classes}"
             )
-        self.num_classes = shapes[1][1]
+        self.num_classes = classes
         chosen = ops.cast(ops.argmax(y_pred, axis=-1), self.CELL)
         broken = ops.any(ops.isnan(y_pred), axis=-1)
         chosen = fill_missing(chosen, ops.logical_not(broken), NAN)

@@ -107,7 +107,7 @@ def _computed(
     features: keras.Model, source: Source, views: int, root: Path, key: str, progress: bool
 ) -> Rows:
     """The entry, computed and kept."""
-    step = Step(features)
+    step = Step(features, source.inputs(TRIED).element_spec)
     step.check(next(iter(source.inputs(TRIED))))
     arrays = tuple(Array(name, tuple(row.shape), row.dtype.name) for name, row in step.rows.items())
     about = {

@@ -52,29 +52,34 @@ def in_blocks(batches: Iterator[Rows], sizes: list[int]) -> Iterator[Rows]:
 class Step:
     """The frozen part as a function from a batch of inputs to arrays by name."""
 
-    def __init__(self, features: keras.Model) -> None:
+    def __init__(self, features: keras.Model, inputs: Any) -> None:
         self._features = features
+        # One trace for batches of any size: for some backbones it takes longer than an epoch.
+        spec = tf.nest.map_structure(
+            lambda each: tf.TensorSpec((None, *each.shape[1:]), each.dtype), inputs
+        )
         self._run = tf.function(
-            lambda inputs, training: features(inputs, training=training), reduce_retracing=True
+            lambda batch: features(batch, training=False), input_signature=[spec]
         )
         self.rows = {name: _row(tensor) for name, tensor in named(features.output).items()}
 
-    def __call__(self, inputs: Any, training: bool = False) -> Rows:
-        outputs = named(self._run(inputs, training))
-        return {name: _stored(tensor) for name, tensor in outputs.items()}
+    def __call__(self, inputs: Any) -> Rows:
+        return _arrays(self._run(inputs))
 
     def check(self, inputs: Any) -> None:
         """Raise ValueError if the same inputs do not always give the same features."""
         before = [keras.ops.convert_to_numpy(v) for v in self._features.variables]
         first = self(inputs)
-        again = {"when they are computed twice": self(inputs), "in training": self(inputs, True)}
+        training = _arrays(self._features(inputs, training=True))
+        again = {"when they are computed twice": self(inputs), "in training": training}
         changed = []
         for variable, value in zip(self._features.variables, before, strict=True):
             if not np.array_equal(keras.ops.convert_to_numpy(variable), value, equal_nan=True):
                 variable.assign(value)
                 changed.append(variable.path)
+        kinds = named(self._features.output)
         for when, values in again.items():
-            if not all(_alike(first[name], values[name]) for name in first):
+            if not all(_alike(first[n], values[n], kind.dtype) for n, kind in kinds.items()):
                 raise ValueError(
                     f"`model` gives other features {when} for the same first rows: something "
                     f"random in {self._features.name!r}. Expected a frozen part that always gives "
@@ -103,10 +108,16 @@ def _row(tensor: keras.KerasTensor) -> np.ndarray:
     return np.empty(tensor.shape[1:], dtype)
 
 
+def _arrays(outputs: Any) -> Rows:
+    return {name: _stored(tensor) for name, tensor in named(outputs).items()}
+
+
 def _stored(tensor: tf.Tensor) -> np.ndarray:
     return (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor).numpy()
 
 
-def _alike(a: np.ndarray, b: np.ndarray) -> bool:
+def _alike(a: np.ndarray, b: np.ndarray, dtype: str) -> bool:
+    """Equal but for rounding: one of them may come from a graph that was optimized."""
     scale = np.nan_to_num(np.abs(a.astype(np.float64))).max(initial=0.0)
-    return np.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+    share = 2e-2 if dtype in ("float16", "bfloat16") else 1e-3
+    return np.allclose(a, b, rtol=share, atol=share * scale, equal_nan=True)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasmtl.sources import Source, next_epochs, permutation, register
+from kerasmtl.sources import Source, permutation, register
 from kerasmtl.training.feature_computing import named
 
 MEMORY_LIMIT = 2**30  # bytes of features that are read into memory as a whole
@@ -35,9 +35,9 @@ def feature_dataset(
     """
     lookup, labels = _lookup(features, arrays), _constants(of.labels)
 
-    def gather(number: tf.Tensor, rows: tf.Tensor) -> tuple[Any, Any]:
-        chosen = tf.nest.map_structure(lambda values: tf.gather(values, rows), labels)
-        return lookup(rows + number % views * of.count), chosen
+    def gather(rows: tf.Tensor) -> tuple[Any, Any]:
+        chosen = rows % of.count
+        return lookup(rows), tf.nest.map_structure(lambda values: tf.gather(values, chosen), labels)
 
     source = FeatureSource(
         count=of.count,
@@ -52,7 +52,7 @@ def feature_dataset(
         key=key,
         lookup=lookup,
     )
-    return register(_batches(of).map(gather).prefetch(tf.data.AUTOTUNE), source)
+    return register(_batches(of, views).map(gather).prefetch(tf.data.AUTOTUNE), source)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -82,22 +82,20 @@ class FeatureSource(Source):
         return self.of.where(row)
 
 
-def _batches(of: Source) -> tf.data.Dataset:
-    """(number of the epoch, row numbers of a batch), in the order of the source."""
-
-    def batched(rows: tf.data.Dataset, number: Any) -> tf.data.Dataset:
-        return rows.batch(of.batch_size).map(lambda batch: (number, batch))
-
+def _batches(of: Source, views: int) -> tf.data.Dataset:
+    """The numbers of a batch's rows among those of all views, in the order of the source."""
     if of.epoch is None:
-        return batched(tf.data.Dataset.range(of.count), tf.constant(0, tf.int64))
+        return tf.data.Dataset.range(of.count).batch(of.batch_size)
 
-    def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        order = permutation(of.count, of.seed, number)
-        return batched(tf.data.Dataset.from_tensor_slices(order), number)
+    def order(_: tf.Tensor) -> tf.Tensor:
+        number = of.epoch.assign_add(1, read_value=True) - 1
+        return permutation(of.count, of.seed, number) + number % views * of.count
 
-    size = -(-of.count // of.batch_size)
-    batches = next_epochs(of.epoch).flat_map(epoch)
-    return batches.apply(tf.data.experimental.assert_cardinality(size))
+    # Each function costs milliseconds in every epoch, more than small batches do: hence one, and
+    # rows set apart and put together again, instead of `epoch_indices`.
+    rows = tf.data.Dataset.from_tensors(0).map(order).unbatch()
+    batches = -(-of.count // of.batch_size)
+    return rows.batch(of.batch_size).apply(tf.data.experimental.assert_cardinality(batches))
 
 
 def _lookup(features: keras.Model, arrays: Mapping[str, np.ndarray]) -> Lookup:

@@ -57,7 +57,7 @@ class Progress:
         self.stage_rank, self.waited = None, 0
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(dataclasses.asdict(self), default=float)
 
     @classmethod
     def from_json(cls, text: str) -> Progress:

@@ -5,12 +5,13 @@ import keras
 import kerasmtl as kt
 
 
-def build(project: kt.Project, tasks: list[kt.Task]) -> keras.Model:
-    """Pictures in [0, 1] in, one probability per task out; the backbone is frozen."""
+def build(project: kt.Project, train: kt.Manifest) -> keras.Model:
+    """Pictures in [0, 1] in, one output per task; the backbone is frozen."""
     return kt.build_model(
         project.load_backbone(),
-        tasks,
+        train.tasks,
         image_size=project.image_size,
         hidden=project.model.hidden,
         dropout=project.model.dropout,
+        labels=train.labels,
     )

@@ -16,7 +16,8 @@ def main() -> None:
     manifest = project.manifest()
     print(manifest.coverage().to_string(float_format="%.2f"), "\n")
     train, val, test = manifest.split(seed=settings.seed)
-    model = build(project, manifest.tasks)
+    project.remember(train, val, test)  # for kerasmtl evaluate, export and predict
+    model = build(project, train)
     size = model.input_shape[1:3]
     train_data = kt.make_dataset(train, size, settings.batch_size, training=True)
     val_data = kt.make_dataset(val, size, settings.batch_size)
@@ -33,7 +34,7 @@ def main() -> None:
         kt.freeze(model) if frozen else kt.unfreeze(model)
         model.compile(
             keras.optimizers.Adam(learning_rate),
-            loss=kt.default_losses(manifest.tasks),
+            loss=kt.default_losses(manifest.tasks, train.labels),
             metrics=kt.default_metrics(manifest.tasks),
         )
         model.fit(
@@ -59,3 +60,5 @@ if __name__ == "__main__":
             "\nStopped. The last finished epoch, if there was one, is in runs/model.keras: "
             "kerasmtl evaluate, export and predict use it."
         ) from None
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"Error: {error}") from None

@@ -16,4 +16,4 @@ def build(project: kt.Project, train: kt.Table) -> keras.Model:
         batch_norm=settings.batch_norm,
         indicators=settings.indicators,
     )
-    return kt.build_model(backbone, train.tasks)
+    return kt.build_model(backbone, train.tasks, labels=train.labels)

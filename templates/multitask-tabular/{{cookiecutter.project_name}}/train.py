@@ -16,6 +16,7 @@ def main() -> None:
     table = project.manifest()
     print(table.coverage().to_string(float_format="%.2f"), "\n")
     train, val, test = table.split(seed=settings.seed)
+    project.remember(train, val, test)  # for kerasmtl evaluate, export and predict
     model = build(project, train)
     train_data = kt.make_table_dataset(train, settings.batch_size, training=True)
     val_data = kt.make_table_dataset(val, settings.batch_size)
@@ -26,7 +27,7 @@ def main() -> None:
         keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
         ),
-        loss=kt.default_losses(table.tasks),
+        loss=kt.default_losses(table.tasks, train.labels),
         metrics=kt.default_metrics(table.tasks),
         jit_compile=False,  # compiling would take longer than the training of so small a network
     )
@@ -40,7 +41,13 @@ def main() -> None:
     )
 
     print(kt.evaluate(model, test_data, table.tasks))
-    folder = kt.export_saved_model(model, project.export_folder, table.tasks, columns=table.columns)
+    folder = kt.export_saved_model(
+        model,
+        project.export_folder,
+        table.tasks,
+        columns=table.columns,
+        packed_bits=project.table.packed_bits,
+    )
     print("SavedModel:", folder)
 
 
@@ -52,3 +59,5 @@ if __name__ == "__main__":
             "\nStopped. The last finished epoch, if there was one, is in runs/model.keras: "
             "kerasmtl evaluate, export and predict use it."
         ) from None
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"Error: {error}") from None

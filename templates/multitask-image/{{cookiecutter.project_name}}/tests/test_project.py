@@ -23,7 +23,7 @@ def manifest(project):
 
 @pytest.fixture(scope="module")
 def model(project, manifest):
-    return build(project, manifest.tasks)
+    return build(project, manifest)
 
 
 @pytest.fixture(scope="module")

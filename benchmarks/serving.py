@@ -30,6 +30,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 HEADING = "## Serving: concurrent clients against one at a time"
 PICTURES = Path(__file__).resolve().parent.parent / "datasets" / "street_scenes" / "images"
 TASKS = ["pedestrian", "stop_sign", "traffic_light"]
+ROUNDS = 6
+WARM_UP = 10  # seconds
 SERVE = "from kerasmtl.serve_command import serve; serve()"
 
 
@@ -90,30 +92,42 @@ def load(port: int, bodies: list[bytes], clients: int, seconds: float) -> tuple[
     return times, failed[0]
 
 
-def measured(folder: Path, clients: int, seconds: float, *options: str) -> dict[str, float]:
+def measured(
+    folder: Path, servers: dict[str, tuple[int, tuple[str, ...]]], seconds: float
+) -> dict[str, dict[str, float]]:
+    """What each server does with its clients, by turns, so that all meet the same machine."""
     pictures = sorted(PICTURES.glob("*.jpg"))[:64]
     bodies = [
         json.dumps({"instances": [{"b64": base64.b64encode(p.read_bytes()).decode()}]}).encode()
         for p in pictures
     ]
-    server = Server(folder, "--name", "m", *options)
+    running = {name: Server(folder, "--name", "m", *given) for name, (_, given) in servers.items()}
+    times: dict[str, list[float]] = {name: [] for name in servers}
+    failed = dict.fromkeys(servers, 0)
     try:
-        load(server.port, bodies, clients, min(5, seconds))
-        before = server.memory()
-        times, failed = load(server.port, bodies, clients, seconds)
-        after = server.memory()
+        for name, (clients, _) in servers.items():
+            load(running[name].port, bodies, clients, min(WARM_UP, seconds))
+        before = {name: server.memory() for name, server in running.items()}
+        for name, (clients, _) in list(servers.items()) * ROUNDS:
+            more, wrong = load(running[name].port, bodies, clients, seconds / ROUNDS)
+            times[name] += more
+            failed[name] += wrong
+        after = {name: server.memory() for name, server in running.items()}
     finally:
-        code = server.stop()
-    cuts = statistics.quantiles(times, n=100)
+        codes = {name: server.stop() for name, server in running.items()}
+    cuts = {name: statistics.quantiles(taken, n=100) for name, taken in times.items()}
     return {
-        "clients": clients,
-        "requests": len(times),
-        "failed": failed + (code != 0),
-        "rate": len(times) / seconds,
-        "p50": 1000 * cuts[49],
-        "p99": 1000 * cuts[98],
-        "before": before,
-        "after": after,
+        name: {
+            "clients": clients,
+            "requests": len(times[name]),
+            "failed": failed[name] + (codes[name] != 0),
+            "rate": len(times[name]) / seconds,
+            "p50": 1000 * cuts[name][49],
+            "p99": 1000 * cuts[name][98],
+            "before": before[name],
+            "after": after[name],
+        }
+        for name, (clients, _) in servers.items()
     }
 
 
@@ -135,8 +149,9 @@ def section(rows: dict[str, dict[str, float]], seconds: float, machine: str) -> 
         [
             HEADING,
             f"`python benchmarks/serving.py --write`, {time.strftime('%Y-%m-%d')}, {machine}, "
-            f"Python {platform.python_version()}; one picture a request, {seconds:g} s each after "
-            "5 s that do not count, clients and server on the same cores.",
+            f"Python {platform.python_version()}; one picture a request, {seconds:g} s each in "
+            f"{ROUNDS} turns, after {WARM_UP} s that do not count, clients "
+            "and server on the same cores.",
             "\n".join(lines),
             f"Throughput against one at a time: {rates[0] / rates[1]:.1f} times the same server's, "
             f"{rates[0] / rates[2]:.1f} times that of a server that never waits (3.0 or more is "
@@ -157,11 +172,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base:
         folder = exported(Path(base) / "street", args.size)
         alone = ("--batch-size", "1", "--batch-wait", "0")
-        rows = {
-            "batches": measured(folder, args.clients, args.seconds),
-            "batches, one at a time": measured(folder, 1, args.seconds),
-            "no batches, one at a time": measured(folder, 1, args.seconds, *alone),
+        servers = {
+            "batches": (args.clients, ()),
+            "batches, one at a time": (1, ()),
+            "no batches, one at a time": (1, alone),
         }
+        rows = measured(folder, servers, args.seconds)
     text = section(rows, args.seconds, args.machine)
     print(text)
     if args.write:

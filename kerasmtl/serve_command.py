@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kerasmtl.serving.limits import MIB, Limits
+
+if TYPE_CHECKING:
+    from kerasmtl.serving.versions import Versions
 
 INSTALL = "pip install 'kerasmtl[serve]'"
 _DEFAULT = Limits()
@@ -117,24 +122,28 @@ def serve(
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
+        limits = Limits(max_body=max_body * MIB, batch_wait=batch_wait / 1000, **numbers)
+        base = folder or _exports(project)
+        chosen = _name(name or re.sub(r"[^\w.-]+", "-", base.resolve().name, flags=re.ASCII))
+
+        def ready(url: str, versions: Versions) -> None:
+            shown = ", ".join(map(str, versions.numbers))
+            click.echo(f"Serving {chosen}, version {shown}, from {base}. Open {url}")
+
+        _runner()(base, chosen, host, port, limits, ready, access_log)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _runner() -> Callable[..., None]:
+    try:
         from kerasmtl.serving.running import run
     except ModuleNotFoundError as error:
         lacking = (error.name or "").split(".")[0]
         if lacking not in ("starlette", "uvicorn"):
             raise
         raise click.ClickException(f"{lacking} is not installed. Run: {INSTALL}") from error
-    try:
-        limits = Limits(max_body=max_body * MIB, batch_wait=batch_wait / 1000, **numbers)
-        base = folder or _exports(project)
-        chosen = _name(name or re.sub(r"[^\w.-]+", "-", base.resolve().name, flags=re.ASCII))
-
-        def ready(url: str, versions: object) -> None:
-            shown = ", ".join(map(str, versions.numbers))
-            click.echo(f"Serving {chosen}, version {shown}, from {base}. Open {url}")
-
-        run(base, chosen, host, port, limits, ready, access_log)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    return run
 
 
 def _exports(project: str) -> Path:

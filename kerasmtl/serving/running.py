@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from kerasmtl.serving.app import create_app
 from kerasmtl.serving.limits import Limits
@@ -40,23 +41,26 @@ def run(
         ValueError: no version that can be served.
         OSError: the address is taken.
     """
-    listener = _bound(host, port)
-    with listener:
+    with _bound(host, port) as listener:
         versions = Versions(base, limits.keep, lambda served: prepare(served, limits))
         versions.load()
-        config = uvicorn.Config(
-            create_app(name, versions, limits),
-            log_level="info" if access_log else "warning",
-            access_log=access_log,
-            timeout_graceful_shutdown=max(1, round(limits.drain)),
-            server_header=False,
-        )
         # Uvicorn raises the signal once more when it is done, which must not end us as killed.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
+        config = _config(create_app(name, versions, limits), limits, access_log)
         _Server(config, lambda: ready(url, versions)).run(sockets=[listener])
+
+
+def _config(app: Starlette, limits: Limits, access_log: bool) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_level="info" if access_log else "warning",
+        access_log=access_log,
+        timeout_graceful_shutdown=max(1, round(limits.drain)),
+        server_header=False,
+    )
 
 
 class _Server(uvicorn.Server):

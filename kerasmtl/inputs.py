@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from functools import partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
+
+from kerasmtl.decoding import MOST_PIXELS, SPARE, WORTH, Look, decode, look_at  # noqa: F401
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-RATIOS = (2, 4, 8)  # at which a JPEG can be decoded for less
-# How far a JPEG decoded at a reduced size must exceed the wanted one. At 1.5, street photographs at
-# 96 to 384 pixels differ from the full decode by 1/255 on average, and by 6/255 in one of a hundred
-# values; at 2 by 1 and 4, at 1 by 2 and 12.
-SPARE = 1.5
-WORTH = 2**14  # bytes, below which a JPEG is decoded before its size is looked up
-PREPROCESSING = 2  # goes up whenever the same file gives other numbers
-# What TensorFlow decodes; other formats that Pillow reads are turned into PNG first. So is BMP,
-# of which TensorFlow takes a palette for grey.
+PARALLEL = 32  # pictures of a batch that are decoded at the same time, as far as there are cores
+PREPROCESSING = 3  # goes up whenever the same file gives other numbers
+# What training decodes in the graph; other formats that Pillow reads are turned into PNG first.
 TF_FORMATS = {"JPEG", "PNG", "GIF"}
 _JPEG_END = b"\xff\xd9"
 _PNG = (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
@@ -44,42 +39,31 @@ def as_size(size: Any) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def decode_image(data: tf.Tensor, size: tuple[int, int] | None = None) -> tf.Tensor:
-    """Bytes of a JPEG, PNG, GIF or BMP, shape (), as uint8 (height, width, 3), RGB.
+def decode_image(
+    data: tf.Tensor,
+    size: tuple[int, int] | None = None,
+    most_pixels: int = MOST_PIXELS,
+    name: tf.Tensor | str = "the picture",
+) -> tf.Tensor:
+    """Bytes of a JPEG, PNG, GIF, BMP or WebP, shape (), as uint8 (height, width, 3), RGB.
 
-    Palettes become RGB (not those of a BMP), 16 bits become 8, an alpha channel is dropped, of an
-    animation the first frame is taken, EXIF orientation is not applied.
+    Palettes become RGB, 16 bits become 8, an alpha channel is dropped, of an animation the first
+    frame is taken, the EXIF orientation of a JPEG is applied.
 
     With the size that it will be resized to, a large JPEG (of more than `WORTH` bytes) is decoded
     at 1/2, 1/4 or 1/8 of its height and width, the smallest that is still `SPARE` times as high
     and wide as wanted.
+
+    Raises:
+        tf.errors.InvalidArgumentError: none of these, truncated, or of more than `most_pixels`:
+            the message begins with `name`; damaged inside: it is TensorFlow's own.
     """
     import tensorflow as tf
 
-    def whole() -> tf.Tensor:
-        return tf.io.decode_image(data, channels=3, expand_animations=False)
-
-    def reduced() -> tf.Tensor:
-        ways = [partial(tf.io.decode_jpeg, data, channels=3, ratio=ratio) for ratio in RATIOS]
-        return tf.switch_case(_reduction(data, size), [whole, *ways])
-
-    if size is None:
-        pixels = whole()
-    else:
-        worth = tf.io.is_jpeg(data) & (tf.strings.length(data) > WORTH)
-        pixels = tf.cond(worth, reduced, whole)
-    pixels.set_shape((None, None, 3))
-    return pixels
-
-
-def _reduction(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """How many of `RATIOS` leave enough of a JPEG, ()."""
-    import tensorflow as tf
-
-    left = tf.io.extract_jpeg_shape(data)[:2, None] // tf.constant(RATIOS)
-    wanted = tf.constant(size, tf.float32)[:, None] * SPARE
-    enough = tf.reduce_all(tf.cast(left, tf.float32) >= wanted, axis=0)
-    return tf.reduce_sum(tf.cast(enough, tf.int32))
+    look = look_at(data, size, most_pixels)
+    fine = tf.debugging.Assert(look.reason == "", [tf.strings.join([name, " is ", look.reason])])
+    with tf.control_dependencies([] if fine is None else [fine]):
+        return decode(tf.identity(data), look)
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -114,9 +98,52 @@ def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:
     return tf.reshape(tf.image.resize(flat, (rows, 1), antialias=True), (rows, width, 3))
 
 
-def prepare_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def prepare_image(
+    data: tf.Tensor, size: tuple[int, int], name: tf.Tensor | str = "the picture"
+) -> tf.Tensor:
     """Bytes of a picture, shape (), as float32 (*size, 3) in [0, 1]: what every model is given."""
-    return resize_image(decode_image(data, size), size)
+    return resize_image(decode_image(data, size, name=name), size)
+
+
+def prepare_images(
+    data: tf.Tensor, size: tuple[int, int], most_pixels: int = MOST_PIXELS
+) -> tf.Tensor:
+    """Bytes of pictures, shape (batch,), as float32 (batch, *size, 3) in [0, 1].
+
+    All headers are looked at before the first picture is decoded.
+
+    Raises:
+        tf.errors.InvalidArgumentError: as `decode_image`; the message names all of them by number,
+            "image_bytes[3] is truncated".
+    """
+    import tensorflow as tf
+
+    looks = Look(
+        *tf.map_fn(
+            lambda one: tuple(look_at(one, size, most_pixels)),
+            data,
+            fn_output_signature=(tf.string, tf.int32, tf.int32),
+            parallel_iterations=PARALLEL,
+        )
+    )
+    fine = tf.debugging.Assert(tf.reduce_all(looks.reason == ""), [_named(looks.reason)])
+    with tf.control_dependencies([] if fine is None else [fine]):
+        pictures = (tf.identity(data), looks.way, looks.orientation)
+    return tf.map_fn(
+        lambda one: resize_image(decode(one[0], Look(tf.constant(""), *one[1:])), size),
+        pictures,
+        fn_output_signature=tf.TensorSpec((*size, 3), tf.float32),
+        parallel_iterations=PARALLEL,
+    )
+
+
+def _named(reasons: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    wrong = tf.where(reasons != "")[:, 0]
+    shown = [tf.strings.as_string(wrong), tf.gather(reasons, wrong)]
+    each = tf.strings.join(["image_bytes[", shown[0], "] is ", shown[1]])
+    return tf.strings.reduce_join(each, separator="; ")
 
 
 def read_image(
@@ -139,7 +166,7 @@ def read_image(
         lambda: data,
         lambda: tf.ensure_shape(tf.py_function(examine, [data, path], tf.string), ()),
     )
-    return prepare_image(data, size)
+    return prepare_image(data, size, path)
 
 
 def _looks_whole(data: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,145 @@
+"""What the headers of PNG, GIF, BMP and WebP say, by TensorFlow operations alone.
+
+Each function takes the bytes, () string, and `verdict(height, width)`, and gives why the picture
+cannot be decoded ("" if it can), and whether TensorFlow's common decoder is not enough for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    Verdict = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+LONGEST = 64  # bytes of a header
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+class Bmp(NamedTuple):
+    """Where what is in a BMP; int64 (), lengths in bytes, and `upwards`, bool ()."""
+
+    offset: tf.Tensor
+    header: tf.Tensor
+    width: tf.Tensor
+    height: tf.Tensor
+    bits: tf.Tensor
+    compression: tf.Tensor
+    colours: tf.Tensor
+    stride: tf.Tensor
+    upwards: tf.Tensor
+
+
+def png_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor]:
+    """Source: https://www.w3.org/TR/png-3/#11IHDR"""
+    import tensorflow as tf
+
+    head = _head(data)
+    length = len(_PNG_END)
+    whole = tf.cond(
+        tf.strings.substr(data, -length, length) == _PNG_END,  # a header is longer than that
+        lambda: tf.constant(True),
+        lambda: _ends_early(data),
+    )
+    found = verdict(_number(head, 20, 4, big=True), _number(head, 16, 4, big=True))
+    return tf.where(whole, found, "truncated"), tf.constant(False)
+
+
+def gif_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor]:
+    """Source: https://www.w3.org/Graphics/GIF/spec-gif89a.txt, section 18."""
+    import tensorflow as tf
+
+    head = _head(data)
+    return verdict(_number(head, 8, 2), _number(head, 6, 2)), tf.constant(False)
+
+
+def bmp_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor]:
+    """Source: https://learn.microsoft.com/windows/win32/gdi/bitmap-storage"""
+    import tensorflow as tf
+
+    at = bmp_layout(_head(data))
+    palette = at.bits <= 8
+    length = tf.cast(tf.strings.length(data), tf.int64)
+    kinds = tf.constant((1, 2, 4, 8, 24, 32), tf.int64)
+    unusual = (
+        (at.header < 40)
+        | ~tf.reduce_any(kinds == at.bits)
+        | (palette & (at.compression != 0))
+        | ~tf.reduce_any(tf.constant((0, 3), tf.int64) == at.compression)
+    )
+    reason = verdict(at.height, at.width)
+    cut = (reason == "") & (length < at.offset + at.stride * at.height)
+    reason = tf.where(cut, "truncated", reason)
+    kind = "a BMP of a kind that is not decoded, compressed or of 16 bits. Make it a PNG"
+    return tf.where(unusual, kind, reason), palette
+
+
+def webp_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor]:
+    """Source: https://www.rfc-editor.org/rfc/rfc9649"""
+    import tensorflow as tf
+
+    head = _head(data)
+    name = tf.strings.substr(tf.strings.join([data, b"\0" * 16]), 8, 8)
+    lossless = _number(head, 21, 4)
+    sides = tf.stack(
+        [
+            [_number(head, 28, 2) % 2**14, _number(head, 26, 2) % 2**14],
+            [lossless // 2**14 % 2**14 + 1, lossless % 2**14 + 1],
+            [_number(head, 27, 3) + 1, _number(head, 24, 3) + 1],
+        ]
+    )
+    kinds = name == tf.constant([b"WEBPVP8 ", b"WEBPVP8L", b"WEBPVP8X"])
+    height, width = tf.unstack(sides[tf.argmax(kinds)])
+    whole = tf.cast(tf.strings.length(data), tf.int64) >= _number(head, 4, 4) + 8
+    reason = tf.where(whole, verdict(height, width), "truncated")
+    reason = tf.where(tf.reduce_any(kinds), reason, "not a picture: RIFF, but no WebP")
+    return reason, tf.constant(True)
+
+
+def bmp_layout(raw: tf.Tensor) -> Bmp:
+    """Where what is in a BMP, from its bytes, (length,) uint8, of which the first 64 are enough."""
+    import tensorflow as tf
+
+    rows = _number(raw, 22, 4)
+    upwards = rows < 2**31
+    width, bits, colours = (_number(raw, 18, 4), _number(raw, 28, 2), _number(raw, 46, 4))
+    return Bmp(
+        offset=_number(raw, 10, 4),
+        header=_number(raw, 14, 4),
+        width=width,
+        height=tf.where(upwards, rows, 2**32 - rows),
+        bits=bits,
+        compression=_number(raw, 30, 4),
+        colours=tf.where((colours < 1) | (colours > 256), 2 ** tf.minimum(bits, 8), colours),
+        stride=(width * bits + 31) // 32 * 4,
+        upwards=upwards,
+    )
+
+
+def _ends_early(data: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    raw = tf.io.decode_raw(data, tf.uint8)
+    length = tf.size(raw) - len(_PNG_END) + 1
+    hits = [raw[at : length + at] == byte for at, byte in enumerate(_PNG_END)]
+    return tf.reduce_any(tf.reduce_all(hits, axis=0))
+
+
+def _head(data: tf.Tensor) -> tf.Tensor:
+    """The first bytes, (64,) uint8, zeros behind the end."""
+    import tensorflow as tf
+
+    return tf.io.decode_raw(
+        tf.strings.join([tf.strings.substr(data, 0, LONGEST), b"\0" * LONGEST]), tf.uint8
+    )[:LONGEST]
+
+
+def _number(raw: tf.Tensor, at: int, length: int, big: bool = False) -> tf.Tensor:
+    """The unsigned number in these bytes, int64 ()."""
+    import tensorflow as tf
+
+    powers = [256**place for place in range(length)]
+    weights = tf.constant(powers[::-1] if big else powers, tf.int64)
+    return tf.reduce_sum(tf.cast(raw[at : at + length], tf.int64) * weights)

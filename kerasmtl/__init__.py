@@ -15,6 +15,7 @@ _HOME = {
     "Task": "kerasmtl.tasks",
     "Manifest": "kerasmtl.manifest",
     "Table": "kerasmtl.table",
+    "default_augmentation": "kerasmtl.augmentation",
     "make_dataset": "kerasmtl.pipeline",
     "make_table_dataset": "kerasmtl.table_pipeline",
     "HubLayer": "kerasmtl.backbones.hub",
@@ -59,9 +60,22 @@ _HOME = {
     "default_losses": "kerasmtl.defaults",
     "default_metrics": "kerasmtl.defaults",
     "Checkpoint": "kerasmtl.training",
+    "Plan": "kerasmtl.training",
+    "RateCurve": "kerasmtl.training",
+    "ScaledUpdates": "kerasmtl.training",
     "Stage": "kerasmtl.training",
+    "TrainableGuard": "kerasmtl.training",
+    "WarmupCosine": "kerasmtl.training",
+    "WeightAverage": "kerasmtl.training",
+    "cache_features": "kerasmtl.training",
+    "depth_factors": "kerasmtl.training",
+    "find_learning_rate": "kerasmtl.training",
     "fine_tune": "kerasmtl.training",
     "freeze": "kerasmtl.training",
+    "make_plan": "kerasmtl.training",
+    "plan_for": "kerasmtl.training",
+    "save_model": "kerasmtl.training",
+    "split_model": "kerasmtl.training",
     "unfreeze": "kerasmtl.training",
     "variable_groups": "kerasmtl.training",
     "evaluate": "kerasmtl.evaluation",
@@ -73,6 +87,7 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from kerasmtl.augmentation import default_augmentation
     from kerasmtl.backbones import image_size, load_backbone
     from kerasmtl.backbones.hub import HubLayer
     from kerasmtl.backbones.inspection import inspect
@@ -130,9 +145,22 @@ if TYPE_CHECKING:
     from kerasmtl.tasks import Task
     from kerasmtl.training import (
         Checkpoint,
+        Plan,
+        RateCurve,
+        ScaledUpdates,
         Stage,
+        TrainableGuard,
+        WarmupCosine,
+        WeightAverage,
+        cache_features,
+        depth_factors,
+        find_learning_rate,
         fine_tune,
         freeze,
+        make_plan,
+        plan_for,
+        save_model,
+        split_model,
         unfreeze,
         variable_groups,
     )

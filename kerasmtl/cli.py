@@ -7,6 +7,7 @@ import os
 import click
 
 from kerasmtl._version import __version__
+from kerasmtl.cache_command import cache
 from kerasmtl.commands.data import check, list_templates, new
 from kerasmtl.commands.models import evaluate, export, predict
 from kerasmtl.commands.modules import inspect, vendor_module
@@ -23,5 +24,15 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-for command in (new, list_templates, check, evaluate, export, predict, vendor_module, inspect):
+for command in (
+    new,
+    list_templates,
+    check,
+    evaluate,
+    export,
+    predict,
+    vendor_module,
+    inspect,
+    cache,
+):
     main.add_command(command)

@@ -33,7 +33,7 @@ FILE = "project.toml"
 _OF_PICTURES = {
     "data": {"image_column", "allow_outside"},
     "model": {"backbone", "backbone_sha256", "image_size"},
-    "training": {"fine_tune_epochs", "fine_tune_learning_rate"},
+    "training": {"plan", "fine_tune_epochs", "fine_tune_learning_rate", "augment", "flip"},
 }
 _OF_TABLES = {"model": {"input_dropout", "batch_norm", "indicators"}}
 
@@ -113,6 +113,11 @@ class Project(Settings):
     def checkpoint(self) -> Path:
         """Where training leaves its model."""
         return self._folder / "runs" / "model.keras"
+
+    @property
+    def state_folder(self) -> Path:
+        """Where a training that is under way is kept, so that `train.py` goes on with it."""
+        return self.checkpoint.with_name("state")
 
     @property
     def export_folder(self) -> Path:

@@ -80,11 +80,14 @@ class ModelSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """Section [training]: the head alone first, then everything at a lower rate."""
+    """Section [training]: the head first, then as much more as the plan says, at a lower rate."""
 
+    plan: Literal["auto", "head", "last-layers", "full", "gradual"] = "auto"
     epochs: int = Field(20, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    fine_tune_epochs: int = Field(0, ge=0)
+    fine_tune_epochs: int = Field(20, ge=1)
     fine_tune_learning_rate: float = Field(1e-4, gt=0)
+    augment: bool = False
+    flip: bool = True
     batch_size: int = Field(32, ge=1)
     seed: int = Field(0, ge=0)

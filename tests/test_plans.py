@@ -9,10 +9,10 @@ import kerasmtl as kt
 from kerasmtl.training import Plan, Stage, choose_plan, make_plan
 from kerasmtl.training.fine_tuning import count_labels
 from kerasmtl.training.plans import (
+    HEAD_ALONE,
+    LAST_ALONE,
     LITTLE,
-    MUCH,
     PLANS,
-    WEIGHTS_PER_LABEL,
     as_plan,
     backbone_parameters,
 )
@@ -92,10 +92,11 @@ def test_wrong_plans_are_named(call, message):
     "known, parameters, name",
     [
         (LITTLE - 1, 1000, "head"),
-        (LITTLE, 1000, "last-layers"),
-        (MUCH - 1, 1000, "last-layers"),
-        (MUCH, 1000, "gradual"),
-        (MUCH, 4 * MUCH * WEIGHTS_PER_LABEL + 1, "last-layers"),
+        (LITTLE, 1000, "gradual"),
+        (100, 400 * LAST_ALONE, "gradual"),
+        (100, 400 * LAST_ALONE + 1, "last-layers"),
+        (100, 400 * HEAD_ALONE, "last-layers"),
+        (100, 400 * HEAD_ALONE + 1, "head"),
         (10, 0, "all"),
     ],
 )
@@ -106,8 +107,13 @@ def test_little_data_trains_the_head_more_the_last_layers_much_all(known, parame
 
 
 def test_the_median_task_counts_and_not_the_rarest():
-    assert choose_plan(MUCH, [3, MUCH, MUCH], 1000).name == "gradual"
-    assert choose_plan(MUCH, [3, 3, MUCH], 1000).name == "head"
+    assert choose_plan(900, [3, 900, 900], 1000).name == "gradual"
+    assert choose_plan(900, [3, 3, 900], 1000).name == "head"
+
+
+def test_the_settings_are_those_of_the_plan_that_is_chosen():
+    plan = choose_plan(900, [900], 1000, head_epochs=3, epochs=6, fine_learning_rate=2e-5)
+    assert [stage.epochs for stage in plan] == [3, 2, 4] and plan[2].learning_rate == 2e-5
 
 
 def test_the_choice_says_what_it_counted():

@@ -12,7 +12,6 @@ import time
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import write_picture_folder
 
 import kerasmtl as kt
@@ -22,14 +21,7 @@ from kerasmtl.training.snapshots import Snapshots
 SIZE = 10
 PLAN = [Stage("head", 2, 1e-2), Stage("all", 2, 1e-2, warmup=1.0, schedule="cosine")]
 STEPS = 3  # of an epoch
-
-
-@pytest.fixture(scope="module", autouse=True)
-def deterministic():
-    """Bit for bit is promised on the CPU with deterministic operations."""
-    tf.config.experimental.enable_op_determinism()
-    yield
-    tf.config.experimental.disable_op_determinism()
+EAGER = True  # half the time for runs this short; the slow test runs in graphs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,19 +31,18 @@ def features_elsewhere(tmp_path_factory):
         yield
 
 
-def model_of(tasks, seed=0, width=3, backbone_seed=0, **options):
+def model_of(tasks, seed=0, width=3, **options):
     """A model as a script would build it anew."""
     keras.utils.set_random_seed(seed)
     image = keras.Input((SIZE, SIZE, 3))
-    x = keras.layers.Conv2D(
-        width, 3, kernel_initializer=keras.initializers.GlorotUniform(backbone_seed), name="conv"
-    )(image)
+    x = keras.layers.Conv2D(width, 3, name="conv")(image)
     model = kt.build_model(keras.Model(image, x), tasks, SIZE, hidden=[4], dropout=0.3)
     balancer = kt.UncertaintyWeighting(len(tasks))
     model.compile(
         options.get("optimizer") or keras.optimizers.Adam(1e-2),
         options.get("loss") or kt.MaskedBinaryCrossentropy(balancer=balancer),
-        metrics=[kt.MaskedAUC()],
+        metrics=[kt.MaskedAUC(num_bins=16)],
+        run_eagerly=EAGER,
         jit_compile=False,
     )
     return model
@@ -108,7 +99,7 @@ def whole(shared_pictures, tmp_path_factory):
 # ---------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("batches", [1, STEPS + 2, 2 * STEPS + 1, 4 * STEPS])
+@pytest.mark.parametrize("batches", [1, 2 * STEPS + 1, 4 * STEPS])
 def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(
     shared_pictures, whole, tmp_path, batches
 ):
@@ -119,7 +110,7 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(
 
 
 def test_a_run_may_be_interrupted_again_and_again(shared_pictures, whole, tmp_path):
-    for batches in (STEPS + 1, STEPS + 1, 1, STEPS + 2):
+    for batches in (STEPS + 1, STEPS + 2):
         interrupted(shared_pictures, tmp_path, batches)
     model, history = train(shared_pictures, tmp_path)
     assert_same(model, whole[1])
@@ -168,7 +159,9 @@ def test_a_finished_run_returns_at_once(shared_pictures, whole):
             raise AssertionError("trained again")
 
     tasks = kt.Manifest.from_csv(shared_pictures / "labels.csv").tasks
-    another, after = train(shared_pictures, directory, [Never()], model=model_of(tasks, seed=5))
+    another = model_of(tasks)
+    another.layers[-1].kernel.assign(another.layers[-1].kernel + 1.0)  # by chance, a head differs
+    another, after = train(shared_pictures, directory, [Never()], model=another)
     assert after.history == history.history and after.epoch == history.epoch
     for a, b in zip(another.weights, model.weights, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
@@ -277,17 +270,19 @@ TASKS = ["cat", "dog", "bird"]
         ({"optimizer": "sgd"}, "Changed: optimizer"),
         ({"loss": "plain"}, "Changed: loss"),
         ({"width": 4}, "Changed: model"),
-        ({"backbone_seed": 1}, "another backbone: 'conv/kernel' has other weights"),
+        ({"seed_of_weights": 1}, "another backbone: 'conv/kernel' has other weights"),
     ],
 )
 def test_other_settings_are_refused_by_name(shared_pictures, begun, options, changed):
     state = (begun / "state.npz").read_bytes()
-    own = {k: options.pop(k) for k in ("width", "backbone_seed") if k in options}
-    if options.get("optimizer"):
-        own["optimizer"] = keras.optimizers.SGD(0.1)
-    if options.get("loss"):
-        own["loss"] = kt.MaskedBinaryCrossentropy()
-    options = {k: v for k, v in options.items() if k not in ("optimizer", "loss")}
+    own = {
+        "width": options.get("width", 3),
+        "seed": options.get("seed_of_weights", 0),
+        "optimizer": keras.optimizers.SGD(0.1) if "optimizer" in options else None,
+        "loss": kt.MaskedBinaryCrossentropy() if "loss" in options else None,
+    }
+    of_model = ("width", "seed_of_weights", "optimizer", "loss")
+    options = {k: v for k, v in options.items() if k not in of_model}
     with pytest.raises(ValueError, match=f"{changed}.*another directory or empty this one"):
         train(shared_pictures, begun, model=model_of(TASKS, **own), **options)
     assert (begun / "state.npz").read_bytes() == state
@@ -331,6 +326,7 @@ import tensorflow as tf
 tf.config.experimental.enable_op_determinism()
 import test_state as program
 from kerasmtl.training import Stage
+program.EAGER = False
 plan = [Stage("head", 6, 1e-2), Stage("all", 6, 1e-2, warmup=1.0, schedule="cosine")]
 print("ready", flush=True)
 model, history = program.train(Path("pictures"), "run", plan=plan, cache=sys.argv[1] == "cached")

@@ -35,9 +35,7 @@ class Checkpoint(keras.callbacks.Callback):
         self, path: str | os.PathLike[str], monitor: str | None = None, mode: str = "max"
     ) -> None:
         super().__init__()
-        self.path = Path(path)
-        if self.path.suffix != ".keras":
-            raise ValueError(f"`path` is no model file. Expected NAME.keras. Received: {path}")
+        self.path = _model_file(path)
         if mode not in ("max", "min"):
             raise ValueError(f"`mode` is unknown. Expected 'max' or 'min'. Received: {mode!r}")
         self.monitor = monitor
@@ -71,12 +69,32 @@ class Checkpoint(keras.callbacks.Callback):
         return improved
 
     def _write(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside_of = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".saving-")
-        with _ctrl_c_later(), aside_of as aside:
-            written = Path(aside) / self.path.name
-            self.model.save(written)
-            os.replace(written, self.path)
+        save_model(self.model, self.path)
+
+
+def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
+    """Write a model to a .keras file: aside first, then renamed into place.
+
+    Returns:
+        The file. Whatever interrupts the writing, it is the former one or the new one, whole.
+
+    Raises:
+        ValueError: wrong file ending.
+    """
+    file = _model_file(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside_of = tempfile.TemporaryDirectory(dir=file.parent, prefix=".saving-")
+    with _ctrl_c_later(), aside_of as aside:
+        written = Path(aside) / file.name
+        model.save(written)
+        os.replace(written, file)
+    return file
+
+
+def _model_file(path: str | os.PathLike[str]) -> Path:
+    if Path(path).suffix != ".keras":
+        raise ValueError(f"`path` is no model file. Expected NAME.keras. Received: {path}")
+    return Path(path)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from kerasmtl.training.plans import (
     as_plan,
     backbone_parameters,
     choose_plan,
+    make_plan,
 )
 from kerasmtl.training.run import Run
 from kerasmtl.training.stage_data import Cache, StageData
@@ -79,7 +80,7 @@ def fine_tune(
             the weights of the end of the last good epoch.
     """
     data = StageData(train, validation, cache, verbose)
-    chosen = _automatic(model, train, validation) if _is_auto(plan) else as_plan(plan)
+    chosen = _chosen(model, train, validation, plan)
     if validation is None and monitor is None and any(s.patience is not None for s in chosen):
         raise ValueError("`plan` has patience, which needs validation data. Pass validation=….")
     if _is_auto(plan) and verbose:
@@ -88,14 +89,32 @@ def fine_tune(
     return Run(model, chosen, data, callbacks, verbose, watched, directory, ema).go()
 
 
+def _chosen(model: keras.Model, train: Any, validation: Any, plan: Any) -> Plan:
+    if not _is_auto(plan):
+        return as_plan(plan)
+    return plan_for(model, train, patience=None if validation is None else PATIENCE)
+
+
 def _is_auto(plan: Any) -> bool:
     return isinstance(plan, str) and plan == "auto"
 
 
-def _automatic(model: keras.Model, train: Any, validation: Any) -> Plan:
+def plan_for(model: keras.Model, train: Any, name: str = "auto", **settings: Any) -> Plan:
+    """The plan of a name; "auto" chooses one by the labels and the backbone, and says why.
+
+    Args:
+        model: as `build_model` makes it.
+        train: batches of (inputs, labels), NaN = missing, of which the labels are counted.
+        name: "auto", or as in `make_plan`.
+        settings: as in `make_plan`.
+
+    Raises:
+        ValueError: an unknown name, or data without labels.
+    """
+    if not _is_auto(name):
+        return make_plan(name, **settings)
     examples, known = count_labels(train)
-    patience = None if validation is None else PATIENCE
-    return choose_plan(examples, known, backbone_parameters(model), patience)
+    return choose_plan(examples, known, backbone_parameters(model), **settings)
 
 
 def count_labels(data: Any) -> tuple[int, list[int]]:

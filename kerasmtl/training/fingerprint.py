@@ -95,6 +95,8 @@ def _configuration(thing: Any) -> str:
 
 def _without(value: Any) -> Any:
     if isinstance(value, dict):
+        if value.get("class_name") == "ScaledUpdates":  # there or not as the stages need it
+            return _without(value["config"]["inner_optimizer"])
         return {key: _without(inner) for key, inner in value.items() if key not in CHANGING}
     if isinstance(value, list | tuple):
         return [_without(inner) for inner in value]

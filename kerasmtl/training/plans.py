@@ -15,10 +15,11 @@ from kerasmtl.training.stages import Stage
 PLANS = ("head", "last-layers", "full", "gradual")
 
 # The thresholds of `choose_plan`: known labels of the median task, and weights of the backbone for
-# each known label of all tasks.
-LITTLE = 1_000
-MUCH = 5_000
-WEIGHTS_PER_LABEL = 1_000
+# each known label of all tasks; from benchmarks/plans.py, and street photographs with 70 labels a
+# task, on which the head alone was 0.005 better.
+LITTLE = 80
+HEAD_ALONE = 20_000
+LAST_ALONE = 5_000
 
 LAST_LAYERS = 0.3  # of the groups of a backbone
 BACKBONE_DECAY = 0.9  # by group
@@ -131,7 +132,11 @@ def make_plan(
 
 
 def choose_plan(
-    examples: int, known: Sequence[int], parameters: int, patience: int | None = PATIENCE
+    examples: int,
+    known: Sequence[int],
+    parameters: int,
+    patience: int | None = PATIENCE,
+    **settings: Any,
 ) -> Plan:
     """The plan that fits the data: little, the head alone; more, the last layers; much, all.
 
@@ -140,6 +145,7 @@ def choose_plan(
         known: of each task, how many rows have a label.
         parameters: weights of the backbone; 0 if the model has none, and is trained as a whole.
         patience: of its stages; None without validation data.
+        settings: of the plan, as in `make_plan`.
 
     Raises:
         ValueError: no examples, or no task.
@@ -159,14 +165,14 @@ def choose_plan(
         stage = Stage("all", 40, 1e-3, patience, warmup=1.0, schedule="cosine")
         return Plan("all", (stage,), f"{examples:,} examples, and no backbone to keep frozen.")
     if typical < LITTLE:
-        name, reason = "head", f"below {LITTLE:,} labels the backbone would learn them by heart"
-    elif typical < MUCH:
-        name, reason = "last-layers", f"below {MUCH:,} labels the last layers are enough"
-    elif share > WEIGHTS_PER_LABEL:
-        name, reason = "last-layers", f"more than {WEIGHTS_PER_LABEL:,} weights to a label"
+        name, reason = "head", f"below {LITTLE} labels little can be learnt, and less be judged"
+    elif share > HEAD_ALONE:
+        name, reason = "head", f"above {HEAD_ALONE:,} the backbone would learn them by heart"
+    elif share > LAST_ALONE:
+        name, reason = "last-layers", f"above {LAST_ALONE:,} the last layers are enough"
     else:
-        name, reason = "gradual", f"from {MUCH:,} labels on training everything pays"
-    made = make_plan(name, patience=patience)
+        name, reason = "gradual", "enough to train everything, from the last layers on"
+    made = make_plan(name, patience=patience, **settings)
     return Plan(name, made.stages, f"{counts}: {reason}.")
 
 

@@ -52,48 +52,40 @@ class Run:
         directory: str | os.PathLike[str] | None,
         ema: float | None = None,
     ) -> None:
-        self.average = None if ema is None else WeightAverage(ema)
         self.model, self.plan, self.data, self.verbose = model, plan, data, verbose
-        self.monitor = monitor
-        self.progress = Progress()
+        self.callbacks, self.monitor = list(callbacks), monitor
+        self.average = None if ema is None else WeightAverage(ema)
         self.compilation = Compilation(model, plan)
         self.compilation.build(trained_by(model, plan.stages))
         self.history = keras.callbacks.History()
         self.history.set_model(model)
         self.history.epoch = []
-        self.callbacks = list(callbacks)
-        self.settings: dict[str, Any] = {}
-        self.folder: RunFolder | None = None
-        if directory is not None:
-            self._prepare(directory)
-        saved = self.folder and self.folder.load(self.settings)
-        self.weights = Snapshots(model.variables, saved.base if saved else None)
-        self.slots = Snapshots(self.compilation.optimizer.variables)
-        self.of_loss = self.compilation.variables_of_loss()
+        self.progress = Progress()
         # Of the last finished epoch, as trained and as callbacks saw it; of the best one.
         self.now: Changes = {}
         self.shown: Changes = {}
         self.best: Changes | None = None
+        self.folder = None if directory is None else RunFolder(directory)
+        settings = self._settings() if self.folder else {}
+        saved = self.folder.load(settings) if self.folder else None
+        self.weights = Snapshots(model.variables, saved.base if saved else None)
+        self.slots = Snapshots(self.compilation.optimizer.variables)
+        self.of_loss = self.compilation.variables_of_loss()
+        self.saved_parts = saved.parts if saved else {}
         if saved:
             self._continue_from(saved)
         elif self.folder:
-            self.folder.begin(self.settings, self.weights.base)
-        self.saved_parts = saved.parts if saved else {}
+            self.folder.begin(settings, self.weights.base)
         _UNDER_WAY.add(model)
 
-    def _prepare(self, directory: str | os.PathLike[str]) -> None:
-        self.folder = RunFolder(directory)
-        self.settings = settings_of(
-            self.compilation,
-            self.plan,
-            self.data.train,
-            self.data.validation,
-            {
-                "monitor": [self.monitor.name, self.monitor.mode],
-                "cache": self.data.cache,
-                "ema": None if self.average is None else self.average.decay,
-            },
-        )
+    def _settings(self) -> dict[str, Any]:
+        others = {
+            "monitor": [self.monitor.name, self.monitor.mode],
+            "cache": self.data.cache,
+            "ema": None if self.average is None else self.average.decay,
+        }
+        data = self.data
+        return settings_of(self.compilation, self.plan, data.train, data.validation, others)
 
     def _continue_from(self, saved: Saved) -> None:
         if self.model not in _UNDER_WAY:

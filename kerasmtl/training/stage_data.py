@@ -49,7 +49,7 @@ class StageData:
         if self._cached is None:
             try:
                 self._cached = self._features(model)
-            except ValueError as error:
+            except (ValueError, OSError) as error:  # not possible, or the disk is full
                 if self.cache is True:
                     raise
                 self._refused = True

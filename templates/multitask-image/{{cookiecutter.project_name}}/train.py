@@ -1,5 +1,6 @@
 """Train, report and export: `python train.py`. Settings are in project.toml."""
 
+import shutil
 from pathlib import Path
 
 import keras
@@ -19,37 +20,44 @@ def main() -> None:
     project.remember(train, val, test)  # for kerasmtl evaluate, export and predict
     model = build(project, train)
     size = model.input_shape[1:3]
-    train_data = kt.make_dataset(train, size, settings.batch_size, training=True)
+    augment = kt.default_augmentation(flip=settings.flip) if settings.augment else None
+    train_data = kt.make_dataset(
+        train, size, settings.batch_size, training=True, seed=settings.seed, augment=augment
+    )
     val_data = kt.make_dataset(val, size, settings.batch_size)
     test_data = kt.make_dataset(test, size, settings.batch_size)
 
-    # First the new head; then, if fine_tune_epochs says so, everything at a lower rate.
-    done = 0
-    for frozen, epochs, learning_rate in [
-        (True, settings.epochs, settings.learning_rate),
-        (False, settings.fine_tune_epochs, settings.fine_tune_learning_rate),
-    ]:
-        if epochs == 0:
-            continue
-        kt.freeze(model) if frozen else kt.unfreeze(model)
-        model.compile(
-            keras.optimizers.Adam(learning_rate),
-            loss=kt.default_losses(manifest.tasks, train.labels),
-            metrics=kt.default_metrics(manifest.tasks),
-        )
-        model.fit(
-            train_data,
-            validation_data=val_data,
-            initial_epoch=done,
-            epochs=done + epochs,
-            callbacks=[kt.Checkpoint(project.checkpoint)],
-            shuffle=False,  # the data set shuffles itself
-            verbose=2,
-        )
-        done += epochs
+    model.compile(
+        "adam",
+        loss=kt.default_losses(manifest.tasks, train.labels),
+        metrics=kt.default_metrics(manifest.tasks),
+    )
+    plan = kt.plan_for(
+        model,
+        train_data,
+        settings.plan,
+        head_epochs=settings.epochs,
+        epochs=settings.fine_tune_epochs,
+        learning_rate=settings.learning_rate,
+        fine_learning_rate=settings.fine_tune_learning_rate,
+    )
+    print(plan, "\n")
+    # Each stage of the plan is kt.freeze(model) or kt.unfreeze(model, …), model.compile(…) and
+    # model.fit(…); put those here to do it your way. Killed at any moment, the same call goes on.
+    kt.fine_tune(
+        model,
+        train_data,
+        val_data,
+        plan,
+        callbacks=[kt.Checkpoint(project.checkpoint)],
+        directory=project.state_folder,
+        verbose=2,
+    )
+    kt.save_model(model, project.checkpoint)  # with the weights of the best epoch
 
     print(kt.evaluate(model, test_data, manifest.tasks))
     print("SavedModel:", kt.export_saved_model(model, project.export_folder, manifest.tasks))
+    shutil.rmtree(project.state_folder)  # done: train.py starts anew
 
 
 if __name__ == "__main__":
@@ -57,8 +65,8 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit(
-            "\nStopped. The last finished epoch, if there was one, is in runs/model.keras: "
-            "kerasmtl evaluate, export and predict use it."
+            "\nStopped. `python train.py` goes on after the last finished epoch, which is in "
+            "runs/model.keras: kerasmtl evaluate, export and predict use it."
         ) from None
     except (ValueError, OSError) as error:
         raise SystemExit(f"Error: {error}") from None

@@ -11,6 +11,7 @@ from kerasmtl.cache_command import cache
 from kerasmtl.commands.data import check, list_templates, new
 from kerasmtl.commands.models import evaluate, export, predict
 from kerasmtl.commands.modules import inspect, vendor_module
+from kerasmtl.serve_command import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,5 +35,6 @@ for command in (
     vendor_module,
     inspect,
     cache,
+    serve,
 ):
     main.add_command(command)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from kerasmtl.commands.shared import as_json, plain_errors, print_table
+from kerasmtl.commands.shared import as_json, load_project, plain_errors, print_table
 
-PROTOCOLS = ("tfserving", "kserve")
+PROTOCOLS = TARGETS = ("tfserving", "kserve")
 
 
 @click.command()
@@ -102,3 +104,84 @@ def _shown(value: Any, decision: Any) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else str(value)
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--for", "target", required=True, type=click.Choice(TARGETS), help="Which server.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="A new folder for the files."
+)
+@click.option("--name", help="The model's name in URLs.  [default: FOLDER's]")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="NAME=VERSION, such as stable=3; may be repeated. For tfserving: what has a label is "
+    "loaded.  [default: stable, the newest]",
+)
+@click.option("--tag", help="Of the image tensorflow/serving.  [default: 2.21.0]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Of REST.  [default: 8501]")
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Of gRPC.  [default: 8500]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Examples in one call of the model; 1: no batching.  [default: 32]",
+)
+@click.option(
+    "--storage-uri",
+    help="For kserve: where the versions are, such as gs://BUCKET/NAME.  "
+    "[default: pvc://NAME-models/NAME]",
+)
+@click.option(
+    "--project",
+    default=".",
+    show_default=True,
+    type=click.Path(file_okay=False),
+    help="The project whose exports are deployed if no FOLDER is given.",
+)
+@plain_errors
+def deploy(
+    folder: Path | None,
+    target: str,
+    out: Path,
+    name: str | None,
+    labels: tuple[str, ...],
+    project: str,
+    **more: Any,
+) -> None:
+    """Write what TensorFlow Serving or KServe needs to serve the exported versions in FOLDER.
+
+    FOLDER is the project's by default. tfserving: a compose file, models.config with version
+    labels, batching, monitoring. kserve: an InferenceService. Both with a README.
+    """
+    from kerasmtl.deployment import Deployment, for_kserve, for_tfserving
+
+    base = folder or load_project(project).export_folder
+    given = {key: value for key, value in more.items() if value is not None}
+    _refuse_unread(target, {**given, **({"label": labels} if labels else {})})
+    chosen = name or re.sub(r"[^\w.-]+", "-", base.resolve().name, flags=re.ASCII)
+    if target == "kserve" and name is None:
+        chosen = re.sub(r"[^a-z0-9]+", "-", chosen.lower()).strip("-")
+    deployment = Deployment(base, chosen, labels=dict(map(_label, labels)), **given)
+    write = for_tfserving if target == "tfserving" else for_kserve
+    click.echo(f"Made {write(deployment, out)}. Go on with its README.md.")
+
+
+def _refuse_unread(target: str, given: Mapping[str, Any]) -> None:
+    read = {
+        "tfserving": {"label", "tag", "port", "grpc_port", "batch_size"},
+        "kserve": {"tag", "storage_uri"},
+    }
+    unread = [f"--{key.replace('_', '-')}" for key in given if key not in read[target]]
+    if unread:
+        raise ValueError(f"{', '.join(unread)} cannot be set with --for {target}.")
+
+
+def _label(text: str) -> tuple[str, int]:
+    label, _, version = text.partition("=")
+    if not version.isdecimal():
+        raise ValueError(
+            f"`--label` is no label. Expected NAME=VERSION, such as stable=3. Received: {text!r}"
+        )
+    return label, int(version)

@@ -117,6 +117,23 @@ def evaluate(
     return replace(report, bootstrap=found)
 
 
+def known_cells(
+    model: keras.Model, dataset: Any, tasks: Iterable[Task | str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By task, labels and predictions where the label is known.
+
+    Shapes: dataset as in `evaluate`; labels (cells,), predictions (cells,), or (cells, classes) of
+    a multiclass task.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    chosen = as_tasks(tasks)
+    labels, predictions = _collected(model, dataset, output_columns(chosen), progress=False)
+    cells = _known_cells(chosen, labels, predictions)
+    return {name: (y, p) for name, (_, y, p) in cells.items()}
+
+
 def _collected(
     model: keras.Model, dataset: Any, columns: Mapping[str, Sequence[int]], progress: bool
 ) -> tuple[Arrays, Arrays]:

@@ -25,12 +25,7 @@ def orientation_of_jpeg(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     import tensorflow as tf
 
     head = tf.pad(head, [[0, _ROOM]])
-    second = tf.minimum(4 + _big(head, 4), tf.size(head) - 2)
-    tables = tf.constant((0xFF, 0xDB), tf.uint8)
-    # Most JPEGs have no EXIF: their tables come first, or behind one JFIF segment.
-    jfif = (head[3] == 0xE0) & tf.reduce_all(head[second : second + 2] == tables)
-    plain = jfif | (head[3] == 0xDB)
-    start, exif = tf.cond(plain, lambda: (tf.constant(2), tf.constant(-1)), lambda: _segments(head))
+    start, exif = _segments(head)
     orientation = tf.cond(
         exif > 0, lambda: _orientation(head[exif : exif + 2**16]), lambda: tf.constant(1)
     )

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from kerasmtl.decoding import MOST_PIXELS, SPARE, WORTH, Look, decode, look_at  # noqa: F401
+from kerasmtl.decoding import MOST_PIXELS, PARALLEL, SPARE, WORTH, Look, decode, look_at  # noqa: F401
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PARALLEL = 32  # pictures of a batch that are decoded at the same time, as far as there are cores
 PREPROCESSING = 3  # goes up whenever the same file gives other numbers
 # What training decodes in the graph; other formats that Pillow reads are turned into PNG first.
 TF_FORMATS = {"JPEG", "PNG", "GIF"}
@@ -118,14 +117,7 @@ def prepare_images(
     """
     import tensorflow as tf
 
-    looks = Look(
-        *tf.map_fn(
-            lambda one: tuple(look_at(one, size, most_pixels)),
-            data,
-            fn_output_signature=(tf.string, tf.int32, tf.int32),
-            parallel_iterations=PARALLEL,
-        )
-    )
+    looks = look_at(data, size, most_pixels)
     fine = tf.debugging.Assert(tf.reduce_all(looks.reason == ""), [_named(looks.reason)])
     with tf.control_dependencies([] if fine is None else [fine]):
         pictures = (tf.identity(data), looks.way, looks.orientation)

@@ -1,20 +1,20 @@
 """What the headers of PNG, GIF, BMP and WebP say, by TensorFlow operations alone.
 
-Each function takes the bytes, () string, and `verdict(height, width)`, and gives why the picture
-cannot be decoded ("" if it can), and whether TensorFlow's common decoder is not enough for it.
+Each reader takes the bytes, () string, and gives what is wrong with them ("" if nothing is seen),
+whether TensorFlow's common decoder is not enough for them, and height and width, int64 (2,).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    Verdict = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    Read = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 LONGEST = 64  # bytes of a header
+LONGEST_SIDE = 2**28  # pixels; products of two such sides still fit into int64
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -32,7 +32,7 @@ class Bmp(NamedTuple):
     upwards: tf.Tensor
 
 
-def png_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor]:
+def read_png(data: tf.Tensor) -> Read:
     """Source: https://www.w3.org/TR/png-3/#11IHDR"""
     import tensorflow as tf
 
@@ -43,19 +43,20 @@ def png_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor
         lambda: tf.constant(True),
         lambda: _ends_early(data),
     )
-    found = verdict(_number(head, 20, 4, big=True), _number(head, 16, 4, big=True))
-    return tf.where(whole, found, "truncated"), tf.constant(False)
+    sides = tf.stack([_number(head, 20, 4, big=True), _number(head, 16, 4, big=True)])
+    return tf.where(whole, "", "truncated"), tf.constant(False), sides
 
 
-def gif_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor]:
+def read_gif(data: tf.Tensor) -> Read:
     """Source: https://www.w3.org/Graphics/GIF/spec-gif89a.txt, section 18."""
     import tensorflow as tf
 
     head = _head(data)
-    return verdict(_number(head, 8, 2), _number(head, 6, 2)), tf.constant(False)
+    sides = tf.stack([_number(head, 8, 2), _number(head, 6, 2)])
+    return tf.constant(""), tf.constant(False), sides
 
 
-def bmp_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor]:
+def read_bmp(data: tf.Tensor) -> Read:
     """Source: https://learn.microsoft.com/windows/win32/gdi/bitmap-storage"""
     import tensorflow as tf
 
@@ -69,14 +70,13 @@ def bmp_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor
         | (palette & (at.compression != 0))
         | ~tf.reduce_any(tf.constant((0, 3), tf.int64) == at.compression)
     )
-    reason = verdict(at.height, at.width)
-    cut = (reason == "") & (length < at.offset + at.stride * at.height)
-    reason = tf.where(cut, "truncated", reason)
+    cut = length < at.offset + at.stride * at.height
     kind = "a BMP of a kind that is not decoded, compressed or of 16 bits. Make it a PNG"
-    return tf.where(unusual, kind, reason), palette
+    reason = tf.where(unusual, kind, tf.where(cut, "truncated", ""))
+    return reason, palette, tf.stack([at.height, at.width])
 
 
-def webp_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tensor]:
+def read_webp(data: tf.Tensor) -> Read:
     """Source: https://www.rfc-editor.org/rfc/rfc9649"""
     import tensorflow as tf
 
@@ -91,11 +91,10 @@ def webp_verdict(data: tf.Tensor, verdict: Verdict) -> tuple[tf.Tensor, tf.Tenso
         ]
     )
     kinds = name == tf.constant([b"WEBPVP8 ", b"WEBPVP8L", b"WEBPVP8X"])
-    height, width = tf.unstack(sides[tf.argmax(kinds)])
     whole = tf.cast(tf.strings.length(data), tf.int64) >= _number(head, 4, 4) + 8
-    reason = tf.where(whole, verdict(height, width), "truncated")
+    reason = tf.where(whole, "", "truncated")
     reason = tf.where(tf.reduce_any(kinds), reason, "not a picture: RIFF, but no WebP")
-    return reason, tf.constant(True)
+    return reason, tf.constant(True), sides[tf.argmax(kinds)]
 
 
 def bmp_layout(raw: tf.Tensor) -> Bmp:
@@ -104,12 +103,14 @@ def bmp_layout(raw: tf.Tensor) -> Bmp:
 
     rows = _number(raw, 22, 4)
     upwards = rows < 2**31
-    width, bits, colours = (_number(raw, 18, 4), _number(raw, 28, 2), _number(raw, 46, 4))
+    height = tf.minimum(tf.where(upwards, rows, 2**32 - rows), LONGEST_SIDE)
+    width = tf.minimum(_number(raw, 18, 4), LONGEST_SIDE)
+    bits, colours = _number(raw, 28, 2), _number(raw, 46, 4)
     return Bmp(
         offset=_number(raw, 10, 4),
         header=_number(raw, 14, 4),
         width=width,
-        height=tf.where(upwards, rows, 2**32 - rows),
+        height=height,
         bits=bits,
         compression=_number(raw, 30, 4),
         colours=tf.where((colours < 1) | (colours > 256), 2 ** tf.minimum(bits, 8), colours),
@@ -131,9 +132,7 @@ def _head(data: tf.Tensor) -> tf.Tensor:
     """The first bytes, (64,) uint8, zeros behind the end."""
     import tensorflow as tf
 
-    return tf.io.decode_raw(
-        tf.strings.join([tf.strings.substr(data, 0, LONGEST), b"\0" * LONGEST]), tf.uint8
-    )[:LONGEST]
+    return tf.io.decode_raw(data, tf.uint8, fixed_length=LONGEST)
 
 
 def _number(raw: tf.Tensor, at: int, length: int, big: bool = False) -> tf.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,32 @@ import numpy as np
 
 from kerasmtl.batch_inputs import PictureInputs, Piece, RowInputs
 from kerasmtl.batch_outputs import check_out, folder_of, unfinished
-from kerasmtl.predictors import Predictor, joined
+from kerasmtl.tasks import Task
 
 BATCH = 32
 BLOCK = 512  # pictures that are lost at most by an interruption
 BLOCK_OF_ROWS = 8192
 
 Bad = tuple[str, int | None, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """What predicts, for `predict_to_file`.
+
+    `call`: from a batch to output name → array; the batch is pictures, (batch, height, width, 3)
+    float32 in [0, 1], where `image_size` is known, else their bytes, (batch,) strings; of a table,
+    where `columns` is known, (batch, columns) float32. `decided`: the tasks with a decision.
+    """
+
+    tasks: tuple[Task, ...]
+    call: Callable[[Any], Mapping[str, np.ndarray]]
+    sha256: str
+    decided: frozenset[str] = frozenset()
+    columns: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    packed_bits: bool = False
+    id_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +144,12 @@ def _predicted(
         ]
         advance(len(piece))
         yield piece, joined(parts), piece.faults
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The outputs of several batches as those of one; of no batch, none."""
+    names = parts[0] if parts else ()
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _columns(predictor: Predictor, inputs: PictureInputs | RowInputs) -> list[list[str]]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.batch import Predictor, joined
 from kerasmtl.batch_inputs import Piece
 from kerasmtl.inputs import picture_fault, read_image
-from kerasmtl.predictors import Predictor, joined
 
 # What TensorFlow says of bytes that it cannot make a picture of.
 _BAD = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.UnimplementedError)

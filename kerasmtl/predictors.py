@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.batch import Predictor
 from kerasmtl.heads import by_task, check_outputs
 from kerasmtl.inputs import PREPROCESSING
 from kerasmtl.prediction import exported_table
@@ -20,25 +20,6 @@ from kerasmtl.serving.folders import description
 from kerasmtl.tasks import Task, as_tasks
 
 _DECISION = "_decision"
-
-
-@dataclass(frozen=True, eq=False)
-class Predictor:
-    """What predicts, for `predict_to_file`.
-
-    `call`: from a batch to output name → array; the batch is pictures, (batch, height, width, 3)
-    float32 in [0, 1], where `image_size` is known, else their bytes, (batch,) strings; of a table,
-    where `columns` is known, (batch, columns) float32. `decided`: the tasks with a decision.
-    """
-
-    tasks: tuple[Task, ...]
-    call: Callable[[Any], Mapping[str, np.ndarray]]
-    sha256: str
-    decided: frozenset[str] = frozenset()
-    columns: tuple[str, ...] | None = None
-    image_size: tuple[int, int] | None = None
-    packed_bits: bool = False
-    id_column: str | None = None
 
 
 def model_predictor(
@@ -83,19 +64,18 @@ def export_predictor(folder: str | os.PathLike[str], id_column: str | None = Non
     Raises:
         FileNotFoundError, ValueError: no such export.
     """
-    table = exported_table(folder)
+    described = _described(folder)
+    columns = described.get("columns") or None
     loaded = tf.saved_model.load(str(folder))
-    function = loaded.signatures["serving_default" if table is None else "matrix"]
-    (argument,) = function.structured_input_signature[1]
-    dtype = function.structured_input_signature[1][argument].dtype
+    function = loaded.signatures["serving_default" if columns is None else "matrix"]
+    ((argument, spec),) = function.structured_input_signature[1].items()
     outputs = function.structured_outputs
-    tasks = _exported_tasks(Path(folder), table, outputs)
+    tasks = _exported_tasks(described, outputs)
 
     def call(batch: Any) -> Mapping[str, np.ndarray]:
         loaded.signatures  # noqa: B018 – the functions live as long as what was loaded
-        return _arrays(function(**{argument: tf.convert_to_tensor(batch, dtype)}))
+        return _arrays(function(**{argument: tf.convert_to_tensor(batch, spec.dtype)}))
 
-    described = table or {}
     return Predictor(
         tasks=tasks,
         call=call,
@@ -105,26 +85,24 @@ def export_predictor(folder: str | os.PathLike[str], id_column: str | None = Non
             for task in tasks
             if task.kind == "binary" and task.name + _DECISION in outputs
         ),
-        columns=None if table is None else tuple(described["columns"]),
+        columns=None if columns is None else tuple(columns),
         packed_bits=bool(described.get("packed_bits", False)),
         id_column=id_column,
     )
 
 
-def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The outputs of several batches as those of one; of no batch, none."""
-    names = parts[0] if parts else ()
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+def _described(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What an export says of itself; an old one only does of a table."""
+    found = description(Path(folder))
+    return found if found is not None else exported_table(folder) or {}
 
 
-def _exported_tasks(
-    folder: Path, table: Mapping[str, Any] | None, outputs: Mapping[str, Any]
-) -> tuple[Task, ...]:
+def _exported_tasks(described: Mapping[str, Any], outputs: Mapping[str, Any]) -> tuple[Task, ...]:
     """As the export describes them; of one that does not, as its outputs look."""
-    described = (description(folder) or table or {}).get("tasks")
-    if described:
+    if described.get("tasks"):
         tasks = [
-            Task(task["name"], task["kind"], tuple(task.get("classes") or ())) for task in described
+            Task(task["name"], task["kind"], tuple(task.get("classes") or ()))
+            for task in described["tasks"]
         ]
     else:
         names = [

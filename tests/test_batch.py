@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,12 +17,12 @@ from conftest import write_pictures
 from served import CLASSES, environment, mean_of, picture, save_pictures
 
 import kerasmtl as kt
-from kerasmtl.batch import how_to_go_on, predict_to_file
+from kerasmtl.batch import Predictor, how_to_go_on, predict_to_file
 from kerasmtl.batch_inputs import PictureInputs, RowInputs
 from kerasmtl.batch_outputs import unfinished
 from kerasmtl.cli import main
 from kerasmtl.prediction import predict_with_model
-from kerasmtl.predictors import Predictor, export_predictor, model_predictor
+from kerasmtl.predictors import export_predictor, model_predictor
 from kerasmtl.tasks import Task
 
 COLUMNS = ("a", "b")
@@ -206,6 +207,20 @@ def test_every_kind_of_table_and_both_kinds_of_file(tmp_path, kind):
     assert found.dtypes["sum"] == "float32" and found.dtypes["sum_decision"] == "int32"
 
 
+def test_an_exported_table_gives_the_numbers_of_the_model(tmp_path):
+    inputs = keras.Input((2,))
+    outputs = keras.layers.Dense(2, activation="sigmoid", bias_initializer="ones")(inputs)
+    model = keras.Model(inputs, outputs)
+    folder = kt.export_saved_model(model, tmp_path / "t", ["up", "down"], columns=COLUMNS)
+    predictor = export_predictor(folder)
+    assert predictor.columns == COLUMNS
+    inputs = RowInputs([rows(tmp_path)], predictor.columns)
+    done = predict_to_file(predictor, inputs, tmp_path / "p.csv", batch_size=7)
+    values = np.stack([np.full(20, 0.5), np.arange(20)], axis=1).astype("float32")
+    expected = model.predict(values, verbose=0)
+    np.testing.assert_allclose(pd.read_csv(done.out)[["up", "down"]], expected, atol=1e-5)
+
+
 def test_cells_that_are_no_numbers_cost_their_row_alone(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n1,2\nwarm,3\n4,?\n1e99,1\n5,6\n")
     inputs = RowInputs([str(tmp_path / "t.csv")], COLUMNS)
@@ -265,25 +280,27 @@ def test_pictures_go_on_too(served, folder, tmp_path):
 
 
 KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from test_batch import Adding, COLUMNS
-from kerasmtl.batch import predict_to_file
+import os, signal
+from kerasmtl.batch import Predictor, predict_to_file
 from kerasmtl.batch_inputs import RowInputs
+from kerasmtl.tasks import Task
 
-class Dying(Adding):
-    def __call__(self, batch):
-        if len(self.calls) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(batch)
+calls = []
 
-predict_to_file(Dying().predictor, RowInputs([{rows!r}], COLUMNS), {out!r}, block=4)
+def dying(batch):
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    calls.append(batch)
+    return {{"sum": batch.sum(axis=1), "sum_decision": batch.sum(axis=1) > 0}}
+
+predictor = Predictor((Task("sum"),), dying, "m1", frozenset({{"sum"}}), ("a", "b"))
+predict_to_file(predictor, RowInputs([{rows!r}], ("a", "b")), {out!r}, block=4)
 """
 
 
 def test_a_killed_process_leaves_no_half_file_and_can_be_continued(tmp_path):
     source, out = rows(tmp_path), tmp_path / "p.csv"
-    code = KILLED.format(tests=str(Path(__file__).parent), rows=source, out=str(out))
+    code = KILLED.format(rows=source, out=str(out))
     done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=120)
     assert done.returncode == -9 and not out.exists()
     again = Adding()

@@ -15,8 +15,7 @@ from kerasmtl.commands.shared import load_project
 if TYPE_CHECKING:
     import keras
 
-    from kerasmtl.batch import Done
-    from kerasmtl.predictors import Predictor
+    from kerasmtl.batch import Done, Predictor
     from kerasmtl.project import Project
 
 ROWS = 1024  # of numbers, in a batch

@@ -105,9 +105,10 @@ def _exported_tasks(described: Mapping[str, Any], outputs: Mapping[str, Any]) ->
             for task in described["tasks"]
         ]
     else:
-        names = [
+        # Sorted: TensorFlow gives them in another order in each process.
+        names = sorted(
             name for name in outputs if name.removesuffix(_DECISION) not in {*outputs} - {name}
-        ]
+        )
         tasks = [
             Task(name, "multiclass" if outputs[name].shape.rank == 2 else "binary")
             for name in names

@@ -122,6 +122,21 @@ def test_a_trained_model_gives_the_numbers_of_predict(folder, tmp_path):
     np.testing.assert_allclose(found[["cat", "dog"]], expected, atol=1e-5)
 
 
+def test_outputs_that_nobody_describes_are_sorted(tmp_path):
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.run = tf.function(
+        lambda image_bytes: {
+            name: tf.cast(tf.strings.length(image_bytes), tf.float32) for name in "zbkamcy"
+        },
+        input_signature=[tf.TensorSpec((None,), tf.string, name="image_bytes")],
+    )
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures={"serving_default": module.run})
+    found = export_predictor(tmp_path / "1")
+    assert [task.name for task in found.tasks] == list("abckmyz") and found.columns is None
+
+
 def test_a_list_names_pictures_from_its_folder_and_bad_ones_by_line(served, folder, tmp_path):
     listed = folder / "list.csv"
     listed.write_text("name,picture\nx,2.png\n\ny,absent.png\nz,more/1.png\nw,2.png\n")

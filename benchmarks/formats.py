@@ -195,7 +195,7 @@ def accuracy_table(
 def _changed(wanted: Outputs, predict: Predict, images: np.ndarray) -> str:
     """How near the threshold those cases are that integers decide otherwise."""
     got = predict(images)
-    distance = [np.abs(wanted[n] - 0.5)[(got[n] > 0.5) != (wanted[n] > 0.5)] for n in wanted]
+    distance = [np.abs(wanted[n] - 0.5)[(got[n] >= 0.5) != (wanted[n] >= 0.5)] for n in wanted]
     changed, all_ = np.concatenate(distance), np.concatenate([*wanted.values()])
     if not len(changed):
         return "At 0.5 they change none."

@@ -61,7 +61,7 @@ def convert_model(
             that are not test rows are drawn. Two thirds set the ranges, the others are checked.
         sample_count: the most rows of `samples` to take.
         uint8: of "litert-int8" for pictures, the input is uint8 pixels from 0 to 255.
-        thresholds: by binary task, above which probability the answer is yes; 0.5 by default. The
+        thresholds: by binary task, from which probability on the answer is yes; 0.5 by default. The
             description carries them, and the check counts decisions by them.
         seed: of drawing samples.
 

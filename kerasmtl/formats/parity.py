@@ -29,7 +29,7 @@ def compare(
         run: the converted one.
         face: of both.
         rows: inputs, (rows, *face.shape) float32.
-        limits: by binary task, above which probability the answer is yes.
+        limits: by binary task, from which probability on the answer is yes.
         uint8: the converted one takes uint8 pixels.
         bound: of the differences, as a share of the number where it is above 1; None: any.
 
@@ -72,14 +72,14 @@ def decisions_agree(
 ) -> float | None:
     """The share of rows and tasks with the same answer; None if no task has answers.
 
-    A binary task's is whether its probability is above the limit, a multiclass task's the likeliest
+    A binary task's is whether its probability reaches the limit, a multiclass task's the likeliest
     class; a number is none.
     """
     same = []
     for task in face.tasks:
         both = got[task.name], wanted[task.name]
         if task.kind == "binary":
-            same.append(np.equal(*(values > limits[task.name] for values in both)))
+            same.append(np.equal(*(values >= limits[task.name] for values in both)))
         elif task.kind == "multiclass":
             same.append(np.equal(*(values.argmax(axis=1) for values in both)))
     return float(np.concatenate(same).mean()) if same else None

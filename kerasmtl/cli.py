@@ -8,6 +8,7 @@ import click
 
 from kerasmtl._version import __version__
 from kerasmtl.cache_command import cache
+from kerasmtl.commands import client, deploy
 from kerasmtl.commands.data import check, list_templates, new
 from kerasmtl.commands.models import evaluate, export, predict
 from kerasmtl.commands.modules import inspect, vendor_module
@@ -36,5 +37,7 @@ for command in (
     inspect,
     cache,
     serve,
+    deploy,
+    client,
 ):
     main.add_command(command)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LONGEST = 64  # bytes of a header
 LONGEST_SIDE = 2**28  # pixels; products of two such sides still fit into int64
+# TensorFlow 2.21 writes beyond its memory when it is asked for the first frame of one.
+MOVING = "an animated WebP, which is not decoded. Make it a GIF"
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -92,7 +94,8 @@ def read_webp(data: tf.Tensor) -> Read:
     )
     kinds = name == tf.constant([b"WEBPVP8 ", b"WEBPVP8L", b"WEBPVP8X"])
     whole = tf.cast(tf.strings.length(data), tf.int64) >= _number(head, 4, 4) + 8
-    reason = tf.where(whole, "", "truncated")
+    animated = kinds[2] & (head[20] // 2 % 2 == 1)
+    reason = tf.where(whole, tf.where(animated, MOVING, ""), "truncated")
     reason = tf.where(tf.reduce_any(kinds), reason, "not a picture: RIFF, but no WebP")
     return reason, tf.constant(True), sides[tf.argmax(kinds)]
 

@@ -99,8 +99,7 @@ def _inputs(about: Mapping[str, Any]) -> str:
 def _signatures(signatures: Mapping[str, Any]) -> str:
     def tensors(found: Mapping[str, Any]) -> str:
         shown = [
-            f"{name} {tensor['dtype']} "
-            f"({', '.join(['batch', *map(_length, tensor['shape'][1:])])})"
+            f"{name} {tensor['dtype']} ({', '.join(['batch', *map(_length, tensor['shape'][1:])])})"
             for name, tensor in found.items()
         ]
         return "; ".join(shown[:10] + ["…"] * (len(shown) > 10))

@@ -15,7 +15,7 @@ from kerasmtl.tasks import Task
 DEFAULT = 0.5
 FEWEST = 5  # known labels of each class; fewer say too little
 TEMPERATURES = (0.05, 20.0)  # the range that is searched
-TINY = 1e-7  # probabilities closer to 0 and 1 have no logit in float32
+TINY = 2.0**-23  # closer to 0 and 1 no logit is computed; 1 - TINY is a float32
 
 Rule = str | float | tuple[str, float]
 # Of one task: labels, predictions, on its known cells.

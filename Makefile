@@ -35,7 +35,7 @@ lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff format --check .
 
 bench: $(INSTALLED)  ## measure, and keep the tables in benchmarks/RESULTS.md
-	for name in cli_start head_training hub_speed metric_cost million_rows pipeline_speed \
+	for name in cli_start formats head_training hub_speed metric_cost million_rows pipeline_speed \
 		positives_only serving street_photos transfer who_lies; do \
 		$(BIN)/python benchmarks/$$name.py --write || exit 1; done
 

@@ -81,6 +81,8 @@ _HOME = {
     "evaluate": "kerasmtl.evaluation",
     "Report": "kerasmtl.report",
     "export_saved_model": "kerasmtl.export",
+    "ConvertedModel": "kerasmtl.formats.runtimes",
+    "convert_model": "kerasmtl.formats.convert",
     "Project": "kerasmtl.project",
 }
 
@@ -107,6 +109,8 @@ if TYPE_CHECKING:
     from kerasmtl.defaults import default_losses, default_metrics
     from kerasmtl.evaluation import evaluate
     from kerasmtl.export import export_saved_model
+    from kerasmtl.formats.convert import convert_model
+    from kerasmtl.formats.runtimes import ConvertedModel
     from kerasmtl.losses import (
         AssumeNegative,
         AsymmetricLoss,

@@ -10,6 +10,7 @@ from kerasmtl._version import __version__
 from kerasmtl.cache_command import cache
 from kerasmtl.commands import client, deploy
 from kerasmtl.commands.data import check, list_templates, new
+from kerasmtl.commands.formats import convert
 from kerasmtl.commands.models import evaluate, export, predict
 from kerasmtl.commands.modules import inspect, vendor_module
 from kerasmtl.serve_command import serve
@@ -37,6 +38,7 @@ for command in (
     inspect,
     cache,
     serve,
+    convert,
     deploy,
     client,
 ):

@@ -89,10 +89,13 @@ class Live:
 def picture_cases(live: Live) -> list[Case]:
     """A case for each signature of a model of pictures, the default one first."""
     size = live.model.input_shape[1:3]
+    prepare = tf.function(
+        lambda data: prepare_image(data, size), input_signature=[tf.TensorSpec((), tf.string)]
+    ).get_concrete_function()
 
     def cases(seed: int) -> list[Case]:
         data = example_pictures(seed)
-        images = np.stack([prepare_image(tf.constant(one), size) for one in data])
+        images = np.stack([prepare(tf.constant(one)) for one in data])
         given: Arrays = {"image_bytes": np.array(data, object)}
         pixels = np.random.default_rng(seed).integers(0, 256, (2, 33, 47, 3), "uint8")
         whole = np.stack([resize_image(one, size) for one in pixels])

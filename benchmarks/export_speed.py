@@ -3,8 +3,8 @@
     python benchmarks/export_speed.py [--rounds 15] [--write]
 
 "Decode + bare graph" is two calls: TensorFlow's JPEG decoder, told at which ratio, and kerasmtl's
-resizing for the batch, with no look at headers, no other format and no orientation, then the Keras model as a tf.function. Both run in one
-process by turns; weights do not change the speed.
+resizing for the batch, with no look at headers, no other format and no orientation; then the Keras
+model as a tf.function. Both run in one process by turns; weights do not change the speed.
 """
 
 from __future__ import annotations

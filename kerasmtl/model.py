@@ -160,6 +160,9 @@ def load_model(
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"`path` {os.fspath(path)!r} is no file. Expected a .keras file.")
+    # Registers its optimizers and schedules; it imports modules that import this one.
+    from kerasmtl import training  # noqa: F401
+
     handles = [trust] if isinstance(trust, str | os.PathLike) else list(trust)
     with trusting(_sha256_of(os.fspath(handle)) for handle in handles):
         return keras.models.load_model(path, **kwargs)

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class PictureSource(Source):
     manifest: Manifest
     size: tuple[int, int]
     layer: keras.layers.Layer | None = None
+    hashed: dict[str, str] = field(default_factory=dict)
 
     def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """From the number of a row, shape (), to its picture, (height, width, 3)."""
@@ -93,10 +94,17 @@ class PictureSource(Source):
         return whole.hexdigest()
 
     def pictures_sha256(self) -> str:
-        """As `content_sha256`, without augmentation."""
+        """As `content_sha256`, without augmentation; read once while the files stay the same."""
         import tensorflow as tf
 
-        head = repr(("pictures", PREPROCESSING, tf.__version__, self.size, self.count))
+        state = _state_of(self.manifest.paths)
+        if state not in self.hashed:
+            self.hashed.clear()
+            self.hashed[state] = self._read_sha256(tf.__version__)
+        return self.hashed[state]
+
+    def _read_sha256(self, version: str) -> str:
+        head = repr(("pictures", PREPROCESSING, version, self.size, self.count))
         whole = hashlib.sha256(head.encode())
         with ThreadPoolExecutor() as threads:
             for digest in threads.map(_file_sha256, self.manifest.paths):
@@ -145,6 +153,16 @@ def _write(source: PictureSource, path: Path, folder: Path) -> None:
             f"`cache` folder {folder} cannot hold the pictures. Expected {needed:,} bytes. "
             f"Received: {error.strerror}",
         ) from error
+
+
+def _state_of(paths: Sequence[str]) -> str:
+    """A hash over what changes with a file: where it is on disk, its size and its times."""
+    whole = hashlib.sha256()
+    for path in paths:
+        found = os.stat(path)
+        now = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        whole.update(repr(now).encode())
+    return whole.hexdigest()
 
 
 def _file_sha256(path: str) -> bytes:

@@ -52,3 +52,11 @@ def shared_pictures(tmp_path_factory):
 def picture_folder(tmp_path):
     """A folder of `write_picture_folder` of the test's own: for tests that change it."""
     return write_picture_folder(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches_elsewhere(tmp_path_factory):
+    """Kept features and modules do not come into the user's own cache, nor out of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFHUB_CACHE_DIR", str(tmp_path_factory.mktemp("kerasmtl_cache")))
+        yield

@@ -181,10 +181,10 @@ def test_features_too_many_for_memory_are_read_by_batch(data, folder, monkeypatc
     same_batches(split_model(model)[0], data, cached)
     Noted.rows = 0
     cache_features(model, data, folder, progress=False)
-    assert Noted.rows == 0
+    assert Noted.rows == feature_cache.TRIED
 
 
-def test_a_hit_does_not_touch_the_backbone(data, folder, tmp_path):
+def test_a_hit_computes_the_first_rows_alone(data, folder, tmp_path):
     cache_features(model_of(), data, folder, progress=False)
     assert Noted.rows >= ROWS
     Noted.rows = 0
@@ -193,7 +193,7 @@ def test_a_hit_does_not_touch_the_backbone(data, folder, tmp_path):
     values = source_of(data).table.features
     source_of(other_labels).table.features[:] = values
     cache_features(model_of(outputs=3), other_labels, folder, progress=False)
-    assert Noted.rows == 0
+    assert Noted.rows == 2 * feature_cache.TRIED
     assert len(entries(folder)) == 1
 
 
@@ -234,6 +234,56 @@ def test_an_edited_layer_computes_them_anew(data):
         return space["scaled"]
 
     assert key(named(2.0)) == key(named(2.0)) != key(named(3.0))
+
+
+class Shift(L.Layer):
+    def __init__(self, by, **settings):
+        super().__init__(trainable=False, **settings)
+        self.by = by
+
+    def call(self, inputs):
+        return inputs - keras.ops.convert_to_tensor(self.by)
+
+
+def shift_by(number):
+    return L.Lambda(lambda inputs: inputs - number)
+
+
+@pytest.mark.parametrize("make", [lambda number: Shift(np.full(5, number, "float32")), shift_by])
+def test_another_constant_of_a_layer_computes_them_anew(data, folder, make):
+    for number in (0.0, 5.0):
+        model = model_of(layer=make(number))
+        cached = cache_features(model, data, folder, progress=False)
+        same_batches(split_model(model)[0], data, cached, epochs=(0,))
+    assert len(entries(folder)) == 2
+
+
+@pytest.mark.parametrize("augment", [None, "default"])
+def test_features_of_another_model_under_the_same_key_are_computed_anew(
+    shared_pictures, folder, augment, monkeypatch, capsys
+):
+    monkeypatch.setattr(feature_cache, "feature_key", lambda *given: "the-same")
+    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+    data = kt.make_dataset(manifest, 32, batch_size=5, training=True, augment=augment)
+    views, found = 2 if augment else 1, []
+    for size in (1.0, 2.0, 2.0):
+        model = picture_model()
+        model.layers[1].kernel.assign(model.layers[1].kernel * size)
+        cached = cache_features(model, data, folder, views, progress=True)
+        found.append(source_of(cached).lookup(tf.range(len(manifest), dtype=tf.int64)).numpy())
+        assert ("another model" in capsys.readouterr().out) == (len(found) == 2)
+    np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(found[1], found[2])
+
+
+def test_an_unfinished_entry_of_another_model_is_not_gone_on_with(data, folder, monkeypatch):
+    monkeypatch.setattr(feature_cache, "feature_key", lambda *given: "the-same")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupted(patched, after=2 + 4 + 2)
+        cache_features(model_of(seed=1), data, folder, progress=False)
+    model = model_of()
+    cached = cache_features(model, data, folder, progress=False)
+    same_batches(split_model(model)[0], data, cached, epochs=(0,))
 
 
 def test_one_changed_pixel_computes_them_anew(picture_folder, folder):

@@ -165,11 +165,33 @@ def test_a_last_step_that_spoils_the_weights_is_noticed():
                 bias.assign(np.full(bias.shape, np.inf, "float32"))
 
     model = model_of()
-    with pytest.raises(LossNotFinite, match="weights are no longer finite in epoch 1, batch 4"):
+    with pytest.raises(LossNotFinite, match="no longer finite in epoch 1, in or before batch 4"):
         fine_tune(
             model, data(*arrays()), plan=[Stage("all", 2, 1e-3)], callbacks=[Last()], verbose=0
         )
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_weights_that_are_not_finite_at_the_end_of_an_epoch_blame_no_rows(shared_pictures):
+    """The loss of later batches may be finite, so it need not have been the last one."""
+    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+
+    class Last(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                bias = self.model.layers[-1].bias
+                bias.assign(np.full(bias.shape, np.nan, "float32"))
+
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 6, 3))
+    model = kt.build_model(keras.Model(image, keras.layers.Conv2D(2, 3)(image)), manifest.tasks, 6)
+    compiled(model)
+    train = kt.make_dataset(manifest, 6, 4, training=True)
+    with pytest.raises(LossNotFinite, match="epoch 1, in or before batch 3. Expected") as caught:
+        fine_tune(
+            model, train, plan=[Stage("all", 1, 1e-3)], callbacks=[Last()], verbose=0, cache=False
+        )
+    assert ".png" not in str(caught.value)
 
 
 def test_the_files_of_the_batch_are_named(shared_pictures):

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import shutil
 import warnings
 
@@ -292,6 +293,25 @@ def test_the_hash_is_that_of_all_bytes_in_order_and_of_the_size(own):
     path = own.root / own.images[3]
     path.write_bytes(path.read_bytes() + b"\0")
     assert hashed() != first
+
+
+def test_pictures_are_read_once_for_their_hash_while_they_stay_the_same(
+    picture_folder, monkeypatch
+):
+    from kerasmtl import picture_source
+
+    read, plain = [], picture_source._file_sha256
+    monkeypatch.setattr(picture_source, "_file_sha256", lambda p: (read.append(p), plain(p))[1])
+    source = source_of(make_dataset(Manifest.from_csv(picture_folder / "labels.csv"), 8))
+    before = source.content_sha256()
+    assert source.content_sha256() == before and len(read) == source.count
+    picture = picture_folder / "03.png"
+    kept = picture.stat()
+    changed = bytearray(picture.read_bytes())
+    changed[-1] ^= 1
+    picture.write_bytes(bytes(changed))
+    os.utime(picture, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
+    assert source.content_sha256() != before and len(read) == 2 * source.count
 
 
 def test_the_source_of_pictures_gives_them_in_the_order_of_the_rows(manifest):

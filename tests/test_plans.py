@@ -59,6 +59,12 @@ def test_one_epoch_is_enough_for_every_plan():
         assert all(s.epochs == 1 for s in make_plan(name, head_epochs=1, epochs=1))
 
 
+def test_stages_that_share_epochs_have_no_more_than_these():
+    for epochs in (1, 2, 3, 7):
+        assert make_plan("gradual", 1, epochs).epochs == 1 + epochs
+    assert [stage.train for stage in make_plan("gradual", 1, 1)] == ["head", "all"]
+
+
 def test_stages_names_and_plans_become_plans():
     stages = [Stage("head", 1, 0.1), Stage(2, 1, 0.1)]
     assert list(as_plan(stages)) == stages
@@ -73,6 +79,7 @@ def test_stages_names_and_plans_become_plans():
     [
         (lambda: make_plan("tail"), "`name` is no plan.*'head'.*Received: 'tail'"),
         (lambda: make_plan("full", epochs=0), "`epochs` is too small"),
+        (lambda: make_plan("gradual", epochs="3"), "`epochs` is too small, or no whole number"),
         (lambda: as_plan("tail"), "`plan` is unknown.*'auto'.*Received: 'tail'"),
         (lambda: as_plan([]), "`plan` is empty"),
         (lambda: as_plan(["head"]), "`plan` holds what is no Stage. Received: 'head'"),
@@ -114,6 +121,22 @@ def test_the_median_task_counts_and_not_the_rarest():
 def test_the_settings_are_those_of_the_plan_that_is_chosen():
     plan = choose_plan(900, [900], 1000, head_epochs=3, epochs=6, fine_learning_rate=2e-5)
     assert [stage.epochs for stage in plan] == [3, 2, 4] and plan[2].learning_rate == 2e-5
+
+
+def test_without_a_backbone_the_settings_are_those_of_the_one_stage():
+    (stage,) = choose_plan(900, [900], 0, head_epochs=2, epochs=3, learning_rate=0.5)
+    assert (stage.epochs, stage.learning_rate, stage.train) == (5, 0.5, "all")
+    (stage,) = choose_plan(900, [900], 0, head_epochs=1, epochs=1)
+    assert stage.epochs == 2 and stage.warmup == 1.0
+    assert choose_plan(900, [900], 0).epochs == make_plan("full").epochs
+    with pytest.raises(ValueError, match="`epochs` is too small"):
+        choose_plan(900, [900], 0, epochs=0)
+
+
+@pytest.mark.parametrize("parameters", [0, 1000])
+def test_a_setting_of_another_name_is_refused(parameters):
+    with pytest.raises(TypeError, match="`bogus` is no setting.*'head_epochs'.*bogus=1"):
+        choose_plan(900, [900], parameters, bogus=1)
 
 
 def test_the_choice_says_what_it_counted():

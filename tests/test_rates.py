@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import optimizers
 from modules import save_reusable
 
@@ -113,7 +114,7 @@ def test_one_instance_through_several_compiles():
     assert all(v.any() for path, v in slots.items() if "top" in path)
 
     model.get_layer("deep").trainable = True
-    optimizer.learning_rate = WarmupCosine(0.05, 3, 6, begin=int(optimizer.steps))
+    optimizer.set_rate(WarmupCosine(0.05, 3, 6, begin=int(optimizer.steps)))
     optimizer.factors = {"deep/kernel": 1e-3, "deep/bias": 1e-3}
     model.compile(optimizer, "mse")
     after = {v.path: v.numpy() for v in optimizer.inner_optimizer.variables}
@@ -122,7 +123,7 @@ def test_one_instance_through_several_compiles():
     moved = [float(np.abs(a - b).max()) for a, b in zip(whole, head, strict=True)]
     assert 0 < max(moved[:2]) < 2e-3 < 0.02 < min(moved[2:])
 
-    optimizer.learning_rate = 1e-5  # back from a schedule to a number
+    optimizer.set_rate(1e-5)  # back from a schedule to a number
     optimizer.factors = {}
     last = fit(model, optimizer)
     moved = [float(np.abs(a - b).max()) for a, b in zip(last, whole, strict=True)]
@@ -176,6 +177,24 @@ def test_a_saved_model_goes_on_as_if_it_had_not_been(tmp_path, wrap):
         np.testing.assert_array_equal(received, expected)
 
 
+@pytest.mark.parametrize("name", ["adamw", "momentum", "average", "schedule"])
+def test_a_trained_model_is_exported_and_saved(tmp_path, name):
+    """Over several rates as well, in which Keras' own setter would lose a variable."""
+    model = network()
+    optimizer = ScaledUpdates(MAKERS[name](), {"deep/kernel": 0.5})
+    fit(model, optimizer)
+    for rate in (WarmupCosine(0.01, 2, 6), 0.02):
+        optimizer.set_rate(rate)
+        fit(model, optimizer)
+    model.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(exported.serve(X), model.predict(X, verbose=0), rtol=0, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for expected, received in zip(fit(model), fit(loaded), strict=True):
+        np.testing.assert_array_equal(received, expected)
+
+
 def test_a_loss_scale_around_it_is_the_plain_one_and_does_not_scale_twice():
     plain = fit(network("mixed_float16"), optimizers.LossScaleOptimizer(optimizers.Adam(0.01)), 2)
     around = optimizers.LossScaleOptimizer(
@@ -206,6 +225,9 @@ def test_weights_excluded_from_decay_are_not_decayed():
         optimizer.exclude_from_weight_decay(var_names=["whole"])
         received[kind] = descend(optimizer)
     np.testing.assert_array_equal(received["scaled"], received["plain"])
+    before = optimizers.AdamW(0.01, weight_decay=0.5)
+    before.exclude_from_weight_decay(var_names=["whole"])
+    np.testing.assert_array_equal(descend(ScaledUpdates(before)), received["plain"])
     undecayed = descend(optimizers.Adam(0.01))[0]
     np.testing.assert_allclose(received["scaled"][0], undecayed, rtol=0, atol=1e-6)
 
@@ -216,6 +238,41 @@ def test_the_callbacks_of_keras_set_its_rate():
     model.compile(ScaledUpdates(optimizers.Adam(0.25)), "mse")
     model.fit(X, Y, epochs=2, verbose=0, callbacks=[halve])
     assert float(model.optimizer.learning_rate) == 0.0625
+
+
+class Rate(keras.callbacks.Callback):
+    """Sets a rate after an epoch, the first of which is 0."""
+
+    def __init__(self, epoch, rate):
+        super().__init__()
+        self.epoch, self.rate = epoch, rate
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.model.optimizer.learning_rate = self.rate
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, optimizers.LossScaleOptimizer])
+@pytest.mark.parametrize("first, then", [("schedule", 1e-3), ("number", WarmupCosine(0.1))])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_rate_that_the_traced_step_does_not_see_is_refused(wrap, first, then, epoch):
+    """As Keras refuses a number over a schedule; without it nothing would happen, silently."""
+    model = network()
+    rate = WarmupCosine(0.1, 2, 9) if first == "schedule" else 0.1
+    model.compile(wrap(ScaledUpdates(optimizers.Adam(rate))), "mse")
+    with pytest.raises(TypeError, match=r"`learning_rate` .* set_rate.* Received: "):
+        model.fit(X, Y, epochs=3, verbose=0, callbacks=[Rate(epoch, then)])
+
+
+def test_a_number_that_is_set_acts_from_the_next_step_on():
+    weights = []
+    for callbacks in ([Rate(1, 1e-12)], []):
+        model = network()
+        model.compile(ScaledUpdates(optimizers.SGD(0.1)), "mse")
+        model.fit(X, Y, epochs=2 + len(callbacks), verbose=0, shuffle=False, callbacks=callbacks)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-9)
 
 
 def test_depth_factors_of_layers_and_of_a_module(tmp_path):
@@ -302,7 +359,8 @@ def train(strategy, inner, around):
         (WarmupCosine(0.05, 2, 6, begin=4), {"deep/kernel": 0.1}, True),
     ):
         deep.trainable = trainable
-        optimizer.learning_rate, optimizer.factors = rate, factors
+        optimizer.set_rate(rate)
+        optimizer.factors = factors
         with strategy.scope():
             model.compile(whole, "mse")
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)

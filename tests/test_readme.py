@@ -18,7 +18,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 @pytest.fixture(scope="module")
 def after(tmp_path_factory):
     """The folder and the names that the examples leave behind, and what they print."""
-    first, *migrations, labels = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    first, planned, by_hand, *migrations, labels = re.findall(
+        r"```python\n(.*?)```", README, flags=re.S
+    )
     assert len([line for line in first.splitlines() if line.strip()]) <= 22
     lines = [[line for line in code.splitlines() if line] for code in migrations]
     assert [len(code) for code in lines] == [5, 5]
@@ -27,7 +29,8 @@ def after(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("builtins.print", lambda *args, **kwargs: printed.append(str(args[0])))
-        for code in (first, *migrations, labels):
+        patch.setenv("TFHUB_CACHE_DIR", str(folder / "cache"))
+        for code in (first, planned, by_hand, *migrations, labels):
             if '"exported"' in code:
                 names["model"].export("exported", verbose=False)
             exec(compile(code, "README.md", "exec"), names)
@@ -38,6 +41,12 @@ def test_the_library_example_trains_reports_and_exports(after):
     folder, _, printed = after
     assert "traffic_light" in printed and "saved_models/street/1" in printed
     assert (folder / "saved_models" / "street" / "1" / "saved_model.pb").is_file()
+
+
+def test_the_plan_goes_on_and_a_stage_by_hand_trains_the_last_layers(after):
+    folder, names, _ = after
+    assert (folder / "runs" / "state" / "state.npz").is_file()
+    assert "val_auc" in names["history"].history
 
 
 def test_the_migrated_models_train_with_adam_and_travel(after):

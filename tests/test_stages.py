@@ -203,6 +203,72 @@ def test_a_schedule_needs_to_know_the_length():
     assert fine_tune(model_of(), unknown, plan=[Stage("all", 1, 0.1)], verbose=0).epoch == [0]
 
 
+@pytest.mark.parametrize("name", ["head", "last-layers", "full", "gradual"])
+def test_a_model_is_exported_and_saved_after_a_plan(tmp_path, name):
+    model = model_of()
+    fine_tune(model, data(), plan=make_plan(name, epochs=2), verbose=0)
+    kt.save_model(model, tmp_path / "model.keras")
+    kt.export_saved_model(model, tmp_path / "exported", TASKS)
+    picture = tf.io.encode_png(tf.constant(np.arange(192, dtype="uint8").reshape(8, 8, 3)))
+    found = []
+    for one in (model, kt.load_model(tmp_path / "model.keras")):
+        one.export(tmp_path / f"plain {len(found)}", verbose=False)
+        served = tf.saved_model.load(str(tmp_path / f"plain {len(found)}"))
+        found.append(served.serve(np.ones((1, 8, 8, 3), "float32")))
+    np.testing.assert_array_equal(*found)
+    served = tf.saved_model.load(str(tmp_path / "exported" / "1"))
+    assert set(served.signatures["serving_default"](image_bytes=tf.stack([picture]))) == set(TASKS)
+
+
+class SetRate(keras.callbacks.Callback):
+    """Sets a rate at the beginning of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.model.optimizer.learning_rate = 1e-12
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_rate_over_a_schedule_is_refused_in_each_epoch(epoch):
+    plan = [Stage("head", 1, 1e-2), Stage("all", 3, 1e-2, schedule="cosine")]
+    with pytest.raises(TypeError, match="`learning_rate` follows a schedule"):
+        fine_tune(model_of(), data(), plan=plan, callbacks=[SetRate(epoch)], verbose=0)
+
+
+def test_a_rate_that_a_callback_sets_acts_where_there_is_no_schedule():
+    """From the second epoch of the head on; the next stage has its own rate."""
+    plan = [Stage("head", 3, 1e-2), Stage("all", 1, 1e-2, warmup=1.0)]
+    watch = Watch()
+    fine_tune(model_of(), data(), plan=plan, callbacks=[SetRate(1), watch], verbose=0)
+    first, second, third, last = watch.weights
+    for path in [path for path in first if path.endswith(("kernel", "bias"))]:
+        np.testing.assert_allclose(third[path], first[path], rtol=0, atol=1e-6)
+    assert layers_of(moved(second, last)) == {"first", "second", "third", "head"}
+    assert watch.rates[4:12] == 8 * [np.float32(1e-12)] and watch.rates[-1] > 1e-3
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        keras.callbacks.ReduceLROnPlateau("loss", patience=1),
+        keras.callbacks.LearningRateScheduler(lambda epoch: 1e-12),
+    ],
+)
+def test_keras_callbacks_that_set_the_rate_and_a_schedule_are_refused_at_once(callback):
+    plan = [Stage("head", 1, 1e-2), Stage("all", 3, 1e-2, schedule="cosine")]
+    model, watch = model_of(), Watch()
+    message = f"`callbacks` has {type(callback).__name__}.*stage 2"
+    with pytest.raises(ValueError, match=message):
+        fine_tune(model, data(), plan=plan, callbacks=[watch, callback], verbose=0)
+    assert not watch.events
+    plan = [Stage("head", 2, 1e-2), Stage("all", 1, 1e-2, backbone_decay=0.5)]
+    fine_tune(model, data(), plan=plan, callbacks=[callback], verbose=0)
+
+
 def test_mixed_float16_scales_the_loss_through_all_stages():
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -274,9 +340,9 @@ def test_patience_is_a_stages_own_and_of_the_monitor():
 
 
 def test_a_monitor_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match=r"`monitor` 'val_x' is not in the logs.*'val_auc'"):
+    with pytest.raises(ValueError, match=r"`monitor` 'val_x_auc' is not in the logs.*'val_auc'"):
         fine_tune(
-            model_of(), data(), data(), plan=[Stage("all", 1, 0.1)], monitor="val_x", verbose=0
+            model_of(), data(), data(), plan=[Stage("all", 1, 0.1)], monitor="val_x_auc", verbose=0
         )
     with pytest.raises(ValueError, match="`monitor` 'val_auc' needs validation data"):
         fine_tune(model_of(), data(), plan=[Stage("all", 1, 0.1)], monitor="val_auc", verbose=0)
@@ -286,9 +352,63 @@ def test_directions_of_metrics():
     assert direction("val_binary_auc") == "max" and direction("val_mae") == "min"
     assert direction("val_loss") == "min" and direction("val_mine") is None
     with pytest.raises(ValueError, match=r"may be better high or low.*\('val_mine', 'max'\)"):
-        Monitor("val_mine", True).rank({"val_mine": 1.0})
+        Monitor("val_mine", True)
     with pytest.raises(ValueError, match="`monitor` has no direction"):
         Monitor(("val_mine", "up"), True)
+    with pytest.raises(ValueError, match="`monitor` is no name.*Received: 3"):
+        Monitor(3, True)
+
+
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("callback", [keras.callbacks.TerminateOnNaN, None])
+def test_a_monitor_that_is_not_there_is_named_before_anything_is_trained(validation, callback):
+    model = model_of()
+    before = values(model)
+    callbacks = [callback()] if callback else []
+    name = "val_binary_auc" if validation else "acuu_loss"
+    with pytest.raises(ValueError, match=f"`monitor` {name!r} is not in the logs.*'auc', 'loss'"):
+        fine_tune(
+            model,
+            data(),
+            data() if validation else None,
+            [Stage("all", 1, 0.1)],
+            callbacks,
+            monitor=name,
+            verbose=0,
+        )
+    assert not moved(before, values(model))
+
+
+def test_looking_for_the_name_of_the_monitor_changes_nothing(shared_pictures):
+    """Not the balancer either, nor the order of the epochs."""
+    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+    found = []
+    for monitor in (None, "val_auc"):
+        keras.utils.set_random_seed(0)
+        image = keras.Input((8, 8, 3))
+        backbone = keras.Model(image, keras.layers.Conv2D(2, 3)(image))
+        model = kt.build_model(backbone, manifest.tasks, 8, dropout=0.3)
+        loss = kt.MaskedBinaryCrossentropy(
+            balancer=kt.DynamicWeightAverage(len(manifest.tasks), every=1)
+        )
+        model.compile("adam", loss, metrics=[kt.MaskedAUC()], jit_compile=False)
+        train, held = (kt.make_dataset(manifest, 8, 4, training=True, seed=s) for s in (0, 1))
+        plan = [Stage("all", 2, 1e-2)]
+        fine_tune(model, train, held, plan, monitor=monitor, verbose=0)
+        found.append([*values(model).values(), loss.balancer.weights()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_callback_may_give_what_is_monitored():
+    class Mine(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["val_mine"] = float(epoch)
+
+    plan = [Stage("all", 2, 1e-2)]
+    options = {"monitor": ("val_mine", "max"), "callbacks": [Mine()], "verbose": 0}
+    history = fine_tune(model_of(), data(), data(), plan=plan, **options)
+    assert history.history["val_mine"] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -394,9 +514,22 @@ def test_the_average_is_what_validation_callbacks_and_the_end_see():
         ({"train": 1.5}, "`train` is no number of groups"),
         ({"epochs": 0}, "`epochs` is too small"),
         ({"epochs": 1.5}, "`epochs` is too small"),
+        ({"epochs": True}, "`epochs` is too small, or no whole number.*from 1. Received: True"),
+        ({"epochs": "5"}, "`epochs` is too small, or no whole number"),
         ({"learning_rate": -1.0}, "`learning_rate` is not positive"),
+        ({"learning_rate": "1e-3"}, r"`learning_rate` .*Stage\('head', 2, 0.001\).*: '1e-3'"),
+        ({"learning_rate": True}, "`learning_rate` is not positive"),
+        ({"learning_rate": None}, "`learning_rate` is not positive"),
         ({"patience": 0}, "`patience` is too small"),
+        ({"patience": 1.5}, "`patience` is too small, or no whole number.*from 1, or None"),
+        ({"patience": True}, "`patience` is too small, or no whole number"),
         ({"match": "x"}, "`match` chooses among all groups"),
+        ({"train": "all", "match": "("}, r"`match` is no regular expression.*match='\\\\\('"),
+        ({"train": "all", "match": 3}, "`match` is no text"),
+        ({"normalization": "no"}, "`normalization` is no switch"),
+        ({"backbone_decay": "0.9"}, "`backbone_decay` is no factor"),
+        ({"warmup": "1"}, "`warmup` is out of range. Expected 0 to 2 epochs.*Received: '1'"),
+        ({"warmup": True}, "`warmup` is out of range"),
         ({"backbone_decay": 0.0}, "`backbone_decay` is no factor"),
         ({"backbone_decay": 1.1}, "`backbone_decay` is no factor"),
         ({"warmup": 3.0}, "`warmup` is out of range. Expected 0 to 2 epochs"),

@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from conftest import write_picture_folder
 
 import kerasmtl as kt
-from kerasmtl.training import Checkpoint, Stage, fine_tune
+from kerasmtl.training import Checkpoint, Stage, fine_tune, forget_run
 from kerasmtl.training.snapshots import Snapshots
 
 SIZE = 10
@@ -94,6 +96,14 @@ def whole(shared_pictures, tmp_path_factory):
     """The run that nothing interrupts: its folder, model and history."""
     directory = tmp_path_factory.mktemp("whole")
     return directory, *train(shared_pictures, directory)
+
+
+@pytest.fixture(scope="module")
+def begun(shared_pictures, tmp_path_factory):
+    """The folder of a run with one finished epoch, which refusals leave as it is."""
+    directory = tmp_path_factory.mktemp("begun")
+    interrupted(shared_pictures, directory, STEPS + 1)
+    return directory
 
 
 # ---------------------------------------------------------------- going on
@@ -228,6 +238,90 @@ def test_a_damaged_state_is_named(shared_pictures, tmp_path):
         train(shared_pictures, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("settings.json", None),
+        ("settings.json", b"{"),
+        ("settings.json", b"[]"),
+        ("base.npz", None),
+        ("weights-000001.npz", None),
+        ("state.npz", "empty"),
+    ],
+)
+def test_a_state_that_is_not_whole_is_named_with_the_folder_to_remove(
+    shared_pictures, begun, tmp_path, name, damage
+):
+    directory = tmp_path / "run"
+    shutil.copytree(begun, directory)
+    if damage is None:
+        (directory / name).unlink()
+    elif damage == "empty":
+        np.savez(directory / name)
+    else:
+        (directory / name).write_bytes(damage)
+    message = rf"has no sound '{name}'.*kt.forget_run\('{directory}'\)"
+    with pytest.raises(ValueError, match=message):
+        train(shared_pictures, directory)
+    forget_run(directory)
+    assert not directory.exists()
+
+
+def test_without_its_state_a_run_starts_anew(shared_pictures, begun, tmp_path, whole):
+    directory = tmp_path / "run"
+    shutil.copytree(begun, directory)
+    (directory / "state.npz").unlink()
+    model, history = train(shared_pictures, directory)
+    assert history.epoch == [0, 1, 2, 3]
+    assert_same(model, whole[1])
+
+
+def test_forgetting_takes_the_state_first_and_leaves_other_files(begun, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    shutil.copytree(begun, directory)
+    (directory / "notes.txt").write_text("mine")
+    gone, unlink = [], Path.unlink
+
+    def seen(self, missing_ok=False):
+        gone.append(self.name)
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    forget_run(directory)
+    assert gone[0] == "state.npz"
+    assert [path.name for path in directory.iterdir()] == ["notes.txt"]
+    forget_run(directory)
+    forget_run(tmp_path / "never")
+
+
+def test_settings_of_something_else_are_neither_removed_nor_overwritten(shared_pictures, tmp_path):
+    (tmp_path / "settings.json").write_text('{"editor": 1}')
+    forget_run(tmp_path)
+    with pytest.raises(ValueError, match="holds another settings.json"):
+        train(shared_pictures, tmp_path)
+    assert (tmp_path / "settings.json").read_text() == '{"editor": 1}'
+
+
+def test_a_folder_has_one_run_at_a_time(shared_pictures, tmp_path):
+    refused = []
+
+    class Second(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            before = sorted(path.name for path in tmp_path.iterdir())
+            for call in (lambda: train(shared_pictures, tmp_path), lambda: forget_run(tmp_path)):
+                with pytest.raises(
+                    ValueError, match="is in use: another run is under way"
+                ) as error:
+                    call()
+                refused.append(error)
+            assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+    train(shared_pictures, tmp_path, [Second()], plan=[Stage("head", 1, 1e-2)])
+    assert len(refused) == 2
+    train(shared_pictures, tmp_path, plan=[Stage("head", 1, 1e-2)])
+    forget_run(tmp_path)
+
+
 def test_a_file_is_no_directory(shared_pictures, tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(ValueError, match="`directory` is a file"):
@@ -247,28 +341,34 @@ def test_changes_tell_minus_zero_and_nan():
 # ---------------------------------------------------------------- refusals
 
 
-@pytest.fixture(scope="module")
-def begun(shared_pictures, tmp_path_factory):
-    """The folder of a run with one finished epoch, which refusals leave as it is."""
-    directory = tmp_path_factory.mktemp("begun")
-    interrupted(shared_pictures, directory, STEPS + 1)
-    return directory
-
-
 TASKS = ["cat", "dog", "bird"]
 
 
 @pytest.mark.parametrize(
     "options, changed",
     [
-        ({"plan": PLAN[:1]}, "Changed: plan"),
+        ({"plan": PLAN[:1]}, r"Changed: plan \(was 2 stages, is 1 stage\)"),
+        (
+            {
+                "plan": [
+                    Stage("head", 3, 1e-2),
+                    Stage("all", 2, 1e-3, warmup=1.0, schedule="cosine"),
+                ]
+            },
+            r"Changed: plan, stage 1: epochs \(was 2, is 3\); plan, stage 2: learning_rate "
+            r"\(was 0.01, is 0.001\)\.",
+        ),
         ({"batch": 5}, r"Changed: train: batch_size \(was 4, is 5\); validation: batch_size"),
         ({"seed": 1}, r"Changed: train: seed \(was 0, is 1\)\."),
         ({"monitor": "val_loss"}, "Changed: monitor"),
         ({"ema": 0.9}, r"Changed: ema \(was None, is 0.9\)"),
         ({"cache": "auto"}, r"Changed: cache \(was False, is 'auto'\)"),
-        ({"optimizer": "sgd"}, "Changed: optimizer"),
-        ({"loss": "plain"}, "Changed: loss"),
+        ({"optimizer": keras.optimizers.SGD}, r"Changed: optimizer \(was 'Adam', is 'SGD'\)"),
+        (
+            {"optimizer": lambda rate: keras.optimizers.Adam(rate, beta_1=0.5)},
+            r"Changed: optimizer beta_1 \(was 0.9, is 0.5\)\.",
+        ),
+        ({"loss": "plain"}, "Changed: loss balancer"),
         ({"width": 4}, "Changed: model"),
         ({"seed_of_weights": 1}, "another backbone: 'conv/kernel' has other weights"),
     ],
@@ -278,12 +378,12 @@ def test_other_settings_are_refused_by_name(shared_pictures, begun, options, cha
     own = {
         "width": options.get("width", 3),
         "seed": options.get("seed_of_weights", 0),
-        "optimizer": keras.optimizers.SGD(0.1) if "optimizer" in options else None,
+        "optimizer": options["optimizer"](0.1) if "optimizer" in options else None,
         "loss": kt.MaskedBinaryCrossentropy() if "loss" in options else None,
     }
     of_model = ("width", "seed_of_weights", "optimizer", "loss")
     options = {k: v for k, v in options.items() if k not in of_model}
-    with pytest.raises(ValueError, match=f"{changed}.*another directory or empty this one"):
+    with pytest.raises(ValueError, match=rf"{changed}.*kt.forget_run\('{begun}'\)"):
         train(shared_pictures, begun, model=model_of(TASKS, **own), **options)
     assert (begun / "state.npz").read_bytes() == state
 

@@ -12,6 +12,7 @@ from kerasmtl.training.plans import Plan, choose_plan, make_plan
 from kerasmtl.training.rates import ScaledUpdates, depth_factors
 from kerasmtl.training.schedules import WarmupCosine
 from kerasmtl.training.stages import Stage
+from kerasmtl.training.state import forget_run
 
 __all__ = [
     "Checkpoint",
@@ -28,6 +29,7 @@ __all__ = [
     "depth_factors",
     "find_learning_rate",
     "fine_tune",
+    "forget_run",
     "freeze",
     "make_plan",
     "plan_for",

@@ -73,7 +73,9 @@ class Compilation:
                 **{path: self._factors.get(path, 1.0) * factor for path, factor in depth.items()},
             }
         if stage.steady():
-            if anew:
+            if anew and scaled is not None:
+                scaled.set_rate(stage.learning_rate)
+            elif anew:
                 self.optimizer.learning_rate = stage.learning_rate
             return
         if steps_per_epoch is None:
@@ -82,7 +84,8 @@ class Compilation:
                 "Expected train.apply(tf.data.experimental.assert_cardinality(…)), or stages with "
                 "warmup=0 and schedule='constant'."
             )
-        self.optimizer.learning_rate = stage.rate(steps_per_epoch, begin)
+        assert scaled is not None  # as a stage with a schedule makes it
+        scaled.set_rate(stage.rate(steps_per_epoch, begin))
 
     def steps(self) -> int:
         """How many steps the optimizer has made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,11 @@ def cache_features(
     """Batches of features and labels, for `fit` of the head of `split_model`.
 
     The features of the frozen part are computed once and kept on disk, under a hash of the
-    inputs' content, of what prepares them, and of the frozen part's structure and weights: any
-    run that needs the same finds them, and a change of one pixel computes them anew. An
-    interrupted run goes on after the last finished block of 256 rows. Up to 1 GiB is read into
-    memory; more is read by batch.
+    inputs' content, of what prepares them, and of the frozen part's structure and weights, with
+    what its layers and their functions hold: any run that needs the same finds them, and a change
+    of one pixel computes them anew. The first rows of what is found are computed again; if they
+    differ, all are. An interrupted run goes on after the last finished block of 256 rows. Up to
+    1 GiB is read into memory; more is read by batch.
 
     Shapes: (features, labels); features (batch, …) as `split_model(model)[0]` gives them, labels
     as in `data`, NaN = missing. Each epoch has the rows in the order in which `data` has them, and
@@ -59,18 +60,44 @@ def cache_features(
 
     Raises:
         ValueError: the model has no frozen part, or what it gives differs from call to call or in
-            training; the data set is another one; or its inputs are augmented and `views` is 1.
+            training, or depends on something that cannot be hashed; the data set is another one;
+            or its inputs are augmented and `views` is 1.
         OSError: the folder cannot be written to, or is full; says what is needed.
+    """
+    return planned_features(model, data, folder, views)(progress)
+
+
+def planned_features(
+    model: keras.Model,
+    data: tf.data.Dataset,
+    folder: str | os.PathLike[str] | None = None,
+    views: int = 1,
+) -> Callable[[bool], tf.data.Dataset]:
+    """`cache_features` in two steps: this raises what it raises for model or data, at once.
+
+    What is returned computes the features; it takes `progress`.
     """
     source = _source(data, views)
     count = views if source.random else 1
     features, _ = split_model(model)
     key = feature_key(features, source, count)
     root = features_root(folder)
-    arrays = _whole(root, key)
-    if arrays is None:
-        arrays = _computed(features, source, count, root, key, progress)
-    return feature_dataset(features, source, count, key, arrays)
+    step = Step(features, source.inputs(TRIED).element_spec)
+
+    def computed(progress: bool) -> tf.data.Dataset:
+        tried = source.augmented_inputs(0, TRIED) if source.random else source.inputs(TRIED)
+        first = next(iter(tried))
+        arrays = _whole(root, key)
+        # What is whole may be another model's, and so may the blocks of what was interrupted.
+        for _ in range(3):
+            if arrays is not None and step.agrees(first, arrays):
+                break
+            if arrays is not None:
+                _remove(root / key, progress)
+            arrays = _computed(step, source, count, root, key, progress)
+        return feature_dataset(features, source, count, key, arrays)
+
+    return computed
 
 
 def _whole(root: Path, key: str) -> Rows | None:
@@ -103,15 +130,18 @@ def _source(data: Any, views: int) -> Source:
     return source
 
 
-def _computed(
-    features: keras.Model, source: Source, views: int, root: Path, key: str, progress: bool
-) -> Rows:
+def _remove(entry: Path, say: bool) -> None:
+    if say:
+        print(f"{entry} has features of another model: all are computed anew.")
+    shutil.rmtree(entry, ignore_errors=True)
+
+
+def _computed(step: Step, source: Source, views: int, root: Path, key: str, progress: bool) -> Rows:
     """The entry, computed and kept."""
-    step = Step(features, source.inputs(TRIED).element_spec)
     step.check(next(iter(source.inputs(TRIED))))
     arrays = tuple(Array(name, tuple(row.shape), row.dtype.name) for name, row in step.rows.items())
     about = {
-        "model": features.name.removesuffix("_features"),
+        "model": step.features.name.removesuffix("_features"),
         "rows": source.count,
         "views": views,
         "first": source.where(0),

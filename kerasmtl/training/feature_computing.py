@@ -53,7 +53,7 @@ class Step:
     """The frozen part as a function from a batch of inputs to arrays by name."""
 
     def __init__(self, features: keras.Model, inputs: Any) -> None:
-        self._features = features
+        self.features = features
         # One trace for batches of any size: for some backbones it takes longer than an epoch.
         spec = tf.nest.map_structure(
             lambda each: tf.TensorSpec((None, *each.shape[1:]), each.dtype), inputs
@@ -66,23 +66,30 @@ class Step:
     def __call__(self, inputs: Any) -> Rows:
         return _arrays(self._run(inputs))
 
+    def agrees(self, inputs: Any, kept: Rows) -> bool:
+        """Whether kept rows are the features of these inputs; runs without a trace."""
+        found = _arrays(self.features(inputs, training=False))
+        kinds = named(self.features.output)
+        count = len(next(iter(found.values())))
+        return all(_alike(kept[n][:count], found[n], kind.dtype) for n, kind in kinds.items())
+
     def check(self, inputs: Any) -> None:
         """Raise ValueError if the same inputs do not always give the same features."""
-        before = [keras.ops.convert_to_numpy(v) for v in self._features.variables]
+        before = [keras.ops.convert_to_numpy(v) for v in self.features.variables]
         first = self(inputs)
-        training = _arrays(self._features(inputs, training=True))
+        training = _arrays(self.features(inputs, training=True))
         again = {"when they are computed twice": self(inputs), "in training": training}
         changed = []
-        for variable, value in zip(self._features.variables, before, strict=True):
+        for variable, value in zip(self.features.variables, before, strict=True):
             if not np.array_equal(keras.ops.convert_to_numpy(variable), value, equal_nan=True):
                 variable.assign(value)
                 changed.append(variable.path)
-        kinds = named(self._features.output)
+        kinds = named(self.features.output)
         for when, values in again.items():
             if not all(_alike(first[n], values[n], kind.dtype) for n, kind in kinds.items()):
                 raise ValueError(
                     f"`model` gives other features {when} for the same first rows: something "
-                    f"random in {self._features.name!r}. Expected a frozen part that always gives "
+                    f"random in {self.features.name!r}. Expected a frozen part that always gives "
                     "the same. Train without the feature cache."
                 )
         if changed:

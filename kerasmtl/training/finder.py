@@ -113,7 +113,7 @@ def find_learning_rate(
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     smoothed: list[float] = []
-    with _undone(model, data), _fresh_optimizer(model, low) as optimizer:
+    with undone(model, data), _fresh_optimizer(model, low) as optimizer:
         for rate, batch in zip(rates, _endless(data), strict=False):
             optimizer.learning_rate = float(rate)
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -167,7 +167,7 @@ def _curve(rates: np.ndarray, losses: list[float], smoothed: list[float]) -> Rat
 
 
 @contextmanager
-def _undone(model: keras.Model, data: Any) -> Iterator[None]:
+def undone(model: keras.Model, data: Any) -> Iterator[None]:
     """Afterwards all variables that training moves are bit for bit what they were."""
     of_loss: dict[int, keras.Variable] = {}
     _collect(model.loss, of_loss, set())

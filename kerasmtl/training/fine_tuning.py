@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kerasmtl.sources import source_of
+from kerasmtl.training.arguments import check_data, check_length, check_model
 from kerasmtl.training.monitoring import Monitor
 from kerasmtl.training.plans import (
     PATIENCE,
@@ -22,6 +23,7 @@ from kerasmtl.training.plans import (
 from kerasmtl.training.run import Run
 from kerasmtl.training.stage_data import Cache, StageData
 from kerasmtl.training.stages import Stage
+from kerasmtl.training.state import held
 
 
 def fine_tune(
@@ -50,9 +52,9 @@ def fine_tune(
     Args:
         model: as `build_model` makes it; one without a backbone has stages "all" only, in which its
             layers are trained that are trainable.
-        train: batches of (inputs, labels), NaN = missing. The order of the epochs, and whether its
-            content has changed since the run was interrupted, is known of what `make_dataset` and
-            `make_table_dataset` return.
+        train: batches of (inputs, labels), NaN = missing, as a tf.data.Dataset. The order of
+            the epochs, and whether its content has changed since the run was interrupted, is known
+            of what `make_dataset` and `make_table_dataset` return.
         validation: likewise; needed for patience and for the best epoch.
         plan: "auto" (`choose_plan`, which prints why), a name as in `make_plan`, a Plan or stages.
         callbacks: Keras callbacks; their model is the full one. One that stops the training ends
@@ -60,7 +62,7 @@ def fine_tune(
         verbose: as in `fit`.
         directory: where the state is kept after each epoch. The same call again goes on after the
             last finished epoch, and after the last one returns the history. Without it nothing is
-            kept.
+            kept. One run at a time may have it; `forget_run` removes what it holds.
         monitor: what makes an epoch the best, such as "val_auc", or ("val_mine", "max"); by default
             the first AUC of the validation, or else its first metric, or else its loss. An epoch in
             which it is NaN is never the best.
@@ -73,20 +75,28 @@ def fine_tune(
         The history of all stages, as of one `fit`.
 
     Raises:
-        ValueError: a wrong plan (before anything is trained), patience without validation data, or
-            a `directory` that holds a run of other settings or data; names what has changed.
+        ValueError: a wrong plan, model or data (before anything is trained), patience without
+            validation data, or a `directory` that holds a run of other settings or data; names what
+            has changed.
         RuntimeError: a callback changed what is trainable, or compiled the model.
         FloatingPointError: the loss is NaN or infinite; says epoch, batch and rows. The model has
             the weights of the end of the last good epoch.
     """
+    check_model(model, train)
+    batches = check_data("train", train, model)
+    if validation is not None:
+        check_data("validation", validation, model)
     data = StageData(train, validation, cache, verbose)
+    data.steps = batches
     chosen = _chosen(model, train, validation, plan)
     if validation is None and monitor is None and any(s.patience is not None for s in chosen):
         raise ValueError("`plan` has patience, which needs validation data. Pass validation=….")
+    check_length(chosen, batches)
     if _is_auto(plan) and verbose:
         print(chosen)
     watched = Monitor(monitor, validation is not None)
-    return Run(model, chosen, data, callbacks, verbose, watched, directory, ema).go()
+    with held(directory):
+        return Run(model, chosen, data, callbacks, verbose, watched, directory, ema).go()
 
 
 def _chosen(model: keras.Model, train: Any, validation: Any, plan: Any) -> Plan:

@@ -69,16 +69,62 @@ def model_sha256(model: keras.Model) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed, by name, with both values where they are short."""
+    """What has changed, by name, with both values where they are short.
+
+    Of plans, losses and optimizers, whose values are long, that within them which has changed.
+    """
     now = json.loads(json.dumps(now))
-    changed = []
+    changed: list[str] = []
     for name in sorted({*before, *now}):
         old, new = before.get(name), now.get(name)
         if old == new:
             continue
-        short = len(f"{old}{new}") <= 200 and not _is_hash(old)
-        changed.append(f"{name} (was {old!r}, is {new!r})" if short else name)
+        if name == "plan" and isinstance(old, list) and isinstance(new, list):
+            changed += _of_plans(old, new)
+        elif name in ("loss", "optimizer"):
+            changed += _within(name, _parsed(old), _parsed(new))
+        else:
+            changed.append(_both(name, old, new))
     return changed
+
+
+def _of_plans(old: list[Any], new: list[Any]) -> list[str]:
+    changed = []
+    if len(old) != len(new):
+        changed.append(f"plan (was {_stages(len(old))}, is {_stages(len(new))})")
+    for number, (one, other) in enumerate(zip(old, new, strict=False), start=1):
+        changed += _within(f"plan, stage {number}:", one, other)
+    return changed
+
+
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"
+
+
+def _within(name: str, old: Any, new: Any) -> list[str]:
+    """The parts that differ, each under the names that lead to it."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        if old.get("class_name") != new.get("class_name"):
+            return [_both(name, old.get("class_name"), new.get("class_name"))]
+        keys = sorted({*old, *new})
+        # What leads to each setting of what Keras has serialized says nothing.
+        parts = [(name if key == "config" else f"{name} {key}", key) for key in keys]
+        return [
+            change
+            for path, key in parts
+            if old.get(key) != new.get(key)
+            for change in _within(path, old.get(key), new.get(key))
+        ]
+    return [_both(name, old, new)]
+
+
+def _both(name: str, old: Any, new: Any) -> str:
+    short = len(f"{old}{new}") <= 200 and not _is_hash(old)
+    return f"{name} (was {old!r}, is {new!r})" if short else name
+
+
+def _parsed(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def _is_hash(value: Any) -> bool:

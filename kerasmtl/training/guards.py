@@ -81,23 +81,27 @@ def check_loss(
     """
     loss = (logs or {}).get("loss")
     if loss is not None and not math.isfinite(float(loss)):
-        raise LossNotFinite(_message(f"the loss is {float(loss)}", epoch, batch, rows))
+        what = f"the loss is {float(loss)}"
+        raise LossNotFinite(_message(what, epoch, f"batch {batch + 1}", rows))
 
 
-def check_weights(
-    weights: Sequence[np.ndarray], epoch: int, batch: int, rows: Sequence[str] | Any = ()
-) -> None:
-    """Raise `LossNotFinite` if a weight is none after the last batch of an epoch."""
+def check_weights(weights: Sequence[np.ndarray], epoch: int, batch: int) -> None:
+    """Raise `LossNotFinite` if a weight is none after the last batch of an epoch.
+
+    Which batch it was is not known: a loss stays finite that does not depend on the weight, such
+    as that of a task without labels in the batches after it.
+    """
     for values in weights:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise LossNotFinite(_message("weights are no longer finite", epoch, batch, rows))
+            what = "weights are no longer finite"
+            raise LossNotFinite(_message(what, epoch, f"in or before batch {batch + 1}", ()))
 
 
-def _message(what: str, epoch: int, batch: int, rows: Any) -> str:
+def _message(what: str, epoch: int, where: str, rows: Any) -> str:
     found = list(rows() if callable(rows) else rows)
     places = "; ".join(found[:SHOWN_ROWS]) + ("; …" if len(found) > SHOWN_ROWS else "")
     return (
-        f"`train` cannot be trained on: {what} in epoch {epoch + 1}, batch {batch + 1}"
+        f"`train` cannot be trained on: {what} in epoch {epoch + 1}, {where}"
         + (f", which has {len(found)} rows: {places}." if found else ".")
         + " Expected finite inputs and labels, and a learning rate that is not too high. The model "
         "has the weights of the end of the last good epoch."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 MORE = ("auc", "accuracy", "precision", "recall", "f1", "r2", "average_precision")
@@ -21,10 +21,16 @@ class Monitor:
         validated: whether there is validation data.
 
     Raises:
-        ValueError: a direction that is neither, or a validation metric without validation data.
+        ValueError: a direction that is neither or, of a name that does not say it, none; or a
+            validation metric without validation data.
     """
 
     def __init__(self, name: str | tuple[str, str] | None, validated: bool) -> None:
+        if name is not None and not isinstance(name, str) and not _is_pair(name):
+            raise ValueError(
+                "`monitor` is no name. Expected one such as 'val_auc', or ('val_mine', 'max'). "
+                f"Received: {name!r}"
+            )
         self.name, self.mode = (name, None) if name is None or isinstance(name, str) else name
         if self.mode not in (None, "max", "min"):
             raise ValueError(
@@ -34,6 +40,15 @@ class Monitor:
         if self.name is not None and self.name.startswith("val_") and not validated:
             raise ValueError(f"`monitor` {self.name!r} needs validation data. Pass validation=….")
         self.validated = validated
+        if self.name is not None and self.mode is None:
+            self._direction()
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise ValueError if the name is none of these, of the logs."""
+        if self.name is not None and self.name not in names:
+            raise ValueError(
+                f"`monitor` {self.name!r} is not in the logs. Expected one of {sorted(names)}."
+            )
 
     def rank(self, logs: Mapping[str, Any]) -> float | None:
         """How good an epoch is, the more the better; None if nothing is monitored, or it is NaN.
@@ -45,21 +60,24 @@ class Monitor:
             if not self.validated:
                 return None
             self.name = _default(logs)
-        if self.name not in logs:
-            raise ValueError(
-                f"`monitor` {self.name!r} is not in the logs. Expected one of {sorted(logs)}."
-            )
-        if self.mode is None:
-            self.mode = direction(self.name)
-        if self.mode is None:
-            raise ValueError(
-                f"`monitor` {self.name!r} may be better high or low. Expected "
-                f"monitor=({self.name!r}, 'max') or 'min'."
-            )
+        self.check(logs)
         value = float(logs[self.name])
         if math.isnan(value):
             return None
-        return value if self.mode == "max" else -value
+        return value if self._direction() == "max" else -value
+
+    def _direction(self) -> str:
+        mode = self.mode or direction(str(self.name))
+        if mode is None:
+            raise ValueError(
+                f"`monitor` {self.name!r} may be better high or low. Expected a name that says it, "
+                f"such as 'val_auc', or monitor=({self.name!r}, 'max') or 'min'."
+            )
+        return mode
+
+
+def _is_pair(name: Any) -> bool:
+    return isinstance(name, tuple | list) and len(name) == 2 and isinstance(name[0], str)
 
 
 def direction(name: str) -> str | None:

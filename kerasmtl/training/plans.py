@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import keras
 
 from kerasmtl.backbones import backbones_in
-from kerasmtl.training.stages import Stage
+from kerasmtl.training.stages import Stage, check_count
 
 PLANS = ("head", "last-layers", "full", "gradual")
 
@@ -89,7 +90,8 @@ def make_plan(
     """A plan by its name.
 
     "head": the new layers alone. "last-layers": then the last 30% of the backbone's groups as well.
-    "full": then everything. "gradual": then the last 30%, then everything, which share `epochs`.
+    "full": then everything. "gradual": then the last 30%, then everything, which share `epochs`;
+    a single one is everything's.
     A stage that trains some of the backbone warms up over its first epoch, in which the statistics
     of the optimizer form for what it has not trained before, and falls along a cosine.
 
@@ -108,6 +110,8 @@ def make_plan(
     if name not in PLANS:
         raise ValueError(f"`name` is no plan. Expected one of {PLANS}. Received: {name!r}")
     head = Stage("head", head_epochs, learning_rate, patience)
+    if name != "head":
+        check_count("epochs", epochs)
 
     def fine(train: Any, count: int) -> Stage:
         return Stage(
@@ -127,8 +131,10 @@ def make_plan(
         return Plan(name, (head, fine(LAST_LAYERS, epochs)))
     if name == "full":
         return Plan(name, (head, fine("all", epochs)))
+    if epochs == 1:
+        return Plan(name, (head, fine("all", 1)))
     first = max(1, epochs // 3)
-    return Plan(name, (head, fine(LAST_LAYERS, first), fine("all", max(1, epochs - first))))
+    return Plan(name, (head, fine(LAST_LAYERS, first), fine("all", epochs - first)))
 
 
 def choose_plan(
@@ -145,11 +151,20 @@ def choose_plan(
         known: of each task, how many rows have a label.
         parameters: weights of the backbone; 0 if the model has none, and is trained as a whole.
         patience: of its stages; None without validation data.
-        settings: of the plan, as in `make_plan`.
+        settings: of the plan, as in `make_plan`. Without a backbone there is one stage, of the
+            epochs of all stages together, at the `learning_rate` of the first.
 
     Raises:
         ValueError: no examples, or no task.
+        TypeError: a setting of another name.
     """
+    defaults = _defaults()
+    for setting in settings:
+        if setting not in defaults:
+            raise TypeError(
+                f"`{setting}` is no setting of a plan. Expected one of {tuple(defaults)}. "
+                f"Received: {setting}={settings[setting]!r}"
+            )
     if examples < 1 or not known:
         raise ValueError(
             "`train` is empty. Expected examples with labels. Received: "
@@ -162,7 +177,7 @@ def choose_plan(
         "of the backbone to a label"
     )
     if parameters == 0:
-        stage = Stage("all", 40, 1e-3, patience, warmup=1.0, schedule="cosine")
+        stage = _alone(patience, **{**defaults, **settings})
         return Plan("all", (stage,), f"{examples:,} examples, and no backbone to keep frozen.")
     if typical < LITTLE:
         name, reason = "head", f"below {LITTLE} labels little can be learnt, and less be judged"
@@ -174,6 +189,22 @@ def choose_plan(
         name, reason = "gradual", "enough to train everything, from the last layers on"
     made = make_plan(name, patience=patience, **settings)
     return Plan(name, made.stages, f"{counts}: {reason}.")
+
+
+def _defaults() -> dict[str, Any]:
+    parameters = inspect.signature(make_plan).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in ("name", "patience")}
+
+
+def _alone(
+    patience: int | None, head_epochs: Any, epochs: Any, learning_rate: float, **others: Any
+) -> Stage:
+    """The stage of a model that is trained as a whole; the others are about a backbone."""
+    check_count("head_epochs", head_epochs)
+    check_count("epochs", epochs)
+    count = head_epochs + epochs
+    warmup = min(1.0, count / 2)
+    return Stage("all", count, learning_rate, patience, warmup=warmup, schedule="cosine")
 
 
 def as_plan(plan: Any) -> Plan:

@@ -40,20 +40,21 @@ class ScaledUpdates(keras.optimizers.Optimizer):
     without. Where the rate is in the slots, as in the momentum of SGD, a new factor acts from the
     next gradient on, as a new rate does.
 
-    The learning rate may be set at any time, also from a number to a schedule and back, and the
-    optimizer's variables stay what they are; Keras' own refuse the second and lose one by the
-    first. So one instance lasts through several `compile`s: build it over all variables that will
-    ever be trained, and it updates those that are trainable. (A model file holds its slots, but
-    `load_model` builds an optimizer for what is trainable in the file alone: if that is less, Keras
-    warns and starts with empty slots.)
+    A learning rate that is a number may be set at any time, as callbacks do. `set_rate` goes from a
+    number to a schedule and back between `compile`s, and the optimizer's variables stay what they
+    are; Keras' own refuse the second and lose one by the first. So one instance lasts through
+    several `compile`s: build it over all variables that will ever be trained, and it updates those
+    that are trainable. (A model file holds its slots, but `load_model` builds an optimizer for what
+    is trainable in the file alone: if that is less, Keras warns and starts with empty slots.)
 
     Shapes: as in the wrapped optimizer. Missing labels: as the loss has them.
     Under mixed float16, `keras.optimizers.LossScaleOptimizer` goes around it. Howard & Ruder 2018,
     section 3.2, discriminative fine-tuning (https://arxiv.org/abs/1801.06146).
 
     Args:
-        inner_optimizer: a new Keras optimizer, which is this one's from here on. Not Adafactor with
-            `relative_step`, whose step ignores the rate, nor Muon with weight decay of its own.
+        inner_optimizer: a new Keras optimizer, of which this one has another of the same settings
+            (`self.inner_optimizer`). Not Adafactor with `relative_step`, whose step ignores the
+            rate, nor Muon with weight decay of its own.
         factors: by the `path` of a variable; 1 for others. Fixed in a graph when it is traced: call
             `compile` after setting them.
 
@@ -71,15 +72,19 @@ class ScaledUpdates(keras.optimizers.Optimizer):
         rate = _rate_of(_checked(inner_optimizer))
         scheduled = isinstance(rate, Schedule)
         super().__init__(float(rate(0)) if scheduled else rate, name=name)
+        # Made anew: setting the rate of one that is there removes a variable from a list that
+        # TensorFlow then refuses to export.
+        config = {**inner_optimizer.get_config(), "learning_rate": _RateOf(self)}
+        inner = type(inner_optimizer).from_config(config)
         # What the wrapped one would do for all variables alike is done here, by variable.
-        self.weight_decay, inner_optimizer.weight_decay = inner_optimizer.weight_decay, None
-        self.loss_scale_factor = inner_optimizer.loss_scale_factor
-        inner_optimizer.loss_scale_factor = None
+        self.weight_decay, inner.weight_decay = inner.weight_decay, None
+        self.loss_scale_factor, inner.loss_scale_factor = inner.loss_scale_factor, None
         self._schedule: Schedule | None = rate if scheduled else None
-        self._plain_step = inner_optimizer.update_step
-        inner_optimizer.update_step = self._scaled_step
-        inner_optimizer.learning_rate = _RateOf(self)
-        self.inner_optimizer = inner_optimizer
+        self._plain_step = inner.update_step
+        inner.update_step = self._scaled_step
+        # What was excluded before is in no config.
+        self._given_decays = inner_optimizer._use_weight_decay
+        self.inner_optimizer = inner
         self._by_index: tuple[float, ...] = ()
         self.factors = factors or {}
 
@@ -103,10 +108,31 @@ class ScaledUpdates(keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        if isinstance(value, Schedule):
-            self._schedule = value
-            return
+        # A step that was traced holds the schedule, or the variable, that there was then.
+        if self._schedule is not None:
+            raise TypeError(
+                f"`learning_rate` follows a schedule, {type(self._schedule).__name__}, which a "
+                "step that was compiled keeps. Expected no other rate while it does: in a stage "
+                "warmup=0 and schedule='constant', or set_rate(…) and then compile. "
+                f"Received: {value!r}"
+            )
+        if callable(value) and not isinstance(value, keras.Variable):
+            raise TypeError(
+                "`learning_rate` is a number, which a step that was compiled keeps. Expected "
+                f"another number, or set_rate(…) and then compile. Received: {value!r}"
+            )
         super().learning_rate.assign(value)
+
+    def set_rate(self, rate: Any) -> None:
+        """Another number or schedule, between `fit`s: call `compile` after it.
+
+        Raises:
+            ValueError: neither a positive number nor a schedule.
+        """
+        if isinstance(rate, Schedule):
+            self._schedule = rate
+            return
+        super().learning_rate.assign(positive_number("rate", rate))
         self._schedule = None
 
     @property
@@ -154,11 +180,14 @@ class ScaledUpdates(keras.optimizers.Optimizer):
         # the docstring of keras.Optimizer shows it to those who write optimizers.
         factor = self._by_index[inner._get_variable_index(variable)]
         rate = learning_rate if factor == 1.0 else learning_rate * factor
-        if self.weight_decay is not None and inner._use_weight_decay(variable):
+        if self.weight_decay is not None and self._decays(variable):
             decay = keras.ops.cast(self.weight_decay, variable.dtype)
             share = keras.ops.cast(rate, variable.dtype)
             variable.assign_sub(variable * decay * share)
         self._plain_step(gradient, variable, rate)
+
+    def _decays(self, variable: Any) -> bool:
+        return self._given_decays(variable) and self.inner_optimizer._use_weight_decay(variable)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """As in Keras; before `build`."""

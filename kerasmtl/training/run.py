@@ -12,8 +12,10 @@ import numpy as np
 
 from kerasmtl.sources import source_of
 from kerasmtl.training.averaging import WeightAverage
+from kerasmtl.training.callback_states import CallbackStates
 from kerasmtl.training.compilation import Compilation
 from kerasmtl.training.conductor import Conductor
+from kerasmtl.training.finder import undone
 from kerasmtl.training.fingerprint import settings_of
 from kerasmtl.training.guards import LossNotFinite, check_weights, rows_of_batch
 from kerasmtl.training.monitoring import Monitor
@@ -22,7 +24,7 @@ from kerasmtl.training.progress import Progress
 from kerasmtl.training.snapshots import Changes, Snapshots
 from kerasmtl.training.stage_data import StageData
 from kerasmtl.training.stages import trained_by
-from kerasmtl.training.state import RunFolder, Saved
+from kerasmtl.training.state import RunFolder, Saved, anew
 
 # Models whose weights are no longer the first ones because a run is, or was, under way.
 _UNDER_WAY: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -54,6 +56,7 @@ class Run:
     ) -> None:
         self.model, self.plan, self.data, self.verbose = model, plan, data, verbose
         self.callbacks, self.monitor = list(callbacks), monitor
+        _check_rates(self.callbacks, plan)
         self.average = None if ema is None else WeightAverage(ema)
         self.compilation = Compilation(model, plan)
         self.compilation.build(trained_by(model, plan.stages))
@@ -71,7 +74,12 @@ class Run:
         self.weights = Snapshots(model.variables, saved.base if saved else None)
         self.slots = Snapshots(self.compilation.optimizer.variables)
         self.of_loss = self.compilation.variables_of_loss()
-        self.saved_parts = saved.parts if saved else {}
+        first = {id(v): value for v, value in zip(model.variables, self.weights.base, strict=True)}
+        self.states = CallbackStates(
+            self.callbacks,
+            [first[id(weight)] for weight in model.weights],
+            saved.parts if saved else None,
+        )
         if saved:
             self._continue_from(saved)
         elif self.folder:
@@ -114,7 +122,7 @@ class Run:
                 raise ValueError(
                     f"`directory` {str(self.folder.path)!r} holds a run of another backbone: "  # type: ignore[union-attr]
                     f"{variable.path!r} has other weights. Expected the same ones, to go on with "
-                    "it. To start anew, give another directory or empty this one."
+                    f"it. {anew(self.folder.path)}"  # type: ignore[union-attr]
                 )
 
     # ------------------------------------------------------------ the stages
@@ -136,7 +144,30 @@ class Run:
         self.model.history = self.history
         return self.history
 
+    def _check_monitor(self) -> None:
+        """A name that cannot be in the logs is an error now, not after the first epoch.
+
+        Callbacks of the user may add to the logs, so that with them it is not known.
+        """
+        stock = all(
+            type(callback).__module__.startswith(("keras.", "kerasmtl."))
+            and not isinstance(callback, keras.callbacks.LambdaCallback)
+            for callback in self.callbacks
+        )
+        always = (None, "loss", "val_loss", "learning_rate")
+        held = self.data.train if self.data.validation is None else self.data.validation
+        if self.monitor.name in always or not stock or not hasattr(held, "take"):
+            return
+        with undone(self.model, held):
+            logs = self.model.evaluate(held.take(1), return_dict=True, verbose=0)
+        names = list(logs)
+        if self.data.validation is not None:
+            names += [f"val_{name}" for name in logs]
+        self.monitor.check(names)
+
     def _begin(self) -> None:
+        if not self.progress.epoch:
+            self._check_monitor()
         self.conductor = Conductor(
             self.model,
             [*self.callbacks, self.history],
@@ -147,13 +178,13 @@ class Run:
             self.average,
         )
         self.conductor.guard.set_model(self.model)
-        self.conductor.users.on_train_begin()
+        if self.folder is not None and self.verbose:
+            for note in self.states.notes():
+                print(note)
+        with self.states.going_on():
+            self.conductor.users.on_train_begin()
         self.conductor.guard.check()
         self.history.epoch = list(self.progress.epochs)
-        for position, callback in enumerate(self.callbacks):
-            state = self.saved_parts.get(f"callback {position}")
-            if state and hasattr(callback, "restore"):
-                callback.restore(state)
 
     def _stage(self) -> None:
         progress = self.progress
@@ -185,7 +216,7 @@ class Run:
     def _epoch_ended(self, epoch: int, logs: dict[str, Any]) -> bool:
         conductor, progress = self.conductor, self.progress
         changes = self.weights.changes(self.among, self.now)
-        check_weights(list(changes.values()), epoch, conductor.batch, conductor.places)
+        check_weights(list(changes.values()), epoch, conductor.batch)
         conductor.average.on_epoch_end(epoch, logs)
         asked = conductor.callbacks_end_epoch(epoch, logs)
         self.shown = changes
@@ -218,7 +249,19 @@ class Run:
         }
         if self.average is not None:
             parts["average"] = self.average.state()
-        for position, callback in enumerate(self.callbacks):
-            if hasattr(callback, "state") and hasattr(callback, "restore"):
-                parts[f"callback {position}"] = callback.state()
+        parts |= self.states.parts()
         self.folder.save(Saved(self.progress, [], self.now, self.shown, self.best, parts))
+
+
+def _check_rates(callbacks: Sequence[keras.callbacks.Callback], plan: Plan) -> None:
+    """One that sets the rate could not in a schedule: say so now, not in the middle."""
+    setting = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
+    for callback in callbacks:
+        for number, stage in enumerate(plan, start=1):
+            if isinstance(callback, setting) and not stage.steady():
+                raise ValueError(
+                    f"`callbacks` has {type(callback).__name__}, which sets the learning rate, and "
+                    f"stage {number} of the plan has a schedule of its own. Expected one of them: "
+                    "no such callback, or stages with warmup=0 and schedule='constant'. "
+                    f"Received: {stage}"
+                )

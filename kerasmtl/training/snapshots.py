@@ -39,7 +39,7 @@ class Snapshots:
                     found[position] = others[position]
                 continue
             value = variable.numpy()
-            if not _same(value, self.base[position]):
+            if not same_bits(value, self.base[position]):
                 found[position] = _copy(value)
         return found
 
@@ -47,7 +47,7 @@ class Snapshots:
         """Give all variables the values of a moment."""
         for position, variable in enumerate(self.variables):
             value = changes.get(position, self.base[position])
-            if not _same(variable.numpy(), value):
+            if not same_bits(variable.numpy(), value):
                 variable.assign(value)
 
 
@@ -56,8 +56,8 @@ def _copy(value: Any) -> np.ndarray:
     return np.array(value, copy=True)
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    # Bit by bit: -0.0 is not 0.0 here, and a NaN is itself.
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Bit by bit: -0.0 is not 0.0 here, and a NaN is itself."""
     return np.array_equal(_bytes(one), _bytes(other))
 
 

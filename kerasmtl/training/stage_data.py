@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import keras
 
 from kerasmtl.training.compilation import Compilation
-from kerasmtl.training.feature_cache import cache_features
+from kerasmtl.training.feature_cache import planned_features
 from kerasmtl.training.features import split_model
 from kerasmtl.training.stages import Stage
 
@@ -61,10 +62,19 @@ class StageData:
         return self._cached
 
     def _features(self, model: keras.Model) -> tuple[keras.Model, Any, Any]:
-        show = bool(self.verbose)
         with model.distribute_strategy.scope():
             _, head = split_model(model)
-        train = cache_features(model, self.train, progress=show)
-        if self.validation is None:
-            return head, train, None
-        return head, train, cache_features(model, self.validation, progress=show)
+        sets = {"train": self.train, "validation": self.validation}
+        planned = {
+            name: _planned(name, model, data) for name, data in sets.items() if data is not None
+        }
+        found = {name: compute(bool(self.verbose)) for name, compute in planned.items()}
+        return head, found["train"], found.get("validation")
+
+
+def _planned(name: str, model: keras.Model, data: Any) -> Callable[[bool], Any]:
+    """As `planned_features`, whose messages on data say `data`."""
+    try:
+        return planned_features(model, data)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`data`", f"`{name}`")) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -53,27 +54,34 @@ class Stage:
 
     def __post_init__(self) -> None:
         _check_train(self.train)
-        if not isinstance(self.epochs, numbers.Integral) or self.epochs < 1:
-            raise ValueError(f"`epochs` is too small. Expected at least 1. Received: {self.epochs}")
-        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
-            raise ValueError(f"`learning_rate` is not positive. Received: {self.learning_rate}")
-        if self.patience is not None and self.patience < 1:
+        check_count("epochs", self.epochs)
+        if not _is_number(self.learning_rate) or not 0.0 < self.learning_rate < math.inf:
             raise ValueError(
-                f"`patience` is too small. Expected at least 1, or None. Received: {self.patience}"
+                "`learning_rate` is not positive. Expected a finite number above 0, such as "
+                f"Stage({self.train!r}, {self.epochs}, 0.001). Received: {self.learning_rate!r}"
             )
+        if self.patience is not None:
+            check_count("patience", self.patience, ", or None")
+        if self.match is not None:
+            _check_match(self.match)
         if self.match is not None and self.train != "all":
             raise ValueError(
                 f"`match` chooses among all groups. Expected train='all'. Received: {self.train!r}"
             )
-        if not 0.0 < self.backbone_decay <= 1.0:
+        if not isinstance(self.normalization, bool):
+            raise ValueError(
+                "`normalization` is no switch. Expected True or False. Received: "
+                f"{self.normalization!r}"
+            )
+        if not _is_number(self.backbone_decay) or not 0.0 < self.backbone_decay <= 1.0:
             raise ValueError(
                 "`backbone_decay` is no factor. Expected a number above 0 and up to 1. Received: "
-                f"{self.backbone_decay}"
+                f"{self.backbone_decay!r}"
             )
-        if not 0.0 <= self.warmup <= self.epochs:
+        if not _is_number(self.warmup) or not 0.0 <= self.warmup <= self.epochs:
             raise ValueError(
                 f"`warmup` is out of range. Expected 0 to {self.epochs} epochs, those of the "
-                f"stage. Received: {self.warmup}"
+                f"stage. Received: {self.warmup!r}"
             )
         if self.schedule not in SCHEDULES:
             raise ValueError(
@@ -110,6 +118,34 @@ class Stage:
         rest = max(self.epochs * steps_per_epoch - warm, 1)
         decay = rest if self.schedule == "cosine" else None
         return WarmupCosine(self.learning_rate, warm, decay, begin=begin)
+
+
+def check_count(name: str, value: Any, other: str = "") -> None:
+    """Raise ValueError if this is no whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(
+            f"`{name}` is too small, or no whole number. Expected a whole number from 1{other}. "
+            f"Received: {value!r}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _check_match(match: Any) -> None:
+    if not isinstance(match, str):
+        raise ValueError(
+            f"`match` is no text. Expected a regular expression, such as match='block5'. "
+            f"Received: {match!r}"
+        )
+    try:
+        re.compile(match)
+    except re.error as error:
+        raise ValueError(
+            f"`match` is no regular expression ({error}). Expected one, such as "
+            f"match={re.escape(match)!r} for this very text. Received: {match!r}"
+        ) from error
 
 
 def _check_train(train: Any) -> None:

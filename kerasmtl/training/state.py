@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kerasmtl.feature_store import locked
 from kerasmtl.training.fingerprint import differences
 from kerasmtl.training.progress import Progress
 from kerasmtl.training.snapshots import Changes
 
 SETTINGS, BASE, STATE = "settings.json", "base.npz", "state.npz"
-ASIDE = ".writing-"
+ASIDE, LOCK = ".writing-", ".lock"
+KEPT = ("weights-*.npz", "shown-*.npz")
 
 
 @dataclass
@@ -52,14 +55,11 @@ class RunFolder:
         path: the folder; made if it is not there.
 
     Raises:
-        ValueError: it is a file, or holds something else than a run.
+        ValueError: it is a file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"`directory` is a file. Expected a folder. Received: {path}")
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path = _folder(path)
         for left in self.path.glob(f"{ASIDE}*"):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -71,18 +71,20 @@ class RunFolder:
         """
         if not (self.path / STATE).exists():
             return None
-        before = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        changed = differences(before, settings)
+        changed = differences(self._settings(), settings)
         if changed:
             raise ValueError(
                 f"`directory` {str(self.path)!r} holds a run of other settings or data. Changed: "
-                f"{'; '.join(changed)}. Expected the same ones, to go on with it. To start anew, "
-                "give another directory or empty this one."
+                f"{'; '.join(changed)}. Expected the same ones, to go on with it. "
+                f"{anew(self.path)}"
             )
         arrays = self._read(STATE)
-        progress = Progress.from_json(str(arrays.pop("progress")))
-        names = json.loads(str(arrays.pop("files")))
-        parts: dict[str, dict[str, np.ndarray]] = json.loads(str(arrays.pop("parts")))
+        try:
+            progress = Progress.from_json(str(arrays.pop("progress")))
+            names = json.loads(str(arrays.pop("files")))
+            parts: dict[str, dict[str, np.ndarray]] = json.loads(str(arrays.pop("parts")))
+        except (KeyError, ValueError, TypeError) as error:
+            raise self._unsound(STATE, error) from error
         for name, value in arrays.items():
             part, _, key = name.partition("/")
             parts[part][key] = value
@@ -94,7 +96,16 @@ class RunFolder:
         return Saved(progress, base, weights, shown, best, parts)
 
     def begin(self, settings: Mapping[str, Any], base: list[np.ndarray]) -> None:
-        """Start a run: its settings, and all weights as they are at first."""
+        """Start a run: its settings, and all weights as they are at first.
+
+        Raises:
+            ValueError: the folder has settings that are none of a run.
+        """
+        if (self.path / SETTINGS).exists() and "plan" not in self._settings():
+            raise ValueError(
+                f"`directory` {str(self.path)!r} holds another {SETTINGS}, which is none of a run. "
+                f"Expected a folder of its own, such as {str(self.path / 'state')!r}."
+            )
         text = json.dumps(settings, indent=1, sort_keys=True)
         self._aside(SETTINGS, lambda file: file.write(text.encode()))
         self._write(BASE, {str(position): value for position, value in enumerate(base)})
@@ -126,9 +137,18 @@ class RunFolder:
                 **arrays,
             },
         )
-        for old in (*self.path.glob("weights-*.npz"), *self.path.glob("shown-*.npz")):
+        for old in _weights_in(self.path):
             if old.name not in names.values():
                 old.unlink(missing_ok=True)
+
+    def _settings(self) -> dict[str, Any]:
+        try:
+            settings = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise self._unsound(SETTINGS, error) from error
+        if not isinstance(settings, dict):
+            raise self._unsound(SETTINGS, "no settings")
+        return settings
 
     def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         self._aside(name, lambda file: _save(file, arrays))
@@ -145,10 +165,84 @@ class RunFolder:
             with np.load(self.path / name) as arrays:
                 return dict(arrays)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"`directory` {str(self.path)!r} has no sound {name!r} ({error}). Expected what "
-                "fine_tune wrote there. To start anew, give another directory or empty this one."
-            ) from error
+            raise self._unsound(name, error) from error
+
+    def _unsound(self, name: str, error: Any) -> ValueError:
+        return ValueError(
+            f"`directory` {str(self.path)!r} has no sound {name!r} ({error}). Expected what "
+            f"fine_tune wrote there. {anew(self.path)}"
+        )
+
+
+def forget_run(directory: str | os.PathLike[str]) -> None:
+    """Remove the state of a run, so that `fine_tune(directory=…)` starts anew.
+
+    The state goes first: however this is interrupted, what is left is no run, and a new one takes
+    its place. Other files stay, and so does their folder. Without a run nothing happens.
+
+    Args:
+        directory: as of `fine_tune`.
+
+    Raises:
+        ValueError: it is a file, or a run in it is under way.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        _refuse_file(path)
+        return
+    with held(path):
+        if (path / STATE).exists() or (path / BASE).exists():
+            (path / STATE).unlink(missing_ok=True)
+            for file in (*_weights_in(path), path / SETTINGS, path / BASE):
+                file.unlink(missing_ok=True)
+        for left in path.glob(f"{ASIDE}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds other files
+        path.rmdir()
+
+
+@contextlib.contextmanager
+def held(directory: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Keep other runs out of a folder, which is made if it is not there.
+
+    Raises:
+        ValueError: it is a file, or another run is under way in it.
+    """
+    with contextlib.ExitStack() as stack:
+        if directory is not None:
+            path = _folder(directory)
+            try:
+                lock = stack.enter_context(locked(path / LOCK, wait=False))
+                stack.callback(lock.unlink, missing_ok=True)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"`directory` {str(path)!r} is in use: another run is under way in it. "
+                    "Expected a folder of one run at a time. Wait for the other one to end, or "
+                    f"give another folder: directory={str(path) + '-2'!r}."
+                ) from error
+            except (ImportError, OSError):  # no locks here, or the folder cannot be written to
+                pass
+        yield
+
+
+def anew(path: Path) -> str:
+    """How to start anew, for messages."""
+    return f"To start anew, give another directory or remove it: kt.forget_run({str(path)!r})."
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    _refuse_file(Path(path))
+    Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def _refuse_file(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"`directory` is a file. Expected a folder. Received: {path}")
+
+
+def _weights_in(path: Path) -> list[Path]:
+    return [file for pattern in KEPT for file in path.glob(pattern)]
 
 
 def _by_position(arrays: Mapping[str, np.ndarray]) -> Changes:

@@ -1,6 +1,5 @@
 """Train, report and export: `python train.py`. Settings are in project.toml."""
 
-import shutil
 from pathlib import Path
 
 import keras
@@ -40,6 +39,7 @@ def main() -> None:
         epochs=settings.fine_tune_epochs,
         learning_rate=settings.learning_rate,
         fine_learning_rate=settings.fine_tune_learning_rate,
+        patience=5,
     )
     print(plan, "\n")
     # Each stage of the plan is kt.freeze(model) or kt.unfreeze(model, …), model.compile(…) and
@@ -57,7 +57,7 @@ def main() -> None:
 
     print(kt.evaluate(model, test_data, manifest.tasks))
     print("SavedModel:", kt.export_saved_model(model, project.export_folder, manifest.tasks))
-    shutil.rmtree(project.state_folder)  # done: train.py starts anew
+    kt.forget_run(project.state_folder)  # done: train.py starts anew
 
 
 if __name__ == "__main__":
@@ -68,5 +68,5 @@ if __name__ == "__main__":
             "\nStopped. `python train.py` goes on after the last finished epoch, which is in "
             "runs/model.keras: kerasmtl evaluate, export and predict use it."
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"Error: {error}") from None

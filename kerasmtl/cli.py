@@ -10,8 +10,9 @@ from kerasmtl._version import __version__
 from kerasmtl.cache_command import cache
 from kerasmtl.commands import client, deploy
 from kerasmtl.commands.data import check, list_templates, new
+from kerasmtl.commands.exports import export
 from kerasmtl.commands.formats import convert
-from kerasmtl.commands.models import evaluate, export, predict
+from kerasmtl.commands.models import evaluate, predict
 from kerasmtl.commands.modules import inspect, vendor_module
 from kerasmtl.serve_command import serve
 

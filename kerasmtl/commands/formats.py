@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasmtl.commands.models import _trained, trusting
+from kerasmtl.commands.models import trained_model, trusting
 from kerasmtl.commands.shared import as_json, in_project, load_project, plain_errors
 from kerasmtl.formats import FORMATS
 
@@ -67,7 +67,7 @@ def convert(
     file = out or Path(folder) / "converted" / f"{project.name}-{to}{FORMATS[to].ending}"
     try:
         made = convert_model(
-            _trained(project, trust),
+            trained_model(project, trust),
             file,
             of.tasks,
             to,

@@ -69,7 +69,7 @@ def evaluate(
     project = load_project(folder)
     from kerasmtl.evaluation import evaluate as score
 
-    model = _trained(project, trust)
+    model = trained_model(project, trust)
     rows = project.part(part)
     report = score(
         model,
@@ -85,24 +85,6 @@ def evaluate(
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
         print_table(report.table())
-
-
-@click.command()
-@click.argument("out", required=False, type=click.Path(file_okay=False))
-@in_project
-@trusting
-@plain_errors
-def export(out: str | None, folder: str, trust: bool) -> None:
-    """Write the trained model as a SavedModel, under the next version number of OUT."""
-    project = load_project(folder)
-    from kerasmtl.export import export_saved_model
-
-    model = _trained(project, trust)
-    of = project.trained()
-    target = out or project.export_folder
-    click.echo(
-        export_saved_model(model, target, of.tasks, columns=of.columns, packed_bits=of.packed_bits)
-    )
 
 
 @click.command()
@@ -154,7 +136,7 @@ def predict(
     """
     wanted = Wanted(**into_file)
     if out is not None:
-        predict_into(out, files, export_, folder, wanted, lambda p: _trained(p, trust), json_)
+        predict_into(out, files, export_, folder, wanted, lambda p: trained_model(p, trust), json_)
         return
     wanted.check_unused()
     _refuse_folders(files)
@@ -164,7 +146,7 @@ def predict(
         project = load_project(folder)
         table = project.table is not None
         read = _predict_rows if table else _predict_pictures
-        names, rows = read(project, _trained(project, trust), files)
+        names, rows = read(project, trained_model(project, trust), files)
     else:
         table = exported_table(export_) is not None
         names, rows = (_serve_rows if table else _serve_pictures)(export_, files)
@@ -229,7 +211,7 @@ def _print_predictions(first: str, names: Sequence[str], rows: Sequence[dict[str
     print_table(table)
 
 
-def _trained(project: Project, trust: bool) -> keras.Model:
+def trained_model(project: Project, trust: bool) -> keras.Model:
     if not project.checkpoint.is_file():
         raise FileNotFoundError(
             f"{project.checkpoint} does not exist: nothing has been trained yet. Run: "

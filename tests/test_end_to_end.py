@@ -38,7 +38,7 @@ def photos(tmp_path_factory):
         *("new", "multitask-image", "photos", "--labels", csv, "--backbone", backbone), cwd=base
     )
     output = call(sys.executable, "train.py", cwd=base / "photos")
-    assert "SavedModel:" in output and "Epoch 20/20" in output
+    assert "SavedModel:" in output and "Plan 'head'" in output
     return base / "photos", csv.parent
 
 
@@ -136,8 +136,15 @@ def test_ctrl_c_leaves_the_last_finished_epoch_usable(tmp_path):
                 break
         _, errors = training.communicate(timeout=120)
     assert training.returncode == 1
-    assert "Stopped. The last finished epoch" in errors and "Traceback" not in errors
+    assert "Stopped. `python train.py` goes on" in errors and "Traceback" not in errors
     files = {path.name for path in (project / "runs").iterdir()}
-    assert files == {"model.keras", "model.json"}
+    assert files == {"model.keras", "model.json", "state"}
     report = json.loads(kerasmtl("evaluate", "--json", cwd=project))
     assert report["macro_auc"] > 0.5
+    text = (project / "project.toml").read_text()
+    (project / "project.toml").write_text(text.replace("learning_rate = 1e-3", "learning_rate = 1"))
+    again = subprocess.run(
+        [sys.executable, "train.py"], cwd=project, capture_output=True, text=True, timeout=300
+    )
+    assert again.returncode == 1 and "Traceback" not in again.stderr
+    assert "learning_rate (was 0.001, is 1.0)" in again.stderr

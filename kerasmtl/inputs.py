@@ -104,8 +104,9 @@ def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
         return tf.image.resize(image, size)
 
     values = tf.cond(tf.reduce_all(sides <= size), enlarged, reduced)
-    scale = 255.0 if image.dtype == tf.uint8 else 1.0
-    return tf.ensure_shape(tf.cast(values, tf.float32) / scale, (*size, 3))
+    # Times, not divided by: TensorFlow makes it so in some graphs, an ulp apart from the others.
+    scale = 1.0 / 255.0 if image.dtype == tf.uint8 else 1.0
+    return tf.ensure_shape(tf.cast(values, tf.float32) * scale, (*size, 3))
 
 
 def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:

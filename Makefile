@@ -25,7 +25,7 @@ demo: $(INSTALLED)  ## install, make a project with the embedded data, train, re
 		kerasmtl predict $(CURDIR)/datasets/street_scenes/images/00000.jpg
 
 test: $(INSTALLED)  ## install, run the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: ARGS = -m "slow or not slow"
 test-all: test  ## the same, with the slow tests

@@ -57,7 +57,8 @@ def evaluate(
         model: as `build_model` makes it.
         dataset: as `make_dataset` makes it; read once.
         tasks: what the outputs predict, in order.
-        threshold: from which probability on a prediction counts as 1, for accuracy and F1.
+        threshold: from which probability on (p >= threshold) a prediction counts as 1, for accuracy
+            and F1; the rule of metrics and exports.
         progress: show a bar, on the terminal's error output.
         bootstrap: how often to draw the rows anew for 95 % intervals, such as 1000; 0: none.
         seed: of these draws.
@@ -82,7 +83,9 @@ def evaluate(
         raise ValueError(
             f"`recall` is no share. Expected 0 < recall <= 1, or None. Received: {recall!r}"
         )
-    settings = _Settings(threshold, None if recall is None else float(recall))
+    if isinstance(threshold, bool) or not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+        raise ValueError(f"`threshold` is no probability. Expected 0 to 1. Received: {threshold!r}")
+    settings = _Settings(float(threshold), None if recall is None else float(recall))
     labels, predictions = _collected(model, dataset, output_columns(chosen), progress)
     rows = len(next(iter(labels.values())))
     of_rows = None if groups is None else np.array([str(group) for group in groups])

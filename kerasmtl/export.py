@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from kerasmtl.evaluation import evaluate, known_cells
+from kerasmtl.evaluation import scores_and_cells
 from kerasmtl.exporting.card import write_card
 from kerasmtl.exporting.decisions import (
     Decision,
     Rule,
+    check_rules,
     decide,
     fit_class_temperature,
     fit_temperatures,
@@ -24,14 +24,15 @@ from kerasmtl.exporting.decisions import (
 )
 from kerasmtl.exporting.description import (
     MODEL_FILE,
+    checked_data,
     data_of,
     describe,
     read_description,
     write_description,
 )
-from kerasmtl.exporting.gate import NotGoodEnough, check_gate
+from kerasmtl.exporting.gate import NotGoodEnough, check_gate, check_required
 from kerasmtl.exporting.golden import write_golden, write_warm_up
-from kerasmtl.exporting.live import Live, picture_cases, table_cases
+from kerasmtl.exporting.live import Case, Live, check_answers, picture_cases, table_cases
 from kerasmtl.exporting.proof import ProofFailed, prove
 from kerasmtl.exporting.signatures import (
     Endpoint,
@@ -40,6 +41,8 @@ from kerasmtl.exporting.signatures import (
     picture_endpoints,
     table_endpoints,
 )
+from kerasmtl.exporting.takes import kind_of_input
+from kerasmtl.exporting.versions import aside, check_folder, first_version, publish
 from kerasmtl.heads import check_outputs
 from kerasmtl.report import Report
 from kerasmtl.tasks import Task, as_tasks
@@ -58,8 +61,7 @@ __all__ = [
 ]
 
 MOST_PIXELS = 100_000_000  # of one picture; a server takes pictures of strangers
-_ASIDE = ".export-"
-_STALE = 24 * 3600  # seconds, after which what a killed export left behind is removed
+NOTES = 5  # that are shown
 
 
 def export_saved_model(
@@ -90,11 +92,15 @@ def export_saved_model(
     A model of pictures has the signatures `serving_default`, from `image_bytes`, (batch,) strings,
     each a JPEG, PNG, GIF, BMP or WebP, decoded and resized as `make_dataset` does; `pixels`, from
     (batch, height, width, 3) uint8 of any size; `pixels_float`, the same in [0, 1]; `features`,
-    from `image_bytes` to the (batch, d) numbers that the head takes, if there is a head.
+    from `image_bytes` to the (batch, d) numbers that the head takes, if there is a head. The
+    error of a batch names by number what is no picture, cut short or too large. Of one damaged
+    inside, the error is that of TensorFlow's decoder, without a number: a graph cannot catch it.
+    Then ask again with each picture alone.
 
     A model of a table has `matrix`, which takes `features` (batch, columns) float32 in the order
     of `columns`, NaN = missing, and, up to 100 columns, `columns`, which takes one (batch,)
-    float32 for each, named after it with "_" for whatever is no letter, digit or "_".
+    float32 for each, named after it with "_" for whatever is no letter, digit or "_" (a word of
+    Python, such as "class", gets "column_" before it).
     `serving_default` is `columns` if it is there (order cannot be mistaken), else `matrix`;
     `features` takes the same.
 
@@ -128,59 +134,68 @@ def export_saved_model(
         The folder of the version. It appears whole or not at all.
 
     Raises:
-        FileExistsError: the version exists; nothing is changed.
+        FileExistsError: the version exists; nothing is changed. Without `version`, an export that
+            finds its number taken by another one takes the next.
+        OSError: `path` is a file or read-only, or the disk is full; nothing is published.
         NotGoodEnough: the model scores worse than `require`; the former version stays.
         ProofFailed: the export does not answer as the model does; nothing is published.
-        ValueError: the model takes neither pictures nor these columns, tasks that differ from its
-            outputs, or rules without the data set that they need.
+        ValueError: the model takes neither pictures nor these columns, or predicts NaN; tasks that
+            differ from its outputs; an unknown rule, score or task; rules without the data set that
+            they need.
+
+    Warns where a threshold or temperature is not what was asked for: too few known labels (then it
+    is 0.5, or 1), or a precision that no threshold has.
     """
     chosen = as_tasks(tasks)
-    kind = _kind(model, columns, packed_bits, max_pixels)
+    kind = kind_of_input(model, columns, packed_bits, max_pixels)
     check_outputs(model, chosen)
     check_names(chosen)
+    about = {**kind, "data": checked_data(data), "licence": licence}
     base = Path(path)
-    target = _target(base, version)
-    scores = _scores(model, chosen, validation, metrics)
+    check_folder(base)
+    first = first_version(base, version)
+    scores = _given_scores(metrics)
+    check_required(require, chosen if scores is None and validation is not None else None)
+    check_rules(chosen, thresholds, calibrate, validation is not None)
+    cells = None
+    if validation is not None:
+        measured, cells = scores_and_cells(model, validation, chosen)
+        scores = measured.to_dict() if scores is None else scores
     check_gate(scores, require)
-    cells = None if validation is None else known_cells(model, validation, chosen)
     decisions = decide(chosen, cells, thresholds, calibrate)
-    about = {**kind, "metrics": scores, "data": data and dict(data), "licence": licence}
+    _say(decisions)
+    live = Live(model, chosen, decisions)
     called = base.absolute().name if name is None else name
-    base.mkdir(parents=True, exist_ok=True)
-    _sweep(base)
-    with tempfile.TemporaryDirectory(dir=base, prefix=_ASIDE) as aside:
-        written = Path(aside) / "model"
-        described = (called, int(target.name), about)
-        _make(model, chosen, decisions, written, described, Path(aside) if proof else None)
-        _publish(written, target)
-    return target
+    about["metrics"] = scores
+    with aside(base) as folder:
+        written = folder / "model"
+        cases = _make(live, written, about)
+
+        def describe_as(version: int) -> None:
+            content = describe(written, called, version, chosen, decisions, about)
+            write_description(written, content)
+            write_card(written, content)
+            write_golden(written, cases[0], called, version)
+            write_warm_up(written, cases, called)
+
+        describe_as(first)
+        if proof:
+            prove(written, cases, folder)
+        return publish(written, base, first, describe_as if version is None else None)
 
 
-def _make(
-    model: keras.Model,
-    tasks: tuple[Task, ...],
-    decisions: Mapping[str, Decision],
-    folder: Path,
-    described: tuple[str, int, Mapping[str, Any]],
-    proof: Path | None,
-) -> None:
-    """Write the version into a folder, and prove it, unless `proof`, a folder for it, is None."""
-    name, version, about = described
-    live = Live(model, tasks, decisions)
+def _make(live: Live, folder: Path, about: Mapping[str, Any]) -> list[Case]:
+    """Write the graph into a folder; returns requests to it, and what the model answers."""
+    of = (live.model, live.tasks, live.decisions)
     if about["columns"] is None:
-        endpoints = picture_endpoints(model, tasks, decisions, about["max_pixels"])
+        endpoints = picture_endpoints(*of, about["max_pixels"])
         cases = picture_cases(live)
     else:
-        endpoints = table_endpoints(model, tasks, decisions, about["columns"])
+        endpoints = table_endpoints(*of, about["columns"])
         cases = table_cases(live, about["columns"])
-    _write(model, folder, endpoints)
-    content = describe(folder, name, version, tasks, decisions, about)
-    write_description(folder, content)
-    write_card(folder, content)
-    write_golden(folder, cases[0], name, version)
-    write_warm_up(folder, cases, name)
-    if proof is not None:
-        prove(folder, cases, proof)
+    check_answers(cases[0])
+    _write(live.model, folder, endpoints)
+    return cases
 
 
 def _write(model: keras.Model, folder: Path, endpoints: list[Endpoint]) -> None:
@@ -188,23 +203,16 @@ def _write(model: keras.Model, folder: Path, endpoints: list[Endpoint]) -> None:
     archive.track(model)
     for name, serve, signature in endpoints:
         archive.add_endpoint(name, serve, signature)
-    archive.write_out(str(folder), verbose=False)
-
-
-def _publish(written: Path, target: Path) -> None:
     try:
-        os.rename(written, target)
-    except OSError as error:
-        if not target.exists():
-            raise
-        raise _exists(target) from error
+        archive.write_out(str(folder), verbose=False)
+    except tf.errors.OpError as error:
+        raise OSError(
+            f"`path` {folder.parent.parent} cannot take the export, and no version was published. "
+            f"Received: {error.message.splitlines()[0]}"
+        ) from error
 
 
-def _scores(
-    model: keras.Model, tasks: tuple[Task, ...], validation: Any, metrics: Any
-) -> dict[str, Any] | None:
-    if metrics is None and validation is not None:
-        metrics = evaluate(model, validation, tasks)
+def _given_scores(metrics: Any) -> dict[str, Any] | None:
     if isinstance(metrics, Report):
         return metrics.to_dict()
     if metrics is not None and not isinstance(metrics, Mapping):
@@ -215,86 +223,9 @@ def _scores(
     return None if metrics is None else dict(metrics)
 
 
-def _sweep(base: Path) -> None:
-    """Remove what killed exports left behind."""
-    for left in base.glob(f"{_ASIDE}*"):
-        try:
-            if time.time() - left.stat().st_mtime > _STALE:
-                shutil.rmtree(left, ignore_errors=True)
-        except OSError:
-            continue  # another export has just removed it
-
-
-def _kind(
-    model: keras.Model, columns: Sequence[str] | None, packed_bits: bool, max_pixels: int
-) -> dict[str, Any]:
-    """What the model takes, as model.json has it."""
-    if columns is not None:
-        names = _checked_columns(model, columns)
-        return {
-            "kind": "table",
-            "image_size": None,
-            "columns": names,
-            "packed_bits": packed_bits,
-            "max_pixels": None,
-        }
-    if not isinstance(max_pixels, int) or max_pixels < 1:
-        raise ValueError(
-            f"`max_pixels` is no number of pixels. Expected 1 or more. Received: {max_pixels!r}"
-        )
-    return {
-        "kind": "pictures",
-        "image_size": list(_checked_size(model)),
-        "columns": None,
-        "packed_bits": False,
-        "max_pixels": max_pixels,
-    }
-
-
-def _checked_size(model: keras.Model) -> tuple[int, int]:
-    shape = model.input_shape
-    if isinstance(shape, tuple) and len(shape) == 2:
-        raise ValueError(
-            "`model` takes no pictures but rows of numbers. Expected their names. Call with "
-            "columns=table.columns."
-        )
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:] or shape[3] != 3:
-        raise ValueError(
-            "`model` takes no pictures of a fixed size. Expected input (batch, height, width, 3). "
-            f"Received: {shape}"
-        )
-    return shape[1:3]
-
-
-def _checked_columns(model: keras.Model, columns: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(columns, str) or len(set(columns)) != len(columns):
-        raise ValueError(
-            f"`columns` is no list of distinct names. Received: {str(columns)[:200]!r}"
-        )
-    if model.input_shape != (None, len(columns)):
-        raise ValueError(
-            f"`columns` does not fit the model. Expected input (batch, {len(columns)}). "
-            f"Received: {model.input_shape}"
-        )
-    return tuple(columns)
-
-
-def _target(base: Path, version: int | None) -> Path:
-    if version is None:
-        found = [int(p.name) for p in base.glob("*") if p.name.isdigit()] if base.is_dir() else []
-        version = max(found, default=0) + 1
-    elif not isinstance(version, int) or version < 1:
-        raise ValueError(
-            f"`version` is no version. Expected a whole number from 1. Received: {version!r}"
-        )
-    target = base / str(version)
-    if target.exists():
-        raise _exists(target)
-    return target
-
-
-def _exists(target: Path) -> FileExistsError:
-    return FileExistsError(
-        f"`version` {target.name} of {target.parent} exists, and is never overwritten. Leave "
-        "version out for the next one."
-    )
+def _say(decisions: Mapping[str, Decision]) -> None:
+    """Warn where a decision is not what was asked for; the card has all of it."""
+    notes = [f"{task!r}: {note}" for task, of in decisions.items() for note in of.notes]
+    if notes:
+        more = f"; {len(notes) - NOTES} more are in the model card" if len(notes) > NOTES else ""
+        warnings.warn(f"Decisions of {'; '.join(notes[:NOTES])}{more}.", stacklevel=3)

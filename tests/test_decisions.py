@@ -15,6 +15,7 @@ from kerasmtl.exporting.decisions import (
     fit_temperatures,
     fit_thresholds,
     parse_rule,
+    scores_at,
 )
 from kerasmtl.exporting.signatures import answers, check_names
 from kerasmtl.tasks import Task
@@ -101,7 +102,7 @@ def test_few_known_labels_give_the_default_and_say_so():
 def test_a_threshold_lies_between_the_probabilities_that_it_divides():
     y, p = np.repeat([0.0, 1.0], 10), np.repeat([0.2, 0.6], 10)
     assert fit_thresholds(y, p)[0].value == pytest.approx(0.4)
-    assert fit_thresholds(y, np.full(20, 0.3))[0].value == pytest.approx(0.3)
+    assert fit_thresholds(y, np.full(20, 0.3))[0].value == pytest.approx(0.299)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
@@ -201,3 +202,17 @@ def test_wrong_arguments_are_named():
         decide([Task("a")], None, {"b": 0.5}, False)
     with pytest.raises(ValueError, match="the decisions of other tasks have"):
         check_names([Task("a"), Task("a_decision")])
+
+
+def test_what_a_decision_is_worth_is_said_with_it():
+    labels, p = cells(4)
+    y, q = known_column(labels, p, 0)
+    found = decide([Task("a"), Task("b")], {"a": (y, q), "b": (y[:0], q[:0])}, None, False)
+    decided = q >= found["a"].threshold
+    expected = {
+        "precision": metrics.precision_score(y, decided),
+        "recall": metrics.recall_score(y, decided),
+        "f1": metrics.f1_score(y, decided),
+    }
+    assert found["a"].scores == pytest.approx(expected) and found["b"].scores == {}
+    assert scores_at(y * 0, q, 2.0) == {"precision": None, "recall": None, "f1": None}

@@ -69,7 +69,10 @@ BYTES = [
     picture_bytes("CMYK", "JPEG", seed=7),
     picture_bytes("RGB", "WEBP", seed=8),
     picture_bytes("RGB", "PNG", (1, 1), seed=9),
-    *(turned(orientation) for orientation in (3, 6, 8)),
+    picture_bytes("LA", "PNG", seed=10),
+    picture_bytes("RGBA", "WEBP", seed=11, lossless=True),
+    picture_bytes(progressive=True, seed=12),
+    *(turned(orientation) for orientation in range(2, 9)),
 ]
 
 
@@ -151,6 +154,14 @@ def test_versions_count_up_and_are_never_overwritten(model, tmp_path):
     assert [p.name for p in (base / "7").iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
+def test_the_process_of_the_proof_has_an_end(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(kerasmtl.exporting.proof, "TIMEOUT", 0.01)
+    with pytest.raises(kerasmtl.export.ProofFailed, match="within 0.01 seconds"):
+        kt.export_saved_model(model, tmp_path / "street", TASKS)
+    assert list((tmp_path / "street").iterdir()) == []
+
+
 def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
@@ -159,21 +170,6 @@ def test_a_failed_export_leaves_nothing(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         export(model, tmp_path / "street")
     assert list((tmp_path / "street").iterdir()) == []
-
-
-def test_a_version_that_appears_meanwhile_is_kept(model, tmp_path, monkeypatch):
-    base = tmp_path / "street"
-    write = kerasmtl.export.write_warm_up
-
-    def slow(folder, *rest):
-        write(folder, *rest)
-        (base / "1").mkdir()
-        (base / "1" / "other").write_text("first")
-
-    monkeypatch.setattr(kerasmtl.export, "write_warm_up", slow)
-    with pytest.raises(FileExistsError, match="never overwritten"):
-        export(model, base)
-    assert [p.name for p in base.rglob("*")] == ["1", "other"]
 
 
 def test_a_fine_tuned_backbone_is_exported_as_it_is_now(tmp_path):
@@ -196,6 +192,14 @@ def test_a_fine_tuned_backbone_is_exported_as_it_is_now(tmp_path):
         ({"tasks": ["one"]}, r"Expected output \(batch, 1\)"),
         ({"tasks": ["a", "b", "a_decision"]}, "decisions of other tasks"),
         ({"max_pixels": 0}, "`max_pixels` is no number"),
+        ({"max_pixels": True}, "`max_pixels` is no number"),
+        ({"version": True}, "`version` is no version"),
+        ({"model": "tiny"}, "`model` is no keras.Model"),
+        ({"model": keras.Sequential([keras.layers.Dense(3)])}, "neither built with an Input"),
+        ({"data": "labels.csv"}, "`data` is no description"),
+        ({"require": ["macro_auc"]}, "`require` is no dict"),
+        ({"metrics": {"macro_auc": 0.1}, "require": {"macro_auc": float("nan")}}, "is no number"),
+        ({"metrics": {"macro_auc": float("nan")}, "require": {"macro_auc": 0.5}}, "not defined"),
         ({"require": {"macro_auc": 0.5}}, "`require` needs scores"),
         ({"thresholds": "f1"}, "`validation` is absent"),
         ({"metrics": 0.9}, "`metrics` is no report"),

@@ -95,6 +95,7 @@ def test_the_description_says_all(about, exported):
     assert about["versions"]["tensorflow"] == tf.__version__
     wet, kind, hours = about["tasks"]
     assert wet["decision"]["rule"] == "f1" and 60 < wet["decision"]["known"] < 120
+    assert 0 < wet["decision"]["precision"] <= 1 and 0 < wet["decision"]["recall"] <= 1
     assert kind["classes"] == ["low", "high", "größe"] and kind["temperature"] != 1
     assert hours["decision"] is hours["threshold"] is hours["temperature"] is None
     assert about["metrics"]["tasks"]["hours"]["mae"] > 0
@@ -137,7 +138,8 @@ def test_the_card_is_a_table_by_task_and_lets_no_name_break_it(exported):
     assert r"| wet \| dry | binary |" in card and "CC-BY-4.0" in card and "labels.csv" in card
     assert "largest" not in card and "| regression task | known | mae | rmse | r2 |" in card
     widths = [line.replace(r"\|", "").count("|") for line in card.splitlines() if "---" in line]
-    assert widths == [8, 4, *widths[2:]]
+    assert widths == [11, 4, *widths[2:]]
+    assert "of 120 rows, before calibration; accuracy and F1 at the threshold" in card
 
 
 def test_a_card_without_scores_says_so(about):
@@ -280,6 +282,9 @@ def test_the_gate_lets_pass(require):
         ({"a.b.kind": 0.1}, "names no score"),
         ({"auc": 0.1}, "names no score"),
         ({"macro_auc": "0.8"}, "is no number"),
+        ({"a.b.acc": 0.1}, r"a score of 'a.b': \['auc', 'f1', 'brier'\]"),
+        ({"a.b.auc": float("nan")}, "is no number"),
+        ({"a.b.auc": float("inf")}, "is no number"),
     ],
 )
 def test_the_gate_stops(require, message):
@@ -345,3 +350,109 @@ def test_a_broken_description_is_named(tmp_path, text):
     Path(tmp_path, "assets.extra", "model.json").write_text(text)
     with pytest.raises(ValueError, match="model.json"):
         read_description(tmp_path)
+
+
+def tabular(seed=0, tasks=("a",), columns=2):
+    keras.utils.set_random_seed(seed)
+    return kt.build_model(kt.mlp_backbone(columns, [3]), list(tasks))
+
+
+def labelled(y, seed=0):
+    x = np.random.default_rng(seed).normal(size=(len(y), 2)).astype("float32")
+    return [(x[at : at + 32], y[at : at + 32]) for at in range(0, len(y), 32)]
+
+
+def test_validation_is_read_once(tmp_path):
+    y = np.random.default_rng(0).integers(0, 2, (64, 1)).astype("float32")
+    folder = kt.export_saved_model(
+        tabular(),
+        tmp_path / "m",
+        ["a"],
+        columns=["x", "y"],
+        validation=iter(labelled(y)),
+        proof=False,
+    )
+    about = read_description(folder)
+    assert about["metrics"]["rows"] == about["tasks"][0]["decision"]["known"] == 64
+
+
+@pytest.mark.parametrize("positives", [0, 3, 64])
+def test_labels_that_say_too_little_give_the_default_aloud(tmp_path, positives):
+    y = np.repeat([[1.0], [0.0]], [positives, 64 - positives], axis=0).astype("float32")
+    with pytest.warns(UserWarning, match=r"'a': . known labels of one class are too few for prec"):
+        folder = kt.export_saved_model(
+            tabular(),
+            tmp_path / "m",
+            ["a"],
+            columns=["x", "y"],
+            validation=labelled(y),
+            thresholds=("precision", 0.9),
+            proof=False,
+        )
+    assert read_description(folder)["tasks"][0]["threshold"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["a.acc", "b.auc", "macro_acc", "auc"])
+def test_an_unknown_score_is_named_before_anything_is_measured(tmp_path, name):
+    def never():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(ValueError, match="`require` names no score"):
+        kt.export_saved_model(
+            tabular(),
+            tmp_path / "m",
+            ["a"],
+            columns=["x", "y"],
+            validation=never(),
+            require={name: 1},
+        )
+
+
+def test_a_model_that_predicts_nan_is_refused(tmp_path):
+    model = tabular()
+    model.set_weights([weight * np.nan for weight in model.get_weights()])
+    with pytest.raises(ValueError, match=r"predicts NaN or infinity.*\['a'\]"):
+        kt.export_saved_model(model, tmp_path / "m", ["a"], columns=["x", "y"])
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_columns_called_as_words_of_python_have_inputs(tmp_path):
+    columns = ["class", "self", "if", "values"]
+    folder = kt.export_saved_model(
+        tabular(columns=4), tmp_path / "m", ["a"], columns=columns, proof=False
+    )
+    served = tf.saved_model.load(str(folder)).signatures["columns"]
+    inputs = read_description(folder)["inputs"]
+    assert list(inputs) == sorted(columns) and inputs["class"] == "column_class"
+    assert set(served.structured_input_signature[1]) == set(inputs.values())
+
+
+def test_numbers_of_numpy_can_be_said_of_the_data(tmp_path):
+    folder = kt.export_saved_model(
+        tabular(),
+        tmp_path / "m",
+        ["a"],
+        columns=["x", "y"],
+        metrics={"macro_auc": np.float32(0.5)},
+        data={"rows": np.int64(3), "source": Path("t.csv"), "sha256": None},
+        proof=False,
+    )
+    about = read_description(folder)
+    assert about["data"] == {"rows": 3, "source": "t.csv", "sha256": None}
+    assert about["metrics"] == {"macro_auc": 0.5}
+
+
+@pytest.mark.parametrize("bias", [-0.7371, 0.0, 2.123])
+def test_a_model_that_always_says_the_same_decides_alike_everywhere(bias):
+    from kerasmtl.exporting.decisions import Decision, decide
+    from kerasmtl.exporting.signatures import answers
+
+    task = kt.Task("a")
+    p = np.full((100, 1), 1 / (1 + np.exp(-bias)), "float32")
+    y = (np.arange(100) % 3 == 0).astype("float32")
+    decision = decide([task], {"a": (y, p[:, 0])}, None, calibrate=True)["a"]
+    assert isinstance(decision, Decision)
+    for nudge in (-1e-5, 0.0, 1e-5):
+        found = answers(tf.constant(p + np.float32(nudge)), [task], {"a": decision})
+        assert found["a_decision"].numpy().all()

@@ -17,17 +17,22 @@ from kerasmtl.commands.shared import in_project, load_project, plain_errors
     "required",
     multiple=True,
     metavar="SCORE=NUMBER",
-    help="Publish only a model as good as that on the validation part, such as macro_auc=0.8 or "
-    "car.auc=0.7; may be repeated.",
+    help="Publish only a model as good as that on the validation part: macro_auc=0.8, car.auc=0.7, "
+    "macro_brier=0.2 (of an error: at most); may be repeated.",
 )
 @click.option(
     "--thresholds",
     metavar="RULE",
-    help="How decisions are made: f1, fixed (0.5), precision=0.9 or recall=0.9, fitted on the "
-    "validation part. [default: f1 if there is one, else fixed]",
+    help="From which probability on an answer is yes: f1 (the best F1), precision=0.9 (the best "
+    "recall at that precision or more), recall=0.9 (likewise), fitted by task on the validation "
+    "part; fixed (0.5), or a number. [default: f1 if there is a validation part, else fixed]",
 )
-@click.option("--calibrate", is_flag=True, help="Calibrate probabilities on the validation part.")
-@click.option("--licence", help="Of the model, for its card.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Calibrate probabilities, by one temperature a task, on the validation part.",
+)
+@click.option("--licence", help="Of the model, such as CC-BY-4.0, for its card.")
 @in_project
 @trusting
 @plain_errors
@@ -43,7 +48,8 @@ def export(
     """Write the trained model as a SavedModel, under the next version number of OUT.
 
     It appears after a fresh process without kerasmtl has answered golden requests as the model
-    does. Without the labels file nothing is fitted or measured.
+    does; OUT is by default saved_models/NAME of the project. Without the labels file nothing is
+    fitted or measured.
     """
     require = dict(_score(text) for text in required)
     rule = _rule(thresholds)
@@ -52,13 +58,13 @@ def export(
 
     model = trained_model(project, trust)
     of = project.trained()
-    validation, data = None, None
+    validation, data = None, of.data
     if project.labels_csv.is_file():
-        data = data_of(project.labels_csv)
+        data = of.data or data_of(project.labels_csv)
         try:
             validation = project.dataset(project.part("val"), model)
         except ValueError as error:
-            if require or calibrate or rule not in (None, "fixed"):
+            if require or calibrate or not (rule in (None, "fixed") or isinstance(rule, float)):
                 raise
             click.echo(f"Nothing is fitted or measured: {error}", err=True)
     click.echo(
@@ -91,13 +97,19 @@ def _score(text: str) -> tuple[str, float]:
 
 
 def _rule(text: str | None) -> Any:
-    if text is None or "=" not in text:
+    if text in (None, "f1", "fixed"):
         return text
-    name, _, number = text.partition("=")
+    name, equals, number = text.partition("=")
     try:
-        return name.strip(), float(number)
+        found = (name.strip().rstrip(">"), float(number)) if equals else float(text)
     except ValueError:
-        raise click.BadParameter(
-            f"expected f1, fixed, precision=NUMBER or recall=NUMBER, received {text!r}",
-            param_hint="--thresholds",
-        ) from None
+        found = None
+    if isinstance(found, float) and 0 <= found <= 1:
+        return found
+    if isinstance(found, tuple) and found[0] in ("precision", "recall") and 0 < found[1] <= 1:
+        return found
+    raise click.BadParameter(
+        "expected f1, fixed, a number from 0 to 1, or a share such as precision=0.9 or "
+        f"recall=0.9, received {text!r}",
+        param_hint="--thresholds",
+    )

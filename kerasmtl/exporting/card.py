@@ -47,8 +47,8 @@ def _summary(about: Mapping[str, Any]) -> str:
         "Created": about["created"],
         "Licence": about["licence"] or "not stated",
         "Trained on": data.get("source") or "not stated",
-        "Rows": data.get("rows"),
-        "SHA-256 of the labels": data.get("sha256"),
+        "Rows trained on": data.get("rows"),
+        "SHA-256 of the labels file": data.get("sha256"),
         "Made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
     shown = [f"- {name}: {_plain(value)}" for name, value in rows.items() if value is not None]
@@ -65,11 +65,18 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
             _number(task["threshold"]),
             decision.get("rule"),
             decision.get("known"),
+            *(_number(decision.get(score)) for score in ("precision", "recall", "f1")),
             _number(task["temperature"]),
         ]
 
-    head = ["task", "kind", "classes", "threshold", "rule", "known labels", "temperature"]
-    return _table(head, map(cells, tasks))
+    head = ["task", "kind", "classes", "threshold", "rule", "known labels"]
+    head += ["precision", "recall", "f1", "temperature"]
+    text = (
+        "A binary task's decision is 1 from its threshold on. Precision, recall and F1 are those "
+        "of the decisions, on the very labels that the threshold was fitted on, so rather too "
+        "good. A temperature of 1 leaves probabilities as they are."
+    )
+    return f"{_table(head, map(cells, tasks))}\n\n{text}"
 
 
 def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -117,7 +124,12 @@ def _length(size: int | None) -> str:
 def _metrics(metrics: Mapping[str, Any] | None) -> str:
     if not metrics or not metrics.get("tasks"):
         return "Not measured."
-    parts = ["On known labels, before calibration."]
+    rows = metrics.get("rows")
+    parts = [
+        f"On the known labels{f' of {rows} rows' if rows else ''}, before calibration; accuracy "
+        "and F1 at the threshold of the evaluation, 0.5 unless another was asked for, not at those "
+        "above."
+    ]
     by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, scores in metrics["tasks"].items():
         by_kind.setdefault(scores.get("kind", ""), {})[name] = scores

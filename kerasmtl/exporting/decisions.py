@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -13,6 +13,7 @@ from kerasmtl.masking import is_known
 from kerasmtl.tasks import Task
 
 DEFAULT = 0.5
+BELOW = 1e-3  # a threshold under all probabilities is that much under them
 FEWEST = 5  # known labels of each class; fewer say too little
 TEMPERATURES = (0.05, 20.0)  # the range that is searched
 TINY = 2.0**-23  # closer to 0 and 1 no logit is computed; 1 - TINY is a float32
@@ -34,13 +35,17 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Decision:
-    """How the answer of one task is calibrated and decided; None where that has no meaning."""
+    """How the answer of one task is calibrated and decided; None where that has no meaning.
+
+    `scores`: precision, recall and F1 at the threshold, on the labels that it was fitted on.
+    """
 
     threshold: float | None = None
     temperature: float | None = None
     rule: str | None = None
     known: int = 0
     notes: tuple[str, ...] = ()
+    scores: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def fit_thresholds(y_true: Any, p: Any, rule: Rule = "f1") -> tuple[Fitted, ...]:
@@ -52,7 +57,7 @@ def fit_thresholds(y_true: Any, p: Any, rule: Rule = "f1") -> tuple[Fitted, ...]
     none is, the best precision. ("recall", 0.9): the best precision at a recall of 0.9 or more.
     "precision>=0.9" is the same as text. A number, or "fixed" for 0.5: that one. A task with fewer
     than 5 known labels of a class gets 0.5 and a note. Thresholds lie midway between the
-    probabilities that they divide.
+    probabilities that they divide, or, if all are on one side, a little below the lowest.
 
     Raises:
         ValueError: an unknown rule, shapes that differ, other labels, or no probabilities.
@@ -125,12 +130,7 @@ def decide(
     Raises:
         ValueError: an unknown rule or task, or one that needs known cells where there are none.
     """
-    chosen = _rules(tasks, thresholds, cells is not None)
-    if cells is None and (calibrate or any(_needs_labels(rule) for rule in chosen.values())):
-        raise ValueError(
-            "`validation` is absent, and thresholds or temperatures are fitted on it. Expected a "
-            'data set. Call with validation=…, or with thresholds="fixed" and calibrate=False.'
-        )
+    chosen = check_rules(tasks, thresholds, calibrate, cells is not None)
     empty = (np.zeros(0), np.zeros(0))
     return {
         task.name: _decision(
@@ -138,6 +138,26 @@ def decide(
         )
         for task in tasks
     }
+
+
+def check_rules(
+    tasks: Sequence[Task],
+    thresholds: Rule | Mapping[str, Rule] | None,
+    calibrate: bool,
+    fitted: bool,
+) -> dict[str, Rule]:
+    """The rule of each binary task; `fitted`: whether there are known cells to fit on.
+
+    Raises:
+        ValueError: as `decide`.
+    """
+    chosen = _rules(tasks, thresholds, fitted)
+    if not fitted and (calibrate or any(_needs_labels(rule) for rule in chosen.values())):
+        raise ValueError(
+            "`validation` is absent, and thresholds or temperatures are fitted on it. Expected a "
+            'data set. Call with validation=…, or with thresholds="fixed" and calibrate=False.'
+        )
+    return chosen
 
 
 def parse_rule(rule: Rule) -> tuple[str, float]:
@@ -199,9 +219,24 @@ def _decision(task: Task, cells: Cells, rule: Rule | None, calibrate: bool) -> D
     notes = [warm.note] if warm and warm.note else []
     if task.kind == "multiclass":
         return Decision(None, temperature, "argmax", len(y), tuple(notes))
-    found = fit_thresholds(y, calibrated(p, temperature), rule)[0]
+    q = calibrated(p, temperature)
+    found = fit_thresholds(y, q, rule)[0]
     notes += [found.note] if found.note else []
-    return Decision(found.value, temperature, found.rule, found.known, tuple(notes))
+    scores = scores_at(y, q, found.value)
+    return Decision(found.value, temperature, found.rule, found.known, tuple(notes), scores)
+
+
+def scores_at(y: np.ndarray, p: np.ndarray, threshold: float) -> dict[str, float | None]:
+    """Precision, recall and F1 of p >= threshold; None where the labels (cells,) define none."""
+    decided, positive = p >= threshold, y == 1
+    hits = int((decided & positive).sum())
+
+    def share(of: int) -> float | None:
+        return hits / of if of else None
+
+    f1 = 2 * hits / int(decided.sum() + positive.sum()) if positive.any() else None
+    found = {"precision": share(int(decided.sum())), "recall": share(int(positive.sum())), "f1": f1}
+    return found if len(y) else {}
 
 
 def _cells(y_true: Any, p: Any) -> list[Cells]:
@@ -258,8 +293,10 @@ def _threshold(y: np.ndarray, p: np.ndarray, name: str, wanted: float) -> Fitted
 def _between(p: np.ndarray, threshold: float) -> float:
     """Midway to the next lower probability: noise in the last digit then decides nothing."""
     below = p[p < threshold]
-    middle = float(np.float32((below.max() + threshold) / 2)) if len(below) else threshold
-    return middle if not len(below) or below.max() < middle <= threshold else threshold
+    if not len(below):
+        return threshold - min(BELOW, threshold / 2)
+    middle = float(np.float32((below.max() + threshold) / 2))
+    return middle if below.max() < middle <= threshold else threshold
 
 
 def _temperature(y: np.ndarray, scores: np.ndarray, fewest: int) -> Fitted:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -29,12 +30,24 @@ FORMAT = 1
 def data_of(labels: str | os.PathLike[str], rows: int | None = None) -> dict[str, Any]:
     """What to remember of the labels file that a model was trained on: hash, rows, its name.
 
+    `rows`: how many of them it was trained on.
+
     Raises:
         OSError: the file cannot be read.
     """
     with open(labels, "rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
     return {"sha256": digest, "rows": rows, "source": Path(labels).name}
+
+
+def checked_data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a caller says of the data; raises ValueError if it is no mapping."""
+    if data is not None and not isinstance(data, Mapping):
+        raise ValueError(
+            "`data` is no description. Expected what data_of gives, a dict with sha256, rows and "
+            f"source. Received: {str(data)[:80]!r}"
+        )
+    return None if data is None else dict(data)
 
 
 def describe(
@@ -124,7 +137,12 @@ def _tensors(infos: Any) -> dict[str, Any]:
 def _task(task: Task, decision: Decision) -> dict[str, Any]:
     rule = None
     if decision.rule is not None:
-        rule = {"rule": decision.rule, "known": decision.known, "notes": list(decision.notes)}
+        rule = {
+            "rule": decision.rule,
+            "known": decision.known,
+            "notes": list(decision.notes),
+            **decision.scores,
+        }
     return {
         "name": task.name,
         "kind": task.kind,
@@ -140,6 +158,8 @@ def _strict(value: Any) -> Any:
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return value if isinstance(value, str | int | float | None) else str(value)

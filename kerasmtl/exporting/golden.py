@@ -27,7 +27,7 @@ def write_golden(folder: Path, case: Case, name: str, version: int) -> None:
     TensorFlow Serving's messages for gRPC.
     """
     target = folder / GOLDEN
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     pairs = {
         "rest_row": (rest_row_request(case), rest_row_response(case)),
         "rest_column": (rest_column_request(case), rest_column_response(case)),

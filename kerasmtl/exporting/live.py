@@ -86,6 +86,20 @@ class Live:
         return True
 
 
+def check_answers(case: Case) -> None:
+    """Raise ValueError if the model has no numbers to say: then nothing of it can be served."""
+    broken = [
+        name
+        for name, values in case.outputs.items()
+        if values.dtype.kind == "f" and not np.isfinite(values).all()
+    ]
+    if broken:
+        raise ValueError(
+            "`model` predicts NaN or infinity. Expected numbers; its training has diverged. "
+            f"Received: tasks {broken[:10]}"
+        )
+
+
 def picture_cases(live: Live) -> list[Case]:
     """A case for each signature of a model of pictures, the default one first."""
     size = live.model.input_shape[1:3]

@@ -39,15 +39,21 @@ def prove(folder: Path, cases: Sequence[Case], aside: Path) -> None:
     file.write_text(json.dumps([_packed(case) for case in cases]), encoding="utf-8")
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     command = [sys.executable, "-c", SCRIPT.read_text(encoding="utf-8"), str(folder.absolute())]
-    done = subprocess.run(
-        [*command, str(file.absolute())],
-        cwd=aside,  # not where a folder kerasmtl may lie
-        env={**os.environ, **quiet},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=TIMEOUT,
-    )
+    try:
+        done = subprocess.run(
+            [*command, str(file.absolute())],
+            cwd=aside,  # not where a folder kerasmtl may lie
+            env={**os.environ, **quiet},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProofFailed(
+            "`model` was exported, but a fresh process did not answer the golden requests within "
+            f"{error.timeout:g} seconds. Nothing was published."
+        ) from None
     file.unlink()
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

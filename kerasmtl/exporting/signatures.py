@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -150,12 +151,14 @@ def embedding_model(model: keras.Model) -> keras.Model | None:
 def column_inputs(columns: Sequence[str]) -> dict[str, str] | None:
     """Column → name of its input in the signature `columns`; None if there are too many.
 
-    Names that TensorFlow would take for the same (`a b`, `a_b`) leave the matrix only, too.
+    Names that TensorFlow would take for the same (`a b`, `a_b`) leave the matrix only, too. Words
+    of Python cannot name an argument of TensorFlow's functions.
     """
     names = {}
     for column in columns:
         plain = re.sub(r"\W", "_", column, flags=re.ASCII)
-        names[column] = plain if plain[:1].isalpha() else f"column_{plain}"
+        free = plain[:1].isalpha() and not keyword.iskeyword(plain) and plain != "self"
+        names[column] = plain if free else f"column_{plain}"
     distinct = len({name.lower() for name in names.values()}) == len(columns)
     return names if distinct and len(columns) <= MOST_NAMED else None
 

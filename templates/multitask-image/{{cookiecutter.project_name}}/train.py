@@ -57,7 +57,11 @@ def main() -> None:
 
     print(kt.evaluate(model, test_data, manifest.tasks))
     folder = kt.export_saved_model(
-        model, project.export_folder, manifest.tasks, validation=val_data if len(val) else None
+        model,
+        project.export_folder,
+        manifest.tasks,
+        validation=val_data if len(val) else None,
+        data=project.trained().data,
     )
     print("SavedModel:", folder)
     kt.forget_run(project.state_folder)  # done: train.py starts anew

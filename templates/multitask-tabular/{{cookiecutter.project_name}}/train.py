@@ -48,6 +48,7 @@ def main() -> None:
         columns=table.columns,
         packed_bits=project.table.packed_bits,
         validation=val_data if len(val) else None,
+        data=project.trained().data,
     )
     print("SavedModel:", folder)
 

@@ -90,12 +90,12 @@ def export_saved_model(
     the task's threshold on; of a multiclass task (batch,) string, the likeliest class.
 
     A model of pictures has the signatures `serving_default`, from `image_bytes`, (batch,) strings,
-    each a JPEG, PNG, GIF, BMP or WebP, decoded and resized as `make_dataset` does; `pixels`, from
-    (batch, height, width, 3) uint8 of any size; `pixels_float`, the same in [0, 1]; `features`,
-    from `image_bytes` to the (batch, d) numbers that the head takes, if there is a head. The
-    error of a batch names by number what is no picture, cut short or too large. Of one damaged
-    inside, the error is that of TensorFlow's decoder, without a number: a graph cannot catch it.
-    Then ask again with each picture alone.
+    each a JPEG, PNG, GIF, BMP or still WebP, decoded and resized as `make_dataset` does; `pixels`,
+    from (batch, height, width, 3) uint8 of any size; `pixels_float`, the same in [0, 1], which is
+    not checked; `features`, from `image_bytes` to the (batch, d) numbers that the head takes, if
+    there is a head. The error of a batch names by number what is no picture, cut short or too
+    large. Of one damaged inside, the error is that of TensorFlow's decoder, without a number: a
+    graph cannot catch it at a bearable price. Then ask again with each picture alone.
 
     A model of a table has `matrix`, which takes `features` (batch, columns) float32 in the order
     of `columns`, NaN = missing, and, up to 100 columns, `columns`, which takes one (batch,)
@@ -160,7 +160,7 @@ def export_saved_model(
     cells = None
     if validation is not None:
         measured, cells = scores_and_cells(model, validation, chosen)
-        scores = measured.to_dict() if scores is None else scores
+        scores = {**measured.to_dict(), "of": "validation"} if scores is None else scores
     check_gate(scores, require)
     decisions = decide(chosen, cells, thresholds, calibrate)
     _say(decisions)

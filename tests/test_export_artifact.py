@@ -139,7 +139,7 @@ def test_the_card_is_a_table_by_task_and_lets_no_name_break_it(exported):
     assert "largest" not in card and "| regression task | known | mae | rmse | r2 |" in card
     widths = [line.replace(r"\|", "").count("|") for line in card.splitlines() if "---" in line]
     assert widths == [11, 4, *widths[2:]]
-    assert "of 120 rows, before calibration; accuracy and F1 at the threshold" in card
+    assert "of 120 rows of the validation part, before calibration; accuracy and F1" in card
 
 
 def test_a_card_without_scores_says_so(about):

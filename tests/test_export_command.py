@@ -85,6 +85,16 @@ def test_a_number_is_a_rule(export, tmp_path):
     assert [task["threshold"] for task in tasks] == [0.25, 0.25]
 
 
+def test_a_task_may_have_a_rule_of_its_own(export, tmp_path):
+    result = export("--thresholds", "leak:recall=0.8", "--thresholds", "0.25")
+    assert result.exit_code == 0, result.output
+    wet, leak = read_description(tmp_path / "m" / "1")["tasks"]
+    assert (wet["threshold"], leak["decision"]["rule"]) == (0.25, "recall>=0.8")
+    assert export("--thresholds", "is.wet:0.1").exit_code == 0
+    wet, leak = read_description(tmp_path / "m" / "2")["tasks"]
+    assert (wet["threshold"], leak["decision"]["rule"]) == (0.1, "f1")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -95,6 +105,8 @@ def test_a_number_is_a_rule(export, tmp_path):
         (["--require", "leak.acc=0.5"], "a score of 'leak': ['known', 'positive', 'auc'"),
         (["--thresholds", "best"], "expected f1, fixed, a number from 0 to 1"),
         (["--thresholds", "precision=90"], "expected f1, fixed, a number from 0 to 1"),
+        (["--thresholds", "car:f1"], "names what is no binary task"),
+        (["--thresholds", "leak:best"], "expected f1, fixed, a number from 0 to 1"),
         (["--thresholds", "1.5"], "expected f1, fixed, a number from 0 to 1"),
     ],
 )

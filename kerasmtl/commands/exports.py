@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kerasmtl.commands.models import trained_model, trusting
 from kerasmtl.commands.shared import in_project, load_project, plain_errors
+
+if TYPE_CHECKING:
+    from kerasmtl.tasks import Task
 
 
 @click.command()
@@ -22,10 +26,12 @@ from kerasmtl.commands.shared import in_project, load_project, plain_errors
 )
 @click.option(
     "--thresholds",
-    metavar="RULE",
+    multiple=True,
+    metavar="[TASK:]RULE",
     help="From which probability on an answer is yes: f1 (the best F1), precision=0.9 (the best "
     "recall at that precision or more), recall=0.9 (likewise), fitted by task on the validation "
-    "part; fixed (0.5), or a number. [default: f1 if there is a validation part, else fixed]",
+    "part; fixed (0.5), or a number. With TASK: for that one; may be repeated.  [default: f1 if "
+    "there is a validation part, else fixed]",
 )
 @click.option(
     "--calibrate",
@@ -39,7 +45,7 @@ from kerasmtl.commands.shared import in_project, load_project, plain_errors
 def export(
     out: str | None,
     required: tuple[str, ...],
-    thresholds: str | None,
+    thresholds: tuple[str, ...],
     calibrate: bool,
     licence: str | None,
     folder: str,
@@ -52,7 +58,7 @@ def export(
     fitted or measured.
     """
     require = dict(_score(text) for text in required)
-    rule = _rule(thresholds)
+    rules = dict(_rule(text) for text in thresholds)
     project = load_project(folder)
     from kerasmtl.export import data_of, export_saved_model
 
@@ -64,7 +70,8 @@ def export(
         try:
             validation = project.dataset(project.part("val"), model)
         except ValueError as error:
-            if require or calibrate or not (rule in (None, "fixed") or isinstance(rule, float)):
+            fixed = all(rule == "fixed" or isinstance(rule, float) for rule in rules.values())
+            if require or calibrate or not fixed:
                 raise
             click.echo(f"Nothing is fitted or measured: {error}", err=True)
     click.echo(
@@ -75,7 +82,7 @@ def export(
             columns=of.columns,
             packed_bits=of.packed_bits,
             validation=validation,
-            thresholds=rule,
+            thresholds=_by_task(rules, of.tasks),
             calibrate=calibrate,
             require=require or None,
             data=data,
@@ -96,12 +103,27 @@ def _score(text: str) -> tuple[str, float]:
         ) from None
 
 
-def _rule(text: str | None) -> Any:
-    if text in (None, "f1", "fixed"):
-        return text
-    name, equals, number = text.partition("=")
+def _by_task(rules: dict[str | None, Any], tasks: Sequence[Task]) -> Any:
+    """One rule for all, or a dict: what is said of a task goes before what is said of all."""
+    every = rules.pop(None, None)
+    if not rules:
+        return every
+    of_all = {} if every is None else {t.name: every for t in tasks if t.kind == "binary"}
+    return of_all | rules
+
+
+def _rule(text: str) -> tuple[str | None, Any]:
+    """The task, None for all of them, and the rule; a task's name may have colons, too."""
+    task, colon, rule = text.rpartition(":")
+    return (task if colon else None), _rule_of(rule.strip(), text)
+
+
+def _rule_of(rule: str, text: str) -> Any:
+    if rule in ("f1", "fixed"):
+        return rule
+    name, equals, number = rule.partition("=")
     try:
-        found = (name.strip().rstrip(">"), float(number)) if equals else float(text)
+        found = (name.strip().rstrip(">"), float(number)) if equals else float(rule)
     except ValueError:
         found = None
     if isinstance(found, float) and 0 <= found <= 1:
@@ -110,6 +132,6 @@ def _rule(text: str | None) -> Any:
         return found
     raise click.BadParameter(
         "expected f1, fixed, a number from 0 to 1, or a share such as precision=0.9 or "
-        f"recall=0.9, received {text!r}",
+        f"recall=0.9, of one task as car:recall=0.9, received {text!r}",
         param_hint="--thresholds",
     )

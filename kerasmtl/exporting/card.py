@@ -97,7 +97,8 @@ def _inputs(about: Mapping[str, Any]) -> str:
     height, width = about["image_size"]
     return (
         f"Pictures, which the model itself resizes to {height} x {width} pixels without keeping "
-        "the aspect ratio: JPEG (EXIF orientation is applied), PNG, GIF (first frame), BMP, WebP; "
+        "the aspect ratio: JPEG (EXIF orientation is applied), PNG, GIF (first frame), BMP, still "
+        "WebP; "
         "grey, palette, CMYK and alpha (which is dropped) too. More than "
         f"{about['max_pixels']} pixels are refused."
     )
@@ -125,10 +126,12 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
     if not metrics or not metrics.get("tasks"):
         return "Not measured."
     rows = metrics.get("rows")
+    of = f" of {rows} rows" if rows else ""
+    if metrics.get("of") == "validation":
+        of += " of the validation part"
     parts = [
-        f"On the known labels{f' of {rows} rows' if rows else ''}, before calibration; accuracy "
-        "and F1 at the threshold of the evaluation, 0.5 unless another was asked for, not at those "
-        "above."
+        f"On the known labels{of}, before calibration; accuracy and F1 at the threshold of the "
+        "evaluation, 0.5 unless another was asked for, not at those above."
     ]
     by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, scores in metrics["tasks"].items():

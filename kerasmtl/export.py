@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from kerasmtl.evaluation import scores_and_cells
 from kerasmtl.exporting.card import write_card
@@ -42,7 +41,7 @@ from kerasmtl.exporting.signatures import (
     table_endpoints,
 )
 from kerasmtl.exporting.takes import kind_of_input
-from kerasmtl.exporting.versions import aside, check_folder, first_version, publish
+from kerasmtl.exporting.versions import aside, check_folder, first_version, publish, writing
 from kerasmtl.heads import check_outputs
 from kerasmtl.report import Report
 from kerasmtl.tasks import Task, as_tasks
@@ -176,7 +175,8 @@ def export_saved_model(
             write_description(written, content)
             write_card(written, content)
             write_golden(written, cases[0], called, version)
-            write_warm_up(written, cases, called)
+            with writing(written):
+                write_warm_up(written, cases, called)
 
         describe_as(first)
         if proof:
@@ -203,13 +203,8 @@ def _write(model: keras.Model, folder: Path, endpoints: list[Endpoint]) -> None:
     archive.track(model)
     for name, serve, signature in endpoints:
         archive.add_endpoint(name, serve, signature)
-    try:
+    with writing(folder):
         archive.write_out(str(folder), verbose=False)
-    except tf.errors.OpError as error:
-        raise OSError(
-            f"`path` {folder.parent.parent} cannot take the export, and no version was published. "
-            f"Received: {error.message.splitlines()[0]}"
-        ) from error
 
 
 def _given_scores(metrics: Any) -> dict[str, Any] | None:

@@ -122,6 +122,16 @@ def test_a_read_only_target_is_named_before_anything_is_measured(model, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_is_full_at_the_end_publishes_nothing(model, tmp_path, monkeypatch):
+    def full(*args):
+        raise tf.errors.ResourceExhaustedError(None, None, "warm-up; No space left on device")
+
+    monkeypatch.setattr(kerasmtl.export, "write_warm_up", full)
+    with pytest.raises(OSError, match="no version was published. Received: warm-up; No space"):
+        export(model, tmp_path / "m")
+    assert not list((tmp_path / "m").iterdir())
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="files have no limit here")
 def test_a_full_disk_publishes_nothing(tmp_path):
     large = kt.build_model(kt.mlp_backbone(2, [4000]), ["a"])
@@ -130,7 +140,7 @@ def test_a_full_disk_publishes_nothing(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, handler)
     try:  # a limit on the size of files stands for the disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-        with pytest.raises(OSError, match="cannot take the export, and no version was published"):
+        with pytest.raises(OSError, match="no version was published. Received: /.*too large"):
             export(large, tmp_path / "m")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import tensorflow as tf
 
 _ASIDE = ".export-"
 _STALE = 24 * 3600  # seconds, after which what a killed export left behind is removed
@@ -59,6 +62,19 @@ def aside(base: Path) -> Iterator[Path]:
     _sweep(base)
     with tempfile.TemporaryDirectory(dir=base, prefix=_ASIDE) as folder:
         yield Path(folder)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise OSError where TensorFlow cannot write into a folder aside: a full disk, above all."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        said = re.sub(r"\{\{[^}]*\}\}\s*", "", error.message).strip()
+        raise OSError(
+            f"`path` {folder.parent.parent} cannot take the export, and no version was published. "
+            f"Received: {said.splitlines()[0] if said else type(error).__name__}"
+        ) from error
 
 
 def publish(written: Path, base: Path, first: int, renumber: Callable[[int], None] | None) -> Path:

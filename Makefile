@@ -7,7 +7,7 @@ DEMO := demo/street_scenes-$(shell date +%Y%m%d-%H%M%S)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-tox21 clean
+.PHONY: help demo test test-all lint bench bench-plans bench-tox21 clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -35,9 +35,12 @@ lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff format --check .
 
 bench: $(INSTALLED)  ## measure, and keep the tables in benchmarks/RESULTS.md
-	for name in cli_start hub_speed metric_cost million_rows positives_only street_photos \
-		transfer who_lies; do \
+	for name in cli_start formats head_training hub_speed metric_cost million_rows pipeline_speed \
+		positives_only serving street_photos transfer who_lies; do \
 		$(BIN)/python benchmarks/$$name.py --write || exit 1; done
+
+bench-plans: $(INSTALLED)  ## which plan is best at which size, about two hours
+	$(BIN)/python benchmarks/plans.py --folder .plans --write
 
 bench-tox21: $(INSTALLED)  ## many tasks with holes: the tabular template's model on Tox21, about 25 minutes
 	$(BIN)/python benchmarks/tox21.py --write

@@ -82,6 +82,10 @@ _HOME = {
     "evaluate": "kerasmtl.evaluation",
     "Report": "kerasmtl.report",
     "export_saved_model": "kerasmtl.export",
+    "fit_temperatures": "kerasmtl.export",
+    "fit_thresholds": "kerasmtl.export",
+    "ConvertedModel": "kerasmtl.formats.runtimes",
+    "convert_model": "kerasmtl.formats.convert",
     "Project": "kerasmtl.project",
 }
 
@@ -107,7 +111,9 @@ if TYPE_CHECKING:
     )
     from kerasmtl.defaults import default_losses, default_metrics
     from kerasmtl.evaluation import evaluate
-    from kerasmtl.export import export_saved_model
+    from kerasmtl.export import export_saved_model, fit_temperatures, fit_thresholds
+    from kerasmtl.formats.convert import convert_model
+    from kerasmtl.formats.runtimes import ConvertedModel
     from kerasmtl.losses import (
         AssumeNegative,
         AsymmetricLoss,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from kerasmtl.report import AT_RECALL, Bootstrap, Interval
-from kerasmtl.scores import calibration_bins, normalised
+from kerasmtl.scores import calibration_bins, decided_at, normalised
 
 NAN = float("nan")
 CELLS = 100_000  # how many weights are held at a time: what a processor's cache holds
@@ -78,7 +78,7 @@ def binary(
     order = np.argsort(bins, kind="stable")
     rows, y, p, bins = rows[order], y[order], p[order], bins[order]
     starts = np.flatnonzero(np.diff(bins, prepend=-1))
-    truth, decided, error = y == 1, p > threshold, p.astype("float64") - y
+    truth, decided, error = y == 1, decided_at(threshold, p), p.astype("float64") - y
     columns = np.stack([decided == truth, decided & truth, decided, truth, error**2], axis=1)
     columns = columns.astype("float64")
 

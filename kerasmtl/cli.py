@@ -8,9 +8,13 @@ import click
 
 from kerasmtl._version import __version__
 from kerasmtl.cache_command import cache
+from kerasmtl.commands import client, deploy
 from kerasmtl.commands.data import check, list_templates, new
-from kerasmtl.commands.models import evaluate, export, predict
+from kerasmtl.commands.exports import export
+from kerasmtl.commands.formats import convert
+from kerasmtl.commands.models import evaluate, predict
 from kerasmtl.commands.modules import inspect, vendor_module
+from kerasmtl.serve_command import serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,5 +38,9 @@ for command in (
     vendor_module,
     inspect,
     cache,
+    serve,
+    convert,
+    deploy,
+    client,
 ):
     main.add_command(command)

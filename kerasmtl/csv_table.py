@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,24 @@ def read_table(source: Path, encoding: str) -> pd.DataFrame:
     """All cells as text, indexed by the line they start in; blank lines are left out.
 
     Raises:
+        FileNotFoundError, ValueError: as `iter_lines`, or it has no rows.
+    """
+    shared = {}.setdefault  # one string for all cells of the same text
+    found = iter_lines(source, encoding)
+    _, names = next(found)
+    rows, lines = [], []
+    for line, row in found:
+        rows.append(tuple(map(shared, row, row)))
+        lines.append(line)
+    if not rows:
+        raise ValueError(f"`path` {source} has no rows. Expected at least one below the header.")
+    return pd.DataFrame(rows, columns=names, index=lines, dtype=object)
+
+
+def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, list[str]]]:
+    """The number and the cells of each line, the header first; blank lines are left out.
+
+    Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is empty, in another encoding, not comma-separated, has two columns of one
             name, or a line with too few or too many cells; names the line.
@@ -21,21 +40,20 @@ def read_table(source: Path, encoding: str) -> pd.DataFrame:
     if not source.is_file():
         raise FileNotFoundError(f"`path` {source} is no file. Expected a CSV with a header.")
     utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-    rows, lines, line = [], [], 1
-    shared = {}.setdefault  # one string for all cells of the same text
+    line = 1
     try:
         with source.open(newline="", encoding="utf-8-sig" if utf8 else encoding) as file:
             # Not pandas: it fills short lines up, and counts a cell of two lines as one.
             reader = csv.reader(file, strict=True)
             names = [name.strip() for name in next((row for row in reader if any(row)), [])]
             _check_header(names, source)
+            yield reader.line_num, names
             line = reader.line_num + 1
             for row in reader:
                 if len(row) != len(names):
                     _check_blank(row, len(names), line, source)
                 elif any(row):
-                    rows.append(tuple(map(shared, row, row)))
-                    lines.append(line)
+                    yield line, row
                 line = reader.line_num + 1
     except (UnicodeError, LookupError) as error:
         raise _wrong_encoding(source, encoding, error) from None
@@ -44,9 +62,6 @@ def read_table(source: Path, encoding: str) -> pd.DataFrame:
             f"`path` {source}, line {line} is malformed: {error}. Expected comma-separated cells, "
             "with every quote closed."
         ) from None
-    if not rows:
-        raise ValueError(f"`path` {source} has no rows. Expected at least one below the header.")
-    return pd.DataFrame(rows, columns=names, index=lines, dtype=object)
 
 
 def place(source: str | os.PathLike[str]) -> str:

@@ -57,7 +57,8 @@ def evaluate(
         model: as `build_model` makes it.
         dataset: as `make_dataset` makes it; read once.
         tasks: what the outputs predict, in order.
-        threshold: from which probability on a prediction counts as 1, for accuracy and F1.
+        threshold: from which probability on (p >= threshold) a prediction counts as 1, for accuracy
+            and F1; the rule of metrics and exports.
         progress: show a bar, on the terminal's error output.
         bootstrap: how often to draw the rows anew for 95 % intervals, such as 1000; 0: none.
         seed: of these draws.
@@ -82,23 +83,60 @@ def evaluate(
         raise ValueError(
             f"`recall` is no share. Expected 0 < recall <= 1, or None. Received: {recall!r}"
         )
-    settings = _Settings(threshold, None if recall is None else float(recall))
-    labels, predictions = _collected(model, dataset, output_columns(chosen), progress)
-    rows = len(next(iter(labels.values())))
+    if isinstance(threshold, bool) or not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+        raise ValueError(f"`threshold` is no probability. Expected 0 to 1. Received: {threshold!r}")
+    settings = _Settings(float(threshold), None if recall is None else float(recall))
+    rows, cells = _scored_cells(model, dataset, chosen, progress)
     of_rows = None if groups is None else np.array([str(group) for group in groups])
     if of_rows is not None and len(of_rows) != rows:
         raise ValueError(
             f"`groups` does not fit. Expected one for each of {rows} rows. Received: {len(of_rows)}"
         )
-    cells = _known_cells(chosen, labels, predictions)
+    return _report(chosen, rows, cells, settings, (bootstrap, seed, of_rows))
+
+
+def scores_and_cells(
+    model: keras.Model, dataset: Any, tasks: Iterable[Task | str]
+) -> tuple[Report, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The report of `evaluate`, and by task labels and predictions where the label is known.
+
+    Shapes: dataset as in `evaluate`, read once; labels (cells,), predictions (cells,), or
+    (cells, classes) of a multiclass task.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    chosen = as_tasks(tasks)
+    rows, cells = _scored_cells(model, dataset, chosen, progress=False)
+    report = _report(chosen, rows, cells, _Settings(0.5, None), (0, 0, None))
+    return report, {name: (y, p) for name, (_, y, p) in cells.items()}
+
+
+def _scored_cells(
+    model: keras.Model, dataset: Any, tasks: Sequence[Task], progress: bool
+) -> tuple[int, dict[str, Known]]:
+    """The number of rows, and the known cells of each task."""
+    labels, predictions = _collected(model, dataset, output_columns(tasks), progress)
+    return len(next(iter(labels.values()))), _known_cells(tasks, labels, predictions)
+
+
+def _report(
+    tasks: Sequence[Task],
+    rows: int,
+    cells: Mapping[str, Known],
+    settings: _Settings,
+    draws: tuple[int, int, np.ndarray | None],
+) -> Report:
+    """Exact scores, and with draws (how many, seed, groups of rows) their intervals."""
+    bootstrap, seed, groups = draws
     kinds = {
-        kind: [task.name for task in chosen if task.kind == kind]
-        for kind in dict.fromkeys(task.kind for task in chosen)
+        kind: [task.name for task in tasks if task.kind == kind]
+        for kind in dict.fromkeys(task.kind for task in tasks)
     }
     pooled = {kind: _pool(kind, [cells[name] for name in names]) for kind, names in kinds.items()}
     report = Report(
         rows=rows,
-        tasks={task.name: _exact(task.kind, cells[task.name], settings) for task in chosen},
+        tasks={task.name: _exact(task.kind, cells[task.name], settings) for task in tasks},
         micro={kind: _exact_pooled(kind, known, settings) for kind, known in pooled.items()},
         recall=settings.recall,
     )
@@ -106,12 +144,12 @@ def evaluate(
         return report
     found = resampled.intervals(
         rows,
-        {task.name: _weighted(task.kind, cells[task.name], settings) for task in chosen},
+        {task.name: _weighted(task.kind, cells[task.name], settings) for task in tasks},
         kinds,
         {kind: _weighted(kind, known, settings) for kind, known in pooled.items()},
         bootstrap,
         seed,
-        of_rows,
+        groups,
     )
     found.micro.get("multiclass", {}).pop("auc", None)
     return replace(report, bootstrap=found)

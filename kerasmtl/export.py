@@ -1,26 +1,66 @@
-"""A trained model as a SavedModel: named inputs in, one named output per task out."""
+"""A trained model as a SavedModel: named inputs in, one named output per task out, proved."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from kerasmtl.heads import by_task, check_outputs
-from kerasmtl.inputs import prepare_image
+from kerasmtl.evaluation import scores_and_cells
+from kerasmtl.exporting.card import write_card
+from kerasmtl.exporting.decisions import (
+    Decision,
+    Rule,
+    check_rules,
+    decide,
+    fit_class_temperature,
+    fit_temperatures,
+    fit_thresholds,
+)
+from kerasmtl.exporting.description import (
+    MODEL_FILE,
+    checked_data,
+    data_of,
+    describe,
+    read_description,
+    write_description,
+)
+from kerasmtl.exporting.gate import NotGoodEnough, check_gate, check_required
+from kerasmtl.exporting.golden import write_golden, write_warm_up
+from kerasmtl.exporting.live import Case, Live, check_answers, picture_cases, table_cases
+from kerasmtl.exporting.proof import ProofFailed, prove
+from kerasmtl.exporting.signatures import (
+    Endpoint,
+    check_names,
+    column_inputs,
+    picture_endpoints,
+    table_endpoints,
+)
+from kerasmtl.exporting.takes import kind_of_input
+from kerasmtl.exporting.versions import aside, check_folder, first_version, publish, writing
+from kerasmtl.heads import check_outputs
+from kerasmtl.report import Report
 from kerasmtl.tasks import Task, as_tasks
 
-MOST_NAMED = 100  # columns; a table of more is served as a matrix
-TABLE_FILE = os.path.join("assets.extra", "table.json")  # the folder that TensorFlow leaves to us
+__all__ = [
+    "MODEL_FILE",
+    "NotGoodEnough",
+    "ProofFailed",
+    "column_inputs",
+    "data_of",
+    "export_saved_model",
+    "fit_class_temperature",
+    "fit_temperatures",
+    "fit_thresholds",
+    "read_description",
+]
 
-Endpoint = tuple[str, Callable[..., dict[str, Any]], list[Any]]
+MOST_PIXELS = 100_000_000  # of one picture; a server takes pictures of strangers
+NOTES = 5  # that are shown
 
 
 def export_saved_model(
@@ -30,21 +70,42 @@ def export_saved_model(
     version: int | None = None,
     columns: Sequence[str] | None = None,
     packed_bits: bool = False,
+    *,
+    validation: Any = None,
+    thresholds: Rule | Mapping[str, Rule] | None = None,
+    calibrate: bool = False,
+    metrics: Report | Mapping[str, Any] | None = None,
+    require: Mapping[str, float] | None = None,
+    data: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    name: str | None = None,
+    max_pixels: int = MOST_PIXELS,
+    proof: bool = True,
 ) -> Path:
     """Write `path/<version>/`, a SavedModel that needs neither kerasmtl nor Keras.
 
-    Outputs: a dict of task name → (batch,) float32 probability; (batch,) number of a regression
-    task; (batch, classes) probabilities of a multiclass task.
+    Outputs by task name: (batch,) float32 probability; (batch,) number of a regression task;
+    (batch, classes) probabilities of a multiclass task. "<task>_decision": (batch,) int32, 1 from
+    the task's threshold on; of a multiclass task (batch,) string, the likeliest class.
 
-    A model of pictures has the signature `serving_default`, which takes `image_bytes`, (batch,)
-    strings, each the bytes of a JPEG, PNG or GIF. Decoding and resizing are those of
-    `make_dataset`.
+    A model of pictures has the signatures `serving_default`, from `image_bytes`, (batch,) strings,
+    each a JPEG, PNG, GIF, BMP or still WebP, decoded and resized as `make_dataset` does; `pixels`,
+    from (batch, height, width, 3) uint8 of any size; `pixels_float`, the same in [0, 1], which is
+    not checked; `features`, from `image_bytes` to the (batch, d) numbers that the head takes, if
+    there is a head. The error of a batch names by number what is no picture, cut short or too
+    large. Of one damaged inside, the error is that of TensorFlow's decoder, without a number: a
+    graph cannot catch it at a bearable price. Then ask again with each picture alone.
 
     A model of a table has `matrix`, which takes `features` (batch, columns) float32 in the order
     of `columns`, NaN = missing, and, up to 100 columns, `columns`, which takes one (batch,)
-    float32 for each, named after it with "_" for whatever is no letter, digit or "_".
-    `serving_default` is `columns` if it is there (order cannot be mistaken), else `matrix`.
-    assets.extra/table.json lists the columns, their inputs and the tasks.
+    float32 for each, named after it with "_" for whatever is no letter, digit or "_" (a word of
+    Python, such as "class", gets "column_" before it).
+    `serving_default` is `columns` if it is there (order cannot be mistaken), else `matrix`;
+    `features` takes the same.
+
+    In assets.extra: model.json and MODEL_CARD.md, golden requests with their answers, and warm-up
+    requests for TensorFlow Serving. Before the version appears, a fresh process without kerasmtl
+    and Keras answers them as the model does, to 1e-5.
 
     Args:
         model: as `build_model` makes it.
@@ -54,147 +115,112 @@ def export_saved_model(
         columns: of a model of a table, the names of the inputs, in order.
         packed_bits: of a model of a table, its files hold the columns as packed bits, which
             `kerasmtl predict` then unpacks; the signatures take columns as ever.
+        validation: batches as `evaluate` takes them, for what is fitted or measured here.
+        thresholds: a rule of `fit_thresholds`, or a dict of task → rule; "f1" by default if there
+            is `validation`, else "fixed", 0.5.
+        calibrate: whether probabilities are calibrated by a temperature each; if not, they are
+            those of `model.predict`.
+        metrics: what `evaluate` gave; by default that of `validation`.
+        require: scores without which nothing is published, such as {"macro_auc": 0.8,
+            "car.auc": 0.7}: see `kerasmtl.exporting.gate.check_gate`.
+        data: what the model was trained on, "sha256", "rows" and "source": see `data_of`.
+        licence: of the model.
+        name: of the model; by default that of the folder.
+        max_pixels: of one picture; more are refused before they are decoded.
+        proof: False leaves the fresh process out.
 
     Returns:
         The folder of the version. It appears whole or not at all.
 
     Raises:
-        FileExistsError: the version exists; nothing is changed.
-        ValueError: the model takes neither pictures nor these columns, or tasks that differ from
-            its outputs.
+        FileExistsError: the version exists; nothing is changed. Without `version`, an export that
+            finds its number taken by another one takes the next.
+        OSError: `path` is a file or read-only, or the disk is full; nothing is published.
+        NotGoodEnough: the model scores worse than `require`; the former version stays.
+        ProofFailed: the export does not answer as the model does; nothing is published.
+        ValueError: the model takes neither pictures nor these columns, or predicts NaN; tasks that
+            differ from its outputs; an unknown rule, score or task; rules without the data set that
+            they need.
+
+    Warns where a threshold or temperature is not what was asked for: too few known labels (then it
+    is 0.5, or 1), or a precision that no threshold has.
     """
     chosen = as_tasks(tasks)
-    if columns is None:
-        endpoints = _picture_endpoints(model, _checked_size(model), chosen)
-    else:
-        endpoints = _table_endpoints(model, _checked_columns(model, columns), chosen)
+    kind = kind_of_input(model, columns, packed_bits, max_pixels)
     check_outputs(model, chosen)
+    check_names(chosen)
+    about = {**kind, "data": checked_data(data), "licence": licence}
     base = Path(path)
-    target = base / str(_next_version(base) if version is None else _checked_version(version))
-    if target.exists():
-        raise FileExistsError(
-            f"`version` {target.name} of {base} exists, and is never overwritten. Leave version "
-            "out for the next one."
-        )
-    base.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=base, prefix=".export-") as aside:
-        written = os.path.join(aside, "model")
-        _write(model, written, endpoints)
-        if columns is not None:
-            _describe(written, columns, chosen, packed_bits)
-        os.rename(written, target)
-    return target
+    check_folder(base)
+    first = first_version(base, version)
+    scores = _given_scores(metrics)
+    check_required(require, chosen if scores is None and validation is not None else None)
+    check_rules(chosen, thresholds, calibrate, validation is not None)
+    cells = None
+    if validation is not None:
+        measured, cells = scores_and_cells(model, validation, chosen)
+        scores = {**measured.to_dict(), "of": "validation"} if scores is None else scores
+    check_gate(scores, require)
+    decisions = decide(chosen, cells, thresholds, calibrate)
+    _say(decisions)
+    live = Live(model, chosen, decisions)
+    called = base.absolute().name if name is None else name
+    about["metrics"] = scores
+    with aside(base) as folder:
+        written = folder / "model"
+        cases = _make(live, written, about)
+
+        def describe_as(version: int) -> None:
+            content = describe(written, called, version, chosen, decisions, about)
+            write_description(written, content)
+            write_card(written, content)
+            write_golden(written, cases[0], called, version)
+            with writing(written):
+                write_warm_up(written, cases, called)
+
+        describe_as(first)
+        if proof:
+            prove(written, cases, folder)
+        return publish(written, base, first, describe_as if version is None else None)
 
 
-def column_inputs(columns: Sequence[str]) -> dict[str, str] | None:
-    """Column → name of its input in the signature `columns`; None if there are too many.
-
-    Names that TensorFlow would take for the same (`a b`, `a_b`) leave the matrix only, too.
-    """
-    names = {}
-    for column in columns:
-        plain = re.sub(r"\W", "_", column, flags=re.ASCII)
-        names[column] = plain if plain[:1].isalpha() else f"column_{plain}"
-    distinct = len({name.lower() for name in names.values()}) == len(columns)
-    return names if distinct and len(columns) <= MOST_NAMED else None
-
-
-def _picture_endpoints(
-    model: keras.Model, size: tuple[int, int], tasks: tuple[Task, ...]
-) -> list[Endpoint]:
-    def prepare(data: tf.Tensor) -> tf.Tensor:
-        return prepare_image(data, size)
-
-    def serve(image_bytes: tf.Tensor) -> dict[str, Any]:
-        images = tf.map_fn(
-            prepare, image_bytes, fn_output_signature=tf.TensorSpec((*size, 3), tf.float32)
-        )
-        return by_task(model(images, training=False), tasks)
-
-    return [("serving_default", serve, [tf.TensorSpec((None,), tf.string, name="image_bytes")])]
+def _make(live: Live, folder: Path, about: Mapping[str, Any]) -> list[Case]:
+    """Write the graph into a folder; returns requests to it, and what the model answers."""
+    of = (live.model, live.tasks, live.decisions)
+    if about["columns"] is None:
+        endpoints = picture_endpoints(*of, about["max_pixels"])
+        cases = picture_cases(live)
+    else:
+        endpoints = table_endpoints(*of, about["columns"])
+        cases = table_cases(live, about["columns"])
+    check_answers(cases[0])
+    _write(live.model, folder, endpoints)
+    return cases
 
 
-def _table_endpoints(
-    model: keras.Model, columns: tuple[str, ...], tasks: tuple[Task, ...]
-) -> list[Endpoint]:
-    def serve(features: tf.Tensor) -> dict[str, Any]:
-        return by_task(model(features, training=False), tasks)
-
-    def serve_columns(values: dict[str, tf.Tensor]) -> dict[str, Any]:
-        return serve(tf.stack([values[inputs[column]] for column in columns], axis=1))
-
-    matrix = [tf.TensorSpec((None, len(columns)), tf.float32, name="features")]
-    inputs = column_inputs(columns)
-    if inputs is None:
-        return [("serving_default", serve, matrix), ("matrix", serve, matrix)]
-    named = [{name: tf.TensorSpec((None,), tf.float32, name=name) for name in inputs.values()}]
-    return [
-        ("serving_default", serve_columns, named),
-        ("columns", serve_columns, named),
-        ("matrix", serve, matrix),
-    ]
-
-
-def _write(model: keras.Model, folder: str, endpoints: list[Endpoint]) -> None:
+def _write(model: keras.Model, folder: Path, endpoints: list[Endpoint]) -> None:
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, serve, signature in endpoints:
         archive.add_endpoint(name, serve, signature)
-    archive.write_out(folder, verbose=False)
+    with writing(folder):
+        archive.write_out(str(folder), verbose=False)
 
 
-def _describe(
-    folder: str, columns: Sequence[str], tasks: tuple[Task, ...], packed_bits: bool
-) -> None:
-    described = {
-        "columns": list(columns),
-        "inputs": column_inputs(columns),
-        "packed_bits": packed_bits,
-        "tasks": [
-            {"name": task.name, "kind": task.kind, "classes": list(task.classes)} for task in tasks
-        ],
-    }
-    file = Path(folder) / TABLE_FILE
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def _checked_size(model: keras.Model) -> tuple[int, int]:
-    shape = model.input_shape
-    if isinstance(shape, tuple) and len(shape) == 2:
+def _given_scores(metrics: Any) -> dict[str, Any] | None:
+    if isinstance(metrics, Report):
+        return metrics.to_dict()
+    if metrics is not None and not isinstance(metrics, Mapping):
         raise ValueError(
-            "`model` takes no pictures but rows of numbers. Expected their names. Call with "
-            "columns=table.columns."
+            "`metrics` is no report. Expected what kerasmtl.evaluate gives, or its to_dict(). "
+            f"Received: {type(metrics).__name__}"
         )
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:] or shape[3] != 3:
-        raise ValueError(
-            "`model` takes no pictures of a fixed size. Expected input (batch, height, width, 3). "
-            f"Received: {shape}"
-        )
-    return shape[1:3]
+    return None if metrics is None else dict(metrics)
 
 
-def _checked_columns(model: keras.Model, columns: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(columns, str) or len(set(columns)) != len(columns):
-        raise ValueError(
-            f"`columns` is no list of distinct names. Received: {str(columns)[:200]!r}"
-        )
-    if model.input_shape != (None, len(columns)):
-        raise ValueError(
-            f"`columns` does not fit the model. Expected input (batch, {len(columns)}). "
-            f"Received: {model.input_shape}"
-        )
-    return tuple(columns)
-
-
-def _next_version(base: Path) -> int:
-    found = [int(p.name) for p in base.glob("*") if p.name.isdigit()] if base.is_dir() else []
-    return max(found, default=0) + 1
-
-
-def _checked_version(version: int) -> int:
-    if not isinstance(version, int) or version < 1:
-        raise ValueError(
-            f"`version` is no version. Expected a whole number from 1. Received: {version!r}"
-        )
-    return version
+def _say(decisions: Mapping[str, Decision]) -> None:
+    """Warn where a decision is not what was asked for; the card has all of it."""
+    notes = [f"{task!r}: {note}" for task, of in decisions.items() for note in of.notes]
+    if notes:
+        more = f"; {len(notes) - NOTES} more are in the model card" if len(notes) > NOTES else ""
+        warnings.warn(f"Decisions of {'; '.join(notes[:NOTES])}{more}.", stacklevel=3)

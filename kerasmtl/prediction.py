@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasmtl.export import TABLE_FILE
+from kerasmtl.exporting.description import MODEL_FILE, read_description
+from kerasmtl.exporting.signatures import DECISION
 from kerasmtl.heads import by_task, check_outputs
 from kerasmtl.inputs import picture_fault, read_image
 from kerasmtl.table_files import read_features
@@ -75,14 +75,12 @@ def predict_with_export(
     """
     _check_pictures(pictures)
     served = _loaded(folder).signatures["serving_default"]
+    tasks = _exported_tasks(read_description(folder), served)
     rows: list[Prediction] = []
     for start in range(0, len(pictures), BATCH):
         data = [Path(picture).read_bytes() for picture in pictures[start : start + BATCH]]
-        outputs = {k: np.asarray(v) for k, v in served(image_bytes=tf.constant(data)).items()}
-        rows += [
-            {name: _plain(values[i], ()) for name, values in outputs.items()}
-            for i in range(len(data))
-        ]
+        outputs = served(image_bytes=tf.constant(data))
+        rows += _rows({name: np.asarray(values) for name, values in outputs.items()}, tasks)
     return rows
 
 
@@ -93,8 +91,8 @@ def exported_table(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         FileNotFoundError, ValueError: the folder is absent, or no SavedModel.
     """
     _check_export(folder)
-    file = Path(folder) / TABLE_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    described = read_description(folder)
+    return described if described and described["kind"] == "table" else None
 
 
 def predict_rows_with_export(
@@ -109,9 +107,9 @@ def predict_rows_with_export(
     """
     described = exported_table(folder)
     if described is None:
-        raise ValueError(f"`folder` {folder} is no export of a table. Expected {TABLE_FILE} in it.")
-    tasks = [Task(**fields) for fields in described["tasks"]]
+        raise ValueError(f"`folder` {folder} is no export of a table. Expected {MODEL_FILE} in it.")
     served = _loaded(folder).signatures["matrix"]
+    tasks = _exported_tasks(described, served)
     rows: list[Prediction] = []
     for start in range(0, len(features), ROWS):
         outputs = served(features=tf.constant(features[start : start + ROWS], tf.float32))
@@ -130,6 +128,17 @@ def read_rows(
     read = [(file, *read_features(file, columns, packed_bits)) for file in files]
     names = [f"{file}:{line}" for file, _, lines in read for line in lines]
     return names, np.concatenate([features for _, features, _ in read])
+
+
+def _exported_tasks(described: dict[str, Any] | None, served: Any) -> list[Task]:
+    """The tasks of an export; without a description, an output for each, and no decisions."""
+    if described:
+        known = ("name", "kind", "classes")
+        return [Task(**{key: task[key] for key in known}) for task in described["tasks"]]
+    names = set(served.structured_outputs)
+    return [
+        Task(name) for name in sorted(names) if name.removesuffix(DECISION) not in names - {name}
+    ]
 
 
 def _rows(outputs: dict[str, np.ndarray], tasks: Sequence[Task]) -> list[Prediction]:

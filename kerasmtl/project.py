@@ -182,7 +182,9 @@ class Project(Settings):
 
         table = self.table or TableSettings()
         split = (train, val, test)
-        record = Trained.of(split, self.training.seed, table.id_column, table.packed_bits)
+        record = Trained.of(
+            split, self.training.seed, table.id_column, table.packed_bits, self.labels_csv
+        )
         save_trained(record, self.checkpoint)
 
     def trained(self) -> Trained:

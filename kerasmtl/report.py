@@ -251,6 +251,11 @@ def print_whole(table: RenderableType, console: Console) -> None:
         console.print(part)
 
 
+def asked_for(kind: str) -> list[str]:
+    """All that `evaluate` says of a task of a kind, if no precision at a recall was asked for."""
+    return [column.name for column in fields(KINDS[kind]) if column.name != AT_RECALL]
+
+
 def _scores_of(kind: str) -> list[str]:
     return [column.name for column in fields(KINDS[kind]) if column.name not in COUNTS]
 

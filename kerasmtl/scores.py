@@ -20,7 +20,7 @@ def binary_scores(
     label: NaN without.
     """
     y = y == 1
-    decided = p > threshold
+    decided = decided_at(threshold, p)
     both, some = 0 < y.sum() < len(y), len(y) > 0
     error = p.astype("float64") - y
     return BinaryScores(
@@ -34,6 +34,11 @@ def binary_scores(
         ece=_calibration_error(error, calibration_bins(p)) if some else NAN,
         precision_at_recall=_precision_at(recall, y, p) if recall and y.any() else NAN,
     )
+
+
+def decided_at(threshold: float, p: np.ndarray) -> np.ndarray:
+    """Which probabilities count as 1, p >= threshold, as everywhere; in the precision of p."""
+    return p >= p.dtype.type(threshold)
 
 
 def _precision_at(wanted: float, y: np.ndarray, p: np.ndarray) -> float:

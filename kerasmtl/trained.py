@@ -29,7 +29,8 @@ class Trained:
 
     Shapes: rows (rows,) uint64, a digest of each row of the training's file, in its order; parts
     (rows,) uint8, the position in `SPLITS` of the part that it was in; groups (rows,) uint64, or
-    None. A row is known by its picture's path, by its id, or else by its numbers.
+    None. A row is known by its picture's path, by its id, or else by its numbers. `data`: SHA-256
+    and name of the labels file as it was then, and how many rows were trained on.
     """
 
     tasks: tuple[Task, ...]
@@ -40,6 +41,7 @@ class Trained:
     rows: np.ndarray
     parts: np.ndarray
     groups: np.ndarray | None = None
+    data: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -48,8 +50,9 @@ class Trained:
         seed: int = 0,
         id_column: str | None = None,
         packed_bits: bool = False,
+        labels: Path | None = None,
     ) -> Trained:
-        """The record of a training on these train, validation and test rows."""
+        """The record of a training on these train, validation and test rows of a labels file."""
         first = split[0]
         order = np.argsort(np.concatenate([part.lines for part in split]), kind="stable")
         sizes = [len(part) for part in split]
@@ -66,6 +69,7 @@ class Trained:
             rows=joined([_row_digests(part, id_column) for part in split]),
             parts=np.repeat(np.arange(len(sizes), dtype="uint8"), sizes)[order],
             groups=None if first.groups is None else joined([_texts(p.groups) for p in split]),
+            data=None if labels is None else _data(labels, sizes[0]),
         )
 
     @classmethod
@@ -200,6 +204,7 @@ def _plain(trained: Trained) -> dict[str, Any]:
         "rows": packed(trained.rows, "<u8"),
         "parts": packed(trained.parts, "u1"),
         "groups": packed(trained.groups, "<u8"),
+        "data": trained.data,
     }
 
 
@@ -217,6 +222,7 @@ def _made(content: dict[str, Any]) -> Trained:
         rows=unpacked(content["rows"], "<u8"),
         parts=unpacked(content["parts"], "u1"),
         groups=None if groups is None else unpacked(groups, "<u8"),
+        data=content.get("data"),  # absent in older records
     )
 
 
@@ -246,6 +252,10 @@ def _texts(texts: Sequence[Any] | np.ndarray) -> np.ndarray:
 def _digests(parts: Sequence[bytes]) -> np.ndarray:
     joined = b"".join(blake2b(part, digest_size=8).digest() for part in parts)
     return np.frombuffer(joined, "<u8")
+
+
+def _data(labels: Path, rows: int) -> dict[str, Any]:
+    return {"sha256": _sha256(labels), "rows": rows, "source": labels.name}
 
 
 def _sha256(path: Path) -> str:

@@ -64,4 +64,6 @@ def _auc(y, p):
 def accuracy_per_task(y, p, threshold=0.5):
     """Shape (tasks,), NaN where nothing is known."""
     kept = [cells(y[:, j], p[:, j]) for j in range(y.shape[1])]
-    return np.array([((q > threshold) == (t == 1)).mean() if len(t) else np.nan for t, q in kept])
+    return np.array(
+        [((q >= q.dtype.type(threshold)) == (t == 1)).mean() if len(t) else np.nan for t, q in kept]
+    )

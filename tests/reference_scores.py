@@ -16,11 +16,11 @@ def average_precision(y, p):
 
 
 def accuracy(y, p):
-    return metrics.accuracy_score(y == 1, p > 0.5) if len(y) else NAN
+    return metrics.accuracy_score(y == 1, p >= 0.5) if len(y) else NAN
 
 
 def f1(y, p):
-    return metrics.f1_score(y == 1, p > 0.5) if y.any() else NAN
+    return metrics.f1_score(y == 1, p >= 0.5) if y.any() else NAN
 
 
 def precision_at_recall(y, p, wanted=0.7):

@@ -46,6 +46,21 @@ def test_scores_are_those_of_the_known_cells(known, threshold):
     np.testing.assert_allclose(report.macro_auc, reference.auc_per_task(y, p).mean(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.5, np.float64(0.7)])
+def test_a_probability_at_the_threshold_is_a_one(threshold):
+    y = np.array([[0.0], [1.0], [0.0], [0.0]], "float32")
+    report = scored(y, np.full((4, 1), threshold, "float32"), threshold=threshold, bootstrap=3)
+    assert column(report, "accuracy") == [0.25] and column(report, "f1") == [pytest.approx(0.4)]
+    assert 0 < report.bootstrap.tasks["task 0"]["f1"].high
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, NAN, "0.5", True])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    y, p = reference.case(rows=20, tasks=2)
+    with pytest.raises(ValueError, match="`threshold` is no probability"):
+        scored(y, p, threshold=threshold)
+
+
 @pytest.mark.parametrize("hidden", [0.0, 1.0, NAN, np.inf])
 def test_predictions_under_missing_labels_have_no_influence(hidden):
     y, p = reference.case(rows=60, tasks=3)
@@ -60,7 +75,7 @@ def test_scores_that_are_not_defined_are_nan_and_not_in_the_mean():
     assert (none.known, none.positive) == (0, 0)
     assert np.isnan([none.auc, none.average_precision, none.accuracy]).all()
     assert np.isnan([ones.auc, zeros.auc, zeros.average_precision]).all()
-    assert ones.accuracy == (p[:, 2] > 0.5).mean() and ones.average_precision == 1
+    assert ones.accuracy == (p[:, 2] >= 0.5).mean() and ones.average_precision == 1
     assert report.macro_auc == report.tasks["both"].auc == reference.auc_per_task(y, p)[0]
 
 

@@ -162,15 +162,18 @@ def test_accuracy_is_that_of_the_known_cells(threshold, logits):
     metric = kt.MaskedBinaryAccuracy(threshold=threshold, from_logits=logits)
     updated(metric, y, p, batch=64)
     probability = reference.sigmoid(p) if logits else p
-    expected = reference.accuracy_per_task(y, probability, np.float32(threshold))
+    expected = reference.accuracy_per_task(y, probability, threshold)
     np.testing.assert_allclose(metric.per_task(), expected, rtol=1e-6)
     np.testing.assert_allclose(metric.result(), expected.mean(), rtol=1e-6)
 
 
-def test_a_probability_at_the_threshold_is_a_zero():
-    metric = kt.MaskedBinaryAccuracy()
-    metric.update_state(np.array([[0.0], [1.0]], "float32"), np.array([[0.5], [0.5]], "float32"))
-    assert metric.result() == 0.5
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+@pytest.mark.parametrize("kind, expected", [(kt.MaskedBinaryAccuracy, 0.25), (kt.MaskedF1, 0.4)])
+def test_a_probability_at_the_threshold_is_a_one(kind, expected, threshold):
+    metric = kind(threshold=threshold)
+    y = np.array([[0.0], [1.0], [0.0], [0.0]], "float32")
+    metric.update_state(y, np.full((4, 1), threshold, "float32"))
+    assert float(metric.result()) == pytest.approx(expected)
 
 
 @both_metrics

@@ -225,7 +225,7 @@ def test_predict_prints_a_table_and_export_counts_on(pumps):
     printed = kerasmtl("predict", dataset_csv("pump_faults"), cwd=pumps)
     assert "labels.csv:2" in printed.replace("\n", "") or ":2" in printed
     first = Path(kerasmtl("export", cwd=pumps).strip())
-    assert int(first.name) >= 2 and (first / "assets.extra" / "table.json").is_file()
+    assert int(first.name) >= 2 and (first / "assets.extra" / "model.json").is_file()
 
 
 def test_a_model_of_other_columns_is_refused(pumps, tmp_path):
@@ -387,7 +387,7 @@ def test_every_signature_gives_the_same_numbers(tmp_path, columns):
     for name in ("a", "b"):
         np.testing.assert_allclose(matrix[name], expected[name], atol=1e-5)
         np.testing.assert_allclose(default[name], expected[name], atol=1e-5)
-    described = json.loads((folder / "assets.extra" / "table.json").read_text(encoding="utf-8"))
+    described = json.loads((folder / "assets.extra" / "model.json").read_text(encoding="utf-8"))
     assert described["columns"] == columns
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kerasmtl.commands.batch import Wanted, predict_into
 from kerasmtl.commands.shared import (
     as_json,
     in_project,
@@ -67,7 +69,7 @@ def evaluate(
     project = load_project(folder)
     from kerasmtl.evaluation import evaluate as score
 
-    model = _trained(project, trust)
+    model = trained_model(project, trust)
     rows = project.part(part)
     report = score(
         model,
@@ -86,41 +88,65 @@ def evaluate(
 
 
 @click.command()
-@click.argument("out", required=False, type=click.Path(file_okay=False))
-@in_project
-@trusting
-@plain_errors
-def export(out: str | None, folder: str, trust: bool) -> None:
-    """Write the trained model as a SavedModel, under the next version number of OUT."""
-    project = load_project(folder)
-    from kerasmtl.export import export_saved_model
-
-    model = _trained(project, trust)
-    of = project.trained()
-    target = out or project.export_folder
-    click.echo(
-        export_saved_model(model, target, of.tasks, columns=of.columns, packed_bits=of.packed_bits)
-    )
-
-
-@click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option("--model", "export_", type=click.Path(), help="An exported SavedModel's folder.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write predictions here, .csv or .parquet; FILES may then be folders and lists, too.",
+)
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="With --out: go on where an interrupted call stopped.",
+)
+@click.option("--overwrite", is_flag=True, help="With --out: replace the file.")
+@click.option(
+    "--fail-on-bad", is_flag=True, help="With --out: end with 1 if some inputs cannot be used."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="With --out: inputs in one call of the model.  [default: 32; 1024 rows of a table]",
+)
+@click.option("--image-column", help="With --out: a list's column of pictures.  [default: image]")
+@click.option(
+    "--id-column",
+    help="With --out: a table's column with the names of its rows.  [default: the project's]",
+)
 @in_project
 @trusting
 @as_json
 @plain_errors
 def predict(
-    files: tuple[str, ...], export_: str | None, folder: str, trust: bool, json_: bool
+    files: tuple[str, ...],
+    export_: str | None,
+    out: Path | None,
+    folder: str,
+    trust: bool,
+    json_: bool,
+    **into_file: Any,
 ) -> None:
-    """Predictions for FILES, pictures or tables, from the trained model or an exported one."""
+    """Predictions for FILES, pictures or tables, from the trained model or an exported one.
+
+    With --out, any number of them: FILES are pictures, folders of pictures, CSVs that list
+    pictures, or tables. What is finished is kept when the command is interrupted, and the same
+    command goes on from there. What cannot be used is listed in OUT.quarantine.csv.
+    """
+    wanted = Wanted(**into_file)
+    if out is not None:
+        predict_into(out, files, export_, folder, wanted, lambda p: trained_model(p, trust), json_)
+        return
+    wanted.check_unused()
+    _refuse_folders(files)
     from kerasmtl.prediction import exported_table
 
     if export_ is None:
         project = load_project(folder)
         table = project.table is not None
         read = _predict_rows if table else _predict_pictures
-        names, rows = read(project, _trained(project, trust), files)
+        names, rows = read(project, trained_model(project, trust), files)
     else:
         table = exported_table(export_) is not None
         names, rows = (_serve_rows if table else _serve_pictures)(export_, files)
@@ -130,6 +156,12 @@ def predict(
         click.echo(json.dumps(named, indent=2, ensure_ascii=False))
         return
     _print_predictions("row" if table else "picture", names, rows)
+
+
+def _refuse_folders(files: Sequence[str]) -> None:
+    for file in files:
+        if Path(file).is_dir():
+            raise ValueError(f"`files` {file} is a folder. Expected --out FILE with it.")
 
 
 def _predict_pictures(project: Project, model: keras.Model, files: Sequence[str]) -> Predicted:
@@ -179,7 +211,7 @@ def _print_predictions(first: str, names: Sequence[str], rows: Sequence[dict[str
     print_table(table)
 
 
-def _trained(project: Project, trust: bool) -> keras.Model:
+def trained_model(project: Project, trust: bool) -> keras.Model:
     if not project.checkpoint.is_file():
         raise FileNotFoundError(
             f"{project.checkpoint} does not exist: nothing has been trained yet. Run: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -37,10 +39,28 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 return command(*args, **kwargs)
             except (ValueError, OSError) as error:
                 raise click.ClickException(str(error)) from error
+            except Exception as error:
+                said = _of_the_graph(error)
+                if said is None:
+                    raise
+                raise click.ClickException(said) from error
             finally:
                 warnings.showwarning = default
 
     return wrapped
+
+
+def _of_the_graph(error: Exception) -> str | None:
+    """What TensorFlow says of data that a graph cannot take; None of other errors."""
+    tensorflow = sys.modules.get("tensorflow")  # which is not loaded for this alone
+    if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
+        return None
+    lines = [re.sub(r"\{\{[^}]*\}\}\s*", "", line).strip() for line in error.message.splitlines()]
+    own = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError: ")]
+    if own:
+        return own[0]
+    what = next((line for line in lines if line), type(error).__name__)
+    return f"{what}. If it is a picture: `kerasmtl check` lists those that cannot be used."
 
 
 def _plain_warning(message: Warning | str, *place: Any, **more: Any) -> None:

@@ -12,7 +12,7 @@ from kerasmtl.metrics.base import NAN, SUM, BinaryMetric, MaskedMetric, ratio
 
 
 class _Decision(BinaryMetric):
-    """A probability above `threshold` counts as 1."""
+    """From `threshold` on, a probability counts as 1."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class _Decision(BinaryMetric):
         self.threshold = float(threshold)
 
     def _decided(self, y_pred: Any) -> Any:
-        return self._probability(y_pred) > self.threshold
+        return self._probability(y_pred) >= self.threshold
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold}
@@ -41,7 +41,7 @@ class _Decision(BinaryMetric):
 class MaskedBinaryAccuracy(_Decision):
     """Share of the known labels that the thresholded prediction meets, averaged over tasks.
 
-    `accuracy_j = Σ_i known_ij [y_ij = (p_ij > threshold)] / Σ_i known_ij`
+    `accuracy_j = Σ_i known_ij [y_ij = (p_ij >= threshold)] / Σ_i known_ij`
 
     Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks), probabilities, or
     logits with `from_logits=True` (then compared after a sigmoid). The result is a scalar;
@@ -81,7 +81,7 @@ class MaskedBinaryAccuracy(_Decision):
 class MaskedF1(_Decision):
     """Harmonic mean of precision and recall over the known labels, averaged over tasks.
 
-    `F1_j = 2 TP_j / (2 TP_j + FP_j + FN_j)`, counted where `p_ij > threshold` is a 1.
+    `F1_j = 2 TP_j / (2 TP_j + FP_j + FN_j)`, counted where `p_ij >= threshold` is a 1.
 
     Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks), probabilities, or
     logits with `from_logits=True` (then compared after a sigmoid). The result is a scalar;

@@ -56,7 +56,14 @@ def main() -> None:
     kt.save_model(model, project.checkpoint)  # with the weights of the best epoch
 
     print(kt.evaluate(model, test_data, manifest.tasks))
-    print("SavedModel:", kt.export_saved_model(model, project.export_folder, manifest.tasks))
+    folder = kt.export_saved_model(
+        model,
+        project.export_folder,
+        manifest.tasks,
+        validation=val_data if len(val) else None,
+        data=project.trained().data,
+    )
+    print("SavedModel:", folder)
     kt.forget_run(project.state_folder)  # done: train.py starts anew
 
 

@@ -47,6 +47,8 @@ def main() -> None:
         table.tasks,
         columns=table.columns,
         packed_bits=project.table.packed_bits,
+        validation=val_data if len(val) else None,
+        data=project.trained().data,
     )
     print("SavedModel:", folder)
 

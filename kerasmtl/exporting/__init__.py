@@ -1,0 +1,1 @@
+"""The parts of an exported model: signatures, decisions, description, golden requests, proof."""

@@ -88,7 +88,7 @@ def mean_of(data):
 
 
 @contextlib.contextmanager
-def serving(base, name="street", watching=False, **limits):
+def serving(base, name="street", watching=False, wanted=None, **limits):
     """Serve `base` on a free port; yields url, server (what the application keeps), versions."""
     import uvicorn
 
@@ -98,7 +98,7 @@ def serving(base, name="street", watching=False, **limits):
     from kerasmtl.serving.versions import Versions
 
     bounds = Limits(**{"poll": 0.02 if watching else 1e6, **limits})
-    versions = Versions(Path(base), bounds.keep, lambda served: prepare(served, bounds))
+    versions = Versions(Path(base), wanted or bounds.keep, prepare)
     versions.load()
     app = create_app(name, versions, bounds)
     up = threading.Event()

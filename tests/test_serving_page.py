@@ -18,6 +18,7 @@ import kerasmtl as kt
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
 from served import CLASSES, b64, mean_of, picture, predict, save_pictures, serving
 

@@ -175,7 +175,7 @@ def _runner() -> Callable[..., None]:
         from kerasmtl.serving.running import run
     except ModuleNotFoundError as error:
         lacking = (error.name or "").split(".")[0]
-        if lacking not in ("starlette", "uvicorn", "prometheus_client"):
+        if lacking not in ("starlette", "uvicorn", "httptools", "prometheus_client"):
             raise
         raise click.ClickException(f"{lacking} is not installed. Run: {INSTALL}") from error
     return run

@@ -95,6 +95,7 @@ def serving(base, name="street", watching=False, wanted=None, **limits):
     from kerasmtl.serving.app import create_app
     from kerasmtl.serving.limits import Limits
     from kerasmtl.serving.replay import prepare
+    from kerasmtl.serving.running import config
     from kerasmtl.serving.versions import Versions
 
     bounds = Limits(**{"poll": 0.02 if watching else 1e6, **limits})
@@ -108,7 +109,7 @@ def serving(base, name="street", watching=False, wanted=None, **limits):
             await super().startup(sockets)
             up.set()
 
-    server = Server(uvicorn.Config(app, log_level="error"))
+    server = Server(config(app, bounds))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

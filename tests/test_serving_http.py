@@ -268,6 +268,40 @@ def test_a_connection_serves_many_requests_and_errors_leave_it_open(street):
         assert first.status_code == 200 and len(session.get(street.url, timeout=60).text) > 1000
 
 
+def received(connection):
+    """What arrives until the server hangs up."""
+    found = b""
+    while chunk := connection.recv(2**16):
+        found += chunk
+    return found
+
+
+def test_a_head_that_does_not_end_is_hung_up_on(tmp_path):
+    save_pictures(tmp_path)
+    head = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+    with serving(tmp_path, read=0.2) as running:
+        for sent, status in ((b"", b""), (head, b""), (head + b"\r\n" + head, b"HTTP/1.1 200")):
+            with socket.create_connection(("127.0.0.1", running.port), 30) as slow:
+                slow.sendall(sent)
+                answer = received(slow)
+                assert answer.startswith(status) and bool(answer) == bool(status)
+        assert post(running, BODY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET /" + b"a" * 2**20, b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 2**18]
+)
+def test_a_head_that_is_too_large_is_refused(street, head):
+    with socket.create_connection(("127.0.0.1", street.port), 30) as large:
+        try:
+            large.sendall(head)
+            answer = received(large)
+        except OSError:  # hung up on while still sending
+            answer = b"HTTP/1.1 400"
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert post(street, BODY).status_code == 200
+
+
 def test_half_a_head_and_a_client_that_leaves_stop_nobody(street):
     with socket.create_connection(("127.0.0.1", street.port), 30) as half:
         half.sendall(b"POST /v1/models/street:predict HTTP/1.1\r\nHost:")

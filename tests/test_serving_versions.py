@@ -178,6 +178,16 @@ def test_golden_answers_are_compared(base):
         loaded(base, passing=prepare)
 
 
+def test_an_export_without_its_golden_requests_is_still_being_copied(base):
+    about = base / "1" / "assets.extra" / "model.json"
+    said = {**json.loads(about.read_text()), "versions": {"kerasmtl": "0.1.0"}}
+    about.write_text(json.dumps(said))
+    golden(base / "1")
+    (base / "1" / "assets.extra" / "golden" / "rest_row.request.json").unlink()
+    with pytest.raises(ValueError, match="not whole: .*rest_row.request.json is not there"):
+        loaded(base, passing=prepare)
+
+
 def test_warm_up_requests_are_run(base, monkeypatch):
     apis = pytest.importorskip(
         "tensorflow_serving.apis.prediction_log_pb2",

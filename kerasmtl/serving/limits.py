@@ -25,7 +25,7 @@ class Limits:
         keep: versions that are served, the newest.
         poll: seconds between two looks at the folder.
         drain: seconds that running requests have left once the server is told to stop.
-        read: seconds within which a request's body must arrive.
+        read: seconds within which a request's head must arrive, and once more its body.
 
     Raises:
         ValueError: a number that is none, or too small.

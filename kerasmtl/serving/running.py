@@ -12,10 +12,13 @@ import uvicorn
 from starlette.applications import Starlette
 
 from kerasmtl.serving.app import create_app
+from kerasmtl.serving.heads import bounded
 from kerasmtl.serving.labels import Wanted
 from kerasmtl.serving.limits import Limits
 from kerasmtl.serving.replay import prepare
 from kerasmtl.serving.versions import Versions
+
+KEEP_ALIVE = 75  # seconds; longer than balancers before us keep theirs, or they meet a closed one
 
 
 def run(
@@ -51,13 +54,17 @@ def run(
             signal.signal(number, lambda *_: sys.exit(0))
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
-        config = _config(create_app(name, versions, limits), limits)
-        _Server(config, lambda: ready(url, versions)).run(sockets=[listener])
+        settings = config(create_app(name, versions, limits), limits)
+        _Server(settings, lambda: ready(url, versions)).run(sockets=[listener])
 
 
-def _config(app: Starlette, limits: Limits) -> uvicorn.Config:
+def config(app: Starlette, limits: Limits) -> uvicorn.Config:
+    """How Uvicorn serves an application."""
     return uvicorn.Config(
         app,
+        http=bounded(limits.read),
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
         log_level="warning",
         access_log=False,  # the application has its own, with names and times
         timeout_graceful_shutdown=max(1, round(limits.drain)),

@@ -58,7 +58,7 @@ def connected(port):
     """Whether somebody listens there."""
     try:
         socket.create_connection(("127.0.0.1", port), 30).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # reset, if the listener closed at that moment
         return False
     return True
 

@@ -22,6 +22,8 @@ pytest.importorskip("prometheus_client", reason="the extra `serve` is not instal
 
 from served import CLASSES, b64, mean_of, picture, predict, save_pictures, serving, tensor
 
+from kerasmtl.serving.problems import BadRows
+
 GOOD = [picture(1), picture(2, kind="JPEG"), picture(3, (1, 1)), picture(4, kind="GIF")]
 V1, V2 = "/v1/models/street", "/v2/models/street"
 
@@ -455,6 +457,13 @@ def test_pictures_damaged_inside_fail_alone(cats, kind):
     assert [answers[number].status_code for number in range(5)] == [200, 200, 400, 200, 200]
     said = answers[2].json()["error"]
     assert re.search(r"\[0\]: (truncated|unreadable|damaged|not a picture)", said), said
+
+
+def test_an_export_says_which_picture_is_bad(cats):
+    data = np.array([GOOD[0], GOOD[1], picture(5, (60, 80), "JPEG")[:1500], GOOD[2]], object)
+    with pytest.raises(BadRows) as error:
+        cats.versions.get().call("serving_default", {"image_bytes": data})
+    assert error.value.reasons == {2: "truncated"}
 
 
 def test_a_failing_model_is_our_fault_and_the_server_goes_on(tmp_path, monkeypatch):

@@ -168,6 +168,27 @@ def test_a_failure_of_one_example_that_is_right_costs_its_neighbours_no_answer()
     assert [type(result) for result in results[7:]] == [MemoryError] * 2
 
 
+@pytest.mark.parametrize("lie", [0, 7, 99])
+def test_an_example_that_is_named_is_cut_out_and_not_taken_at_its_word(lie):
+    class Naming(Doubling):
+        """Says which is bad: rightly, with `lie` 0."""
+
+        def call(self, signature, inputs):
+            try:
+                return super().call(signature, inputs)
+            except BadRows:
+                bad = int(np.flatnonzero(inputs["x"] < 0)[0])
+                raise BadRows({bad + lie: "negative"}) from None
+
+    model = Naming()
+    results = together(model, [examples(n) for n in (*range(20), -1, *range(11))])
+    assert [float(one["y"][0]) for one in results[:20]] == [2.0 * n for n in range(20)]
+    assert [float(one["y"][0]) for one in results[21:]] == [2.0 * n for n in range(11)]
+    assert list(results[20].reasons) == [0]
+    if not lie:
+        assert [len(batch) for batch in model.batches] == [32, 20, 1, 11]
+
+
 def test_calls_are_told_with_their_size():
     seen = []
 

@@ -1,7 +1,7 @@
 """Requests that arrive within moments of one another, put together into one call of the model.
 
-A batch that fails is halved until the bad examples are alone, so that they cost their neighbours
-time but no answer.
+A batch that fails is halved until the bad examples are alone, or cut where the model says the bad
+one is, so that they cost their neighbours time but no answer.
 """
 
 from __future__ import annotations
@@ -222,9 +222,8 @@ def _halving(
         except Exception as error:  # too little memory for all, too, may be enough for half
             if stop - start == 1:
                 faults[start] = error
-            else:
-                middle = (start + stop) // 2
-                left += [(middle, stop), (start, middle)]  # the first half is the next
+            else:  # the first piece is the next
+                left += [(a, b) for a, b in _pieces(start, stop, error)[::-1] if a < b]
             continue
         places |= {row: len(places) + row - start for row in range(start, stop)}
         good.append(outputs)
@@ -233,3 +232,13 @@ def _halving(
     if len(good) == 1:
         return good[0], places, faults
     return {name: np.concatenate([g[name] for g in good]) for name in good[0]}, places, faults
+
+
+def _pieces(start: int, stop: int, error: Exception) -> list[tuple[int, int]]:
+    """Halves; or the example that is said to be bad, alone, and what is before and after it."""
+    said = next(iter(error.reasons)) if isinstance(error, BadRows) else -1
+    if 0 <= said < stop - start:
+        bad = start + said
+        return [(start, bad), (bad, bad + 1), (bad + 1, stop)]
+    middle = (start + stop) // 2
+    return [(start, middle), (middle, stop)]

@@ -23,6 +23,7 @@ PIXELS = 50_000_000  # of one picture, where neither the model nor its user says
 _NODE = re.compile(r"\{\{.*?\}\}|\[\[?\{.*|\[Op:.*", re.DOTALL)  # where in the graph: not for users
 
 _PLACES = ("Graph execution error:", "Detected at node", "<stack traces", "File ", "node Assert")
+_NAMED = re.compile(r"assertion failed: \[image_bytes\[(\d+)\] is ")
 _ASSERTED = re.compile(r"assertion failed: \[(?:image_bytes\[\d+\] is )?(.*)\]")
 
 
@@ -108,7 +109,7 @@ class Served:
 
         Raises:
             BadRows: of one example, if the model itself refuses it, under number 0; of more, under
-                -1, since TensorFlow does not say which.
+                the number that an export's graph says, or -1, since TensorFlow does not say which.
             tensorflow.errors.OpError: one example that is right, and fails nevertheless.
         """
         import tensorflow as tf
@@ -123,7 +124,8 @@ class Served:
         except tf.errors.OpError as error:
             rows = len(next(iter(inputs.values())))
             if rows > 1:
-                raise BadRows({-1: _plain(error)}) from None
+                named = _NAMED.search(str(error))
+                raise BadRows({int(named[1]) if named else -1: _plain(error)}) from None
             why = self._why(signature, inputs, error)
             if why is None:
                 raise

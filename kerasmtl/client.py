@@ -1,4 +1,4 @@
-"""Predictions for pictures from a server: TensorFlow Serving's REST, and KServe's V2.
+"""Predictions for pictures or rows from a server: TensorFlow Serving's REST, and KServe's V2.
 
 Sources: https://www.tensorflow.org/tfx/serving/api_rest,
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
+
+from kerasmtl.client_http import post, reached, read, session
 
 if TYPE_CHECKING:
     import requests
@@ -23,32 +25,32 @@ INPUT = "image_bytes"
 BATCH = 32
 TIMEOUT = 60.0
 RETRIES = 5
-_LONGEST_WAIT = 30  # seconds before a retry, whatever the server says
 _PATH = re.compile(
     r"(?P<root>https?://[^?#]*?)/(?P<protocol>v1|v2)/models/(?P<name>[^/:?#]+)"
     r"(?P<version>/(?:versions/\d+|labels/[^/:?#]+))?(?::predict|/infer)?/?"
 )
 
 Answer = dict[str, Any]  # output name → number, text, or a list of numbers
-Picture = bytes | str | os.PathLike[str]
+# A picture, its bytes or path; or a row of a table: input name → number, NaN = missing.
+Example = bytes | str | os.PathLike[str] | Mapping[str, Any]
 
 
 def predict_tfserving(
     url: str,
-    pictures: Sequence[Picture],
+    examples: Sequence[Example],
     signature: str | None = None,
     batch_size: int = BATCH,
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
 ) -> list[Answer]:
-    """By picture, output name → value, over TensorFlow Serving's REST.
+    """By picture or row, output name → value, over TensorFlow Serving's REST.
 
     Args:
         url: of the model, as `model_url` makes it: http://HOST:8501/v1/models/NAME, perhaps with
             /versions/N or /labels/LABEL.
-        pictures: bytes, or paths.
+        examples: pictures, as bytes or paths; or rows, by input name, as `read_rows` reads them.
         signature: which of the model's; by default `serving_default`.
-        batch_size: pictures in a request.
+        batch_size: examples in a request.
         timeout: seconds for an answer.
         retries: how often a request is sent again that was answered with 503.
 
@@ -59,24 +61,27 @@ def predict_tfserving(
     """
     target = model_url(url, "tfserving")
 
-    def ask(session: requests.Session, some: Sequence[bytes]) -> list[Answer]:
-        body: dict[str, Any] = {"instances": [{INPUT: {"b64": _base64(data)}} for data in some]}
+    def ask(connection: requests.Session, some: Sequence[Any]) -> list[Answer]:
+        rows = [
+            {INPUT: {"b64": _base64(one)}} if isinstance(one, bytes) else dict(one) for one in some
+        ]
+        body: dict[str, Any] = {"instances": rows}
         if signature:
             body["signature_name"] = signature
-        found = _post(session, f"{target}:predict", body, timeout).get("predictions")
+        found = post(connection, f"{target}:predict", body, timeout).get("predictions")
         if not isinstance(found, list) or len(found) != len(some):
-            raise ValueError(f"`url` {target} gave no `predictions` for {len(some)} pictures.")
+            raise ValueError(f"`url` {target} gave no `predictions` for {len(some)} examples.")
         if isinstance(found[0], dict) and set(found[0]) != {"b64"}:
             return found
-        name = _only_output(session, target, signature or "serving_default", timeout)
+        name = _only_output(connection, target, signature or "serving_default", timeout)
         return [{name: value} for value in found]
 
-    return _in_batches(pictures, batch_size, retries, ask)
+    return _in_batches(examples, batch_size, retries, ask)
 
 
 def predict_kserve(
     url: str,
-    pictures: Sequence[Picture],
+    examples: Sequence[Example],
     signature: str | None = None,
     batch_size: int = BATCH,
     timeout: float = TIMEOUT,
@@ -89,27 +94,20 @@ def predict_kserve(
     """
     target = model_url(url, "kserve")
 
-    def ask(session: requests.Session, some: Sequence[bytes]) -> list[Answer]:
-        tensor = {
-            "name": INPUT,
-            "shape": [len(some)],
-            "datatype": "BYTES",
-            "parameters": {"content_type": "base64"},
-            "data": [_base64(data) for data in some],
-        }
-        body: dict[str, Any] = {"inputs": [tensor]}
+    def ask(connection: requests.Session, some: Sequence[Any]) -> list[Answer]:
+        body: dict[str, Any] = {"inputs": _tensors(some)}
         if signature:
             body["parameters"] = {"signature_name": signature}
-        outputs = _post(session, f"{target}/infer", body, timeout).get("outputs")
+        outputs = post(connection, f"{target}/infer", body, timeout).get("outputs")
         try:
             columns = {output["name"]: _column(output, len(some)) for output in outputs}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"`url` {target} gave no outputs for {len(some)} pictures. Received: {error!r}"
+                f"`url` {target} gave no outputs for {len(some)} examples. Received: {error!r}"
             ) from None
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    return _in_batches(pictures, batch_size, retries, ask)
+    return _in_batches(examples, batch_size, retries, ask)
 
 
 def model_url(
@@ -137,7 +135,7 @@ def model_url(
             f"`url` is of another protocol than {protocol!r}. Expected …/{kind}/models/NAME. "
             f"Received: {url!r}"
         )
-    chosen = name or (found["name"] if found else None)
+    chosen = quote(name, safe="") if name else (found["name"] if found else None)
     if not chosen:
         raise ValueError(
             f"`url` names no model. Expected {url.rstrip('/')}/{kind}/models/NAME, or name=… "
@@ -146,7 +144,9 @@ def model_url(
     root = found["root"] if found else url.rstrip("/")
     place = (found["version"] if found else None) or ""
     if version:
-        place = f"/versions/{version}" if version.isdecimal() else f"/labels/{version}"
+        place = (
+            f"/versions/{version}" if version.isdecimal() else f"/labels/{quote(version, safe='')}"
+        )
     if protocol == "kserve" and "/labels/" in place:
         raise ValueError(
             f"`version` of this protocol is a number. Expected digits. Received: {place[8:]!r}"
@@ -160,101 +160,94 @@ def protocol_of(url: str) -> str:
     return "kserve" if found and found["protocol"] == "v2" else "tfserving"
 
 
+def table_inputs(
+    url: str, signature: str | None = None, timeout: float = TIMEOUT
+) -> dict[str, int | None]:
+    """What the model at `url`, of either protocol, takes in a row, for `read_rows`.
+
+    Raises:
+        ConnectionError, TimeoutError, ValueError: as `predict_tfserving`, or it takes no rows.
+    """
+    from kerasmtl.client_rows import inputs_of_kserve, inputs_of_tfserving
+
+    protocol = protocol_of(url)
+    if protocol == "kserve" and signature:
+        raise ValueError(
+            "`signature` with rows of a table needs the protocol of TensorFlow Serving. Expected "
+            f"…/v1/models/NAME: KServe's says the inputs of one signature only. Received: {url!r}"
+        )
+    target = model_url(url, protocol)
+    place = target if protocol == "kserve" else f"{target}/metadata"
+    with session(RETRIES) as connection, reached(place, timeout):
+        found = read(connection.get(place, timeout=timeout), place)
+    if protocol == "tfserving":
+        return inputs_of_tfserving(found, signature or "serving_default")
+    return inputs_of_kserve(found)
+
+
+def _tensors(some: Sequence[Any]) -> list[dict[str, Any]]:
+    if not isinstance(some[0], bytes):
+        from kerasmtl.client_rows import tensor
+
+        return [tensor(name, [row[name] for row in some]) for name in some[0]]
+    return [
+        {
+            "name": INPUT,
+            "shape": [len(some)],
+            "datatype": "BYTES",
+            "parameters": {"content_type": "base64"},
+            "data": [_base64(data) for data in some],
+        }
+    ]
+
+
 def _in_batches(
-    pictures: Sequence[Picture],
+    examples: Sequence[Example],
     batch_size: int,
     retries: int,
-    ask: Callable[[requests.Session, Sequence[bytes]], list[Answer]],
+    ask: Callable[[requests.Session, Sequence[Any]], list[Answer]],
 ) -> list[Answer]:
     if batch_size < 1:
         raise ValueError(f"`batch_size` is too small. Expected at least 1. Received: {batch_size}")
     answers: list[Answer] = []
-    with _session(retries) as session:
-        for start in range(0, len(pictures), batch_size):
-            some = pictures[start : start + batch_size]
-            data = [one if isinstance(one, bytes) else Path(one).read_bytes() for one in some]
+    with session(retries) as connection:
+        for start in range(0, len(examples), batch_size):
+            some = examples[start : start + batch_size]
+            data = [one if isinstance(one, bytes | Mapping) else _bytes(one) for one in some]
             try:
-                answers += ask(session, data)
+                answers += ask(connection, data)
             except ValueError as error:
-                if len(some) == len(pictures):
+                more = _named(str(error), some, start)
+                if not more and len(some) == len(examples):
                     raise
                 # The server counts from the start of the request.
-                raise ValueError(
-                    f"{error} (in the request of pictures {start + 1} to {start + len(some)})"
-                ) from error
+                more = more or f"in the request of examples {start + 1} to {start + len(some)}"
+                raise ValueError(f"{error} ({more})") from error
     return answers
 
 
-def _session(retries: int) -> requests.Session:
-    import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3.util import Retry
-
-    class Patient(Retry):
-        def get_retry_after(self, response: Any) -> float | None:
-            asked = super().get_retry_after(response)
-            return None if asked is None else min(asked, _LONGEST_WAIT)
-
-    policy = Patient(
-        total=retries,
-        connect=0,
-        read=False,
-        status_forcelist=[503],
-        allowed_methods=None,  # a prediction changes nothing: POST, too
-        backoff_factor=0.2,
-        raise_on_status=False,
-    )
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=policy))
-    return session
+def _bytes(path: str | os.PathLike[str]) -> bytes:
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"`files` {path} is a folder. Expected pictures or tables.")
+    return Path(path).read_bytes()
 
 
-def _post(
-    session: requests.Session, url: str, body: Mapping[str, Any], timeout: float
-) -> dict[str, Any]:
-    with _reached(url, timeout):
-        return _read(session.post(url, json=body, timeout=timeout), url)
+def _named(said: str, some: Sequence[Example], start: int) -> str:
+    """The files that a server means, which counts from the start of the request."""
+    found = []
+    for number in dict.fromkeys(int(digits) for digits in re.findall(r"`\[(\d+)\]", said)):
+        if number < len(some):
+            one = some[number]
+            path = f", {os.fspath(one)}" if isinstance(one, str | os.PathLike) else ""
+            found.append(f"[{number}] is example {start + number + 1}{path}")
+    return "; ".join(found)
 
 
-def _read(answer: requests.Response, url: str) -> dict[str, Any]:
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None
-    if not answer.ok:
-        said = found.get("error") if isinstance(found, dict) else None
-        message = f"`url` {url} answered {answer.status_code}: {said or answer.text[:500]}"
-        raise ValueError(message) if answer.status_code < 500 else ConnectionError(message)
-    if not isinstance(found, dict):
-        raise ValueError(f"`url` {url} answered no JSON object. Received: {answer.text[:200]!r}")
-    return found
-
-
-@contextmanager
-def _reached(url: str, timeout: float) -> Iterator[None]:
-    """What can go wrong on the way, in a sentence."""
-    import requests
-
-    try:
-        yield
-    except requests.Timeout as error:
-        raise TimeoutError(f"`url` {url} gave no answer within {timeout:g} seconds.") from error
-    except requests.ConnectionError as error:
-        reason = getattr(error.args[0] if error.args else error, "reason", error)
-        raise ConnectionError(
-            f"`url` {url} cannot be reached: {str(reason).rpartition(': ')[2]}. Expected a server "
-            "there, such as that of `kerasmtl serve`."
-        ) from error
-    except requests.RequestException as error:
-        raise ValueError(f"`url` {url} cannot be asked. Received: {error}") from error
-
-
-def _only_output(session: requests.Session, target: str, signature: str, timeout: float) -> str:
+def _only_output(connection: requests.Session, target: str, signature: str, timeout: float) -> str:
     """The name of an output that is alone, which the answer leaves out."""
     url = f"{target}/metadata"
-    with _reached(url, timeout):
-        found = _read(session.get(url, timeout=timeout), url)
+    with reached(url, timeout):
+        found = read(connection.get(url, timeout=timeout), url)
     try:
         (name,) = found["metadata"]["signature_def"]["signature_def"][signature]["outputs"]
     except (KeyError, TypeError, ValueError):
@@ -263,7 +256,7 @@ def _only_output(session: requests.Session, target: str, signature: str, timeout
 
 
 def _column(output: Mapping[str, Any], rows: int) -> list[Any]:
-    """One value, or list of values, by picture."""
+    """One value, or list of values, by example."""
     data = output["data"]
     if output["datatype"] == "BYTES":
         if output.get("parameters", {}).get("content_type") == "base64":

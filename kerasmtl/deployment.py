@@ -18,10 +18,10 @@ from typing import Any
 
 from kerasmtl import deployment_texts as texts
 from kerasmtl.serving.folders import missing, versions_in
+from kerasmtl.serving.labels import LABEL
 
 TAG = "2.21.0"  # of the image tensorflow/serving
 POLL = 30  # seconds between two looks at models.config
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Deployment:
         found = _versions(self.base)
         object.__setattr__(self, "labels", dict(self.labels) or {"stable": found[0]})
         for label, version in self.labels.items():
-            if not _LABEL.fullmatch(label) or version not in found:
+            if not LABEL.fullmatch(label) or version not in found:
                 raise ValueError(
                     f"`labels` are wrong. Expected names for some of the versions {found} of "
                     f"{self.base}. Received: {label}={version}"

@@ -26,6 +26,8 @@ docker compose down
   server follows within $poll seconds. A new version: add it to `versions`, wait until
   http://127.0.0.1:$port/v1/models/$name calls it AVAILABLE, then move a label to it. A label
   moves only to a version that is loaded; the way back is the same edit the other way round.
+- `kerasmtl serve --models-config config/models.config` serves the same names, versions and labels
+  without Docker, to try an edit.
 - http://127.0.0.1:$port/monitoring/prometheus/metrics is for Prometheus.
 - The ports are open to this machine alone: the server asks nobody who they are.
 - The image is built for x86-64 only.

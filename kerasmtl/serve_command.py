@@ -6,10 +6,11 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from kerasmtl.serving.labels import Wanted, model_names, read_label, read_models_config
 from kerasmtl.serving.limits import MIB, Limits
 
 if TYPE_CHECKING:
@@ -48,10 +49,16 @@ _SECONDS = click.FloatRange(min=0)
 )
 @click.option(
     "--max-pixels",
-    default=_DEFAULT.max_pixels,
+    type=_POSITIVE,
+    help="Of a picture; larger ones are refused undecoded.  [default, and most: what the model was "
+    "exported with]",
+)
+@click.option(
+    "--batch-pixels",
+    default=_DEFAULT.batch_pixels,
     show_default=True,
     type=_POSITIVE,
-    help="Of a picture, and of all pictures in one call of the model.",
+    help="Of all pictures in one call of the model.",
 )
 @click.option(
     "--max-queue",
@@ -102,7 +109,23 @@ _SECONDS = click.FloatRange(min=0)
     type=_SECONDS,
     help="Seconds that running requests have left after SIGTERM.",
 )
-@click.option("--access-log", is_flag=True, help="Print a line for each request.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="NAME=VERSION, such as stable=3, for /v1/models/MODEL/labels/NAME; may be repeated.",
+)
+@click.option(
+    "--models-config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="TensorFlow Serving's, as `kerasmtl deploy` writes it: its name, versions and "
+    "labels, in place of --keep. Edits are followed.",
+)
+@click.option(
+    "--access-log",
+    is_flag=True,
+    help="Print a line for each request: who, what, status, time, X-Request-ID.",
+)
 def serve(
     folder: Path | None,
     project: str,
@@ -111,26 +134,38 @@ def serve(
     name: str | None,
     max_body: int,
     batch_wait: float,
+    labels: tuple[str, ...],
+    models_config: Path | None,
     access_log: bool,
-    **numbers: float,
+    **numbers: Any,
 ) -> None:
     """Serve the exported models in FOLDER/<version>/, and a page to try them on.
 
     Speaks TensorFlow Serving's REST (/v1/models/NAME:predict) and the Open Inference Protocol
-    (/v2/models/NAME/infer). A newer version is taken up as soon as it is whole; on SIGTERM,
-    running requests are finished.
+    (/v2/models/NAME/infer), both over HTTP; gRPC is not spoken. Prometheus finds /metrics. A newer
+    version is taken up as soon as it is whole; on SIGTERM, running requests are finished. One model
+    for each server: for more, start more, with --port.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("kerasmtl.serving.access").setLevel(access_log and logging.INFO)
     try:
         limits = Limits(max_body=max_body * MIB, batch_wait=batch_wait / 1000, **numbers)
         base = folder or _exports(project)
+        name = name or _configured(models_config)
         chosen = _name(name or re.sub(r"[^\w.-]+", "-", base.resolve().name, flags=re.ASCII))
+        wanted = _wanted(limits.keep, labels, models_config, chosen)
 
         def ready(url: str, versions: Versions) -> None:
-            shown = ", ".join(map(str, versions.numbers))
+            called = {number: [] for number in versions.numbers}
+            for label, number in versions.labels.items():
+                called[number].append(label)
+            shown = ", ".join(
+                f"{number} ({', '.join(names)})" if names else str(number)
+                for number, names in called.items()
+            )
             click.echo(f"Serving {chosen}, version {shown}, from {base}. Open {url}")
 
-        _runner()(base, chosen, host, port, limits, ready, access_log)
+        _runner()(base, chosen, host, port, limits, ready, wanted)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -140,10 +175,36 @@ def _runner() -> Callable[..., None]:
         from kerasmtl.serving.running import run
     except ModuleNotFoundError as error:
         lacking = (error.name or "").split(".")[0]
-        if lacking not in ("starlette", "uvicorn"):
+        if lacking not in ("starlette", "uvicorn", "httptools", "prometheus_client"):
             raise
         raise click.ClickException(f"{lacking} is not installed. Run: {INSTALL}") from error
     return run
+
+
+def _wanted(
+    keep: int, labels: tuple[str, ...], models_config: Path | None, name: str
+) -> Callable[[], Wanted]:
+    if models_config is None:
+        found = Wanted(keep, dict(map(read_label, labels)))
+        return lambda: found
+    if labels:
+        raise ValueError(
+            "`--label` and `--models-config` exclude each other. Expected one of them."
+        )
+    return lambda: read_models_config(models_config, name)
+
+
+def _configured(models_config: Path | None) -> str | None:
+    """The name of the only model in a configuration."""
+    if models_config is None:
+        return None
+    names = model_names(models_config)
+    if len(names) > 1:
+        raise ValueError(
+            f"`--models-config` {models_config} names several models. Expected --name with one of "
+            f"{names}"
+        )
+    return names[0]
 
 
 def _exports(project: str) -> Path:

@@ -88,17 +88,18 @@ def mean_of(data):
 
 
 @contextlib.contextmanager
-def serving(base, name="street", watching=False, **limits):
+def serving(base, name="street", watching=False, wanted=None, **limits):
     """Serve `base` on a free port; yields url, server (what the application keeps), versions."""
     import uvicorn
 
     from kerasmtl.serving.app import create_app
     from kerasmtl.serving.limits import Limits
     from kerasmtl.serving.replay import prepare
+    from kerasmtl.serving.running import config
     from kerasmtl.serving.versions import Versions
 
     bounds = Limits(**{"poll": 0.02 if watching else 1e6, **limits})
-    versions = Versions(Path(base), bounds.keep, lambda served: prepare(served, bounds))
+    versions = Versions(Path(base), wanted or bounds.keep, prepare)
     versions.load()
     app = create_app(name, versions, bounds)
     up = threading.Event()
@@ -108,7 +109,7 @@ def serving(base, name="street", watching=False, **limits):
             await super().startup(sockets)
             up.set()
 
-    server = Server(uvicorn.Config(app, log_level="error"))
+    server = Server(config(app, bounds))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import re
 import threading
 from types import SimpleNamespace
 
@@ -142,7 +143,7 @@ def test_what_the_server_says_is_shown():
     refusal = (400, {}, {"error": "`instances`[1]: not a picture"})
     with answering((200, {}, {"predictions": ROWS}), refusal) as server:
         url = model_url(server.url, name="street")
-        with pytest.raises(ValueError, match=r"answered 400: .*\[1\]: not.*pictures 3 to 3\)"):
+        with pytest.raises(ValueError, match=r"answered 400: .*\[1\]: not.*examples 3 to 3\)"):
             predict_tfserving(url, PICTURES, batch_size=2)
     with answering((404, {}, b"<h1>nothing here</h1>")) as server:
         result = run(server.url, __file__, "--name", "street")
@@ -162,7 +163,7 @@ def test_answers_that_are_none_are_refused(body):
 )
 def test_tensors_that_do_not_fit_are_refused(outputs):
     with answering((200, {}, {"outputs": outputs})) as server:
-        with pytest.raises(ValueError, match="gave no outputs for 1 pictures"):
+        with pytest.raises(ValueError, match="gave no outputs for 1 examples"):
             predict_kserve(model_url(server.url, "kserve", "street"), PICTURES[:1])
 
 
@@ -251,6 +252,7 @@ def street(tmp_path_factory):
     """The server of `kerasmtl serve`, in this process."""
     pytest.importorskip("starlette", reason="the extra `serve` is not installed")
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+    pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
     from served import serving
 
     base = tmp_path_factory.mktemp("street")
@@ -282,3 +284,126 @@ def test_kerasmtl_serve_s_refusals_are_shown(street, tmp_path, files):
         assert result.exit_code == 1 and "[1]: not a picture" in result.output
         result = run(street, files[0], *words, "--signature", "nothing")
         assert result.exit_code == 1 and "The signature is unknown" in result.output
+
+
+# ---------------------------------------------------------------- rows of tables
+
+
+def metadata_of(*inputs, kind="DT_FLOAT", sizes=("-1",)):
+    shape = {"dim": [{"size": size, "name": ""} for size in sizes]}
+    tensors = {name: {"dtype": kind, "tensor_shape": shape} for name in inputs}
+    signatures = {"serving_default": {"inputs": tensors, "outputs": {}}}
+    return {"metadata": {"signature_def": {"signature_def": signatures}}}
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("id,body weight,1st,ill\na,70.5,1,0\nb,NA,2,?\n\nc,0.1,,1\n")
+    return path
+
+
+def test_the_columns_of_a_csv_become_inputs_and_holes_nan(table):
+    rows = (200, {}, {"predictions": [{"ill": 0.25}, {"ill": 0.5}, {"ill": 0.75}]})
+    metadata = (200, {}, metadata_of("body_weight", "column_1st"))
+    with answering(metadata, rows) as server:
+        result = run(f"{server.url}/v1/models/pumps/labels/blue", table, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)[1] == {"row": f"{table}:3", "outputs": {"ill": 0.5}}
+    assert [path for _, path, _ in server.seen] == [
+        "/v1/models/pumps/labels/blue/metadata",
+        "/v1/models/pumps/labels/blue:predict",
+    ]
+    weights, firsts = zip(*(one.values() for one in server.seen[1][2]["instances"]), strict=True)
+    np.testing.assert_allclose(weights, [70.5, np.nan, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(firsts, [1, 2, np.nan])
+
+
+def test_rows_over_kserve_are_a_tensor_by_column(table):
+    inputs = [{"name": n, "datatype": "FP32", "shape": [-1]} for n in ("body_weight", "column_1st")]
+    night = {"outputs": [{**OUTPUTS[0], "shape": [3], "data": [1, 2, 3]}]}
+    with answering((200, {}, {"inputs": inputs}), (200, {}, night)) as server:
+        assert run(f"{server.url}/v2/models/pumps", table).exit_code == 0
+    (_, path, _), (_, _, body) = server.seen
+    assert path == "/v2/models/pumps"
+    assert [(t["name"], t["shape"], t["datatype"]) for t in body["inputs"]] == [
+        ("body_weight", [3], "FP32"),
+        ("column_1st", [3], "FP32"),
+    ]
+
+
+def test_a_matrix_takes_a_file_of_its_columns_alone(tmp_path, table):
+    alone = tmp_path / "alone.csv"
+    alone.write_text("a,b\n1,2\n,4\n")
+    metadata = (200, {}, metadata_of("features", sizes=("-1", "2")))
+    with answering(metadata, (200, {}, {"predictions": ROWS})) as server:
+        assert run(server.url, alone, "--name", "m").exit_code == 0
+        rows = [one["features"] for one in server.seen[1][2]["instances"]]
+        np.testing.assert_array_equal(rows, [[1, 2], [np.nan, 4]])
+    with answering(metadata) as server:
+        result = run(server.url, table, "--name", "m")
+    assert "takes 2 numbers a row" in result.output and "Received: 4 columns" in result.output
+
+
+@pytest.mark.parametrize(
+    "metadata, text, message",
+    [
+        (metadata_of("age", "speed"), "age\n1\n", r"lacks columns.*\['speed'\]"),
+        (metadata_of("a_b"), "a b,a-b\n1,2\n", "several columns for one input"),
+        (metadata_of("a"), "a\ntall\n", "no finite numbers.*line 2, column 'a': 'tall'"),
+        (metadata_of("image_bytes", kind="DT_STRING"), "a\n1\n", "takes no rows of a table"),
+        ({"metadata": {}}, "a\n1\n", "no metadata of a model"),
+        ({"metadata": {"signature_def": {"signature_def": {}}}}, "a\n1\n", "signature. is unknown"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path, metadata, text, message):
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with answering((200, {}, metadata)) as server:
+        result = run(server.url, path, "--name", "m")
+    assert result.exit_code == 1 and len(server.seen) == 1
+    assert re.search(message, result.output)
+
+
+def test_mixed_files_and_folders_are_refused_before_anything_is_sent(tmp_path, table, files):
+    with answering((200, {}, {})) as server:
+        mixed = run(server.url, table, files[0], "--name", "m")
+        folder = run(server.url, tmp_path, "--name", "m")
+        named = run(f"{server.url}/v2/models/m", table, "--signature", "matrix")
+    assert "only tables, or only pictures" in mixed.output
+    assert "is a folder" in folder.output and "`signature` with rows" in named.output
+    assert server.seen == []
+
+
+def test_the_server_s_numbers_become_files(files):
+    refusal = (400, {}, {"error": "`instances`[1]: truncated"})
+    with answering((200, {}, {"predictions": ROWS}), refusal) as server:
+        result = run(server.url, *files, *files, "--name", "street", "--batch-size", 2)
+    assert f"[1] is example 4, {files[1]}" in result.output
+    assert model_url("http://h", name="a b/c") == "http://h/v1/models/a%20b%2Fc"
+
+
+def test_a_table_over_both_protocols_equals_the_model(tmp_path):
+    pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+    pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+    pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
+    import keras
+    from served import serving
+
+    import kerasmtl as kt
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((2,))
+    known = keras.layers.Lambda(lambda x: keras.ops.where(keras.ops.isnan(x), 0.5, x))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="sigmoid")(known))
+    kt.export_saved_model(model, tmp_path / "t", ["ill", "well"], columns=["body weight", "1st"])
+    path = tmp_path / "rows.csv"
+    path.write_text("1st,ill,body weight\n2,0,1\n,1,3\n")
+    expected = model.predict(np.array([[1, 2], [3, np.nan]]), verbose=0)
+    with serving(tmp_path / "t", "t") as running:
+        for version in ("v1", "v2"):
+            result = run(f"{running.url}/{version}/models/t", path, "--json")
+            found = [
+                [row["outputs"][n] for n in ("ill", "well")] for row in json.loads(result.output)
+            ]
+            np.testing.assert_allclose(found, expected, atol=1e-5)

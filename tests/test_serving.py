@@ -18,8 +18,11 @@ from kerasmtl.inputs import decode_image, resize_image
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
 from served import CLASSES, b64, mean_of, picture, predict, save_pictures, serving, tensor
+
+from kerasmtl.serving.problems import BadRows
 
 GOOD = [picture(1), picture(2, kind="JPEG"), picture(3, (1, 1)), picture(4, kind="GIF")]
 V1, V2 = "/v1/models/street", "/v2/models/street"
@@ -47,22 +50,33 @@ def trained():
     return keras.Model(inputs, keras.layers.Dense(2, activation="sigmoid")(pooled))
 
 
-def test_both_protocols_equal_the_model(trained, tmp_path):
-    kt.export_saved_model(trained, tmp_path / "cats", ["cat", "größe 2"])
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    base = tmp_path_factory.mktemp("made") / "cats"
+    kt.export_saved_model(trained, base, ["cat", "größe 2"])
+    return base
+
+
+@pytest.fixture(scope="module")
+def cats(exported):
+    with serving(exported, "cats", batch_wait=0.05) as running:
+        yield running
+
+
+def test_both_protocols_equal_the_model(trained, cats):
     images = [resize_image(decode_image(tf.constant(data)), (24, 24)) for data in GOOD]
     expected = trained.predict(np.stack(images), verbose=0)
-    with serving(tmp_path / "cats", "cats") as running:
-        instances = [{"image_bytes": b64(data)} for data in GOOD]
-        row = predict(running.url, {"instances": instances}, "/v1/models/cats:predict").json()
-        received = [[one["cat"], one["größe 2"]] for one in row["predictions"]]
-        np.testing.assert_allclose(received, expected, atol=1e-5)
-        body = {"inputs": {"image_bytes": [b64(data) for data in GOOD]}}
-        column = predict(running.url, body, "/v1/models/cats/versions/1:predict").json()["outputs"]
-        np.testing.assert_allclose(column["cat"], expected[:, 0], atol=1e-5)
-        answer = predict(running.url, tensor(*GOOD), "/v2/models/cats/infer").json()
-        outputs = {output["name"]: output for output in answer["outputs"]}
-        assert outputs["cat"]["shape"] == [4] and outputs["cat"]["datatype"] == "FP32"
-        np.testing.assert_allclose(outputs["größe 2"]["data"], expected[:, 1], atol=1e-5)
+    instances = [{"image_bytes": b64(data)} for data in GOOD]
+    row = predict(cats.url, {"instances": instances}, "/v1/models/cats:predict").json()
+    received = [[one["cat"], one["größe 2"]] for one in row["predictions"]]
+    np.testing.assert_allclose(received, expected, atol=1e-5)
+    body = {"inputs": {"image_bytes": [b64(data) for data in GOOD]}}
+    column = predict(cats.url, body, "/v1/models/cats/versions/1:predict").json()["outputs"]
+    np.testing.assert_allclose(column["cat"], expected[:, 0], atol=1e-5)
+    answer = predict(cats.url, tensor(*GOOD), "/v2/models/cats/infer").json()
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert outputs["cat"]["shape"] == [4] and outputs["cat"]["datatype"] == "FP32"
+    np.testing.assert_allclose(outputs["größe 2"]["data"], expected[:, 1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +286,9 @@ WRONG_TENSORS = [
     ({"inputs": [GIVEN], "parameters": []}, "no object"),
     ({"inputs": [GIVEN], "outputs": [{"name": "nix"}]}, "asks for others"),
     ({"inputs": [GIVEN], "outputs": "night"}, "asks for others"),
+    ({"inputs": [GIVEN], "outputs": 7}, "asks for others"),
+    ({"inputs": [GIVEN], "outputs": {"name": "night"}}, "asks for others"),
+    ({"inputs": [GIVEN], "outputs": [{"name": ["night"]}]}, "asks for others"),
     ({**OF_PIXELS, "inputs": [{**PIXELS, "data": [1, 2, 300]}]}, "out of range"),
     ({**OF_PIXELS, "inputs": [{**PIXELS, "data": [1, 2, "3"]}]}, "another type"),
     ({**OF_PIXELS, "inputs": [{**PIXELS, "shape": [1, 1, 3, 1]}]}, "another shape"),
@@ -312,8 +329,8 @@ def test_a_body_that_is_no_json_object(street, body):
         ("POST", V1 + "/versions/2:predict", 404),
         ("GET", V2 + "/versions/99999999999999999999/ready", 404),
         ("GET", V1 + "/versions/x", 404),
-        ("GET", V1 + ":predict", 404),
-        ("POST", V1 + ":classify", 405),
+        ("GET", V1 + ":predict", 405),
+        ("POST", V1 + ":classify", 404),
         ("POST", "/", 405),
         ("GET", "/v3", 404),
     ],
@@ -421,6 +438,35 @@ def test_requests_share_a_call_and_a_damaged_picture_spoils_no_answer(tmp_path, 
     for number in set(range(12)) - {5}:
         night = answers[number].json()["predictions"][0]["night"]
         np.testing.assert_allclose(night, mean_of(pictures[number]), atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+def test_pictures_damaged_inside_fail_alone(cats, kind):
+    """Headers that are whole, in an exported model's own words."""
+    whole = picture(5, (60, 80), kind)
+    cut = whole[: len(whole) // 2]
+    damaged = cut + bytes(len(whole) - len(cut)) if kind in ("JPEG", "PNG") else cut
+    answers = {}
+
+    def client(number):
+        body = {"instances": [b64(damaged if number == 2 else GOOD[0])]}
+        answers[number] = predict(cats.url, body, "/v1/models/cats:predict")
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(5)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+    assert [answers[number].status_code for number in range(5)] == [200, 200, 400, 200, 200]
+    said = answers[2].json()["error"]
+    assert re.search(r"\[0\]: (truncated|unreadable|damaged|not a picture)", said), said
+
+
+def test_an_export_says_which_picture_is_bad(cats):
+    data = np.array([GOOD[0], GOOD[1], picture(5, (60, 80), "JPEG")[:1500], GOOD[2]], object)
+    with pytest.raises(BadRows) as error:
+        cats.versions.get().call("serving_default", {"image_bytes": data})
+    assert error.value.reasons == {2: "truncated"}
 
 
 def test_a_failing_model_is_our_fault_and_the_server_goes_on(tmp_path, monkeypatch):

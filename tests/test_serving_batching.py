@@ -75,7 +75,7 @@ def test_a_large_request_is_cut_and_put_together_again():
 def test_the_pixels_of_a_batch_have_a_bound():
     model = Doubling()
     requests = [examples(n, pixels=40) for n in range(5)] + [examples(7, 8, 9, pixels=60)]
-    together(model, requests, max_pixels=100)
+    together(model, requests, batch_pixels=100)
     assert [len(batch) for batch in model.batches] == [2, 2, 2, 1, 1]  # 40 + 60 fit
 
 
@@ -152,6 +152,57 @@ def test_another_error_reaches_every_request_of_the_batch():
 
     results = together(Broken(), [examples(1), examples(2)])
     assert [type(result) for result in results] == [ZeroDivisionError] * 2
+
+
+def test_a_failure_of_one_example_that_is_right_costs_its_neighbours_no_answer():
+    class Tight(Doubling):
+        """Too little memory for more than two, and a fault of its own at 7."""
+
+        def call(self, signature, inputs):
+            if len(inputs["x"]) > 2 or 7 in inputs["x"]:
+                raise MemoryError
+            return super().call(signature, inputs)
+
+    results = together(Tight(), [examples(n) for n in range(8)] + [examples(-1, 7)])
+    assert [float(result["y"][0]) for result in results[:7]] == [2.0 * n for n in range(7)]
+    assert [type(result) for result in results[7:]] == [MemoryError] * 2
+
+
+@pytest.mark.parametrize("lie", [0, 7, 99])
+def test_an_example_that_is_named_is_cut_out_and_not_taken_at_its_word(lie):
+    class Naming(Doubling):
+        """Says which is bad: rightly, with `lie` 0."""
+
+        def call(self, signature, inputs):
+            try:
+                return super().call(signature, inputs)
+            except BadRows:
+                bad = int(np.flatnonzero(inputs["x"] < 0)[0])
+                raise BadRows({bad + lie: "negative"}) from None
+
+    model = Naming()
+    results = together(model, [examples(n) for n in (*range(20), -1, *range(11))])
+    assert [float(one["y"][0]) for one in results[:20]] == [2.0 * n for n in range(20)]
+    assert [float(one["y"][0]) for one in results[21:]] == [2.0 * n for n in range(11)]
+    assert list(results[20].reasons) == [0]
+    if not lie:
+        assert [len(batch) for batch in model.batches] == [32, 20, 1, 11]
+
+
+def test_calls_are_told_with_their_size():
+    seen = []
+
+    async def main():
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(
+                Limits(), executor, lambda rows, seconds: seen.append((rows, seconds))
+            )
+            calls = [batcher.predict(Doubling(), examples(1, 2)) for _ in range(2)]
+            assert batcher.waiting == 0
+            await asyncio.gather(*calls)
+
+    asyncio.run(main())
+    assert [rows for rows, _ in seen] == [2, 2] and all(seconds >= 0 for _, seconds in seen)
 
 
 def test_bytes_keep_their_trailing_zeros():

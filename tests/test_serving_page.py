@@ -18,6 +18,7 @@ import kerasmtl as kt
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
 from served import CLASSES, b64, mean_of, picture, predict, save_pictures, serving
 
@@ -218,8 +219,8 @@ def test_a_row_of_a_table_in_chromium(table):
         shown.get_by_label("weight").press("Enter")
         rows = rows_of(shown)
         assert rows == [
-            ["ill", "", f"{expected[0]:.3f}", ""],
-            ["well", "", f"{expected[1]:.3f}", ""],
+            [name, "", f"{value:.3f}", f"{'yes' if value >= 0.5 else 'no'} (from 0.500)"]
+            for name, value in zip(("ill", "well"), expected, strict=True)
         ]
         assert shown.complaints == []
 

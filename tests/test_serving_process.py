@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
 from served import b64, environment, picture, save_pictures
 
@@ -33,21 +35,30 @@ def base(tmp_path_factory):
 @contextlib.contextmanager
 def running(base, *options):
     command = [*COMMAND, str(base), "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
-    try:
-        line = process.stdout.readline()
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", line)[1])
-        yield SimpleNamespace(process=process, line=line, port=port)
-    finally:
-        process.kill()
-        process.communicate()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+        )
+
+        def said():
+            errors.seek(0)
+            return errors.read()
+
+        try:
+            line = process.stdout.readline()
+            assert line, said()
+            port = int(re.search(r"http://127\.0\.0\.1:(\d+)", line)[1])
+            yield SimpleNamespace(process=process, line=line, port=port, said=said)
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def connected(port):
     """Whether somebody listens there."""
     try:
         socket.create_connection(("127.0.0.1", port), 30).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # reset, if the listener closed at that moment
         return False
     return True
 
@@ -87,6 +98,14 @@ def test_it_says_what_is_wrong_and_ends(base, tmp_path):
         port = taken.getsockname()[1]
         assert f"`--port` {port} cannot be listened on" in said(base, "--port", port)
     assert "serve its parent" in said(base / "1", "--port", 0)
+    assert "Expected NAME=VERSION" in said(base, "--port", 0, "--label", "stable")
+    assert "Received: {'stable': 7}" in said(base, "--port", 0, "--label", "stable=7")
+    file = tmp_path / "models.config"
+    assert str(file) in said(base, "--port", 0, "--models-config", file)
+    file.write_text('model_config_list { config { name: "a" } config { name: "b" } }')
+    assert "Expected --name with one of ['a', 'b']" in said(base, "--models-config", file)
+    words = ("--models-config", file, "--name", "a", "--label", "x=1")
+    assert "exclude each other" in said(base, *words)
 
 
 def test_without_a_folder_it_serves_the_project_s_exports(tmp_path):
@@ -99,10 +118,10 @@ def test_without_a_folder_it_serves_the_project_s_exports(tmp_path):
     assert str(Project.load(folder).export_folder) in done.output
 
 
-@pytest.mark.parametrize("absent", ["starlette", "uvicorn"])
+@pytest.mark.parametrize("absent", ["starlette", "uvicorn", "prometheus_client"])
 def test_without_the_extra_it_says_what_to_install(base, absent, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("kerasmtl.serving.")]:
-        if name.rsplit(".")[-1] in ("running", "app"):
+        if name.rsplit(".")[-1] in ("running", "app", "metrics", "observed", "bodies"):
             monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.split(".")[0] == absent]:
         monkeypatch.delitem(sys.modules, name)
@@ -131,7 +150,12 @@ def test_its_help_needs_neither_tensorflow_nor_a_server():
 
 def test_the_options_reach_the_server(base):
     options = ["--max-body", "1", "--max-pixels", "100", "--name", "other", "--access-log"]
+    options += ["--label", "stable=1"]
     with running(base, *options) as server:
+        assert "Serving other, version 1 (stable), from" in server.line
+        assert requests.get(
+            f"http://127.0.0.1:{server.port}/v1/models/other/labels/stable", timeout=60
+        ).json()["model_version_status"]
         path = f"http://127.0.0.1:{server.port}/v1/models/other:predict"
         assert requests.post(path, data=b" " * 2**21, timeout=60).status_code == 413
         answer = requests.post(path, json={"instances": [b64(picture(1, (20, 20)))]}, timeout=60)
@@ -141,3 +165,7 @@ def test_the_options_reach_the_server(base):
         ).json()["predictions"]
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0
+        lines = re.findall(
+            r"INFO: 127\.0\.0\.1 POST /v1/models/other:predict (\d+) ", server.said()
+        )
+        assert lines == ["413", "400", "200"]

@@ -12,10 +12,10 @@ import requests
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
 from served import b64, mean_of, picture, predict, save_pictures, serving
 
-from kerasmtl.serving.limits import Limits
 from kerasmtl.serving.replay import prepare
 from kerasmtl.serving.served import Served
 from kerasmtl.serving.versions import Versions
@@ -112,7 +112,7 @@ def broken_warm_up(folder):
     ],
 )
 def test_a_broken_version_is_refused_and_the_former_goes_on(base, made, breaking, message, caplog):
-    versions = loaded(base, passing=lambda served: prepare(served, Limits()))
+    versions = loaded(base, passing=prepare)
     shutil.copytree(made / "2", base / "2")
     breaking(base / "2")
     for _ in range(4):
@@ -168,14 +168,24 @@ def golden(folder, wrong=0.0):
 
 def test_golden_answers_are_compared(base):
     golden(base / "1")
-    assert loaded(base, passing=lambda served: prepare(served, Limits())).numbers == [1]
+    assert loaded(base, passing=prepare).numbers == [1]
     shutil.rmtree(base / "1" / "assets.extra" / "golden")
     golden(base / "1", wrong=0.01)
     with pytest.raises(ValueError, match="golden request rest_row is answered otherwise"):
-        loaded(base, passing=lambda served: prepare(served, Limits()))
+        loaded(base, passing=prepare)
     (base / "1" / "assets.extra" / "golden" / "rest_row.request.json").write_text('{"instances":1}')
     with pytest.raises(ValueError, match="golden request rest_row fails: `instances` is no list"):
-        loaded(base, passing=lambda served: prepare(served, Limits()))
+        loaded(base, passing=prepare)
+
+
+def test_an_export_without_its_golden_requests_is_still_being_copied(base):
+    about = base / "1" / "assets.extra" / "model.json"
+    said = {**json.loads(about.read_text()), "versions": {"kerasmtl": "0.1.0"}}
+    about.write_text(json.dumps(said))
+    golden(base / "1")
+    (base / "1" / "assets.extra" / "golden" / "rest_row.request.json").unlink()
+    with pytest.raises(ValueError, match="not whole: .*rest_row.request.json is not there"):
+        loaded(base, passing=prepare)
 
 
 def test_warm_up_requests_are_run(base, monkeypatch):
@@ -200,7 +210,7 @@ def test_warm_up_requests_are_run(base, monkeypatch):
         return call(self, signature, inputs)
 
     monkeypatch.setattr(Served, "call", spied)
-    loaded(base, passing=lambda served: prepare(served, Limits()))
+    loaded(base, passing=prepare)
     assert {name for name, _ in seen} == {"serving_default", "pixels"}
     assert seen[-1] == ("serving_default", {"image_bytes": [DATA, DATA]})
 

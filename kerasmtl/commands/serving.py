@@ -17,7 +17,7 @@ PROTOCOLS = TARGETS = ("tfserving", "kserve")
 
 @click.command()
 @click.argument("url")
-@click.argument("images", nargs=-1, required=True, type=click.Path())
+@click.argument("files", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--protocol",
     type=click.Choice(PROTOCOLS),
@@ -31,7 +31,7 @@ PROTOCOLS = TARGETS = ("tfserving", "kserve")
     default=32,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Pictures in a request.",
+    help="Pictures or rows in a request.",
 )
 @click.option(
     "--timeout",
@@ -51,15 +51,16 @@ PROTOCOLS = TARGETS = ("tfserving", "kserve")
 @plain_errors
 def client(
     url: str,
-    images: tuple[str, ...],
+    files: tuple[str, ...],
     protocol: str | None,
     name: str | None,
     version: str | None,
     json_: bool,
     **asking: Any,
 ) -> None:
-    """Predictions for IMAGES from the server at URL.
+    """Predictions for FILES from the server at URL.
 
+    FILES are pictures, or tables (.csv, .parquet, .npz) whose columns are called as in training.
     URL is http://HOST:PORT with --name, or http://HOST:PORT/v1/models/NAME (TensorFlow Serving)
     or http://HOST:PORT/v2/models/NAME (KServe).
     """
@@ -67,26 +68,54 @@ def client(
 
     chosen = protocol or protocol_of(url)
     predict = predict_tfserving if chosen == "tfserving" else predict_kserve
-    rows = predict(model_url(url, chosen, name, version), images, **asking)
+    target = model_url(url, chosen, name, version)
+    names, examples = _examples(target, files, asking)
+    rows = predict(target, examples, **asking) if examples else []
+    first = "image" if examples is files else "row"
     if json_:
-        named = [{"image": image, "outputs": row} for image, row in zip(images, rows, strict=True)]
+        named = [{first: one, "outputs": row} for one, row in zip(names, rows, strict=True)]
         click.echo(json.dumps(named, indent=2, ensure_ascii=False))
         return
-    _print(images, rows)
+    _print("picture" if examples is files else "row", names, rows)
 
 
-def _print(images: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _examples(
+    target: str, files: Sequence[str], asking: Mapping[str, Any]
+) -> tuple[Sequence[str], Sequence[Any]]:
+    """What each example is called, and the examples."""
+    from kerasmtl.client import table_inputs
+    from kerasmtl.client_rows import is_table, read_rows
+
+    tables = [file for file in files if is_table(file)]
+    if not tables:
+        return files, files
+    if len(tables) < len(files):
+        others = [file for file in files if file not in tables]
+        raise ValueError(
+            f"`files` are tables and others. Expected only tables, or only pictures. "
+            f"Received: {tables[0]}, {others[0]}"
+        )
+    inputs = table_inputs(target, asking["signature"], asking["timeout"])
+    names, rows = [], []
+    for file in tables:
+        more, found = read_rows(file, inputs)
+        names += more
+        rows += found
+    return names, rows
+
+
+def _print(first: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     tasks = [name for name in rows[0] if name.removesuffix("_decision") not in {*rows[0]} - {name}]
     table = Table()
-    table.add_column("picture", overflow="fold")
+    table.add_column(first, overflow="fold")
     for name in tasks:
         table.add_column(Text(name), justify="right", overflow="fold")
-    for image, row in zip(images, rows, strict=True):
+    for one, row in zip(names, rows, strict=True):
         cells = (_shown(row[name], row.get(f"{name}_decision")) for name in tasks)
-        table.add_row(Text(image), *map(Text, cells))
+        table.add_row(Text(one), *map(Text, cells))
     print_table(table)
 
 
@@ -156,6 +185,7 @@ def deploy(
     labels, batching, monitoring. kserve: an InferenceService. Both with a README.
     """
     from kerasmtl.deployment import Deployment, for_kserve, for_tfserving
+    from kerasmtl.serving.labels import read_label
 
     base = folder or load_project(project).export_folder
     given = {key: value for key, value in more.items() if value is not None}
@@ -163,7 +193,7 @@ def deploy(
     chosen = name or re.sub(r"[^\w.-]+", "-", base.resolve().name, flags=re.ASCII)
     if target == "kserve" and name is None:
         chosen = re.sub(r"[^a-z0-9]+", "-", chosen.lower()).strip("-")
-    deployment = Deployment(base, chosen, labels=dict(map(_label, labels)), **given)
+    deployment = Deployment(base, chosen, labels=dict(map(read_label, labels)), **given)
     write = for_tfserving if target == "tfserving" else for_kserve
     click.echo(f"Made {write(deployment, out)}. Go on with its README.md.")
 
@@ -176,12 +206,3 @@ def _refuse_unread(target: str, given: Mapping[str, Any]) -> None:
     unread = [f"--{key.replace('_', '-')}" for key in given if key not in read[target]]
     if unread:
         raise ValueError(f"{', '.join(unread)} cannot be set with --for {target}.")
-
-
-def _label(text: str) -> tuple[str, int]:
-    label, _, version = text.partition("=")
-    if not version.isdecimal():
-        raise ValueError(
-            f"`--label` is no label. Expected NAME=VERSION, such as stable=3. Received: {text!r}"
-        )
-    return label, int(version)

@@ -11,15 +11,19 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from kerasmtl._version import __version__
-from kerasmtl.serving import kserve, tfserving
+from kerasmtl.serving import bodies, kserve, tfserving
 from kerasmtl.serving.batching import Arrays, Batcher, Examples
 from kerasmtl.serving.limits import Limits
+from kerasmtl.serving.metrics import KIND, Metrics
+from kerasmtl.serving.observed import Observed
 from kerasmtl.serving.page import page, policy
 from kerasmtl.serving.problems import BadRows, Refused
 from kerasmtl.serving.served import Served
@@ -28,7 +32,17 @@ from kerasmtl.serving.versions import Versions
 
 log = logging.getLogger("kerasmtl.serving")
 SMALL = 2**16  # bytes; parsing more would keep the event loop from other requests
+BINARY = "Inference-Header-Content-Length"
 Read = Callable[[dict[str, Any], Served, int], Examples]
+
+
+class _Name(StringConvertor):
+    """Of a model or a label: TensorFlow Serving writes what is to be done after a colon."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("model", _Name())
 
 
 class Server:
@@ -37,7 +51,8 @@ class Server:
     def __init__(self, name: str, versions: Versions, limits: Limits) -> None:
         self.name, self.versions, self.limits = name, versions, limits
         self.executor = ThreadPoolExecutor(limits.workers, thread_name_prefix="model")
-        self.batcher = Batcher(limits, self.executor)
+        self.metrics = Metrics(name, self._gauges(), lambda: versions.numbers)
+        self.batcher = Batcher(limits, self.executor, self.metrics.batch)
         self.busy = 0  # requests being read, waiting or running
 
     async def predict(self, request: Request) -> Response:
@@ -53,6 +68,11 @@ class Server:
     async def infer(self, request: Request) -> Response:
         """The Open Inference Protocol's `infer`."""
         served = self._served(request)
+        if BINARY in request.headers:
+            raise Refused(
+                "The binary tensor extension is not spoken. Expected JSON, and no header "
+                "Inference-Header-Content-Length."
+            )
         with self._admitted():
             body, outputs = await self._answer(request, served, kserve.read_infer)
             if isinstance(outputs, BadRows):
@@ -63,7 +83,7 @@ class Server:
 
     async def status(self, request: Request) -> Response:
         served = self._served(request)
-        asked = "version" in request.path_params
+        asked = {"version", "label"} & set(request.path_params)
         return answer(tfserving.status([served.version] if asked else self.versions.numbers))
 
     async def metadata(self, request: Request) -> Response:
@@ -86,6 +106,14 @@ class Server:
         self._served(request)
         return answer({"name": self.name, "ready": True})
 
+    async def counts(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type=KIND)
+
+    async def unspoken(self, request: Request) -> Response:
+        """TensorFlow Serving's `:classify` and `:regress`."""
+        path = f"/v1/models/{self.name}:predict"
+        raise Refused(f"classify and regress, for tf.Example, are not served. Expected {path}", 404)
+
     async def page(self, request: Request) -> Response:
         text = page(self.name, self.versions.get(), self.limits)
         return Response(text, media_type="text/html", headers=policy())
@@ -107,7 +135,20 @@ class Server:
             raise Refused(
                 f"The model is unknown. Expected {self.name!r}. Received: {name[:100]!r}", 404
             )
-        return self.versions.get(request.path_params.get("version"))
+        chosen = request.path_params
+        return self.versions.get(chosen.get("version"), chosen.get("label"))
+
+    def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        return {
+            "kerasmtl_requests_in_progress": (
+                "Requests that are being read, waiting or running.",
+                lambda: self.busy,
+            ),
+            "kerasmtl_examples_waiting": (
+                "Examples that wait for a call of the model.",
+                lambda: self.batcher.waiting,
+            ),
+        }
 
     @contextmanager
     def _admitted(self) -> Any:
@@ -124,30 +165,17 @@ class Server:
     async def _answer(
         self, request: Request, served: Served, read: Read
     ) -> tuple[dict[str, Any], Arrays | BadRows]:
-        data = await self._body(request)
+        packed, most = bodies.is_gzip(request), self.limits.max_body
+        data = await bodies.read(request, most, self.limits.read)
+        if packed:
+            data = await asyncio.to_thread(bodies.unpacked, data, most)
         body = await self._unless_small(len(data), parsed, data)
+        pixels = served.most_pixels(self.limits.max_pixels)
         try:
-            found = await self._unless_small(len(data), read, body, served, self.limits.max_pixels)
+            found = await self._unless_small(len(data), read, body, served, pixels)
             return body, await self.batcher.predict(served, found)
         except BadRows as error:
             return body, error
-
-    async def _body(self, request: Request) -> bytes:
-        most = self.limits.max_body
-        too_large = Refused(f"The body is too large. Expected at most {most} bytes.", 413)
-        if _announced(request) > most:
-            raise too_large
-        data = bytearray()
-        try:
-            async with asyncio.timeout(self.limits.read):
-                async for chunk in _chunks(request):
-                    data += chunk
-                    if len(data) > most:
-                        raise too_large
-        except TimeoutError:
-            request.state.read = True  # there is nobody to wait for any more
-            raise Refused(f"The body did not arrive in {self.limits.read} seconds.", 408) from None
-        return bytes(data)
 
     async def _written(self, write: Callable[..., Any], outputs: Arrays, *given: Any) -> Response:
         size = sum(values.size for values in outputs.values())
@@ -163,11 +191,6 @@ def answer(content: Any, status: int = 200, headers: dict[str, str] | None = Non
     return Response(text, status, headers, media_type="application/json")
 
 
-def _announced(request: Request) -> int:
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isascii() and length.isdigit() else 0
-
-
 def create_app(name: str, versions: Versions, limits: Limits) -> Starlette:
     """An application that serves versions which have been loaded, and watches for new ones."""
     server = Server(name, versions, limits)
@@ -180,9 +203,10 @@ def create_app(name: str, versions: Versions, limits: Limits) -> Starlette:
         await asyncio.gather(watch, return_exceptions=True)
         server.executor.shutdown()
 
-    app = Starlette(routes=_routes(server), lifespan=lifespan)
+    observed = Middleware(Observed, count=server.metrics.request, failed=_failed)
+    app = Starlette(routes=_routes(server), middleware=[observed], lifespan=lifespan)
     app.state.server = server
-    for kind in (Refused, HTTPException, ClientDisconnect, Exception):
+    for kind in (Refused, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _problem)
     return app
 
@@ -196,13 +220,22 @@ def _routes(server: Server) -> list[Route]:
         get("/v2", server.server),
         get("/v2/health/live", server.live),
         get("/v2/health/ready", server.ready),
+        get("/metrics", server.counts),
+        get("/monitoring/prometheus/metrics", server.counts),  # TensorFlow Serving's path
     ]
-    for version in ("", "/versions/{version:int}"):
-        v1, v2 = (f"/{api}/models/{{name}}{version}" for api in ("v1", "v2"))
+    versions = ("", "/versions/{version:int}")
+    for version in (*versions, "/labels/{label:model}"):
+        v1 = f"/v1/models/{{name:model}}{version}"
         found += [
             Route(f"{v1}:predict", server.predict, methods=["POST"]),
+            Route(f"{v1}:classify", server.unspoken, methods=["POST"]),
+            Route(f"{v1}:regress", server.unspoken, methods=["POST"]),
             get(f"{v1}/metadata", server.metadata),
             get(v1, server.status),
+        ]
+    for version in versions:
+        v2 = f"/v2/models/{{name:model}}{version}"
+        found += [
             Route(f"{v2}/infer", server.infer, methods=["POST"]),
             get(f"{v2}/ready", server.model_ready),
             get(v2, server.model),
@@ -213,34 +246,13 @@ def _routes(server: Server) -> list[Route]:
 async def _problem(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # nobody reads it
-    await _discard(request)
+    await bodies.discard(request)
     if isinstance(error, Refused):
         again = {"Retry-After": str(error.retry_after)} if error.retry_after else None
         return answer({"error": str(error)}, error.status, again)
-    if isinstance(error, HTTPException):
-        message = f"{error.detail}: {request.method} {request.url.path}"
-        return answer({"error": message}, error.status_code, dict(error.headers or {}))
-    return answer({"error": "The server failed; its log says more."}, 500)
+    message = f"{error.detail}: {request.method} {request.url.path[:200]}"
+    return answer({"error": message}, error.status_code, dict(error.headers or {}))
 
 
-async def _discard(request: Request, most: int = 2**28, seconds: float = 5) -> None:
-    """Read what is left of a body, and keep none of it: who still sends reads no answer."""
-    size = 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in _chunks(request):
-                size += len(chunk)
-                if size > most:
-                    return
-    except (TimeoutError, ClientDisconnect):
-        return
-
-
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """A request's body piece by piece; another call goes on where the last one stopped."""
-    while not getattr(request.state, "read", False):
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        request.state.read = not message.get("more_body", False)
-        yield message.get("body", b"")
+def _failed(name: str) -> Response:
+    return answer({"error": f"The server failed; its log says more, of request {name}."}, 500)

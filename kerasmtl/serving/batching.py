@@ -1,14 +1,14 @@
 """Requests that arrive within moments of one another, put together into one call of the model.
 
-A batch that the model refuses is halved until the bad examples are alone, so that they cost
-their neighbours time but no answer.
+A batch that fails is halved until the bad examples are alone, or cut where the model says the bad
+one is, so that they cost their neighbours time but no answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,12 +55,24 @@ class _Waiting:
 class Batcher:
     """Collects examples and calls the model on an executor's threads, never on the event loop."""
 
-    def __init__(self, limits: Limits, executor: Executor) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        executor: Executor,
+        observe: Callable[[int, float], None] = lambda rows, seconds: None,
+    ) -> None:
+        """`observe` hears of each call of the model: how many examples, and how long it took."""
         self.limits = limits
         self._executor = executor
+        self._observe = observe
         self._waiting: dict[Any, _Waiting] = {}
         self._ripe: dict[Any, None] = {}  # in the order in which they became so
         self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Examples that wait for a call of the model."""
+        return sum(waiting.rows for waiting in self._waiting.values())
 
     async def predict(self, served: Served, examples: Examples) -> Arrays:
         """The outputs for the examples of one request.
@@ -87,7 +99,7 @@ class Batcher:
         """(start, examples) pieces, none larger than a batch may be."""
         start = pixels = 0
         for row, more in enumerate(examples.pixels):
-            full = row - start == self.limits.batch_size or pixels + more > self.limits.max_pixels
+            full = row - start == self.limits.batch_size or pixels + more > self.limits.batch_pixels
             if full and row > start:
                 yield start, examples.part(start, row)
                 start, pixels = row, 0
@@ -131,7 +143,7 @@ class Batcher:
         while waiting.queue:
             part, future = waiting.queue[0]
             rows, pixels = rows + part.rows, pixels + sum(part.pixels)
-            if batch and (rows > self.limits.batch_size or pixels > self.limits.max_pixels):
+            if batch and (rows > self.limits.batch_size or pixels > self.limits.batch_pixels):
                 break
             waiting.queue.popleft()
             waiting.rows -= part.rows
@@ -148,12 +160,14 @@ class Batcher:
     async def _run(self, key: Any, batch: list[tuple[Examples, asyncio.Future[Arrays]]]) -> None:
         parts = [part for part, _ in batch]
         loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             results = await loop.run_in_executor(self._executor, predict_together, key[0], parts)
         except Exception as error:
             results = [error] * len(batch)
         finally:
             self._running.discard(asyncio.current_task())
+            self._observe(sum(part.rows for part in parts), loop.time() - began)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue
@@ -164,50 +178,67 @@ class Batcher:
         self._dispatch()
 
 
-def predict_together(served: Served, parts: list[Examples]) -> list[Arrays | BadRows]:
-    """By part, its outputs, or the examples of it that the model refuses; one call if none is."""
+def predict_together(served: Served, parts: list[Examples]) -> list[Arrays | Exception]:
+    """By part, its outputs, or why it has none; one call of the model if all examples are good."""
     signature = parts[0].signature
     names = parts[0].inputs
     inputs = {name: np.concatenate([part.inputs[name] for part in parts]) for name in names}
-    outputs, rows, reasons = _halving(served, signature, inputs, sum(p.rows for p in parts))
-    results: list[Arrays | BadRows] = []
+    outputs, places, faults = _halving(served, signature, inputs, sum(p.rows for p in parts))
+    results: list[Arrays | Exception] = []
     start = 0
     for part in parts:
         own = range(start, start + part.rows)
-        bad = {row - start: reasons[row] for row in own if row in reasons}
-        if bad:
-            results.append(BadRows(bad))
+        wrong = {row - start: faults[row] for row in own if row in faults}
+        if wrong:
+            results.append(_fault(wrong))
         else:
-            place = rows[own[0]]
+            place = places[own[0]]
             stop = place + part.rows  # the good ones stand in the order of the batch
             results.append({name: values[place:stop] for name, values in outputs.items()})
         start += part.rows
     return results
 
 
+def _fault(wrong: dict[int, Exception]) -> Exception:
+    """One exception for all: a fault that is the server's goes before those of the request."""
+    for error in wrong.values():
+        if not isinstance(error, BadRows):
+            return error
+    return BadRows({row: next(iter(error.reasons.values())) for row, error in wrong.items()})
+
+
 def _halving(
     served: Served, signature: str, inputs: Arrays, count: int
-) -> tuple[Arrays, dict[int, int], dict[int, str]]:
-    """The outputs of the good examples, the place of each among them, and why the bad are bad."""
+) -> tuple[Arrays, dict[int, int], dict[int, Exception]]:
+    """The outputs of the good examples, the place of each among them, and what the bad meet."""
     good: list[Arrays] = []
     places: dict[int, int] = {}
-    reasons: dict[int, str] = {}
+    faults: dict[int, Exception] = {}
     left = [(0, count)]
     while left:
         start, stop = left.pop()
         try:
             outputs = served.call(signature, {k: v[start:stop] for k, v in inputs.items()})
-        except BadRows as error:
+        except Exception as error:  # too little memory for all, too, may be enough for half
             if stop - start == 1:
-                reasons[start] = next(iter(error.reasons.values()))
-            else:
-                middle = (start + stop) // 2
-                left += [(middle, stop), (start, middle)]  # the first half is the next
+                faults[start] = error
+            else:  # the first piece is the next
+                left += [(a, b) for a, b in _pieces(start, stop, error)[::-1] if a < b]
             continue
         places |= {row: len(places) + row - start for row in range(start, stop)}
         good.append(outputs)
     if not good:
-        return {}, places, reasons
+        return {}, places, faults
     if len(good) == 1:
-        return good[0], places, reasons
-    return {name: np.concatenate([g[name] for g in good]) for name in good[0]}, places, reasons
+        return good[0], places, faults
+    return {name: np.concatenate([g[name] for g in good]) for name in good[0]}, places, faults
+
+
+def _pieces(start: int, stop: int, error: Exception) -> list[tuple[int, int]]:
+    """Halves; or the example that is said to be bad, alone, and what is before and after it."""
+    said = next(iter(error.reasons)) if isinstance(error, BadRows) else -1
+    if 0 <= said < stop - start:
+        bad = start + said
+        return [(start, bad), (bad, bad + 1), (bad + 1, stop)]
+    middle = (start + stop) // 2
+    return [(start, middle), (middle, stop)]

@@ -64,6 +64,11 @@ def description(folder: Path) -> dict[str, Any] | None:
         isinstance(task, dict) and isinstance(task.get("name"), str) for task in tasks
     ):
         raise ValueError(f"`{file}` lacks its tasks. Expected a list of objects with a name.")
+    pixels = found.get("max_pixels")
+    if pixels is not None and not (type(pixels) is int and pixels > 0):
+        raise ValueError(
+            f"`{file}` has a wrong max_pixels. Expected a number of pixels. Received: {pixels!r}"
+        )
     return found
 
 

@@ -142,8 +142,10 @@ def _asked(body: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     asked = body.get("outputs")
     if not asked:
         return list(known)
-    names = [output.get("name") for output in asked if isinstance(output, dict)]
-    if len(names) != len(asked) or not set(map(str, names)) <= set(known):
+    listed = asked if isinstance(asked, list) else [asked]
+    names = [output.get("name") if isinstance(output, dict) else output for output in listed]
+    objects = listed is asked and all(isinstance(output, dict) for output in listed)
+    if not objects or not all(isinstance(name, str) and name in known for name in names):
         raise Refused(
             f"`outputs` asks for others than there are. Expected names of {sorted(known)[:10]}. "
             f"Received: {str(names)[:200]}"

@@ -11,8 +11,6 @@ import numpy as np
 
 from kerasmtl.serving.batching import predict_together
 from kerasmtl.serving.folders import GOLDEN, WARM_UP
-from kerasmtl.serving.limits import Limits
-from kerasmtl.serving.problems import BadRows, Refused
 from kerasmtl.serving.served import DEFAULT, Served
 from kerasmtl.serving.tfserving import read_predict, write_predict
 
@@ -20,7 +18,7 @@ MOST_WARM_UPS = 1000  # as TensorFlow Serving has it
 TOLERANCE = 1e-4  # other processors add in another order
 
 
-def prepare(served: Served, limits: Limits) -> None:
+def prepare(served: Served) -> None:
     """Warm a version up, and compare its answers with those that were written beside it.
 
     Raises:
@@ -33,20 +31,22 @@ def prepare(served: Served, limits: Limits) -> None:
     except Exception as error:  # a foreign file: anything may be in there
         raise ValueError(f"its warm-up requests fail: {error}") from error
     for kind in ("rest_row", "rest_column"):
-        _replay(served, served.folder / GOLDEN, kind, limits)
+        _replay(served, served.folder / GOLDEN, kind)
 
 
-def _replay(served: Served, folder: Path, kind: str, limits: Limits) -> None:
+def _replay(served: Served, folder: Path, kind: str) -> None:
     asked, expected = (folder / f"{kind}.{end}.json" for end in ("request", "response"))
     if not asked.is_file():
+        if served.description.get("versions"):  # an export's, which has them always
+            raise ValueError(f"it is not whole: {asked.relative_to(served.folder)} is not there")
         return
     try:
         body = json.loads(asked.read_text(encoding="utf-8"))
         wanted = json.loads(expected.read_text(encoding="utf-8"))
-        result = predict_together(served, [read_predict(body, served, limits.max_pixels)])[0]
+        result = predict_together(served, [read_predict(body, served, served.most_pixels())])[0]
     except (OSError, ValueError) as error:
         raise ValueError(f"its golden request {kind} fails: {error}") from error
-    if isinstance(result, (BadRows, Refused)):
+    if isinstance(result, Exception):
         raise ValueError(f"its golden request {kind} fails: {result}")
     if not _alike(write_predict(body, result), wanted):
         raise ValueError(f"its golden request {kind} is answered otherwise than it was written")

@@ -12,9 +12,13 @@ import uvicorn
 from starlette.applications import Starlette
 
 from kerasmtl.serving.app import create_app
+from kerasmtl.serving.heads import bounded
+from kerasmtl.serving.labels import Wanted
 from kerasmtl.serving.limits import Limits
 from kerasmtl.serving.replay import prepare
 from kerasmtl.serving.versions import Versions
+
+KEEP_ALIVE = 75  # seconds; longer than balancers before us keep theirs, or they meet a closed one
 
 
 def run(
@@ -24,7 +28,7 @@ def run(
     port: int,
     limits: Limits,
     ready: Callable[[str, Versions], None],
-    access_log: bool = False,
+    wanted: Callable[[], Wanted] | None = None,
 ) -> None:
     """Serve the versions in `base` until SIGTERM or SIGINT; running requests are still answered.
 
@@ -35,29 +39,34 @@ def run(
         port: 0 for a free one.
         limits: what the server takes on.
         ready: called with the URL and the versions as soon as the server listens.
-        access_log: print a line for each request.
+        wanted: which versions are served, and their labels, asked again at each look; by default
+            the newest, as many as `limits` says.
 
     Raises:
         ValueError: no version that can be served.
         OSError: the address is taken.
     """
     with _bound(host, port) as listener:
-        versions = Versions(base, limits.keep, lambda served: prepare(served, limits))
+        versions = Versions(base, wanted or limits.keep, prepare)
         versions.load()
         # Uvicorn raises the signal once more when it is done, which must not end us as killed.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: sys.exit(0))
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{listener.getsockname()[1]}"
-        config = _config(create_app(name, versions, limits), limits, access_log)
-        _Server(config, lambda: ready(url, versions)).run(sockets=[listener])
+        settings = config(create_app(name, versions, limits), limits)
+        _Server(settings, lambda: ready(url, versions)).run(sockets=[listener])
 
 
-def _config(app: Starlette, limits: Limits, access_log: bool) -> uvicorn.Config:
+def config(app: Starlette, limits: Limits) -> uvicorn.Config:
+    """How Uvicorn serves an application."""
     return uvicorn.Config(
         app,
-        log_level="info" if access_log else "warning",
-        access_log=access_log,
+        http=bounded(limits.read),
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE,
+        log_level="warning",
+        access_log=False,  # the application has its own, with names and times
         timeout_graceful_shutdown=max(1, round(limits.drain)),
         server_header=False,
     )

@@ -19,7 +19,12 @@ from kerasmtl.serving.problems import BadRows
 PICTURES = "image_bytes"  # the input that takes the bytes of pictures
 DEFAULT = "serving_default"
 DECISION = "_decision"
+PIXELS = 50_000_000  # of one picture, where neither the model nor its user says
 _NODE = re.compile(r"\{\{.*?\}\}|\[\[?\{.*|\[Op:.*", re.DOTALL)  # where in the graph: not for users
+
+_PLACES = ("Graph execution error:", "Detected at node", "<stack traces", "File ", "node Assert")
+_NAMED = re.compile(r"assertion failed: \[image_bytes\[(\d+)\] is ")
+_ASSERTED = re.compile(r"assertion failed: \[(?:image_bytes\[\d+\] is )?(.*)\]")
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,13 @@ class Served:
         ]
         return [dict.fromkeys(known) | {"name": name} for name in names]
 
+    def most_pixels(self, limit: int | None = None) -> int:
+        """How many pixels a picture may have: what model.json says, or `limit` if that is lower."""
+        own = self.description.get("max_pixels")
+        if own is None:
+            return limit or PIXELS
+        return min(own, limit or own)
+
     def call(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for a batch.
 
@@ -97,7 +109,8 @@ class Served:
 
         Raises:
             BadRows: of one example, if the model itself refuses it, under number 0; of more, under
-                -1, since TensorFlow does not say which.
+                the number that an export's graph says, or -1, since TensorFlow does not say which.
+            tensorflow.errors.OpError: one example that is right, and fails nevertheless.
         """
         import tensorflow as tf
 
@@ -108,11 +121,15 @@ class Served:
         }
         try:
             outputs = self._functions[signature](**tensors)
-        except tf.errors.InvalidArgumentError as error:
+        except tf.errors.OpError as error:
             rows = len(next(iter(inputs.values())))
             if rows > 1:
-                raise BadRows({-1: _plain(error)}) from None
-            raise BadRows({0: self._why(signature, inputs, error)}) from None
+                named = _NAMED.search(str(error))
+                raise BadRows({int(named[1]) if named else -1: _plain(error)}) from None
+            why = self._why(signature, inputs, error)
+            if why is None:
+                raise
+            raise BadRows({0: why}) from None
         return {name: np.asarray(outputs[name]) for name in self.signatures[signature].outputs}
 
     def warm_up(self) -> None:
@@ -121,12 +138,17 @@ class Served:
             with suppress(BadRows):
                 self.call(name, {key: _dummy(tensor) for key, tensor in signature.inputs.items()})
 
-    def _why(self, signature: str, inputs: Mapping[str, np.ndarray], error: Exception) -> str:
+    def _why(
+        self, signature: str, inputs: Mapping[str, np.ndarray], error: Exception
+    ) -> str | None:
+        """What is wrong with one example; None if the fault is the model's or the machine's."""
+        import tensorflow as tf
+
         if self.signatures[signature].takes_pictures:
             fault = picture_fault(inputs[PICTURES][0])
             if fault:
                 return fault
-        return _plain(error)
+        return _plain(error) if isinstance(error, tf.errors.InvalidArgumentError) else None
 
 
 def _signature(name: str, function: Any, order: list[str]) -> Signature:
@@ -160,5 +182,11 @@ def _dummy(tensor: Tensor) -> np.ndarray:
 
 
 def _plain(error: Exception) -> str:
-    text = _NODE.sub("", str(getattr(error, "message", error))).strip()
-    return text.splitlines()[0].strip()[:300] if text else type(error).__name__
+    """What a graph says of one example, without where in the graph it says so."""
+    text = _NODE.sub("", str(getattr(error, "message", error)))
+    lines = [line.strip() for line in text.splitlines()]
+    told = [line for line in lines if line and not line.startswith(_PLACES)]
+    if not told:
+        return type(error).__name__
+    said = _ASSERTED.fullmatch(told[0])
+    return (said[1] if said else told[0])[:300]

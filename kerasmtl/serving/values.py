@@ -28,7 +28,9 @@ def parsed(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"The body is no JSON: {str(error)[:SHOWN]}") from None
+        raise Refused(
+            f"The body is no JSON: {str(error)[:SHOWN]}. Expected an object, pictures in base64"
+        ) from None
     if not isinstance(found, dict):
         raise Refused(f"The body is no JSON object. Received: {_shown(found)}")
     return found

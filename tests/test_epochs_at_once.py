@@ -143,7 +143,13 @@ def table(folder, spoilt=None):
     return kt.Table.load(folder / "table.npz", tasks=tasks)
 
 
-def train_on(rows, optimizer, callbacks, ema=None):
+@keras.saving.register_keras_serializable("test_epochs_at_once")
+class Rows(keras.metrics.Sum):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(keras.ops.ones_like(y_pred[:, 0]))
+
+
+def train_on(rows, optimizer, callbacks, validation=None):
     """A head of two outputs on a small backbone; the model and its history."""
     keras.utils.set_random_seed(0)
     inputs, inner = keras.Input((4,)), keras.Input((4,))
@@ -155,13 +161,13 @@ def train_on(rows, optimizer, callbacks, ema=None):
     }
     model = keras.Model(inputs, outputs)
     losses = {"binary": kt.MaskedBinaryCrossentropy(), "b": kt.MaskedMeanSquaredError()}
-    model.compile(optimizer, losses, jit_compile=False)
+    model.compile(optimizer, losses, metrics={"b": [Rows(name="rows")]}, jit_compile=False)
     before = [np.array(v) for v in model.get_weights()]
     data = kt.make_table_dataset(rows, batch_size=4, training=True)
-    held = kt.make_table_dataset(rows, batch_size=4)
+    held = kt.make_table_dataset(validation or rows, batch_size=4)
     plan = [Stage("head", 3, optimizer.learning_rate.numpy())]
     try:
-        history = fine_tune(model, data, held, plan, callbacks, 0, cache=True, ema=ema)
+        history = fine_tune(model, data, held, plan, callbacks, 0, cache=True)
     except LossNotFinite as error:
         for one, other in zip(model.get_weights(), before, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -188,6 +194,18 @@ def test_a_loss_that_is_nan_is_named_with_its_batch_and_rows(tmp_path, spoilt, r
     assert messages[0] == messages[1]
     assert "in epoch 1, batch " in messages[0] and "rows: " in messages[0]
     assert spoilt is None or "row 6" in messages[0]
+
+
+def test_a_validation_loss_that_is_nan_ends_nothing(tmp_path):
+    (tmp_path / "spoilt").mkdir()
+    given = table(tmp_path), table(tmp_path / "spoilt", spoilt=1)
+    histories = [
+        train_on(given[0], keras.optimizers.SGD(0.1), callbacks, given[1])[1]
+        for callbacks in ([], [Batches()])
+    ]
+    assert np.isnan(histories[0]["val_loss"]).all()
+    assert histories[0]["val_b_rows"] == 3 * [13.0]
+    np.testing.assert_equal(histories[0], histories[1])
 
 
 def test_what_is_trained_is_traced_once(shared_pictures, monkeypatch):

@@ -17,7 +17,8 @@ class Conductor(keras.callbacks.Callback):
     """The one callback of each `fit`: hands on what happens, and checks it.
 
     The callbacks' model is the full one, also while `fit` trains a head of it on features; their
-    `on_train_begin` and `on_train_end` come once, and epoch numbers run on.
+    `on_train_begin` and `on_train_end` come once, and epoch numbers run on. Of a head that runs
+    through many batches at once they see the last one.
 
     Args:
         full: the model.

@@ -60,8 +60,8 @@ class Stretches:
 class HeadAtOnce(keras.Model):
     """A head whose step is a stretch of an epoch; weights are as after one step per batch.
 
-    It ends early with the batch after which the loss is NaN or infinite. Of the other batches only
-    the last one's logs come out, so that callbacks which want each batch need another model.
+    Training ends early with the batch after which the loss is NaN or infinite. Only the last
+    batch's logs come out, so that callbacks which want each batch need another model.
 
     Args:
         head: as `split_model` makes it; its layers and variables are shared.
@@ -92,22 +92,32 @@ class HeadAtOnce(keras.Model):
 
     def train_step(self, data: tf.Tensor) -> Logs:
         """Train on a stretch, by its number."""
-        return self._through(self._train, data, super().train_step)
+        step = super().train_step
+        return self._through(
+            self._train, data, lambda batch: tf.math.is_finite(step(batch)["loss"])
+        )
 
     def test_step(self, data: tf.Tensor) -> Logs:
         """Test on a stretch, by its number."""
-        return self._through(self._validation, data, super().test_step)
+        step = super().test_step
 
-    def _through(self, stretches: Any, number: tf.Tensor, step: Callable[[Any], Logs]) -> Logs:
+        def goes_on(batch: Any) -> tf.Tensor:
+            step(batch)
+            return tf.constant(True)
+
+        return self._through(self._validation, data, goes_on)
+
+    def _through(self, stretches: Any, number: tf.Tensor, step: Callable[[Any], Any]) -> Logs:
+        """Take the batches of a stretch, up to the first whose step says False."""
+
         def one(batch: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            loss = step(stretches.batch(batch))["loss"]
-            return batch + 1, tf.math.is_finite(loss)
+            return batch + 1, step(stretches.batch(batch))
 
         first, end = stretches.bounds(number)
         self._within = True
         try:
             done, _ = tf.while_loop(
-                lambda batch, finite: tf.logical_and(batch < end, finite),
+                lambda batch, goes_on: tf.logical_and(batch < end, goes_on),
                 one,
                 (first, tf.constant(True)),
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kerasmtl.training.epochs_at_once import HeadAtOnce
 from kerasmtl.training.guards import TrainableGuard, check_loss
 
 Logs = dict[str, Any] | None
@@ -16,7 +17,8 @@ class Conductor(keras.callbacks.Callback):
     """The one callback of each `fit`: hands on what happens, and checks it.
 
     The callbacks' model is the full one, also while `fit` trains a head of it on features; their
-    `on_train_begin` and `on_train_end` come once, and epoch numbers run on.
+    `on_train_begin` and `on_train_end` come once, and epoch numbers run on. Of a head that runs
+    through many batches at once they see the last one.
 
     Args:
         full: the model.
@@ -62,6 +64,7 @@ class Conductor(keras.callbacks.Callback):
         """Before each `fit`, of the full model or of its head."""
         self.guard.set_model(self.full)
         self._compiled_anew = fitted is self.full
+        self._at_once = fitted if isinstance(fitted, HeadAtOnce) else None
         self.average.on_train_begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
@@ -75,7 +78,7 @@ class Conductor(keras.callbacks.Callback):
         self.users.on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        self.batch = batch
+        batch = self.batch = batch if self._at_once is None else self._at_once.last_batch
         check_loss(logs, self.epoch, batch, self.places)
         self.average.on_train_batch_end(batch, logs)
         self.users.on_train_batch_end(batch, logs)

@@ -21,9 +21,14 @@ from kerasmtl.feature_store import (
 )
 from kerasmtl.sources import Source, source_of
 from kerasmtl.training.feature_computing import Step, batches_from, in_blocks
-from kerasmtl.training.feature_dataset import MEMORY_LIMIT, feature_dataset
+from kerasmtl.training.feature_dataset import (
+    MEMORY_LIMIT,
+    FeatureSource,
+    feature_dataset,
+    feature_source,
+)
 from kerasmtl.training.feature_key import feature_key
-from kerasmtl.training.features import split_model
+from kerasmtl.training.frozen_part import FrozenPart
 
 TRIED = 8  # rows that are computed more than once, to see that they stay the same
 
@@ -64,38 +69,42 @@ def cache_features(
             or its inputs are augmented and `views` is 1.
         OSError: the folder cannot be written to, or is full; says what is needed.
     """
-    return planned_features(model, data, folder, views)(progress)
+    _source(data, views)  # what is wrong with it is said first
+    return feature_dataset(planned_features(FrozenPart(model), data, folder, views)(progress))
 
 
 def planned_features(
-    model: keras.Model,
+    part: FrozenPart,
     data: tf.data.Dataset,
     folder: str | os.PathLike[str] | None = None,
     views: int = 1,
-) -> Callable[[bool], tf.data.Dataset]:
-    """`cache_features` in two steps: this raises what it raises for model or data, at once.
+) -> Callable[[bool], FeatureSource]:
+    """`cache_features` in two steps: this raises what it raises for the data, at once.
 
-    What is returned computes the features; it takes `progress`.
+    What is returned computes the features, of which it returns the source; it takes `progress`.
     """
     source = _source(data, views)
     count = views if source.random else 1
-    features, _ = split_model(model)
-    key = feature_key(features, source, count)
+    key = feature_key(part.features, source, count)
     root = features_root(folder)
-    step = Step(features, source.inputs(TRIED).element_spec)
+    # Each set of inputs is traced anew, which takes longer than its first rows.
+    tried = source.augmented_inputs(0, TRIED) if source.random else source.inputs(TRIED)
+    step = part.step(tried.element_spec)
 
-    def computed(progress: bool) -> tf.data.Dataset:
-        tried = source.augmented_inputs(0, TRIED) if source.random else source.inputs(TRIED)
+    def computed(progress: bool) -> FeatureSource:
         first = next(iter(tried))
-        arrays = _whole(root, key)
+        arrays, own = _whole(root, key), False
         # What is whole may be another model's, and so may the blocks of what was interrupted.
         for _ in range(3):
-            if arrays is not None and step.agrees(first, arrays):
+            if own or (arrays is not None and step.agrees(first, arrays)):
                 break
             if arrays is not None:
                 _remove(root / key, progress)
-            arrays = _computed(step, source, count, root, key, progress)
-        return feature_dataset(features, source, count, key, arrays)
+            step.check(first)
+            arrays, own = _computed(
+                step, source, count, root, key, progress, None if source.random else tried
+            )
+        return feature_source(part.features, source, count, key, arrays)
 
     return computed
 
@@ -136,9 +145,16 @@ def _remove(entry: Path, say: bool) -> None:
     shutil.rmtree(entry, ignore_errors=True)
 
 
-def _computed(step: Step, source: Source, views: int, root: Path, key: str, progress: bool) -> Rows:
-    """The entry, computed and kept."""
-    step.check(next(iter(source.inputs(TRIED))))
+def _computed(
+    step: Step,
+    source: Source,
+    views: int,
+    root: Path,
+    key: str,
+    progress: bool,
+    inputs: tf.data.Dataset | None,
+) -> tuple[Rows, bool]:
+    """The entry, computed and kept; and whether all of it was computed here and now."""
     arrays = tuple(Array(name, tuple(row.shape), row.dtype.name) for name, row in step.rows.items())
     about = {
         "model": step.features.name.removesuffix("_features"),
@@ -148,13 +164,16 @@ def _computed(step: Step, source: Source, views: int, root: Path, key: str, prog
     }
     plan = Plan(key, views * source.count, arrays, about)
 
+    starts = []
+
     def compute(first: int) -> Iterator[Rows]:
+        starts.append(first)
         bar = keras.utils.Progbar(plan.rows, unit_name="row") if progress else None
         sizes = [stop - start for start, stop in plan.blocks[first // BLOCK :]]
-        for values in in_blocks(batches_from(step, source, views, first), sizes):
+        for values in in_blocks(batches_from(step, source, views, first, inputs), sizes):
             yield values
             first += len(next(iter(values.values())))
             if bar:
                 bar.update(first)
 
-    return make_entry(root, plan, compute)
+    return make_entry(root, plan, compute), starts == [0]

@@ -16,18 +16,22 @@ COMPUTED = 64  # rows that the frozen part is given at a time
 Rows = Mapping[str, np.ndarray]
 
 
-def batches_from(step: Step, source: Source, views: int, first: int) -> Iterator[Rows]:
+def batches_from(
+    step: Step, source: Source, views: int, first: int, inputs: tf.data.Dataset | None = None
+) -> Iterator[Rows]:
     """Features from a row on, of one view after the other.
 
     A row is computed in the same batch wherever this starts, so that its bits are the same.
+    `inputs` are those of all rows, in batches of any size, where they are at hand.
     """
     for view in range(first // source.count, views):
         begin = max(0, first - view * source.count)
-        inputs = (
-            source.augmented_inputs(view, COMPUTED) if source.random else source.inputs(COMPUTED)
-        )
+        if source.random:
+            batches = source.augmented_inputs(view, COMPUTED)
+        else:
+            batches = source.inputs(COMPUTED) if inputs is None else inputs.rebatch(COMPUTED)
         surplus = begin % COMPUTED
-        for batch in inputs.skip(begin // COMPUTED):
+        for batch in batches.skip(begin // COMPUTED):
             yield {name: values[surplus:] for name, values in step(batch).items()}
             surplus = 0
 
@@ -61,6 +65,7 @@ class Step:
         self._run = tf.function(
             lambda batch: features(batch, training=False), input_signature=[spec]
         )
+        self._is_checked = False
         self.rows = {name: _row(tensor) for name, tensor in named(features.output).items()}
 
     def __call__(self, inputs: Any) -> Rows:
@@ -74,7 +79,12 @@ class Step:
         return all(_alike(kept[n][:count], found[n], kind.dtype) for n, kind in kinds.items())
 
     def check(self, inputs: Any) -> None:
-        """Raise ValueError if the same inputs do not always give the same features."""
+        """Raise ValueError if the same inputs do not always give the same features.
+
+        Once: what else it is given, the frozen part does the same.
+        """
+        if self._is_checked:
+            return
         before = [keras.ops.convert_to_numpy(v) for v in self.features.variables]
         first = self(inputs)
         training = _arrays(self.features(inputs, training=True))
@@ -97,6 +107,7 @@ class Step:
                 f"`model` changes its variables when it is called: {changed[:3]}. Expected a "
                 "frozen part that stays as it is. Train without the feature cache."
             )
+        self._is_checked = True
 
 
 def named(outputs: Any) -> dict[str, Any]:

@@ -18,13 +18,12 @@ MEMORY_LIMIT = 2**30  # bytes of features that are read into memory as a whole
 Lookup = Callable[[tf.Tensor], Any]
 
 
-def feature_dataset(
+def feature_source(
     features: keras.Model, of: Source, views: int, key: str, arrays: Mapping[str, np.ndarray]
-) -> tf.data.Dataset:
-    """Batches of features and labels; each epoch counts as one of the source's own.
+) -> FeatureSource:
+    """The rows of a source by their features; each epoch counts as one of the source's own.
 
-    Shapes: arrays (views * rows, …), the rows of one view after those of the other; features
-    (batch, …), labels as the source has them, NaN = missing.
+    Shapes: arrays (views * rows, …), the rows of one view after those of the other.
 
     Args:
         features: the frozen part, which says how features are nested and typed.
@@ -33,13 +32,14 @@ def feature_dataset(
         key: of the entry.
         arrays: by name; up to 1 GiB is read into memory.
     """
-    lookup, labels = _lookup(features, arrays), _constants(of.labels)
+    in_memory = sum(array.nbytes for array in arrays.values()) <= MEMORY_LIMIT
+    lookup, labels = _lookup(features, arrays, in_memory), _constants(of.labels)
 
     def gather(rows: tf.Tensor) -> tuple[Any, Any]:
         chosen = rows % of.count
         return lookup(rows), tf.nest.map_structure(lambda values: tf.gather(values, chosen), labels)
 
-    source = FeatureSource(
+    return FeatureSource(
         count=of.count,
         labels=of.labels,
         batch_size=of.batch_size,
@@ -51,18 +51,39 @@ def feature_dataset(
         views=views,
         key=key,
         lookup=lookup,
+        gather=gather,
+        in_memory=in_memory,
     )
-    return register(_batches(of, views).map(gather).prefetch(tf.data.AUTOTUNE), source)
+
+
+def feature_dataset(source: FeatureSource) -> tf.data.Dataset:
+    """Batches of features and labels.
+
+    Shapes: features (batch, …), labels as the source has them, NaN = missing.
+    """
+    batches = _batches(source).map(source.gather).prefetch(tf.data.AUTOTUNE)
+    return register(batches, source)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class FeatureSource(Source):
-    """The rows of another source, by their features."""
+    """The rows of another source, by their features.
+
+    `lookup` goes from numbers of rows, among those of all views, to features; `gather` to features
+    and labels.
+    """
 
     of: Source
     views: int
     key: str
     lookup: Lookup
+    gather: Lookup
+    in_memory: bool
+
+    def next_order(self) -> tf.Tensor:
+        """The rows of the next epoch, among those of all views; the epoch after it is next then."""
+        number = self.epoch.assign_add(1, read_value=True) - 1
+        return permutation(self.count, self.seed, number) + number % self.views * self.count
 
     def inputs(self, batch_size: int) -> tf.data.Dataset:
         """Features of the first view, in the order of the rows."""
@@ -82,26 +103,21 @@ class FeatureSource(Source):
         return self.of.where(row)
 
 
-def _batches(of: Source, views: int) -> tf.data.Dataset:
+def _batches(source: FeatureSource) -> tf.data.Dataset:
     """The numbers of a batch's rows among those of all views, in the order of the source."""
-    if of.epoch is None:
-        return tf.data.Dataset.range(of.count).batch(of.batch_size)
-
-    def order(_: tf.Tensor) -> tf.Tensor:
-        number = of.epoch.assign_add(1, read_value=True) - 1
-        return permutation(of.count, of.seed, number) + number % views * of.count
-
+    if source.epoch is None:
+        return tf.data.Dataset.range(source.count).batch(source.batch_size)
     # Each function costs milliseconds in every epoch, more than small batches do: hence one, and
     # rows set apart and put together again, instead of `epoch_indices`.
-    rows = tf.data.Dataset.from_tensors(0).map(order).unbatch()
-    batches = -(-of.count // of.batch_size)
-    return rows.batch(of.batch_size).apply(tf.data.experimental.assert_cardinality(batches))
+    rows = tf.data.Dataset.from_tensors(0).map(lambda _: source.next_order()).unbatch()
+    batches = -(-source.count // source.batch_size)
+    return rows.batch(source.batch_size).apply(tf.data.experimental.assert_cardinality(batches))
 
 
-def _lookup(features: keras.Model, arrays: Mapping[str, np.ndarray]) -> Lookup:
+def _lookup(features: keras.Model, arrays: Mapping[str, np.ndarray], in_memory: bool) -> Lookup:
     """From row numbers to features, nested and typed as the frozen part gives them."""
     outputs = named(features.output)
-    if sum(array.nbytes for array in arrays.values()) <= MEMORY_LIMIT:
+    if in_memory:
         kept = _constants(dict(arrays))
         picked = {name: _in_memory(kept[name]) for name in outputs}
     else:

@@ -67,7 +67,9 @@ def fine_tune(
             the first AUC of the validation, or else its first metric, or else its loss. An epoch in
             which it is NaN is never the best.
         cache: stages of the head run on features that are computed once, see `cache_features`:
-            "auto" where that is possible, True (an error where it is not), False.
+            "auto" where that is possible, True (an error where it is not), False. Up to 256 batches
+            then run in one call of the graph, with the same weights, unless a callback sees batches
+            or weights are averaged.
         ema: validate, keep and end with a moving average of the weights of this decay, see
             `WeightAverage`; 0.999 is usual.
 

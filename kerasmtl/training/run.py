@@ -12,6 +12,7 @@ import numpy as np
 
 from kerasmtl.sources import source_of
 from kerasmtl.training.averaging import WeightAverage
+from kerasmtl.training.batch_hooks import see_batches
 from kerasmtl.training.callback_states import CallbackStates
 from kerasmtl.training.compilation import Compilation
 from kerasmtl.training.conductor import Conductor
@@ -195,7 +196,8 @@ class Run:
         begins = progress.epoch == progress.began
         self.compilation.set_rate(stage, self.data.steps, progress.began_step, begins)
         self.compilation.compile(self.model)
-        fitted, train, validation = self.data.of(stage, self.model, self.compilation)
+        by_batch = self.average is not None or see_batches(self.callbacks)
+        fitted, train, validation = self.data.of(stage, self.model, self.compilation, by_batch)
         self.among = None if fitted is self.model else fitted.variables
         self.conductor.stage_begins(fitted)
         fitted.fit(

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import keras
+import tensorflow as tf
 
 from kerasmtl.training.compilation import Compilation
+from kerasmtl.training.epochs_at_once import HeadAtOnce, Stretches
 from kerasmtl.training.feature_cache import planned_features
-from kerasmtl.training.features import split_model
+from kerasmtl.training.feature_dataset import FeatureSource, feature_dataset
+from kerasmtl.training.frozen_part import FrozenPart
 from kerasmtl.training.stages import Stage
 
 Cache = Literal["auto"] | bool
+Fitted = tuple[keras.Model, Any, Any]
 
 
 class StageData:
@@ -38,13 +42,18 @@ class StageData:
         if batches == -1:
             raise ValueError("`train` has no end. Expected a data set of one epoch: no repeat().")
         self.steps = batches if batches > 0 else None
-        self._cached: tuple[keras.Model, Any, Any] | None = None
+        self._cached: tuple[keras.Model, list[FeatureSource]] | None = None
         self._refused = False
 
     def of(
-        self, stage: Stage, model: keras.Model, compilation: Compilation
-    ) -> tuple[keras.Model, Any, Any]:
-        """The model to fit in a stage, the full one or its head, and what to fit it on."""
+        self, stage: Stage, model: keras.Model, compilation: Compilation, by_batch: bool = True
+    ) -> Fitted:
+        """The model to fit in a stage, the full one or its head, and what to fit it on.
+
+        Args:
+            by_batch: something has to see each batch; otherwise a head may run through many in one
+                call of its graph.
+        """
         if stage.train != "head" or self.cache is False or self._refused:
             return model, self.train, self.validation
         if self._cached is None:
@@ -57,24 +66,40 @@ class StageData:
                 if self.verbose:
                     print(f"Features are not cached: {error}")
                 return model, self.train, self.validation
+        head, sources = self._cached
+        at_once = all(source.in_memory for source in sources) and not (
+            by_batch or model.run_eagerly or _is_distributed(model)
+        )
+        if at_once:
+            stretches = [Stretches(source) for source in sources]
+            head, sets = HeadAtOnce.of(head, *stretches), [each.dataset for each in stretches]
+        else:
+            sets = [feature_dataset(source) for source in sources]
         # XLA would take longer to compile so small a model than the model to train.
-        compilation.compile(self._cached[0], jit_compile=False)
-        return self._cached
+        compilation.compile(head, jit_compile=False)
+        if at_once:
+            head.build_metrics()
+        return head, sets[0], sets[1] if len(sets) > 1 else None
 
-    def _features(self, model: keras.Model) -> tuple[keras.Model, Any, Any]:
+    def _features(self, model: keras.Model) -> tuple[keras.Model, list[FeatureSource]]:
         with model.distribute_strategy.scope():
-            _, head = split_model(model)
+            part = FrozenPart(model)
         sets = {"train": self.train, "validation": self.validation}
         planned = {
-            name: _planned(name, model, data) for name, data in sets.items() if data is not None
+            name: _planned(name, part, data) for name, data in sets.items() if data is not None
         }
-        found = {name: compute(bool(self.verbose)) for name, compute in planned.items()}
-        return head, found["train"], found.get("validation")
+        return part.head, [compute(bool(self.verbose)) for compute in planned.values()]
 
 
-def _planned(name: str, model: keras.Model, data: Any) -> Callable[[bool], Any]:
+def _planned(name: str, part: FrozenPart, data: Any) -> Callable[[bool], Any]:
     """As `planned_features`, whose messages on data say `data`."""
     try:
-        return planned_features(model, data)
+        return planned_features(part, data)
     except ValueError as error:
         raise ValueError(str(error).replace("`data`", f"`{name}`")) from error
+
+
+def _is_distributed(model: keras.Model) -> bool:
+    return tf.distribute.has_strategy() or (
+        model.distribute_strategy is not tf.distribute.get_strategy()
+    )

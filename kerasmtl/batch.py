@@ -65,7 +65,7 @@ def predict_to_file(
     progress: bool = False,
     block: int | None = None,
 ) -> Done:
-    """Write predictions for all inputs to a CSV or Parquet file, `out`, in their order.
+    """Write predictions for all inputs to a CSV, Parquet or JSON lines file, in their order.
 
     Columns: image, or row or id; line, where the inputs have lines; by task its probability or
     number, and the decision if the model has one; of a multiclass task the likeliest class and
@@ -78,7 +78,7 @@ def predict_to_file(
     Args:
         predictor: as `model_predictor` or `export_predictor` makes it.
         inputs: pictures or rows, as the predictor takes them.
-        out: ends in .csv or .parquet.
+        out: ends in .csv, .parquet or .jsonl.
         batch_size: inputs in one call of the model.
         resume: False forgets the blocks of an interrupted call.
         overwrite: replace a file of that name.
@@ -100,6 +100,9 @@ def predict_to_file(
     size = block or (BLOCK if predictor.columns is None else BLOCK_OF_ROWS)
     identity = {"model": predictor.sha256, "inputs": digest, "columns": columns, "block": size}
     with unfinished(target, columns) as kept, _bar(total, progress) as advance:
+        before = kept.published(identity, overwrite)
+        if before is not None:
+            return Done(target, total - before[1], before[1], before[0], total)
         finished = kept.begin(identity, resume, total)
         resumed = min(finished * size, total)
         advance(resumed)

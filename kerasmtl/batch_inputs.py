@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kerasmtl.batch_paths import PICTURES, is_address, shown, walk
 from kerasmtl.csv_table import iter_lines
 from kerasmtl.table_files import file_format, read_columns, read_npz
 
-PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 _HASHED = 2**20  # bytes at once
 
 
@@ -40,12 +40,15 @@ class Piece:
 class PictureInputs:
     """The pictures of folders (with all folders in them, in order of their names) and files.
 
+    Links are followed, but for those that lead back to a folder around them. A folder within that
+    cannot be listed counts as one bad input.
+
     A CSV names pictures in one of its columns, from its own folder on; CSVs and pictures do not
     mix.
 
     Raises:
         FileNotFoundError: a folder or file is absent.
-        ValueError: CSVs among others.
+        ValueError: CSVs among others, or an address (https://…).
     """
 
     first = "image"
@@ -61,6 +64,11 @@ class PictureInputs:
                 f"{', '.join(self._sources[:5])}"
             )
         for source in sources:
+            if is_address(source):
+                raise ValueError(
+                    "`files` names an address, and nothing is fetched. Expected files or folders "
+                    f"of this machine. Received: {source}"
+                )
             if not os.path.exists(source):
                 raise FileNotFoundError(f"`files` {source} does not exist.")
 
@@ -75,7 +83,7 @@ class PictureInputs:
             try:
                 status = os.stat(path)
                 found = (status.st_size, status.st_mtime_ns)
-            except OSError:
+            except (OSError, ValueError):  # ValueError: no name that a file can have
                 found = None
             whole.update(repr((name, line, path, found)).encode())
             count += 1
@@ -96,7 +104,7 @@ class PictureInputs:
     def _each(self) -> Iterator[tuple[str, int | None, str]]:
         for source in self._sources:
             if os.path.isdir(source):
-                for path in _walk(source):
+                for path in walk(source):
                     yield shown(path), None, path
             elif self.has_lines:
                 yield from self._listed(Path(source))
@@ -221,19 +229,6 @@ class RowInputs:
         found = iter_lines(source)
         _check_columns(needed, next(found)[1], source)
         return sum(1 for _ in found)
-
-
-def shown(path: str) -> str:
-    """A path as text that can be written anywhere."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _walk(folder: str) -> Iterator[str]:
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if name.lower().endswith(PICTURES):
-                yield os.path.join(root, name)
 
 
 def _numbers(

@@ -9,27 +9,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from kerasmtl.batch_formats import Columns, append, csv_lines, writer_of
 from kerasmtl.feature_store import locked
 
-FORMATS = (".csv", ".parquet")
 BAD = ("path", "line", "reason")
-_GROUP = 2**16  # rows that a Parquet file keeps together
 _RUN = "run.json"
-
-Columns = Sequence[tuple[str, str]]  # name, NumPy type; "str" for text
-
-
-class Writer(Protocol):
-    """One format: a block, and the file made of all blocks."""
-
-    def write(self, path: Path, values: Mapping[str, Any]) -> None: ...
-
-    def join(self, blocks: Sequence[Path], path: Path) -> None: ...
+_PUBLISHED = "published.json"
 
 
 class Unfinished:
@@ -43,7 +32,8 @@ class Unfinished:
         self.out = out
         self.folder = folder_of(out)
         self._columns = columns
-        self._writer = _writer(out, columns)
+        self._writer = writer_of(out, columns)
+        self._identity: dict[str, Any] = {}
 
     def begin(self, identity: Mapping[str, Any], resume: bool, total: int) -> int:
         """How many blocks are finished; without `resume` they are removed first.
@@ -51,14 +41,33 @@ class Unfinished:
         Raises:
             ValueError: they belong to another model, or to other inputs.
         """
-        record = self.folder / _RUN
+        record, self._identity = self.folder / _RUN, dict(identity)
         if resume and record.is_file():
             self._compare(json.loads(record.read_text(encoding="utf-8")), dict(identity))
         else:
-            for path in self.folder.glob("*.*"):  # all but the lock
-                path.unlink()
+            self._clear()
             _put(record, json.dumps({**identity, "inputs_found": total}, indent=2))
         return len(self._blocks())
+
+    def published(
+        self, identity: Mapping[str, Any], overwrite: bool
+    ) -> tuple[Path | None, int] | None:
+        """What `publish` returned, where it was killed once the file had its name; else None.
+
+        Raises:
+            FileExistsError: the file is of another model, or of other inputs.
+        """
+        if not _is_published(self.out):
+            return None
+        said = json.loads((self.folder / _PUBLISHED).read_text(encoding="utf-8"))
+        same = said["identity"] == json.loads(json.dumps(identity))
+        if overwrite and not same:
+            self._clear()
+            return None
+        shutil.rmtree(self.folder)
+        if not same:
+            check_free(self.out)
+        return (quarantine_of(self.out) if said["bad"] else None), said["bad"]
 
     def write(
         self, number: int, values: Mapping[str, Any], bad: Sequence[tuple[str, int | None, str]]
@@ -66,7 +75,7 @@ class Unfinished:
         """Keep a block, once it is whole: its predictions, and path, line and reason of others."""
         if bad:
             rows = pd.DataFrame(bad, columns=list(BAD), dtype=object)
-            _put(self._bad(number), rows.to_csv(header=False, index=False, lineterminator="\n"))
+            _put(self._bad(number), csv_lines(rows))
         path = self._block(number)
         aside = path.with_name(path.name + ".part")
         self._writer.write(aside, values)
@@ -90,7 +99,11 @@ class Unfinished:
             listed.unlink(missing_ok=True)  # it would be taken for this file's
         if not overwrite:
             check_free(self.out)
+        # From here to the end a killed call is one that is done: see `published`.
+        said = {"file": _mark(whole), "identity": self._identity, "bad": count}
+        _put(self.folder / _PUBLISHED, json.dumps(said))
         _settle(whole, self.out)
+        self._clear(but=_PUBLISHED)
         shutil.rmtree(self.folder)
         return (listed if found else None), count
 
@@ -102,6 +115,11 @@ class Unfinished:
                     f"and options, to go on from the blocks in {self.folder}. To begin anew, call "
                     "with resume=False (command line: --no-resume)."
                 )
+
+    def _clear(self, but: str = "") -> None:
+        for path in self.folder.glob("*.*"):  # all but the lock
+            if path.name != but:
+                path.unlink()
 
     def _blocks(self) -> list[Path]:
         """Those that are finished, without a gap from the first on."""
@@ -122,7 +140,7 @@ def unfinished(out: Path, columns: Columns) -> Iterator[Unfinished]:
     """The blocks of a file to be, for one process at a time.
 
     Raises:
-        ValueError: another ending than .csv or .parquet, no pyarrow, or another process is at it.
+        ValueError: an unknown ending, no pyarrow, or another process is at it.
     """
     made = Unfinished(out, columns)
     made.folder.mkdir(parents=True, exist_ok=True)
@@ -140,11 +158,12 @@ def check_out(out: Path, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: one is there; without `overwrite` neither is touched.
-        ValueError: another ending than .csv or .parquet, or no pyarrow.
+        ValueError: an unknown ending, or no pyarrow.
     """
-    _writer(out, ())
+    writer_of(out, ())
     if not overwrite:
-        check_free(out)
+        if not _is_published(out):
+            check_free(out)
         if not folder_of(out).exists():  # else the list is of the run that goes on
             check_free(quarantine_of(out))
 
@@ -158,6 +177,21 @@ def check_free(path: Path) -> None:
         )
 
 
+def _is_published(out: Path) -> bool:
+    """Whether the file is that of a call which was killed before it could tidy up."""
+    try:
+        said = json.loads((folder_of(out) / _PUBLISHED).read_text(encoding="utf-8"))
+        return said["file"] == _mark(out)
+    except OSError:
+        return False
+
+
+def _mark(path: Path) -> list[int]:
+    """What a file keeps when it is renamed, and another one does not have."""
+    status = path.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
 def quarantine_of(out: Path) -> Path:
     """The list of the inputs that could not be used."""
     return out.with_name(out.name + ".quarantine.csv")
@@ -168,80 +202,11 @@ def folder_of(out: Path) -> Path:
     return out.with_name(out.name + ".unfinished")
 
 
-class _Csv:
-    def __init__(self, columns: Columns) -> None:
-        self._names = [name for name, _ in columns]
-
-    def write(self, path: Path, values: Mapping[str, Any]) -> None:
-        frame = pd.DataFrame({name: values[name] for name in self._names})
-        frame.to_csv(path, header=False, index=False, lineterminator="\n")
-
-    def join(self, blocks: Sequence[Path], path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(self._names)
-        _append(blocks, path)
-
-
-class _Parquet:
-    def __init__(self, columns: Columns) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ValueError(
-                "`out` needs pyarrow to become a Parquet file. Install it: pip install "
-                "'kerasmtl[parquet]', or write a .csv."
-            ) from error
-        self._arrow = pyarrow
-        types = [
-            pyarrow.string() if kind == "str" else pyarrow.from_numpy_dtype(np.dtype(kind))
-            for _, kind in columns
-        ]
-        self._schema = pyarrow.schema(
-            [(name, kind) for (name, _), kind in zip(columns, types, strict=True)]
-        )
-
-    def write(self, path: Path, values: Mapping[str, Any]) -> None:
-        table = self._arrow.table(
-            {name: values[name] for name in self._schema.names}, schema=self._schema
-        )
-        self._arrow.parquet.write_table(table, path)
-
-    def join(self, blocks: Sequence[Path], path: Path) -> None:
-        with self._arrow.parquet.ParquetWriter(path, self._schema) as file:
-            pending, rows = [], 0
-            for block in blocks:
-                pending.append(self._arrow.parquet.read_table(block, schema=self._schema))
-                rows += pending[-1].num_rows
-                if rows >= _GROUP:
-                    file.write_table(self._arrow.concat_tables(pending).combine_chunks())
-                    pending, rows = [], 0
-            if rows:
-                file.write_table(self._arrow.concat_tables(pending).combine_chunks())
-
-
-def _writer(out: Path, columns: Columns) -> Writer:
-    kind = out.suffix.lower()
-    if kind not in FORMATS:
-        raise ValueError(
-            f"`out` {out} has another ending. Expected one of {', '.join(FORMATS)}. "
-            f"Received: {out.suffix!r}"
-        )
-    return _Csv(columns) if kind == ".csv" else _Parquet(columns)
-
-
 def _join_lists(found: Sequence[Path], path: Path) -> int:
     path.write_text(",".join(BAD) + "\n", encoding="utf-8")
-    _append(found, path)
+    append(found, path)
     with path.open(newline="", encoding="utf-8") as file:
         return sum(1 for _ in csv.reader(file)) - 1
-
-
-def _append(parts: Sequence[Path], path: Path) -> None:
-    with path.open("ab") as file:
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, file)
 
 
 def _put(path: Path, text: str) -> None:

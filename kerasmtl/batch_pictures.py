@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import stat
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import tensorflow as tf
 
 from kerasmtl.batch import Predictor, joined
 from kerasmtl.batch_inputs import Piece
+from kerasmtl.batch_paths import is_address
 from kerasmtl.inputs import picture_fault, read_image
 
 # What TensorFlow says of bytes that it cannot make a picture of.
@@ -27,7 +30,8 @@ def predict_pieces(
 ) -> Iterator[tuple[Piece, Outputs, dict[int, str]]]:
     """By piece the outputs of its good pictures, and by position why the others are bad.
 
-    Batches run on from one piece to the next, so that nothing waits at their ends.
+    Reading runs on from one piece to the next; a batch never does, so that a call which goes on
+    after an interruption makes the same batches, and gets the same last digits.
     """
     waiting: list[Piece] = []  # handed to TensorFlow, and not whole yet
     failed: list[Exception] = []
@@ -72,11 +76,15 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, tf.Tensor]]:
     """Positions and pictures, decoded or as bytes; what cannot be read is left out."""
 
+    ends: list[int] = []
+
     def named() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         start = 0
         for piece in pieces:
-            paths = np.array([os.fsencode(path) for path in piece.paths], object)
-            yield np.arange(start, start + len(piece)), paths
+            ends.append(start + len(piece))
+            rows = [row for row, path in enumerate(piece.paths) if _special(path) is None]
+            paths = np.array([os.fsencode(piece.paths[row]) for row in rows], object)
+            yield start + np.array(rows, "int64"), paths
             start += len(piece)
 
     def read(place: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -87,8 +95,30 @@ def _batches(
     kinds = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
     found = tf.data.Dataset.from_generator(named, output_signature=kinds).unbatch()
     found = found.map(read, tf.data.AUTOTUNE, deterministic=True).ignore_errors()
-    for places, batch in found.batch(batch_size).prefetch(tf.data.AUTOTUNE):
-        yield places.numpy(), batch
+    yield from _within(found.batch(batch_size).prefetch(tf.data.AUTOTUNE), ends, batch_size)
+
+
+def _within(
+    found: Iterable[tuple[tf.Tensor, tf.Tensor]], ends: list[int], batch_size: int
+) -> Iterator[tuple[np.ndarray, tf.Tensor]]:
+    """The same in batches that do not run over the end of a piece."""
+    places: np.ndarray = np.empty(0, "int64")
+    waiting: list[tf.Tensor] = []
+    for more, batch in found:
+        places = np.concatenate([places, more.numpy()])
+        waiting.append(batch)
+        while len(places):
+            end = ends[bisect_right(ends, places[0])]
+            inside = int(np.searchsorted(places, end))
+            if inside < batch_size and inside == len(places):
+                break  # more of this piece may come
+            whole = waiting[0] if len(waiting) == 1 else tf.concat(waiting, 0)
+            count = min(inside, batch_size)
+            yield places[:count], whole if count == len(places) else whole[:count]
+            places = places[count:]
+            waiting = [whole[count:]] if len(places) else []
+    if len(places):
+        yield places, waiting[0] if len(waiting) == 1 else tf.concat(waiting, 0)
 
 
 def _on_good(
@@ -135,16 +165,18 @@ def _finished(
 ) -> tuple[Piece, Outputs, dict[int, str]]:
     good = {int(place) - first for places, _ in found for place in places}
     bad = {
-        row: _why(piece.paths[row], whys.pop(first + row, None), size)
+        row: _why(piece.names[row], piece.paths[row], whys.pop(first + row, None), size)
         for row in range(len(piece))
         if row not in good
     }
     return piece, joined([outputs for _, outputs in found]), bad
 
 
-def _why(path: str, said: str | None, size: tuple[int, int] | None) -> str:
+def _why(name: str, path: str, said: str | None, size: tuple[int, int] | None) -> str:
     """Why a picture is bad: what Pillow finds, else what TensorFlow said, or says now."""
-    fault = picture_fault(path)
+    if is_address(name):
+        return "an address, and nothing is fetched"
+    fault = _special(path) or picture_fault(path)
     if fault or said:
         return fault or str(said)
     try:
@@ -154,6 +186,19 @@ def _why(path: str, said: str | None, size: tuple[int, int] | None) -> str:
     except tf.errors.OpError as error:
         return _plain(error)
     return f"could not be read at first, and can be now ({len(data.numpy())} bytes)"
+
+
+def _special(path: str) -> str | None:
+    """What a path is that is no file: a pipe, say, on which a reader waits for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:
+        return "no name that a file can have"
+    except OSError:
+        return None  # the reader says why
+    if stat.S_ISDIR(mode):
+        return "a folder" if os.access(path, os.R_OK | os.X_OK) else "a folder that cannot be read"
+    return None if stat.S_ISREG(mode) else "no regular file"
 
 
 def _plain(error: tf.errors.OpError) -> str:

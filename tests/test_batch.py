@@ -401,7 +401,9 @@ def test_with_no_good_input_the_file_has_columns_and_no_rows(served, tmp_path, e
 
 def test_wrong_endings_sizes_and_names_are_refused(tmp_path, monkeypatch):
     inputs = RowInputs([rows(tmp_path)], COLUMNS)
-    with pytest.raises(ValueError, match="Expected one of .csv, .parquet. Received: '.xlsx'"):
+    with pytest.raises(
+        ValueError, match="Expected one of .csv, .parquet, .jsonl. Received: '.xlsx'"
+    ):
         predict_to_file(Adding().predictor, inputs, tmp_path / "p.xlsx")
     with pytest.raises(ValueError, match="`batch_size` is too small"):
         predict_to_file(Adding().predictor, inputs, tmp_path / "p.csv", batch_size=0)

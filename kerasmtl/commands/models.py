@@ -93,7 +93,8 @@ def evaluate(
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write predictions here, .csv or .parquet; FILES may then be folders and lists, too.",
+    help="Write predictions here, .csv, .parquet or .jsonl; FILES may then be folders and lists, "
+    "too.",
 )
 @click.option(
     "--resume/--no-resume",

@@ -13,21 +13,22 @@ class Format:
         runtime: "litert" or "onnx".
         ending: of its files.
         extra: of kerasmtl, which brings what writes and runs it.
-        bound: how far an output may be from the model's own, as a share of it where it is above 1;
-            None: it loses precision, and how much is measured and told.
+        exact: whether it gives the model's numbers; if not, how far it is off is measured and told.
     """
 
     runtime: str
     ending: str
     extra: str
-    bound: float | None
+    exact: bool
 
+
+NEAR = {"probability": 1e-5, "number": 1e-4}  # how far it may be off; a number above 1, as a share
 
 FORMATS = {
-    "litert": Format("litert", ".tflite", "litert", 1e-4),
-    "litert-dynamic": Format("litert", ".tflite", "litert", None),
-    "litert-int8": Format("litert", ".tflite", "litert", None),
-    "onnx": Format("onnx", ".onnx", "onnx", 1e-4),
+    "litert": Format("litert", ".tflite", "litert", True),
+    "litert-dynamic": Format("litert", ".tflite", "litert", False),
+    "litert-int8": Format("litert", ".tflite", "litert", False),
+    "onnx": Format("onnx", ".onnx", "onnx", True),
 }
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from kerasmtl.formats.exported import ExportedModel
 from kerasmtl.heads import by_task, check_outputs
 from kerasmtl.tasks import Task
 
 SIGNATURE = "serving_default"
+
+Model = keras.Model | ExportedModel
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,16 @@ class Face:
     columns: tuple[str, ...] | None
 
     @classmethod
+    def of_export(cls, model: ExportedModel) -> Face:
+        """The face of an exported version."""
+        return cls(
+            _free("pixels" if model.columns is None else "features", model.tasks),
+            model.shape,
+            model.tasks,
+            model.columns,
+        )
+
+    @classmethod
     def of(cls, model: keras.Model, tasks: tuple[Task, ...], columns: Sequence[str] | None) -> Face:
         """The face of a model.
 
@@ -43,9 +57,7 @@ class Face:
         shape = _input_shape(model)
         named = _checked_columns(shape, columns)
         check_outputs(model, tasks)
-        name = "pixels" if named is None else "features"
-        while name in {task.name for task in tasks}:  # ONNX has one name space for both
-            name += "_"
+        name = _free("pixels" if named is None else "features", tasks)
         return cls(name, shape, tasks, named)
 
     @property
@@ -54,22 +66,49 @@ class Face:
         return tf.TensorSpec((None, *self.shape), tf.float32, name=self.name)
 
 
-def serving_function(model: keras.Model, face: Face) -> Any:
-    """The model as a function of one tensor, task name → output; see `by_task` for the shapes."""
+def answers(model: Model, rows: np.ndarray, face: Face, batch_size: int) -> dict[str, np.ndarray]:
+    """What the original answers, by task; see `by_task` for the shapes."""
+    if isinstance(model, ExportedModel):
+        return model.answers(rows, batch_size)
+    return by_task(model.predict(rows, batch_size=batch_size, verbose=0), face.tasks)
+
+
+def serving_function(model: Model, face: Face, uint8: bool = False) -> Any:
+    """The model as a function of one tensor, task name → output; see `by_task` for the shapes.
+
+    `uint8`: the tensor is pixels from 0 to 255, which the function turns into [0, 1].
+    """
 
     def serve(inputs: tf.Tensor) -> dict[str, Any]:
+        if uint8:
+            inputs = tf.cast(inputs, tf.float32) * (1 / 255)
+        if isinstance(model, ExportedModel):
+            return model.serve(inputs)
         outputs = by_task(model(inputs, training=False), face.tasks)
         return {name: tf.cast(value, tf.float32) for name, value in outputs.items()}
 
     return serve
 
 
-def write_saved_model(model: keras.Model, face: Face, folder: str | Path) -> None:
+def write_saved_model(model: Model, face: Face, folder: str | Path, uint8: bool = False) -> None:
     """A SavedModel with the one signature `serving_default`, for converters."""
+    spec = tf.TensorSpec(face.spec.shape, tf.uint8, name=face.name) if uint8 else face.spec
+    if isinstance(model, ExportedModel):
+        module = tf.Module()
+        module.kept = model
+        module.serve = tf.function(serving_function(model, face, uint8), input_signature=[spec])
+        tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
+        return
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint(SIGNATURE, serving_function(model, face), [face.spec])
+    archive.add_endpoint(SIGNATURE, serving_function(model, face, uint8), [spec])
     archive.write_out(str(folder), verbose=False)
+
+
+def _free(name: str, tasks: Sequence[Task]) -> str:
+    while name in {task.name for task in tasks}:  # ONNX has one name space for both
+        name += "_"
+    return name
 
 
 def _input_shape(model: keras.Model) -> tuple[int, ...]:

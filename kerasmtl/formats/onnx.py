@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import re
 
-import keras
 import tensorflow as tf
 
 from kerasmtl.formats import needs
-from kerasmtl.formats.face import Face, serving_function
+from kerasmtl.formats.face import Face, Model, serving_function
 
 OPSET = 18  # the highest of tf2onnx 1.17
 
 
-def onnx_bytes(model: keras.Model, face: Face) -> bytes:
+def onnx_bytes(model: Model, face: Face) -> bytes:
     """The model as an .onnx file: float32, one output per task, under its name.
 
     Args:

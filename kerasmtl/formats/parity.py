@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
-from kerasmtl.formats.face import Face
+from kerasmtl.formats import NEAR
+from kerasmtl.formats.face import Face, Model, answers
 from kerasmtl.formats.runtimes import BATCH, Run
-from kerasmtl.heads import by_task
 
 
 def compare(
-    model: keras.Model,
+    model: Model,
     run: Run,
     face: Face,
     rows: np.ndarray,
     limits: Mapping[str, float],
     uint8: bool,
-    bound: float | None,
+    exact: bool,
 ) -> dict[str, Any]:
     """The largest difference by task, and the share of decisions that are the same.
 
@@ -31,18 +30,15 @@ def compare(
         rows: inputs, (rows, *face.shape) float32.
         limits: by binary task, from which probability on the answer is yes.
         uint8: the converted one takes uint8 pixels.
-        bound: of the differences, as a share of the number where it is above 1; None: any.
+        exact: whether differences have to be within `NEAR`.
 
     Raises:
         ValueError: an output has another shape, is NaN where the model's is not, or is beyond the
-            bound.
+            bounds of `NEAR`, if they are to be exact.
     """
     if uint8:  # both get what uint8 can hold
         rows = np.rint(rows * 255).astype("uint8")
-    wanted = by_task(
-        model.predict(rows / np.float32(255) if uint8 else rows, batch_size=BATCH, verbose=0),
-        face.tasks,
-    )
+    wanted = answers(model, rows / np.float32(255) if uint8 else rows, face, BATCH)
     try:
         parts = [run(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
         got = {task.name: np.concatenate([p[task.name] for p in parts]) for task in face.tasks}
@@ -51,11 +47,14 @@ def compare(
             f"`model` was converted, but its own runtime cannot run it: {str(error)[:300]}"
         ) from error
     differences = {name: _difference(name, got[name], wanted[name]) for name in got}
-    beyond = {name: value for name, value in differences.items() if bound and value > bound}
-    if beyond:
+    bounds = {
+        t.name: NEAR["number" if t.kind == "regression" else "probability"] for t in face.tasks
+    }
+    beyond = {name: value for name, value in differences.items() if value > bounds[name]}
+    if exact and beyond:
         raise ValueError(
             f"`model` gives other numbers once converted, and nothing was written. Expected at "
-            f"most {bound:g} between them. Received: {beyond}"
+            f"most {NEAR} between them. Received: {beyond}"
         )
     return {
         "rows": len(rows),

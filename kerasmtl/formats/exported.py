@@ -1,0 +1,133 @@
+"""An exported version as what is converted: its network and its temperatures, without decoding."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kerasmtl.exporting.description import MODEL_FILE, read_description
+from kerasmtl.prediction import exported_table
+from kerasmtl.tasks import Task
+
+_RESIZED = "TensorListStack"  # gathers the pictures that a loop has resized one by one
+
+
+class ExportedModel:
+    """A folder that `export_saved_model` wrote, from pictures of the model's size or rows on.
+
+    Attributes: `described`, what its model.json says; `tasks`, `columns` (None: pictures) and
+    `shape` of one input; `thresholds` by binary task; `calibrated`, whether it has temperatures.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is absent, or no version of an exported model.
+    """
+
+    layers = ()  # of Keras there are none
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        exported_table(folder)
+        described = read_description(folder)
+        if described is None:
+            raise ValueError(
+                f"`model` {folder} does not say what it is. Expected {MODEL_FILE} in it, as "
+                "export_saved_model writes it."
+            )
+        self.described: dict[str, Any] = described
+        known = ("name", "kind", "classes")
+        self.tasks = tuple(Task(**{key: task[key] for key in known}) for task in described["tasks"])
+        self.thresholds = {
+            task["name"]: task["threshold"]
+            for task in described["tasks"]
+            if task["kind"] == "binary"
+        }
+        warm = [task.get("temperature") for task in described["tasks"]]
+        self.calibrated = any(value not in (None, 1.0) for value in warm)
+        table = described["kind"] == "table"
+        self.columns = tuple(described["columns"]) if table else None
+        self.shape = (len(self.columns),) if table else (*described["image_size"], 3)
+        self._loaded = tf.saved_model.load(str(Path(folder)))  # its signatures live as long
+        self._signature = self._loaded.signatures["matrix" if table else "pixels_float"]
+        self._argument = "features" if table else "pixels"
+        self._network = _network(self._signature, self.shape)
+
+    def answers(self, rows: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
+        """By task what the export itself answers, float32; see `kerasmtl.heads.by_task`."""
+        parts = [
+            self._signature(**{self._argument: tf.constant(rows[at : at + batch_size])})
+            for at in range(0, len(rows), batch_size)
+        ]
+        return {
+            task.name: np.concatenate([np.asarray(part[task.name]) for part in parts])
+            for task in self.tasks
+        }
+
+    def serve(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The same as a graph that converters read, task name → output."""
+        names = sorted(self._signature.structured_outputs)
+        found = dict(zip(names, self._network(inputs), strict=True))
+        return {task.name: tf.identity(found[task.name]) for task in self.tasks}
+
+
+def _network(signature: Any, shape: tuple[int, ...]) -> Any:
+    """A signature from resized pictures, or rows, on: its outputs in order of their names."""
+    # What tf.lite calls itself; there is no public name for it.
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2 as frozen,
+    )
+
+    function = frozen(signature, lower_control_flow=False)
+    graph = function.graph
+    cut = _entrance(graph, shape) if len(shape) == 3 else function.inputs[0]
+    definition = _with_plain_logarithms(_without_order(graph.as_graph_def()))
+    outputs = [tensor.name for tensor in graph.outputs]
+
+    def network(inputs: tf.Tensor) -> list[tf.Tensor]:
+        return tf.graph_util.import_graph_def(
+            definition, input_map={cut.name: inputs}, return_elements=outputs, name=""
+        )
+
+    made = tf.compat.v1.wrap_function(network, [tf.TensorSpec((None, *shape), tf.float32)])
+    return made.prune(made.inputs[0], made.outputs)
+
+
+def _entrance(graph: Any, shape: tuple[int, ...]) -> Any:
+    """The pictures, (batch, *shape), that the loop which resizes them has put together."""
+    stacks = [op.outputs[0] for op in graph.get_operations() if op.type == _RESIZED]
+    found = next((tensor for tensor in stacks if tensor.shape[1:] == shape), None)
+    if found is None:
+        raise ValueError(
+            "`model` resizes pictures in a way that is unknown here. Expected a version that "
+            "export_saved_model wrote. Convert the model that it was made of."
+        )
+    return found
+
+
+def _without_order(definition: Any) -> Any:
+    """The same graph without control inputs: of constants alone, it has nothing to wait for.
+
+    Through them a module of TensorFlow would hang on the decoding before it.
+    """
+    for node in definition.node:
+        data = [name for name in node.input if not name.startswith("^")]
+        del node.input[:]
+        node.input.extend(data)
+    return definition
+
+
+def _with_plain_logarithms(definition: Any) -> Any:
+    """The same graph without Log1p, which ONNX lacks: of a probability, log(1 + x) is as good."""
+    for node in [node for node in definition.node if node.op == "Log1p"]:
+        kind = node.attr["T"].type
+        one = definition.node.add(name=f"{node.name}/one", op="Const")
+        one.attr["dtype"].type = kind
+        one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1.0, tf.as_dtype(kind)))
+        total = definition.node.add(name=f"{node.name}/more", op="AddV2")
+        total.attr["T"].type = kind
+        total.input.extend([node.input[0], one.name])
+        node.op = "Log"
+        node.input[0] = total.name
+    return definition

@@ -25,9 +25,10 @@ from kerasmtl.decoding import (  # noqa: F401
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import tensorflow as tf
 
-PREPROCESSING = 3  # goes up whenever the same file gives other numbers
+PREPROCESSING = 4  # goes up whenever the same file gives other numbers
 # What training decodes in the graph; other formats that Pillow reads are turned into PNG first.
 TF_FORMATS = {"JPEG", "PNG", "GIF"}
 _JPEG_END = b"\xff\xd9"
@@ -62,6 +63,7 @@ def decode_image(
     size: tuple[int, int] | None = None,
     most_pixels: int = MOST_PIXELS,
     name: tf.Tensor | str = "the picture",
+    common: bool = False,
 ) -> tf.Tensor:
     """Bytes of a JPEG, PNG, GIF, BMP or WebP, shape (), as uint8 (height, width, 3), RGB.
 
@@ -70,7 +72,7 @@ def decode_image(
 
     With the size that it will be resized to, a large JPEG (of more than `WORTH` bytes) is decoded
     at 1/2, 1/4 or 1/8 of its height and width, the smallest that is still `SPARE` times as high
-    and wide as wanted.
+    and wide as wanted. `common`: the data are known to be a JPEG, PNG or GIF.
 
     Raises:
         tf.errors.InvalidArgumentError: none of these, truncated, or of more than `most_pixels`:
@@ -78,10 +80,10 @@ def decode_image(
     """
     import tensorflow as tf
 
-    look = look_at(data, size, most_pixels)
+    look = look_at(data, size, most_pixels, common)
     fine = tf.debugging.Assert(look.reason == "", [tf.strings.join([name, " is ", look.reason])])
     with tf.control_dependencies([] if fine is None else [fine]):
-        return decode(tf.identity(data), look)
+        return decode(tf.identity(data), look, common)
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -92,21 +94,41 @@ def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     import tensorflow as tf
 
     image = tf.convert_to_tensor(image)
-    sides = tf.shape(image)[:2]
+    smaller = tf.reduce_all(tf.shape(image)[:2] <= size)
+    values = tf.cond(smaller, lambda: enlarged(image, size), lambda: reduced(image, size))
+    return tf.ensure_shape(values, (*size, 3))
 
-    def reduced() -> tf.Tensor:
-        # Columns as rows: TensorFlow's inner loop then runs over a whole row instead of three
-        # channels. The numbers are those of tf.image.resize on the picture, bit for bit.
-        narrow = tf.transpose(_resize_rows(image, size[0]), (1, 0, 2))
-        return tf.transpose(_resize_rows(narrow, size[1]), (1, 0, 2))
 
-    def enlarged() -> tf.Tensor:  # where antialiasing changes nothing, and costs twice as much
-        return tf.image.resize(image, size)
+def enlarged(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """`resize_image` of what is no larger, where antialiasing changes nothing and costs double."""
+    import tensorflow as tf
 
-    values = tf.cond(tf.reduce_all(sides <= size), enlarged, reduced)
+    # Scaled first, which is less work, and TensorFlow resizes float32 faster than uint8.
+    return tf.image.resize(scaled(image), size)
+
+
+def reduced(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """`resize_image` of any picture; the numbers are those of tf.image.resize, bit for bit."""
+    import tensorflow as tf
+
+    # Columns as rows: TensorFlow's inner loop then runs over a whole row instead of three channels.
+    narrow = tf.transpose(_resize_rows(image, size[0]), (1, 0, 2))
+    wanted = tf.transpose(_resize_rows(narrow, size[1]), (1, 0, 2))
+    return _times(wanted, image.dtype)
+
+
+def scaled(image: tf.Tensor) -> tf.Tensor:
+    """As float32; from uint8 in [0, 1]."""
+    import tensorflow as tf
+
+    return _times(tf.cast(image, tf.float32), image.dtype)
+
+
+def _times(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    import tensorflow as tf
+
     # Times, not divided by: TensorFlow makes it so in some graphs, an ulp apart from the others.
-    scale = 1.0 / 255.0 if image.dtype == tf.uint8 else 1.0
-    return tf.ensure_shape(tf.cast(values, tf.float32) * scale, (*size, 3))
+    return values * (1.0 / 255.0) if dtype == tf.uint8 else tf.cast(values, tf.float32)
 
 
 def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:
@@ -118,10 +140,13 @@ def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:
 
 
 def prepare_image(
-    data: tf.Tensor, size: tuple[int, int], name: tf.Tensor | str = "the picture"
+    data: tf.Tensor,
+    size: tuple[int, int],
+    name: tf.Tensor | str = "the picture",
+    common: bool = False,
 ) -> tf.Tensor:
     """Bytes of a picture, shape (), as float32 (*size, 3) in [0, 1]: what every model is given."""
-    return resize_image(decode_image(data, size, name=name), size)
+    return resize_image(decode_image(data, size, name=name, common=common), size)
 
 
 def _is_simple(data: tf.Tensor) -> tf.Tensor:
@@ -186,20 +211,12 @@ def read_image(
     """
     import tensorflow as tf
 
-    def examine(data: tf.Tensor, path: tf.Tensor) -> bytes:
-        return _examine(data.numpy(), lambda: where(path.numpy().decode()))
-
     # As a function of its own: as a branch, all its operations would be passed through, idle, for
     # each picture that does not need it.
     @partial(tf.function, experimental_attributes={"_noinline": True})
     def examined(data: tf.Tensor, path: tf.Tensor) -> tf.Tensor:
-        # Whole JPEGs and PNGs stay in the graph; only the doubtful rest costs a look by Pillow.
-        whole = tf.cond(
-            _looks_whole(data),
-            lambda: data,
-            lambda: tf.ensure_shape(tf.py_function(examine, [data, path], tf.string), ()),
-        )
-        return resize_image(decode_image(whole, size, name=path), size)
+        whole = mended(data[None], path[None], where)[0]
+        return prepare_image(whole, size, name=path, common=True)
 
     data = tf.io.read_file(path)
     return tf.cond(
@@ -209,21 +226,47 @@ def read_image(
     )
 
 
-def _looks_whole(data: tf.Tensor) -> tf.Tensor:
+def mended(data: tf.Tensor, paths: tf.Tensor, where: Callable[[str], str]) -> tf.Tensor:
+    """Bytes of pictures, shape (batch,), in formats that the graph decodes.
+
+    What looks like no whole JPEG or PNG costs a look by Pillow: if it is a picture of another
+    format it becomes a PNG; if it is none, or cut short, an error names `where(path)`.
+    """
+    import numpy as np
     import tensorflow as tf
 
-    def ends(last: bytes) -> tf.Tensor:
-        return tf.strings.substr(data, -len(last), len(last)) == last
+    def examine(data: tf.Tensor, paths: tf.Tensor, whole: tf.Tensor) -> np.ndarray:
+        found = [
+            one if fine else _examine(one, lambda path=path: where(path.decode()))
+            for one, path, fine in zip(data.numpy(), paths.numpy(), whole.numpy(), strict=True)
+        ]
+        return np.array(found, object)
 
-    def png() -> tf.Tensor:
-        first, last = _PNG
-        return tf.cond(
-            tf.strings.length(data) >= len(first) + len(last),
-            lambda: (tf.strings.substr(data, 0, len(first)) == first) & ends(last),
-            lambda: tf.constant(False),
-        )
+    whole = _look_whole(data)
+    return tf.cond(
+        tf.reduce_all(whole),
+        lambda: data,
+        lambda: tf.ensure_shape(
+            tf.py_function(examine, [data, paths, whole], tf.string), data.shape
+        ),
+    )
 
-    return tf.cond(tf.io.is_jpeg(data), lambda: ends(_JPEG_END), png)
+
+def _look_whole(data: tf.Tensor) -> tf.Tensor:
+    """Which are JPEGs or PNGs that end where they should: (batch,) bool."""
+    import tensorflow as tf
+
+    length = tf.strings.length(data)
+
+    def part(start: tf.Tensor, count: int) -> tf.Tensor:
+        return tf.strings.substr(data, start, tf.fill(tf.shape(data), count))
+
+    def last(count: int) -> tf.Tensor:
+        return part(tf.maximum(length - count, 0), count)
+
+    jpeg = (part(tf.zeros_like(length), 3) == _JFIF[:3]) & (last(2) == _JPEG_END)
+    start, end = _PNG
+    return jpeg | (part(tf.zeros_like(length), len(start)) == start) & (last(len(end)) == end)
 
 
 def _examine(data: bytes, where: Callable[[], str]) -> bytes:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasmtl.inputs import PREPROCESSING, mended, read_image
+from kerasmtl.inputs import PREPROCESSING, read_image
 from kerasmtl.manifest import Manifest
+from kerasmtl.mending import mended
 from kerasmtl.small_pictures import are_small, prepare_files, read_files
 from kerasmtl.sources import Source
 

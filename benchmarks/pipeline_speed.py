@@ -126,8 +126,8 @@ def cases(args: argparse.Namespace) -> list[tuple[str, list[Image.Image], int, i
     full = [enlarged(image, 1920, 1080, rng) for image in base]
     camera = [enlarged(image, 4000, 3000, rng) for image in base]
     found = [
-        ("small: drawn, 128 x 128", small, 8, 128),
-        ("small: drawn, 128 x 128", small, 8, 224),
+        ("small: drawn, 128 x 128", small, 50, 128),
+        ("small: drawn, 128 x 128", small, 50, 224),
     ]
     if photos:
         found.append(("photographs, 1280 x 720", photos, 6, 224))

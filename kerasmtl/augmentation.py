@@ -33,20 +33,9 @@ def default_augmentation(flip: bool = True) -> keras.layers.Layer:
     """
     import keras
 
-    layers = keras.layers
-    plain: dict[str, Any] = {"dtype": "float32"}
-    moved = {**plain, "fill_mode": "nearest"}
-    return keras.Sequential(
-        [
-            *([layers.RandomFlip("horizontal", **plain)] if flip else []),
-            layers.RandomRotation(0.02, **moved),
-            layers.RandomTranslation(0.05, 0.05, **moved),
-            layers.RandomZoom(0.1, **moved),
-            layers.RandomBrightness(0.1, value_range=(0.0, 1.0), **plain),
-            layers.RandomContrast(0.1, value_range=(0.0, 1.0), **plain),
-        ],
-        name="augmentation",
-    )
+    from kerasmtl.small_changes import SmallChanges
+
+    return keras.Sequential([SmallChanges(flip, dtype="float32")], name="augmentation")
 
 
 def as_layer(augment: Any, size: tuple[int, int]) -> keras.Sequential | None:

@@ -7,7 +7,6 @@ the same everywhere.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Iterable
 from functools import partial
 from numbers import Integral
@@ -23,16 +22,14 @@ from kerasmtl.decoding import (  # noqa: F401
     decode,
     look_at,
 )
+from kerasmtl.mending import mended, picture_fault  # noqa: F401
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PREPROCESSING = 3  # goes up whenever the same file gives other numbers
-# What training decodes in the graph; other formats that Pillow reads are turned into PNG first.
-TF_FORMATS = {"JPEG", "PNG", "GIF"}
+PREPROCESSING = 4  # goes up whenever the same file gives other numbers
 _JPEG_END = b"\xff\xd9"
 _JFIF = b"\xff\xd8\xff\xe0\x00\x10"
-_PNG = (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
 
 # A JPEG of one pixel, whose size is looked up in place of that of other data.
 _DOT = base64.b64decode(
@@ -62,6 +59,7 @@ def decode_image(
     size: tuple[int, int] | None = None,
     most_pixels: int = MOST_PIXELS,
     name: tf.Tensor | str = "the picture",
+    common: bool = False,
 ) -> tf.Tensor:
     """Bytes of a JPEG, PNG, GIF, BMP or WebP, shape (), as uint8 (height, width, 3), RGB.
 
@@ -70,7 +68,7 @@ def decode_image(
 
     With the size that it will be resized to, a large JPEG (of more than `WORTH` bytes) is decoded
     at 1/2, 1/4 or 1/8 of its height and width, the smallest that is still `SPARE` times as high
-    and wide as wanted.
+    and wide as wanted. `common`: the data are known to be a JPEG, PNG or GIF.
 
     Raises:
         tf.errors.InvalidArgumentError: none of these, truncated, or of more than `most_pixels`:
@@ -78,10 +76,10 @@ def decode_image(
     """
     import tensorflow as tf
 
-    look = look_at(data, size, most_pixels)
+    look = look_at(data, size, most_pixels, common)
     fine = tf.debugging.Assert(look.reason == "", [tf.strings.join([name, " is ", look.reason])])
     with tf.control_dependencies([] if fine is None else [fine]):
-        return decode(tf.identity(data), look)
+        return decode(tf.identity(data), look, common)
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -92,21 +90,41 @@ def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     import tensorflow as tf
 
     image = tf.convert_to_tensor(image)
-    sides = tf.shape(image)[:2]
+    smaller = tf.reduce_all(tf.shape(image)[:2] <= size)
+    values = tf.cond(smaller, lambda: enlarged(image, size), lambda: reduced(image, size))
+    return tf.ensure_shape(values, (*size, 3))
 
-    def reduced() -> tf.Tensor:
-        # Columns as rows: TensorFlow's inner loop then runs over a whole row instead of three
-        # channels. The numbers are those of tf.image.resize on the picture, bit for bit.
-        narrow = tf.transpose(_resize_rows(image, size[0]), (1, 0, 2))
-        return tf.transpose(_resize_rows(narrow, size[1]), (1, 0, 2))
 
-    def enlarged() -> tf.Tensor:  # where antialiasing changes nothing, and costs twice as much
-        return tf.image.resize(image, size)
+def enlarged(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """`resize_image` of what is no larger, where antialiasing changes nothing and costs double."""
+    import tensorflow as tf
 
-    values = tf.cond(tf.reduce_all(sides <= size), enlarged, reduced)
+    # Scaled first, which is less work, and TensorFlow resizes float32 faster than uint8.
+    return tf.image.resize(scaled(image), size)
+
+
+def reduced(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """`resize_image` of any picture; the numbers are those of tf.image.resize, bit for bit."""
+    import tensorflow as tf
+
+    # Columns as rows: TensorFlow's inner loop then runs over a whole row instead of three channels.
+    narrow = tf.transpose(_resize_rows(image, size[0]), (1, 0, 2))
+    wanted = tf.transpose(_resize_rows(narrow, size[1]), (1, 0, 2))
+    return _times(wanted, image.dtype)
+
+
+def scaled(image: tf.Tensor) -> tf.Tensor:
+    """As float32; from uint8 in [0, 1]."""
+    import tensorflow as tf
+
+    return _times(tf.cast(image, tf.float32), image.dtype)
+
+
+def _times(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    import tensorflow as tf
+
     # Times, not divided by: TensorFlow makes it so in some graphs, an ulp apart from the others.
-    scale = 1.0 / 255.0 if image.dtype == tf.uint8 else 1.0
-    return tf.ensure_shape(tf.cast(values, tf.float32) * scale, (*size, 3))
+    return values * (1.0 / 255.0) if dtype == tf.uint8 else tf.cast(values, tf.float32)
 
 
 def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:
@@ -118,10 +136,13 @@ def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:
 
 
 def prepare_image(
-    data: tf.Tensor, size: tuple[int, int], name: tf.Tensor | str = "the picture"
+    data: tf.Tensor,
+    size: tuple[int, int],
+    name: tf.Tensor | str = "the picture",
+    common: bool = False,
 ) -> tf.Tensor:
     """Bytes of a picture, shape (), as float32 (*size, 3) in [0, 1]: what every model is given."""
-    return resize_image(decode_image(data, size, name=name), size)
+    return resize_image(decode_image(data, size, name=name, common=common), size)
 
 
 def _is_simple(data: tf.Tensor) -> tf.Tensor:
@@ -186,20 +207,12 @@ def read_image(
     """
     import tensorflow as tf
 
-    def examine(data: tf.Tensor, path: tf.Tensor) -> bytes:
-        return _examine(data.numpy(), lambda: where(path.numpy().decode()))
-
     # As a function of its own: as a branch, all its operations would be passed through, idle, for
     # each picture that does not need it.
     @partial(tf.function, experimental_attributes={"_noinline": True})
     def examined(data: tf.Tensor, path: tf.Tensor) -> tf.Tensor:
-        # Whole JPEGs and PNGs stay in the graph; only the doubtful rest costs a look by Pillow.
-        whole = tf.cond(
-            _looks_whole(data),
-            lambda: data,
-            lambda: tf.ensure_shape(tf.py_function(examine, [data, path], tf.string), ()),
-        )
-        return resize_image(decode_image(whole, size, name=path), size)
+        whole = mended(data[None], path[None], where)[0]
+        return prepare_image(whole, size, name=path, common=True)
 
     data = tf.io.read_file(path)
     return tf.cond(
@@ -207,67 +220,3 @@ def read_image(
         lambda: resize_image(tf.io.decode_jpeg(data, channels=3), size),
         lambda: tf.ensure_shape(examined(data, path), (*size, 3)),
     )
-
-
-def _looks_whole(data: tf.Tensor) -> tf.Tensor:
-    import tensorflow as tf
-
-    def ends(last: bytes) -> tf.Tensor:
-        return tf.strings.substr(data, -len(last), len(last)) == last
-
-    def png() -> tf.Tensor:
-        first, last = _PNG
-        return tf.cond(
-            tf.strings.length(data) >= len(first) + len(last),
-            lambda: (tf.strings.substr(data, 0, len(first)) == first) & ends(last),
-            lambda: tf.constant(False),
-        )
-
-    return tf.cond(tf.io.is_jpeg(data), lambda: ends(_JPEG_END), png)
-
-
-def _examine(data: bytes, where: Callable[[], str]) -> bytes:
-    """The bytes, in a format that TensorFlow decodes; ValueError if they are no whole picture."""
-    import numpy as np
-    from PIL import Image
-
-    reason = picture_fault(data)
-    if reason:
-        raise ValueError(f"{where()} is {reason}. `kerasmtl check` lists all such pictures.")
-    with Image.open(io.BytesIO(data)) as picture:
-        if picture.format in TF_FORMATS:
-            return data
-        buffer = io.BytesIO()
-        if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype("uint8"))
-        picture.convert("RGB").save(buffer, "PNG")
-        return buffer.getvalue()
-
-
-def picture_fault(picture: str | bytes) -> str | None:
-    """Why a picture, a path or its bytes, cannot be used: "absent", "empty", …; None if it can."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        if isinstance(picture, bytes):
-            data = picture
-        else:
-            with open(picture, "rb") as file:
-                data = file.read()
-        if not data:
-            return "empty"
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            if image.mode == "F":
-                return "of 32-bit floats, whose range is unknown"
-    except FileNotFoundError:
-        return "absent"
-    except UnidentifiedImageError:
-        return "not a picture"
-    except Image.DecompressionBombError:
-        return "too large to decode safely"
-    except OSError as error:
-        return "truncated" if "truncated" in str(error).lower() else f"unreadable ({error})"
-    except (ValueError, SyntaxError, EOFError) as error:
-        return f"damaged ({error})"
-    return None

@@ -16,6 +16,8 @@ import numpy as np
 
 from kerasmtl.inputs import PREPROCESSING, read_image
 from kerasmtl.manifest import Manifest
+from kerasmtl.mending import mended
+from kerasmtl.small_pictures import are_small, prepare_files, read_files
 from kerasmtl.sources import Source
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 BLOCK = 32  # pictures that are stored, or augmented for a view, at once
+MOST_AT_ONCE = 256  # pictures of a batch that is read at once
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -34,8 +37,13 @@ class PictureSource(Source):
     layer: keras.layers.Layer | None = None
     hashed: dict[str, str] = field(default_factory=dict)
 
-    def reader(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """From the number of a row, shape (), to its picture, (height, width, 3)."""
+    def read(
+        self, rows: tf.data.Dataset, batch_size: int, ordered: bool = False
+    ) -> tf.data.Dataset:
+        """Batches of epochs, images and row numbers, from a data set of epochs and row numbers.
+
+        Their order is kept if `ordered`, or if the source is deterministic.
+        """
         import tensorflow as tf
 
         names = self.manifest.paths
@@ -44,7 +52,35 @@ class PictureSource(Source):
         def where(path: str) -> str:
             return self.manifest.where(names.index(path))
 
-        return lambda row: read_image(tf.gather(paths, row), self.size, where)
+        options = {
+            "num_parallel_calls": tf.data.AUTOTUNE,
+            "deterministic": ordered or self.deterministic,
+        }
+        if not are_small(names):
+
+            def image(epoch: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, ...]:
+                return epoch, read_image(tf.gather(paths, row), self.size, where), row
+
+            return rows.map(image, **options).batch(batch_size)
+
+        # In three steps, since a function that can call Python costs more, whether it does or not.
+        def read(epochs: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            names = tf.gather(paths, rows)
+            return epochs, rows, names, read_files(names)
+
+        def mend(*given: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            *more, names, data = given
+            return *more, names, mended(data, names, where)
+
+        def prepare(*given: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            epochs, rows, names, data = given
+            return epochs, prepare_files(data, names, self.size), rows
+
+        at_once = batch_size if batch_size <= MOST_AT_ONCE else BLOCK
+        batches = rows.batch(at_once)
+        for step in (read, mend, prepare):
+            batches = batches.map(step, **options)
+        return batches if at_once == batch_size else batches.unbatch().batch(batch_size)
 
     def augmenter(self) -> Callable[[tf.Tensor, Any, Any], tf.Tensor]:
         """From images, epoch and number of the batch to images; the same without a layer."""
@@ -58,9 +94,10 @@ class PictureSource(Source):
         """Images (batch, height, width, 3) float32 in [0, 1], in the order of the rows."""
         import tensorflow as tf
 
-        rows = tf.data.Dataset.range(self.count)
-        pictures = rows.map(self.reader(), tf.data.AUTOTUNE, deterministic=True)
-        return pictures.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        numbers = tf.range(self.count, dtype=tf.int64)
+        rows = tf.data.Dataset.from_tensor_slices((tf.zeros_like(numbers), numbers))
+        batches = self.read(rows, batch_size, ordered=True)
+        return batches.map(lambda _, images, __: images).prefetch(tf.data.AUTOTUNE)
 
     def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
         """As `inputs`, augmented; a row's picture follows from seed, view and row alone.

@@ -73,7 +73,7 @@ def make_dataset(
     if cache is True:
         batches = _in_memory(source)
     elif cache is False:
-        batches = _as_they_come(source)
+        batches = source.read(_rows(source), source.batch_size)
     else:
         batches = _on_disk(source, cache)
     return register(_finished(batches, source), source)
@@ -122,19 +122,6 @@ def _rows(source: PictureSource) -> tf.data.Dataset:
     if source.epoch is None:
         return numbered(tf.constant(0, tf.int64))
     return next_epochs(source.epoch).flat_map(numbered)
-
-
-def _as_they_come(source: PictureSource) -> tf.data.Dataset:
-    """Batches of epoch, pictures and row numbers, each picture decoded when its turn comes."""
-    import tensorflow as tf
-
-    read = source.reader()
-    pictures = _rows(source).map(
-        lambda epoch, row: (epoch, read(row), row),
-        tf.data.AUTOTUNE,
-        deterministic=source.deterministic,
-    )
-    return pictures.batch(source.batch_size)
 
 
 def _in_memory(source: PictureSource) -> tf.data.Dataset:

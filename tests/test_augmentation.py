@@ -9,6 +9,7 @@ from PIL import Image
 from kerasmtl.augmentation import as_layer, augmenter, default_augmentation, described
 from kerasmtl.manifest import Manifest
 from kerasmtl.pipeline import make_dataset
+from kerasmtl.small_changes import ROTATION, SHIFT, ZOOM, SmallChanges, _transform
 from kerasmtl.sources import source_of
 
 SIZE = (16, 20)
@@ -69,6 +70,35 @@ def test_left_and_right_are_exchanged_unless_flip_is_off():
 
     assert 0.25 < flipped(default_augmentation()) < 0.75
     assert flipped(default_augmentation(flip=False)) == 0
+
+
+def moved(images, angle=0.0, right=0.0, down=0.0, zoom=1.0, mirror=1.0):
+    numbers = [tf.fill((len(images),), value) for value in (angle, right, down, zoom, mirror)]
+    return keras.ops.image.affine_transform(
+        images, _transform(*numbers, *map(float, SIZE)), fill_mode="nearest"
+    ).numpy()
+
+
+def test_the_default_moves_by_what_its_one_transform_says(images):
+    x = images.numpy()
+    np.testing.assert_allclose(moved(x), x, atol=1e-4)
+    np.testing.assert_allclose(moved(x, mirror=-1.0), x[:, :, ::-1], atol=1e-4)
+    np.testing.assert_allclose(moved(x, down=1 / SIZE[0])[:, :-1], x[:, 1:], atol=1e-4)
+    np.testing.assert_allclose(moved(x, right=-1 / SIZE[1])[:, :, 1:], x[:, :, :-1], atol=1e-4)
+    np.testing.assert_allclose(moved(x, angle=np.pi), x[:, ::-1, ::-1], atol=1e-4)
+    assert (7.1 < 360 * ROTATION < 7.3) and (SHIFT, ZOOM) == (0.05, 0.1)
+    ramp = tf.constant(
+        np.broadcast_to(np.linspace(0, 1, SIZE[1])[:, None], (1, *SIZE, 3)), "float32"
+    )
+    inner = moved(ramp, zoom=0.5)[0, 0, :, 0]
+    np.testing.assert_allclose(inner, np.linspace(0.25, 0.75, SIZE[1]), atol=1e-4)
+
+
+def test_without_training_the_default_changes_nothing_and_it_is_loaded_as_it_was(images):
+    layer = SmallChanges(flip=False)
+    assert layer(images).numpy().tobytes() == images.numpy().tobytes()
+    loaded = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert isinstance(loaded, SmallChanges) and loaded.flip is False
 
 
 def test_the_same_arguments_give_the_same_images_and_others_others(images):

@@ -143,11 +143,11 @@ def test_resizing_is_that_of_pillow_with_antialiasing(size):
 def test_resizing_is_that_of_tensorflow(size, dtype):
     pixels = np.asarray(picture()).astype(dtype)
     expected = tf.image.resize(pixels, size, antialias=True)
-    scale = 255 if dtype == "uint8" else 1
+    scale = np.float32(1 / 255 if dtype == "uint8" else 1)
     resized = resize_image(pixels, size)
-    np.testing.assert_allclose(resized, expected / scale, rtol=1e-6)
+    np.testing.assert_allclose(resized, expected * scale, rtol=1e-6)
     if min(size[0] - HEIGHT, size[1] - WIDTH) < 0:
-        np.testing.assert_array_equal(resized, expected / scale)
+        np.testing.assert_array_equal(resized, expected * scale)
 
 
 LARGE = (330, 470)

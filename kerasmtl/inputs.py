@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -207,12 +207,9 @@ def read_image(
     """
     import tensorflow as tf
 
-    # As a function of its own: as a branch, all its operations would be passed through, idle, for
-    # each picture that does not need it.
-    @partial(tf.function, experimental_attributes={"_noinline": True})
+    @own_function
     def examined(data: tf.Tensor, path: tf.Tensor) -> tf.Tensor:
-        whole = mended(data[None], path[None], where)[0]
-        return prepare_image(whole, size, name=path, common=True)
+        return with_care(size)(mended(data[None], path[None], where)[0], path)
 
     data = tf.io.read_file(path)
     return tf.cond(
@@ -220,3 +217,21 @@ def read_image(
         lambda: resize_image(tf.io.decode_jpeg(data, channels=3), size),
         lambda: tf.ensure_shape(examined(data, path), (*size, 3)),
     )
+
+
+def own_function(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """As a function of its own in the graph.
+
+    As a branch, all its operations would be passed through, idle, for each picture that does not
+    need it.
+    """
+    import tensorflow as tf
+
+    options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
+    return tf.function(function, **options)
+
+
+@lru_cache(maxsize=16)
+def with_care(size: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """`prepare_image` for a JPEG, PNG or GIF and its name, traced once for all data sets."""
+    return own_function(lambda data, name: prepare_image(data, size, name, common=True))

@@ -46,6 +46,7 @@ class PictureSource(Source):
         """
         import tensorflow as tf
 
+        as_it_is = tf.autograph.experimental.do_not_convert  # converting takes over a second
         names = self.manifest.paths
         paths = tf.constant(names)
 
@@ -61,7 +62,7 @@ class PictureSource(Source):
             def image(epoch: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 return epoch, read_image(tf.gather(paths, row), self.size, where), row
 
-            return rows.map(image, **options).batch(batch_size)
+            return rows.map(as_it_is(image), **options).batch(batch_size)
 
         # In three steps, since a function that can call Python costs more, whether it does or not.
         def read(epochs: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -79,7 +80,7 @@ class PictureSource(Source):
         at_once = batch_size if batch_size <= MOST_AT_ONCE else BLOCK
         batches = rows.batch(at_once)
         for step in (read, mend, prepare):
-            batches = batches.map(step, **options)
+            batches = batches.map(as_it_is(step), **options)
         return batches if at_once == batch_size else batches.unbatch().batch(batch_size)
 
     def augmenter(self) -> Callable[[tf.Tensor, Any, Any], tf.Tensor]:

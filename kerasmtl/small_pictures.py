@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kerasmtl.decoding import MOST_PIXELS, PARALLEL, SHORTEST_JPEG, WORTH, reduction
-from kerasmtl.inputs import enlarged, prepare_image, reduced, resize_image, scaled
+from kerasmtl.inputs import enlarged, own_function, reduced, resize_image, scaled, with_care
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -57,25 +57,8 @@ def prepare_files(data: tf.Tensor, paths: tf.Tensor, size: tuple[int, int]) -> t
             lambda one: tf.ensure_shape(resize(_decode(one), size), pixels.shape), data, pixels
         )
 
-    # As functions of their own: as branches, their operations would be passed through, idle.
-    @partial(tf.function, experimental_attributes={"_noinline": True})
-    def plainly(data: tf.Tensor) -> tf.Tensor:
-        return resize_image(_decode(data), size)
-
-    @partial(tf.function, experimental_attributes={"_noinline": True})
-    def with_care(data: tf.Tensor, path: tf.Tensor) -> tf.Tensor:
-        return prepare_image(data, size, name=path, common=True)
-
-    @partial(tf.function, experimental_attributes={"_noinline": True})
-    def one_by_one(data: tf.Tensor, paths: tf.Tensor, plain: tf.Tensor) -> tf.Tensor:
-        return _each(
-            lambda one: tf.cond(one[2], lambda: plainly(one[0]), lambda: with_care(one[0], one[1])),
-            (data, paths, plain),
-            pixels,
-        )
-
     ways = [
-        lambda: one_by_one(data, paths, plain),
+        lambda: _one_by_one(size)(data, paths, plain),
         same,
         partial(resized, enlarged),
         partial(resized, reduced),
@@ -85,6 +68,21 @@ def prepare_files(data: tf.Tensor, paths: tf.Tensor, size: tuple[int, int]) -> t
     way = tf.where(tf.reduce_any(fit) & tf.reduce_all(plain), tf.argmax(fit) + 1, 0)
     images = tf.switch_case(tf.cast(way, tf.int32), ways)
     return tf.ensure_shape(images, (None, *size, 3))
+
+
+@lru_cache(maxsize=16)
+def _one_by_one(size: tuple[int, int]) -> Callable[..., tf.Tensor]:
+    """From bytes, (batch,), their names and which are plain to images, traced once."""
+    import tensorflow as tf
+
+    plainly, careful = own_function(lambda data: resize_image(_decode(data), size)), with_care(size)
+
+    def one(given: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        data, path, plain = given
+        return tf.cond(plain, lambda: plainly(data), lambda: careful(data, path))
+
+    pixels = tf.TensorSpec((*size, 3), tf.float32)
+    return own_function(lambda *given: _each(one, given, pixels))
 
 
 def plain_sides(data: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:

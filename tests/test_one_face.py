@@ -68,7 +68,7 @@ def same(received, expected):
 
 
 def test_the_file_is_its_pixels(picture):
-    np.testing.assert_array_equal(picture[0], drawn().astype("float32") / 255)
+    np.testing.assert_array_equal(picture[0], drawn().astype("float32") * np.float32(1 / 255))
 
 
 def test_every_family_of_keras_is_here():

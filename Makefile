@@ -35,8 +35,8 @@ lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff format --check .
 
 bench: $(INSTALLED)  ## measure, and keep the tables in benchmarks/RESULTS.md
-	for name in cli_start formats head_training hub_speed metric_cost million_rows pipeline_speed \
-		positives_only serving street_photos transfer who_lies; do \
+	for name in cli_start export_speed formats head_training hub_speed metric_cost million_rows pipeline_speed \
+		positives_only resume serving street_photos transfer who_lies; do \
 		$(BIN)/python benchmarks/$$name.py --write || exit 1; done
 
 bench-plans: $(INSTALLED)  ## which plan is best at which size, about two hours

@@ -1,6 +1,8 @@
 """Shared fixtures: a small folder of pictures with labels."""
 
+import gc
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -60,3 +62,12 @@ def caches_elsewhere(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFHUB_CACHE_DIR", str(tmp_path_factory.mktemp("kerasmtl_cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_given_back():
+    """A module's models do not stay in memory while the next one's are tested."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session()
+    gc.collect()

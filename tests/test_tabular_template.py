@@ -211,7 +211,7 @@ def test_command_model_and_export_agree(pumps, tmp_path):
     served = json.loads(kerasmtl("predict", "--json", "--model", exported, tmp_path / "r.csv"))
     rows = kt.Project.load(pumps).manifest().take(range(40))
     signatures = tf.saved_model.load(str(exported)).signatures
-    assert set(signatures) == {"serving_default", "columns", "matrix"}
+    assert set(signatures) == {"serving_default", "columns", "matrix", "features"}
     matrix = signatures["matrix"](features=tf.constant(rows.features))
     named = {name: tf.constant(rows.features[:, i]) for i, name in enumerate(rows.columns)}
     columns = signatures["serving_default"](**named)

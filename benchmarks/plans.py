@@ -129,6 +129,7 @@ def section(results: dict[tuple[str, int], list[dict]], args: argparse.Namespace
             for n in args.sizes
         ]
         lines.append(f"| {plan} | " + " | ".join(cells) + " |")
+    sizes = " ".join(map(str, args.sizes))
     fixed = [plan for plan in args.plans if plan != "auto"]
     behind = [max(mean(p, n) for p in fixed) - mean("auto", n) for n in args.sizes]
     verdict = "; ".join(f"{n:,}: {b:+.3f}" for n, b in zip(args.sizes, behind, strict=True))
@@ -139,7 +140,8 @@ def section(results: dict[tuple[str, int], list[dict]], args: argparse.Namespace
     return "\n\n".join(
         [
             HEADING,
-            f"`python benchmarks/plans.py --write`, {time.strftime('%Y-%m-%d')}, {args.machine}, "
+            f"`python benchmarks/plans.py --sizes {sizes} --write`, "
+            f"{time.strftime('%Y-%m-%d')}, {args.machine}, "
             f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras "
             f"{keras.__version__}.",
             "Drawn street scenes, the embedded extractor, a head of 512 units; macro AUC on "

@@ -14,7 +14,8 @@ import tensorflow as tf
 from kerasmtl.batch import Predictor, joined
 from kerasmtl.batch_inputs import Piece
 from kerasmtl.batch_paths import is_address
-from kerasmtl.inputs import picture_fault, read_image
+from kerasmtl.inputs import read_image
+from kerasmtl.mending import picture_fault
 
 # What TensorFlow says of bytes that it cannot make a picture of.
 _BAD = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.UnimplementedError)

@@ -35,7 +35,7 @@ def broken_pictures(
     progress: Callable[[], None] | None = None,
 ) -> list[Fault]:
     """The rows whose picture cannot be decoded; `progress` is called once a row."""
-    from kerasmtl.inputs import picture_fault
+    from kerasmtl.mending import picture_fault
 
     def check(rows: range) -> list[Fault]:
         faults = []

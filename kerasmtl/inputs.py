@@ -12,17 +12,16 @@ from functools import lru_cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from kerasmtl.decoding import (  # noqa: F401
+from kerasmtl.decoding import (
     MOST_PIXELS,
     PARALLEL,
     SHORTEST_JPEG,
-    SPARE,
     WORTH,
     Look,
     decode,
     look_at,
 )
-from kerasmtl.mending import mended, picture_fault  # noqa: F401
+from kerasmtl.mending import mended
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -67,8 +66,8 @@ def decode_image(
     frame is taken, the EXIF orientation of a JPEG is applied.
 
     With the size that it will be resized to, a large JPEG (of more than `WORTH` bytes) is decoded
-    at 1/2, 1/4 or 1/8 of its height and width, the smallest that is still `SPARE` times as high
-    and wide as wanted. `common`: the data are known to be a JPEG, PNG or GIF.
+    at 1/2, 1/4 or 1/8 of its height and width, the smallest that is still `decoding.SPARE` times as
+    high and wide as wanted. `common`: the data are known to be a JPEG, PNG or GIF.
 
     Raises:
         tf.errors.InvalidArgumentError: none of these, truncated, or of more than `most_pixels`:

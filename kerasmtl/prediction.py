@@ -14,7 +14,8 @@ import tensorflow as tf
 from kerasmtl.exporting.description import MODEL_FILE, read_description
 from kerasmtl.exporting.signatures import DECISION
 from kerasmtl.heads import by_task, check_outputs
-from kerasmtl.inputs import picture_fault, read_image
+from kerasmtl.inputs import read_image
+from kerasmtl.mending import picture_fault
 from kerasmtl.table_files import read_features
 from kerasmtl.tasks import Task, as_tasks
 

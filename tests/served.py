@@ -123,6 +123,21 @@ def serving(base, name="street", watching=False, wanted=None, **limits):
             thread.join()
 
 
+def held(running, monkeypatch):
+    """Two events: that the served model is inside a call, and that it may go on."""
+    served = running.versions.get()
+    inside, on = threading.Event(), threading.Event()
+    call = served.call
+
+    def slow(*arguments):
+        inside.set()
+        assert on.wait(30)
+        return call(*arguments)
+
+    monkeypatch.setattr(served, "call", slow)
+    return inside, on
+
+
 def predict(url, body, path="/v1/models/street:predict"):
     return requests.post(url + path, json=body, timeout=60)
 

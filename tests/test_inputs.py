@@ -7,16 +7,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from kerasmtl.inputs import (
-    SPARE,
-    WORTH,
-    as_size,
-    decode_image,
-    picture_fault,
-    prepare_image,
-    read_image,
-    resize_image,
-)
+from kerasmtl.decoding import SPARE, WORTH
+from kerasmtl.inputs import as_size, decode_image, prepare_image, read_image, resize_image
+from kerasmtl.mending import picture_fault
 
 HEIGHT, WIDTH = 24, 32
 WHERE = "labels.csv, line 7"

@@ -20,7 +20,7 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
-from served import CLASSES, b64, mean_of, picture, predict, save_pictures, serving, tensor
+from served import CLASSES, b64, held, mean_of, picture, predict, save_pictures, serving, tensor
 
 from kerasmtl.serving.problems import BadRows
 
@@ -366,16 +366,7 @@ def test_a_body_that_does_not_arrive(tmp_path):
 def test_more_than_the_queue_holds_is_put_off(street, tmp_path, monkeypatch):
     save_pictures(tmp_path)
     with serving(tmp_path, max_queue=3) as running:
-        served = running.versions.get()
-        inside, on = threading.Event(), threading.Event()
-        call = served.call
-
-        def slow(*arguments):
-            inside.set()
-            assert on.wait(30)
-            return call(*arguments)
-
-        monkeypatch.setattr(served, "call", slow)
+        inside, on = held(running, monkeypatch)
         codes = []
         clients = [
             threading.Thread(

@@ -13,7 +13,7 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
-from served import b64, picture, predict, save_pictures, serving, tensor
+from served import b64, held, picture, predict, save_pictures, serving, tensor
 
 V1, V2 = "/v1/models/street", "/v2/models/street"
 X = b64(picture(1))
@@ -223,16 +223,7 @@ def test_requests_are_counted_by_status_and_batches_by_size(tmp_path):
 def test_what_waits_is_seen_while_it_waits(tmp_path, monkeypatch):
     save_pictures(tmp_path)
     with serving(tmp_path, batch_wait=0) as running:
-        served = running.versions.get()
-        inside, on = threading.Event(), threading.Event()
-        call = served.call
-
-        def slow(*arguments):
-            inside.set()
-            assert on.wait(30)
-            return call(*arguments)
-
-        monkeypatch.setattr(served, "call", slow)
+        inside, on = held(running, monkeypatch)
         clients = [threading.Thread(target=post, args=(running, BODY)) for _ in range(4)]
         clients[0].start()
         assert inside.wait(30)

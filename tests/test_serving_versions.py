@@ -14,7 +14,7 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
-from served import b64, mean_of, picture, predict, save_pictures, serving
+from served import b64, held, mean_of, picture, predict, save_pictures, serving
 
 from kerasmtl.serving.replay import prepare
 from kerasmtl.serving.served import Served
@@ -256,17 +256,8 @@ def test_a_swap_under_load_loses_no_request(base, made):
 
 
 def test_a_request_keeps_the_version_that_it_began_with(base, made, monkeypatch):
-    inside, on = threading.Event(), threading.Event()
     with serving(base, keep=1) as running:
-        served = running.versions.get()
-        call = served.call
-
-        def slow(*arguments):
-            inside.set()
-            assert on.wait(30)
-            return call(*arguments)
-
-        monkeypatch.setattr(served, "call", slow)
+        inside, on = held(running, monkeypatch)
         answers = []
         body = {"instances": [b64(DATA)]}
         waiting = threading.Thread(target=lambda: answers.append(predict(running.url, body).json()))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasmtl.inputs import picture_fault
+from kerasmtl.mending import picture_fault
 from kerasmtl.serving.folders import description, missing
 from kerasmtl.serving.problems import BadRows
 

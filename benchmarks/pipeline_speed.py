@@ -133,10 +133,10 @@ def cases(args: argparse.Namespace) -> list[tuple[str, list[Image.Image], int, i
         found.append(("photographs, 1280 x 720", photos, 6, 224))
     return [
         *found,
-        (f"2 megapixels: {what}, 1920 x 1080", full, 4, 96),
-        (f"2 megapixels: {what}, 1920 x 1080", full, 4, 224),
-        (f"12 megapixels: {what}, 4000 x 3000", camera, 2, 96),
-        (f"12 megapixels: {what}, 4000 x 3000", camera, 2, 224),
+        (f"2 megapixels: {what}, 1920 x 1080", full, 10, 96),
+        (f"2 megapixels: {what}, 1920 x 1080", full, 10, 224),
+        (f"12 megapixels: {what}, 4000 x 3000", camera, 4, 96),
+        (f"12 megapixels: {what}, 4000 x 3000", camera, 4, 224),
     ]
 
 

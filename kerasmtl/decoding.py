@@ -52,33 +52,29 @@ def look_at(
     data: tf.Tensor,
     size: tuple[int, int] | None = None,
     most_pixels: int = MOST_PIXELS,
-    common: bool = False,
 ) -> Look:
     """What the headers of pictures say, before anything is decoded.
 
     Shapes: data () or (batch,) string. With the size (height, width) that they will be resized to,
     a large JPEG is to be decoded at 1/2, 1/4 or 1/8 of its height and width, the smallest that is
-    still `SPARE` times as high and wide as wanted. `common`: all are JPEG, PNG or GIF; the smaller
-    graph is ready sooner.
+    still `SPARE` times as high and wide as wanted.
     """
     import tensorflow as tf
 
     jpeg, plain = _plain_jpegs(data)
-    given = (data, jpeg, plain)
-    header = partial(_header, common) if data.shape.rank == 0 else _headers
-    reason, way, orientation, sides = header(given)
+    header = _header if data.shape.rank == 0 else _headers
+    reason, way, orientation, sides = header((data, jpeg, plain))
     reason = tf.where(reason == "", _verdict(sides, most_pixels), reason)
     if size is not None:
         worth = jpeg & (tf.strings.length(data) > WORTH)
-        shown = tf.where((orientation > 4)[..., None], sides[..., ::-1], sides)
-        way = tf.where(worth, reduction(shown, size), way)
+        way = tf.where(worth, reduction(sides, orientation, size), way)
     return Look(reason, way, orientation)
 
 
 def decode(data: tf.Tensor, look: Look, common: bool = False) -> tf.Tensor:
     """The pixels of a picture whose `look.reason` is "": uint8 (height, width, 3), RGB.
 
-    `common` as in `look_at`.
+    `common`: it is a JPEG, PNG or GIF; the smaller graph is ready sooner.
     """
     import tensorflow as tf
 
@@ -129,8 +125,7 @@ def _headers(given: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, 
 
     def mixed() -> tuple[tf.Tensor, ...]:
         kinds = (tf.string, tf.int32, tf.int32, side)
-        one = partial(_header, False)
-        return tf.map_fn(one, given, fn_output_signature=kinds, parallel_iterations=PARALLEL)
+        return tf.map_fn(_header, given, fn_output_signature=kinds, parallel_iterations=PARALLEL)
 
     return tf.cond(tf.reduce_all(plain), upright, mixed)
 
@@ -141,18 +136,17 @@ def _jpeg_sides(data: tf.Tensor) -> tf.Tensor:
     return tf.io.extract_jpeg_shape(data, tf.int64)[:2]
 
 
-def _header(common: bool, given: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+def _header(given: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, ...]:
     """Of one picture: what is wrong, the way to decode it whole, orientation, height and width."""
     import tensorflow as tf
 
     data, jpeg, plain = given
-    others = _png_or_gif if common else _others
 
     def upright() -> tuple[tf.Tensor, ...]:
         return tf.constant(""), tf.constant(_WHOLE), tf.constant(1), _jpeg_sides(data)
 
     return tf.cond(
-        plain, upright, lambda: tf.cond(jpeg, partial(_any_jpeg, data), partial(others, data))
+        plain, upright, lambda: tf.cond(jpeg, partial(_any_jpeg, data), partial(_others, data))
     )
 
 
@@ -180,14 +174,6 @@ def _others(data: tf.Tensor) -> tuple[tf.Tensor, ...]:
     return reason, way, tf.constant(1), sides
 
 
-def _png_or_gif(data: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    import tensorflow as tf
-
-    png = tf.strings.substr(data, 0, len(_STARTS[0])) == _STARTS[0]
-    reason, _, sides = tf.cond(png, lambda: read_png(data), lambda: read_gif(data))
-    return reason, tf.constant(_WHOLE), tf.constant(1), sides
-
-
 def _read_nothing(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     import tensorflow as tf
 
@@ -207,12 +193,13 @@ def _verdict(sides: tf.Tensor, most: int) -> tf.Tensor:
     return tf.where(none, "damaged: it has no size", tf.where(large, shown, ""))
 
 
-def reduction(sides: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """How many of `RATIOS` leave enough of JPEGs of these sizes, (…, 2)."""
+def reduction(sides: tf.Tensor, orientation: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """How many of `RATIOS` leave enough of JPEGs of these sizes, (…, 2), and orientations, (…)."""
     import tensorflow as tf
 
+    shown = tf.where((orientation > 4)[..., None], sides[..., ::-1], sides)
     ratios = tf.constant(RATIOS, tf.int64)[:, None]
-    left = tf.cast(sides[..., None, :] // ratios, tf.float32)
+    left = tf.cast(shown[..., None, :] // ratios, tf.float32)
     enough = tf.reduce_all(left >= tf.constant(size, tf.float32) * SPARE, axis=-1)
     return tf.reduce_sum(tf.cast(enough, tf.int32), axis=-1)
 

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 ORIENTATION = 0x0112
-_LONG = 4  # the type of a number of four bytes
-_EXIF = b"Exif\0\0"
-_ROOM = 16  # zeros behind the end, so that a place just behind it can be looked at
+LONG = 4  # the type of a number of four bytes
+EXIF = b"Exif\0\0"
+ROOM = 16  # zeros behind the end, so that a place just behind it can be looked at
 
 
 def orientation_of_jpeg(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -24,7 +24,7 @@ def orientation_of_jpeg(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """
     import tensorflow as tf
 
-    head = tf.pad(head, [[0, _ROOM]])
+    head = tf.pad(head, [[0, ROOM]])
     start, exif = _segments(head)
     orientation = tf.cond(
         exif > 0, lambda: _orientation(head[exif : exif + 2**16]), lambda: tf.constant(1)
@@ -51,8 +51,8 @@ def _segments(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Where the APP and comment segments end, and where the first EXIF begins, -1 if none does."""
     import tensorflow as tf
 
-    length = tf.size(head) - _ROOM
-    mark = tf.io.decode_raw(tf.constant(_EXIF), tf.uint8)
+    length = tf.size(head) - ROOM
+    mark = tf.io.decode_raw(tf.constant(EXIF), tf.uint8)
 
     def more(at: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
         kind = head[at + 1]
@@ -83,7 +83,7 @@ def _orientation(tiff: tf.Tensor) -> tf.Tensor:
     entries = tiff[first + 2 : first + 2 + 12 * count]
     entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], (-1, 12))
     ours = tf.boolean_mask(entries, number(entries[:, :2]) == ORIENTATION)[:1]
-    long = number(ours[:, 2:4]) == _LONG
+    long = number(ours[:, 2:4]) == LONG
     values = tf.where(long, number(ours[:, 8:12]), number(ours[:, 8:10]))
     value = tf.cast(tf.reduce_sum(values), tf.int32)
     known = (little | big) & (value >= 1) & (value <= 8)

@@ -6,36 +6,17 @@ the same everywhere.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from kerasmtl.decoding import (
-    MOST_PIXELS,
-    PARALLEL,
-    SHORTEST_JPEG,
-    WORTH,
-    Look,
-    decode,
-    look_at,
-)
-from kerasmtl.mending import mended
+from kerasmtl.decoding import MOST_PIXELS, PARALLEL, WORTH, Look, decode, look_at, reduction
+from kerasmtl.mending import JPEG, Examined, mended
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PREPROCESSING = 4  # goes up whenever the same file gives other numbers
-_JPEG_END = b"\xff\xd9"
-_JFIF = b"\xff\xd8\xff\xe0\x00\x10"
-
-# A JPEG of one pixel, whose size is looked up in place of that of other data.
-_DOT = base64.b64decode(
-    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAP//////////////////////////////////////////////////"
-    "////////////////////////////////////wAALCAABAAEBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAAA//E"
-    "ABQQAQAAAAAAAAAAAAAAAAAAAAD/2gAIAQEAAD8AN//Z"
-)
+PREPROCESSING = 5  # goes up whenever the same file gives other numbers
 
 
 def as_size(size: Any) -> tuple[int, int]:
@@ -58,7 +39,6 @@ def decode_image(
     size: tuple[int, int] | None = None,
     most_pixels: int = MOST_PIXELS,
     name: tf.Tensor | str = "the picture",
-    common: bool = False,
 ) -> tf.Tensor:
     """Bytes of a JPEG, PNG, GIF, BMP or WebP, shape (), as uint8 (height, width, 3), RGB.
 
@@ -67,7 +47,7 @@ def decode_image(
 
     With the size that it will be resized to, a large JPEG (of more than `WORTH` bytes) is decoded
     at 1/2, 1/4 or 1/8 of its height and width, the smallest that is still `decoding.SPARE` times as
-    high and wide as wanted. `common`: the data are known to be a JPEG, PNG or GIF.
+    high and wide as wanted.
 
     Raises:
         tf.errors.InvalidArgumentError: none of these, truncated, or of more than `most_pixels`:
@@ -75,10 +55,10 @@ def decode_image(
     """
     import tensorflow as tf
 
-    look = look_at(data, size, most_pixels, common)
+    look = look_at(data, size, most_pixels)
     fine = tf.debugging.Assert(look.reason == "", [tf.strings.join([name, " is ", look.reason])])
     with tf.control_dependencies([] if fine is None else [fine]):
-        return decode(tf.identity(data), look, common)
+        return decode(tf.identity(data), look)
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -135,31 +115,10 @@ def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:
 
 
 def prepare_image(
-    data: tf.Tensor,
-    size: tuple[int, int],
-    name: tf.Tensor | str = "the picture",
-    common: bool = False,
+    data: tf.Tensor, size: tuple[int, int], name: tf.Tensor | str = "the picture"
 ) -> tf.Tensor:
     """Bytes of a picture, shape (), as float32 (*size, 3) in [0, 1]: what every model is given."""
-    return resize_image(decode_image(data, size, name=name, common=common), size)
-
-
-def _is_simple(data: tf.Tensor) -> tf.Tensor:
-    """Whether this is a whole, small JPEG that starts as most do: nothing has to be looked up.
-
-    Its tables follow the 16 bytes of JFIF, so it has no EXIF, and it is decoded as it is: what
-    `decode_image` would do, for a third of the time.
-    """
-    import tensorflow as tf
-
-    length = tf.strings.length(data)
-    last = tf.strings.substr(data, tf.maximum(length - 2, 0), 2)
-    start = tf.strings.substr(data, 0, len(_JFIF))
-    next_one = tf.strings.substr(data, tf.minimum(length, 20), 2)
-    small = (length <= WORTH) & (length >= SHORTEST_JPEG)
-    simple = small & (start == _JFIF) & (next_one == b"\xff\xdb") & (last == _JPEG_END)
-    sides = tf.io.extract_jpeg_shape(tf.where(simple, data, _DOT), tf.int64)[:2]
-    return simple & (sides[0] * sides[1] <= MOST_PIXELS)
+    return resize_image(decode_image(data, size, name=name), size)
 
 
 def prepare_images(
@@ -206,31 +165,25 @@ def read_image(
     """
     import tensorflow as tf
 
-    @own_function
-    def examined(data: tf.Tensor, path: tf.Tensor) -> tf.Tensor:
-        return with_care(size)(mended(data[None], path[None], where)[0], path)
-
-    data = tf.io.read_file(path)
-    return tf.cond(
-        _is_simple(data),
-        lambda: resize_image(tf.io.decode_jpeg(data, channels=3), size),
-        lambda: tf.ensure_shape(examined(data, path), (*size, 3)),
-    )
+    files = mended(tf.io.read_file(path)[None], path[None], where)
+    return picture_of(files.data[0], way_of(files, size)[0], files.orientation[0], size)
 
 
-def own_function(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """As a function of its own in the graph.
-
-    As a branch, all its operations would be passed through, idle, for each picture that does not
-    need it.
-    """
+def way_of(files: Examined, size: tuple[int, int]) -> tf.Tensor:
+    """How to decode files that will be resized to this size, (batch,) int32: as in `look_at`."""
     import tensorflow as tf
 
-    options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
-    return tf.function(function, **options)
+    none = tf.zeros_like(files.orientation)
+    start = tf.strings.substr(files.data, none, none + len(JPEG))
+    worth = (start == JPEG) & (tf.strings.length(files.data) > WORTH)
+    return tf.where(worth, reduction(files.sides, files.orientation, size), 0)
 
 
-@lru_cache(maxsize=16)
-def with_care(size: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """`prepare_image` for a JPEG, PNG or GIF and its name, traced once for all data sets."""
-    return own_function(lambda data, name: prepare_image(data, size, name, common=True))
+def picture_of(
+    data: tf.Tensor, way: tf.Tensor, orientation: tf.Tensor, size: tuple[int, int]
+) -> tf.Tensor:
+    """One picture that was `mended`, as float32 (*size, 3) in [0, 1]."""
+    import tensorflow as tf
+
+    look = Look(tf.constant(""), way, orientation)
+    return resize_image(decode(data, look, common=True), size)

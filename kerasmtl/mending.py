@@ -1,80 +1,99 @@
-"""Why a picture cannot be used, and other formats as PNG, by Pillow."""
+"""Picture files that the graph decodes: why one cannot be used, and other formats as PNG."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from kerasmtl.decoding import MOST_PIXELS, SHORTEST_JPEG
+from kerasmtl.jpeg_header import JpegHeader, jpeg_header
+from kerasmtl.plain_headers import plain_sides
 
 if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
-# What training decodes in the graph; other formats that Pillow reads are turned into PNG first.
-TF_FORMATS = {"JPEG", "PNG", "GIF"}
-_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_PNG = (b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82")
+JPEG = b"\xff\xd8\xff"
+_JPEG_END = b"\xff\xd9"
+_DECODED = (JPEG, b"\x89PNG\r\n\x1a\n", b"GIF8")  # others are turned into PNG first
 
 
-def mended(data: tf.Tensor, paths: tf.Tensor, where: Callable[[str], str]) -> tf.Tensor:
+class Examined(NamedTuple):
+    """Picture files that the graph decodes, and what their headers say.
+
+    Shapes: data (batch,) string, JPEG, PNG or GIF; sides (batch, 2) int64, height and width as they
+    are stored; orientation (batch,) int32, that of EXIF, 1 to 8.
+    """
+
+    data: tf.Tensor
+    sides: tf.Tensor
+    orientation: tf.Tensor
+
+
+def mended(data: tf.Tensor, paths: tf.Tensor, where: Callable[[str], str]) -> Examined:
     """Bytes of pictures, shape (batch,), in formats that the graph decodes.
 
-    What looks like no whole JPEG or PNG costs a look by Pillow: if it is a picture of another
-    format it becomes a PNG; if it is none, or cut short, an error names `where(path)`.
+    Most are seen to be whole JPEGs or PNGs by operations on the whole batch. Others are looked at
+    in Python: if one is a picture of another format it becomes a PNG; if it is none, or cut short,
+    an error names `where(path)`.
     """
     import numpy as np
     import tensorflow as tf
 
-    def examine(data: tf.Tensor, paths: tf.Tensor, whole: tf.Tensor) -> np.ndarray:
-        found = [
-            one if fine else _examine(one, lambda path=path: where(path.decode()))
-            for one, path, fine in zip(data.numpy(), paths.numpy(), whole.numpy(), strict=True)
-        ]
-        return np.array(found, object)
+    def examine(
+        data: np.ndarray, paths: np.ndarray, plain: np.ndarray, sides: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found, orientation = np.array(data, object), np.ones(len(data), "int32")
+        sides = np.array(sides)
+        for row in np.flatnonzero(~plain):
+            facts = _examine(data[row], lambda row=row: where(paths[row].decode()))
+            found[row], sides[row], orientation[row] = facts
+        return found, sides, orientation
 
-    whole = _look_whole(data)
-    return tf.cond(
-        tf.reduce_all(whole),
-        lambda: data,
-        lambda: tf.ensure_shape(
-            tf.py_function(examine, [data, paths, whole], tf.string), data.shape
-        ),
+    plain, sides = plain_sides(data)
+    given = [data, paths, plain, sides]
+    kinds = [tf.string, tf.int64, tf.int32]
+    parts = tf.cond(
+        tf.reduce_all(plain),
+        lambda: [data, sides, tf.ones_like(plain, tf.int32)],
+        lambda: tf.numpy_function(examine, given, kinds, stateful=False),
     )
+    shapes = [data.shape, sides.shape, data.shape]
+    return Examined(*(tf.ensure_shape(*each) for each in zip(parts, shapes, strict=True)))
 
 
-def _look_whole(data: tf.Tensor) -> tf.Tensor:
-    """Which are JPEGs or PNGs that end where they should: (batch,) bool."""
-    import tensorflow as tf
-
-    length = tf.strings.length(data)
-
-    def part(start: tf.Tensor, count: int) -> tf.Tensor:
-        return tf.strings.substr(data, start, tf.fill(tf.shape(data), count))
-
-    def last(count: int) -> tf.Tensor:
-        return part(tf.maximum(length - count, 0), count)
-
-    jpeg = (part(tf.zeros_like(length), 3) == _JPEG) & (last(2) == _JPEG_END)
-    start, end = _PNG
-    return jpeg | (part(tf.zeros_like(length), len(start)) == start) & (last(len(end)) == end)
+def _examine(data: bytes, where: Callable[[], str]) -> tuple[bytes, tuple[int, int], int]:
+    """A picture that the graph decodes, its sides and orientation; ValueError if it is cut."""
+    header = jpeg_header(data) if data.startswith(JPEG) else None
+    if header and header.sides and data.endswith(_JPEG_END) and len(data) >= SHORTEST_JPEG:
+        pixels = header.sides[0] * header.sides[1]
+        if header.whole and 0 < pixels <= MOST_PIXELS:
+            return data, header.sides, header.orientation
+    return _by_pillow(data, header, where)
 
 
-def _examine(data: bytes, where: Callable[[], str]) -> bytes:
-    """The bytes, in a format that TensorFlow decodes; ValueError if they are no whole picture."""
+def _by_pillow(
+    data: bytes, header: JpegHeader | None, where: Callable[[], str]
+) -> tuple[bytes, tuple[int, int], int]:
+    """What is not known by its start and end."""
     import numpy as np
     from PIL import Image
 
     reason = picture_fault(data)
+    if header and not reason and not header.whole:
+        reason = "truncated"
     if reason:
         raise ValueError(f"{where()} is {reason}. `kerasmtl check` lists all such pictures.")
     with Image.open(io.BytesIO(data)) as picture:
-        if picture.format in TF_FORMATS:
-            return data
+        sides = picture.height, picture.width
+        if data.startswith(_DECODED):
+            return data, sides, header.orientation if header else 1
         buffer = io.BytesIO()
         if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
             picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype("uint8"))
         picture.convert("RGB").save(buffer, "PNG")
-        return buffer.getvalue()
+        return buffer.getvalue(), sides, 1
 
 
 def picture_fault(picture: str | bytes) -> str | None:

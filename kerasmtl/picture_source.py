@@ -69,13 +69,13 @@ class PictureSource(Source):
             names = tf.gather(paths, rows)
             return epochs, rows, names, read_files(names)
 
-        def mend(*given: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            *more, names, data = given
-            return *more, names, mended(data, names, where)
-
-        def prepare(*given: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def mend(*given: tf.Tensor) -> tuple[Any, ...]:
             epochs, rows, names, data = given
-            return epochs, prepare_files(data, names, self.size), rows
+            return epochs, rows, mended(data, names, where)
+
+        def prepare(*given: Any) -> tuple[tf.Tensor, ...]:
+            epochs, rows, files = given
+            return epochs, prepare_files(files, self.size), rows
 
         at_once = batch_size if batch_size <= MOST_AT_ONCE else BLOCK
         batches = rows.batch(at_once)

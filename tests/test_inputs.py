@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from kerasmtl.decoding import SPARE, WORTH
 from kerasmtl.inputs import as_size, decode_image, prepare_image, read_image, resize_image
@@ -195,6 +195,33 @@ def test_a_picture_is_read_in_eager_execution_too(tmp_path):
         path.write_bytes(encoded(picture(), suffix))
         image = read_image(tf.constant(str(path)), (HEIGHT, WIDTH))
         np.testing.assert_allclose(image, np.asarray(picture()) / np.float32(255), atol=1e-6)
+
+
+def turned(suffix):
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    more = {"save_all": True, "append_images": [picture(1)]} if suffix == "MPO" else {}
+    return encoded(picture(), suffix, exif=tags, **more)
+
+
+@pytest.mark.parametrize("tail", [b"", b"\0" * 9])
+@pytest.mark.parametrize("suffix", ["JPEG", "MPO"])
+def test_a_picture_of_a_telephone_is_turned(tmp_path, suffix, tail):
+    data = turned(suffix) + tail
+    shown = prepare_image(tf.constant(data), (WIDTH, HEIGHT))
+    np.testing.assert_array_equal(read(tmp_path, data, (WIDTH, HEIGHT)), shown)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image), "float32") / 255
+    assert np.abs(shown - expected).mean() < 0.01
+
+
+@pytest.mark.parametrize("make", [lambda: encoded(picture(), "JPEG"), lambda: turned("JPEG")])
+def test_a_jpeg_of_too_many_pixels_is_named(tmp_path, make):
+    data = make()
+    frame = data.index(b"\xff\xc0")
+    data = data[: frame + 5] + b"\xff\xff\xff\xff" + data[frame + 9 :]
+    with pytest.raises(tf.errors.OpError, match=f"{WHERE} is too large to decode safely"):
+        read(tmp_path, data)
 
 
 DAMAGED = {

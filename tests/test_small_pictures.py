@@ -8,7 +8,9 @@ import tensorflow as tf
 from PIL import Image
 
 from kerasmtl.inputs import prepare_image
-from kerasmtl.small_pictures import SMALL, are_small, plain_sides, prepare_files
+from kerasmtl.mending import mended
+from kerasmtl.plain_headers import plain_sides
+from kerasmtl.small_pictures import SMALL, are_small, prepare_files
 
 SIZE = (24, 32)
 
@@ -67,7 +69,7 @@ def together():
     def prepare(batch):
         spec = tf.TensorSpec((None,), tf.string)
         data = tf.data.Dataset.from_generator(lambda: [batch], output_signature=spec)
-        return next(iter(data.map(lambda one: prepare_files(one, one, SIZE)))).numpy()
+        return next(iter(data.map(lambda one: prepare_files(mended(one, one, str), SIZE)))).numpy()
 
     return prepare
 
@@ -89,17 +91,17 @@ def test_a_batch_is_what_its_pictures_are_alone(together, alone, name):
 
 
 def test_plain_is_what_can_be_decoded_as_it_is():
-    plain, sides = plain_sides(tf.constant(list(PLAIN.values())), SIZE)
+    plain, sides = plain_sides(tf.constant(list(PLAIN.values())))
     assert plain.numpy().all() and (sides.numpy() == SIZE).all()
     sizes = [(20, 19), (300, 7), (7, 300)]
     files = [encoded(picture(*size), kind) for size in sizes for kind in ("JPEG", "PNG")]
-    plain, sides = plain_sides(tf.constant(files), SIZE)
+    plain, sides = plain_sides(tf.constant(files))
     assert plain.numpy().all() and sides.numpy().tolist() == [list(s) for s in sizes for _ in "ab"]
-    large, sides = plain_sides(tf.constant([encoded(picture(258, 513))]), (200, 400))
+    large, sides = plain_sides(tf.constant([encoded(picture(258, 513))]))
     assert large.numpy().all() and sides.numpy().tolist() == [[258, 513]]
     cut = [data[:-1] for data in PLAIN.values()] + [b"", b"\xff\xd8\xff", PLAIN["jpeg"][:160]]
-    others = [data for name, data in OTHERS.items() if name != "cmyk"]
-    plain, _ = plain_sides(tf.constant(cut + others), SIZE)
+    others = [OTHERS[name] for name in ("turned", "gif", "bytes behind")]
+    plain, _ = plain_sides(tf.constant(cut + others))
     assert not plain.numpy().any()
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerasmtl.graphs import as_written
+
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
@@ -83,7 +85,7 @@ def augmenter(layer: keras.layers.Layer, seed: int) -> Callable[[tf.Tensor, Any,
 
     weights = {id(variable) for variable in layer.weights}
 
-    @tf.autograph.experimental.do_not_convert
+    @as_written
     def augment(images: tf.Tensor, epoch: Any, batch: Any) -> tf.Tensor:
         keys = iter(_keys(seed, epoch, batch, len(layer.non_trainable_variables)))
         # Variables that are no weights are the states of random generators.

@@ -14,6 +14,7 @@ import tensorflow as tf
 from kerasmtl.batch import Predictor, joined
 from kerasmtl.batch_inputs import Piece
 from kerasmtl.batch_paths import is_address
+from kerasmtl.graphs import as_written
 from kerasmtl.inputs import read_image
 from kerasmtl.mending import picture_fault
 
@@ -95,7 +96,7 @@ def _batches(
 
     kinds = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
     found = tf.data.Dataset.from_generator(named, output_signature=kinds).unbatch()
-    found = found.map(read, tf.data.AUTOTUNE, deterministic=True).ignore_errors()
+    found = found.map(as_written(read), tf.data.AUTOTUNE, deterministic=True).ignore_errors()
     yield from _within(found.batch(batch_size).prefetch(tf.data.AUTOTUNE), ends, batch_size)
 
 

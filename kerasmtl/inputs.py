@@ -7,10 +7,12 @@ the same everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from kerasmtl.decoding import MOST_PIXELS, PARALLEL, WORTH, Look, decode, look_at, reduction
+from kerasmtl.graphs import traced
 from kerasmtl.mending import JPEG, Examined, mended
 
 if TYPE_CHECKING:
@@ -166,7 +168,18 @@ def read_image(
     import tensorflow as tf
 
     files = mended(tf.io.read_file(path)[None], path[None], where)
-    return picture_of(files.data[0], way_of(files, size)[0], files.orientation[0], size)
+    return _prepared(size)(*files)
+
+
+@lru_cache(maxsize=16)
+def _prepared(size: tuple[int, int]) -> Callable[..., tf.Tensor]:
+    """From `Examined`, of one file, to `picture_of` it."""
+
+    def prepare(*given: tf.Tensor) -> tf.Tensor:
+        files = Examined(*given)
+        return picture_of(files.data[0], way_of(files, size)[0], files.orientation[0], size)
+
+    return traced(prepare)
 
 
 def way_of(files: Examined, size: tuple[int, int]) -> tf.Tensor:

@@ -143,7 +143,7 @@ def fill_missing(values: Any, known: Any, fill: float) -> Any:
     """`values` with the constant `fill` wherever the label is missing; no gradient flows there."""
     from keras import ops
 
-    return ops.where(known, values, ops.full_like(values, fill))
+    return ops.where(known, values, ops.convert_to_tensor(fill, dtype=values.dtype))
 
 
 def with_known(labels: Any, known: Any) -> Any:
@@ -218,7 +218,7 @@ def of_same_shape(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
     """
     check_same_shape(y_true, y_pred)
     if None in (*y_true.shape, *y_pred.shape):
-        y_true, y_pred = _compared_later(y_true, y_pred, 2, "shape (batch, tasks)")
+        y_true, y_pred = _compared_later(y_true, y_pred, "shape (batch, tasks)")
         # XLA drops assertions, not this.
         y_true, y_pred = _ensured(y_true, y_pred.shape), _ensured(y_pred, y_true.shape)
     return y_true, y_pred
@@ -242,7 +242,7 @@ def one_class_a_row(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
     if len(labels) == 2:
         y_true = _ensured(y_true, (None, 1))[:, 0]
     if None in (labels[0], predictions[0]):
-        y_true, y_pred = _compared_later(y_true, y_pred, 1, "rows")
+        y_true, y_pred = _compared_later(y_true, y_pred, "rows", slice(1))
     return y_true, y_pred
 
 
@@ -256,14 +256,20 @@ def _ranked(argument: str, values: Any) -> tuple[int | None, ...]:
     return tuple(values.shape)
 
 
-def _compared_later(y_true: Any, y_pred: Any, dimensions: int, what: str) -> tuple[Any, Any]:
+def _compared_later(
+    y_true: Any, y_pred: Any, what: str, part: slice | None = None
+) -> tuple[Any, Any]:
     import tensorflow as tf
 
-    same = tf.debugging.assert_equal(
-        *(tf.shape(values)[:dimensions] for values in (y_true, y_pred)),
-        message=f"`y_true` and `y_pred` differ in {what}.",
+    shapes = [tf.shape(y_true), tf.shape(y_pred)]
+    if part is not None:
+        shapes = [shape[part] for shape in shapes]
+    message = f"`y_true` and `y_pred` differ in {what}. Received: y_true, y_pred"
+    # The operation itself: tf.debugging wraps it in a condition, slow to trace for so cheap a test.
+    same = tf.raw_ops.Assert(
+        condition=tf.reduce_all(tf.equal(*shapes)), data=[message, *shapes], summarize=2
     )
-    with tf.control_dependencies([same]):
+    with tf.control_dependencies([] if same is None else [same]):
         return tf.identity(y_true), tf.identity(y_pred)
 
 

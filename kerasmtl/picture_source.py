@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerasmtl.graphs import as_written
 from kerasmtl.inputs import PREPROCESSING, read_image
 from kerasmtl.manifest import Manifest
 from kerasmtl.mending import mended
@@ -46,7 +47,6 @@ class PictureSource(Source):
         """
         import tensorflow as tf
 
-        as_it_is = tf.autograph.experimental.do_not_convert  # converting takes over a second
         names = self.manifest.paths
         paths = tf.constant(names)
 
@@ -62,7 +62,7 @@ class PictureSource(Source):
             def image(epoch: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 return epoch, read_image(tf.gather(paths, row), self.size, where), row
 
-            return rows.map(as_it_is(image), **options).batch(batch_size)
+            return rows.map(as_written(image), **options).batch(batch_size)
 
         # In three steps, since a function that can call Python costs more, whether it does or not.
         def read(epochs: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -80,7 +80,7 @@ class PictureSource(Source):
         at_once = batch_size if batch_size <= MOST_AT_ONCE else BLOCK
         batches = rows.batch(at_once)
         for step in (read, mend, prepare):
-            batches = batches.map(as_it_is(step), **options)
+            batches = batches.map(as_written(step), **options)
         return batches if at_once == batch_size else batches.unbatch().batch(batch_size)
 
     def augmenter(self) -> Callable[[tf.Tensor, Any, Any], tf.Tensor]:
@@ -98,7 +98,7 @@ class PictureSource(Source):
         numbers = tf.range(self.count, dtype=tf.int64)
         rows = tf.data.Dataset.from_tensor_slices((tf.zeros_like(numbers), numbers))
         batches = self.read(rows, batch_size, ordered=True)
-        return batches.map(lambda _, images, __: images).prefetch(tf.data.AUTOTUNE)
+        return batches.map(as_written(lambda _, images, __: images)).prefetch(tf.data.AUTOTUNE)
 
     def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
         """As `inputs`, augmented; a row's picture follows from seed, view and row alone.
@@ -115,7 +115,8 @@ class PictureSource(Source):
         augment = self.augmenter()
         # In blocks of their own, so that the size of the batches changes nothing.
         blocks = self.inputs(BLOCK).enumerate()
-        views = blocks.map(lambda block, images: augment(images, view, block), tf.data.AUTOTUNE)
+        vary = as_written(lambda block, images: augment(images, view, block))
+        views = blocks.map(vary, tf.data.AUTOTUNE)
         return views.unbatch().batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
     def content_sha256(self) -> str:

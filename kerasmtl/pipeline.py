@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from kerasmtl.graphs import as_written
 from kerasmtl.inputs import as_size
 from kerasmtl.manifest import Manifest
 from kerasmtl.picture_source import PictureSource, stored_pictures
@@ -121,7 +122,7 @@ def _rows(source: PictureSource) -> tf.data.Dataset:
 
     if source.epoch is None:
         return numbered(tf.constant(0, tf.int64))
-    return next_epochs(source.epoch).flat_map(numbered)
+    return next_epochs(source.epoch).flat_map(as_written(numbered))
 
 
 def _in_memory(source: PictureSource) -> tf.data.Dataset:
@@ -130,10 +131,11 @@ def _in_memory(source: PictureSource) -> tf.data.Dataset:
 
     def gathered(images: tf.Tensor) -> tf.data.Dataset:
         batches = _rows(source).batch(source.batch_size)
-        return batches.map(lambda epoch, rows: (epoch, tf.gather(images, rows), rows))
+        pick = as_written(lambda epoch, rows: (epoch, tf.gather(images, rows), rows))
+        return batches.map(pick)
 
     # Read ahead to its end, or an iterator that stops early would leave nothing in the cache.
-    return source.inputs(source.count).cache().prefetch(2).flat_map(gathered)
+    return source.inputs(source.count).cache().prefetch(2).flat_map(as_written(gathered))
 
 
 def _on_disk(source: PictureSource, folder: str | os.PathLike[str]) -> tf.data.Dataset:
@@ -146,7 +148,7 @@ def _on_disk(source: PictureSource, folder: str | os.PathLike[str]) -> tf.data.D
         images = tf.numpy_function(lambda at: stored[at], [rows], tf.float32, stateful=False)
         return epoch, tf.ensure_shape(images, (None, *source.size, 3)), rows
 
-    return _rows(source).batch(source.batch_size).map(read, tf.data.AUTOTUNE)
+    return _rows(source).batch(source.batch_size).map(as_written(read), tf.data.AUTOTUNE)
 
 
 def _finished(batches: tf.data.Dataset, source: PictureSource) -> tf.data.Dataset:
@@ -163,7 +165,7 @@ def _finished(batches: tf.data.Dataset, source: PictureSource) -> tf.data.Datase
 
     count = -(-source.count // source.batch_size)
     batches = batches.apply(tf.data.experimental.assert_cardinality(count))
-    return batches.enumerate().map(finish, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return batches.enumerate().map(as_written(finish), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def _labels(manifest: Manifest) -> Any:

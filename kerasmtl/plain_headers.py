@@ -6,11 +6,14 @@ than it takes to decode a small picture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kerasmtl.decoding import MOST_PIXELS, SHORTEST_JPEG
+from kerasmtl.graphs import traced
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -27,6 +30,15 @@ def plain_sides(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     Plain is a whole JPEG that starts with a JFIF segment, its tables and its frame, or a whole PNG,
     of a size that is decoded: it needs no turning. The sides of others mean nothing.
     """
+    return _looked()(data)
+
+
+@lru_cache(maxsize=1)
+def _looked() -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    return traced(_look)
+
+
+def _look(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     import tensorflow as tf
 
     length = tf.strings.length(data)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kerasmtl.exporting.description import MODEL_FILE, read_description
 from kerasmtl.exporting.signatures import DECISION
+from kerasmtl.graphs import as_written
 from kerasmtl.heads import by_task, check_outputs
 from kerasmtl.inputs import read_image
 from kerasmtl.mending import picture_fault
@@ -40,7 +41,7 @@ def predict_with_model(
     check_outputs(model, chosen)
     size = model.input_shape[1:3]
     images = tf.data.Dataset.from_tensor_slices(list(pictures)).map(
-        lambda path: read_image(path, size), tf.data.AUTOTUNE
+        as_written(lambda path: read_image(path, size)), tf.data.AUTOTUNE
     )
     return _rows(by_task(model.predict(images.batch(BATCH), verbose=0), chosen), chosen)
 

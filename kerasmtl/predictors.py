@@ -43,7 +43,7 @@ def model_predictor(
             f"Received: {model.input_shape}"
         )
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def run(batch: tf.Tensor) -> dict[str, tf.Tensor]:
         return by_task(model(batch, training=False), chosen)
 

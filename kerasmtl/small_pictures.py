@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from kerasmtl.decoding import PARALLEL
+from kerasmtl.graphs import traced
 from kerasmtl.inputs import enlarged, picture_of, reduced, scaled, way_of
 from kerasmtl.mending import Examined
 
@@ -37,53 +38,50 @@ def read_files(paths: tf.Tensor) -> tf.Tensor:
 
 def prepare_files(files: Examined, size: tuple[int, int]) -> tf.Tensor:
     """Pictures, `mended`, as float32 (batch, *size, 3) in [0, 1]."""
-    import tensorflow as tf
-
-    pixels = tf.TensorSpec((*size, 3), tf.float32)
-    ways = way_of(files, size)
-
-    def same() -> tf.Tensor:  # scaled all at once
-        spec = tf.TensorSpec((*size, 3), tf.uint8)
-        return scaled(
-            _each(lambda one: tf.ensure_shape(_decode(one), spec.shape), files.data, spec)
-        )
-
-    def resized(resize: Callable[[tf.Tensor, tuple[int, int]], tf.Tensor]) -> tf.Tensor:
-        return _each(
-            lambda one: tf.ensure_shape(resize(_decode(one), size), pixels.shape),
-            files.data,
-            pixels,
-        )
-
-    branches = [
-        lambda: _one_by_one(size)(files.data, ways, files.orientation),
-        same,
-        partial(resized, enlarged),
-        partial(resized, reduced),
-    ]
-    smaller = tf.reduce_all(files.sides <= size, axis=-1)
-    fit = [tf.reduce_all(files.sides == size), tf.reduce_all(smaller), tf.reduce_all(~smaller)]
-    as_they_are = tf.reduce_all((ways == 0) & (files.orientation == 1))
-    branch = tf.where(tf.reduce_any(fit) & as_they_are, tf.argmax(fit) + 1, 0)
-    images = tf.switch_case(tf.cast(branch, tf.int32), branches)
-    return tf.ensure_shape(images, (None, *size, 3))
+    return _prepared(size)(*files)
 
 
 @lru_cache(maxsize=16)
-def _one_by_one(size: tuple[int, int]) -> Callable[..., tf.Tensor]:
-    """From bytes, (batch,), ways and orientations to images, traced once.
+def _prepared(size: tuple[int, int]) -> Callable[..., tf.Tensor]:
+    return traced(lambda *files: _prepare(Examined(*files), size))
 
-    As a function of its own in the graph, which takes time only once it is called.
+
+def _prepare(files: Examined, size: tuple[int, int]) -> tf.Tensor:
+    import tensorflow as tf
+
+    ways = way_of(files, size)
+    smaller = tf.reduce_all(files.sides <= size, axis=-1)
+    fit = [tf.reduce_all(files.sides == size), tf.reduce_all(smaller), tf.reduce_all(~smaller)]
+    as_they_are = tf.reduce_all((ways == 0) & (files.orientation == 1))
+    branch = tf.where(tf.reduce_any(fit) & as_they_are, tf.argmax(fit, output_type=tf.int32), 3)
+    given = (files.data, ways, files.orientation)
+    branches = [partial(traced(each, on_call=True), *given) for each in _branches(size)]
+    return tf.ensure_shape(tf.switch_case(branch, branches), (None, *size, 3))
+
+
+def _branches(size: tuple[int, int]) -> list[Callable[..., tf.Tensor]]:
+    """From bytes, (batch,), ways and orientations to images: all of the size, no larger, none of
+    them smaller, or anything.
     """
     import tensorflow as tf
 
     pixels = tf.TensorSpec((*size, 3), tf.float32)
 
-    def all_of_them(*given: tf.Tensor) -> tf.Tensor:
+    def same(data: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:  # scaled all at once
+        spec = tf.TensorSpec((*size, 3), tf.uint8)
+        return scaled(_each(lambda one: tf.ensure_shape(_decode(one), spec.shape), data, spec))
+
+    def resized(
+        resize: Callable[[tf.Tensor, tuple[int, int]], tf.Tensor], data: tf.Tensor, *_: tf.Tensor
+    ) -> tf.Tensor:
+        return _each(
+            lambda one: tf.ensure_shape(resize(_decode(one), size), pixels.shape), data, pixels
+        )
+
+    def one_by_one(*given: tf.Tensor) -> tf.Tensor:
         return _each(lambda one: picture_of(*one, size), given, pixels)
 
-    options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
-    return tf.function(all_of_them, **options)
+    return [same, partial(resized, enlarged), partial(resized, reduced), one_by_one]
 
 
 def _each(function: Callable[..., tf.Tensor], items: Any, spec: tf.TensorSpec) -> tf.Tensor:

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kerasmtl.graphs import as_written
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -97,7 +99,9 @@ def next_epochs(epoch: tf.Variable) -> tf.data.Dataset:
     """A data set of one element, the number of the epoch, shape (), int64; adds 1 to it."""
     import tensorflow as tf
 
-    return tf.data.Dataset.from_tensors(0).map(lambda _: epoch.assign_add(1, read_value=True) - 1)
+    return tf.data.Dataset.from_tensors(0).map(
+        as_written(lambda _: epoch.assign_add(1, read_value=True) - 1)
+    )
 
 
 def permutation(count: int, seed: int, epoch: Any) -> tf.Tensor:
@@ -124,6 +128,8 @@ def epoch_indices(count: int, seed: int, epoch: tf.Variable) -> tf.data.Dataset:
     import tensorflow as tf
 
     rows = next_epochs(epoch).flat_map(
-        lambda number: tf.data.Dataset.from_tensor_slices(permutation(count, seed, number))
+        as_written(
+            lambda number: tf.data.Dataset.from_tensor_slices(permutation(count, seed, number))
+        )
     )
     return rows.apply(tf.data.experimental.assert_cardinality(count))

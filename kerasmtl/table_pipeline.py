@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerasmtl.graphs import as_written
 from kerasmtl.sources import Source, epoch_indices, new_epoch, register
 from kerasmtl.table import Table
 from kerasmtl.tasks import Task, all_binary, output_columns
@@ -66,7 +67,7 @@ def make_table_dataset(
             lambda values: tf.gather(values, chosen), labels
         )
 
-    batches = rows.batch(batch_size).map(gather, tf.data.AUTOTUNE, deterministic=True)
+    batches = rows.batch(batch_size).map(as_written(gather), tf.data.AUTOTUNE, deterministic=True)
     return register(batches.prefetch(tf.data.AUTOTUNE), source)
 
 

@@ -294,7 +294,8 @@ class HubLayer(keras.layers.Layer):
         leaves = tf.nest.flatten(inputs)
         specs = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in leaves]
         traced = tf.function(
-            lambda *given: self._outputs(tf.nest.pack_sequence_as(inputs, given), training)
+            lambda *given: self._outputs(tf.nest.pack_sequence_as(inputs, given), training),
+            autograph=False,
         ).get_concrete_function(*specs)
         outputs = tf.nest.map_structure(self._symbol, traced.structured_outputs)
         self._description.remember(inputs, outputs)

@@ -104,7 +104,9 @@ def picture_cases(live: Live) -> list[Case]:
     """A case for each signature of a model of pictures, the default one first."""
     size = live.model.input_shape[1:3]
     prepare = tf.function(
-        lambda data: prepare_image(data, size), input_signature=[tf.TensorSpec((), tf.string)]
+        lambda data: prepare_image(data, size),
+        input_signature=[tf.TensorSpec((), tf.string)],
+        autograph=False,
     ).get_concrete_function()
 
     def cases(seed: int) -> list[Case]:

@@ -96,7 +96,8 @@ def write_saved_model(model: Model, face: Face, folder: str | Path, uint8: bool 
     if isinstance(model, ExportedModel):
         module = tf.Module()
         module.kept = model
-        module.serve = tf.function(serving_function(model, face, uint8), input_signature=[spec])
+        serve = serving_function(model, face, uint8)
+        module.serve = tf.function(serve, input_signature=[spec], autograph=False)
         tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
         return
     archive = keras.export.ExportArchive()

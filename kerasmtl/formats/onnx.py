@@ -33,7 +33,7 @@ def onnx_bytes(model: Model, face: Face) -> bytes:
     logger = logging.getLogger("tf2onnx")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    serve = tf.function(serving_function(model, face), input_signature=[face.spec])
+    serve = tf.function(serving_function(model, face), input_signature=[face.spec], autograph=False)
     try:
         made, _ = tf2onnx.convert.from_function(serve, input_signature=[face.spec], opset=OPSET)
         onnx.checker.check_model(made, full_check=True)

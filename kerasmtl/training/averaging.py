@@ -130,7 +130,7 @@ class WeightAverage(keras.callbacks.Callback):
             if at not in self._averages:
                 self._averages[at] = _variable(weights[at].numpy())
         self._seen = tf.Variable(_steps(self.model.optimizer), trainable=False)
-        self._move = tf.function(self._follow)
+        self._move = tf.function(self._follow, autograph=False)
 
     def _untouched(self) -> bool:
         weights = self._of.weights

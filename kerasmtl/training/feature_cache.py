@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kerasmtl.feature_store import (
     open_entry,
 )
 from kerasmtl.sources import Source, source_of
-from kerasmtl.training.feature_computing import Step, batches_from, in_blocks
+from kerasmtl.training.feature_computing import Step, batches_from, in_blocks, inputs_of
 from kerasmtl.training.feature_dataset import (
     MEMORY_LIMIT,
     FeatureSource,
@@ -30,7 +31,7 @@ from kerasmtl.training.feature_dataset import (
 from kerasmtl.training.feature_key import feature_key
 from kerasmtl.training.frozen_part import FrozenPart
 
-TRIED = 8  # rows that are computed more than once, to see that they stay the same
+TRIED = 8  # rows that are computed more than once, to see that they stay the same; divides COMPUTED
 
 Rows = Mapping[str, np.ndarray]
 
@@ -88,11 +89,13 @@ def planned_features(
     key = feature_key(part.features, source, count)
     root = features_root(folder)
     # Each set of inputs is traced anew, which takes longer than its first rows.
-    tried = source.augmented_inputs(0, TRIED) if source.random else source.inputs(TRIED)
+    tried = inputs_of(source, 0, TRIED)
     step = part.step(tried.element_spec)
 
     def computed(progress: bool) -> FeatureSource:
-        first = next(iter(tried))
+        batches = iter(tried)
+        first = next(batches)
+        begun = None if source.random else chain([first], batches)
         arrays, own = _whole(root, key), False
         # What is whole may be another model's, and so may the blocks of what was interrupted.
         for _ in range(3):
@@ -101,9 +104,8 @@ def planned_features(
             if arrays is not None:
                 _remove(root / key, progress)
             step.check(first)
-            arrays, own = _computed(
-                step, source, count, root, key, progress, None if source.random else tried
-            )
+            arrays, own = _computed(step, source, count, root, key, progress, begun)
+            begun = None
         return feature_source(part.features, source, count, key, arrays)
 
     return computed
@@ -152,7 +154,7 @@ def _computed(
     root: Path,
     key: str,
     progress: bool,
-    inputs: tf.data.Dataset | None,
+    begun: Iterator[Any] | None,
 ) -> tuple[Rows, bool]:
     """The entry, computed and kept; and whether all of it was computed here and now."""
     arrays = tuple(Array(name, tuple(row.shape), row.dtype.name) for name, row in step.rows.items())
@@ -170,7 +172,7 @@ def _computed(
         starts.append(first)
         bar = keras.utils.Progbar(plan.rows, unit_name="row") if progress else None
         sizes = [stop - start for start, stop in plan.blocks[first // BLOCK :]]
-        for values in in_blocks(batches_from(step, source, views, first, inputs), sizes):
+        for values in in_blocks(batches_from(step, source, views, first, begun), sizes):
             yield values
             first += len(next(iter(values.values())))
             if bar:

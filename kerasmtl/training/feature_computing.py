@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.backbones.hub import HubLayer
 from kerasmtl.sources import Source
 
 COMPUTED = 64  # rows that the frozen part is given at a time
@@ -17,23 +19,51 @@ Rows = Mapping[str, np.ndarray]
 
 
 def batches_from(
-    step: Step, source: Source, views: int, first: int, inputs: tf.data.Dataset | None = None
+    step: Step, source: Source, views: int, first: int, begun: Iterator[Any] | None = None
 ) -> Iterator[Rows]:
     """Features from a row on, of one view after the other.
 
     A row is computed in the same batch wherever this starts, so that its bits are the same.
-    `inputs` are those of all rows, in batches of any size, where they are at hand.
+    `begun`: the inputs of one view, from the first row on, in batches of a size that divides
+    `COMPUTED`, where an iterator is at hand: a new one takes its time to start.
     """
     for view in range(first // source.count, views):
         begin = max(0, first - view * source.count)
-        if source.random:
-            batches = source.augmented_inputs(view, COMPUTED)
+        if begun is not None and not first:
+            batches = _joined(begun)
         else:
-            batches = source.inputs(COMPUTED) if inputs is None else inputs.rebatch(COMPUTED)
+            batches = inputs_of(source, view, COMPUTED).skip(begin // COMPUTED)
         surplus = begin % COMPUTED
-        for batch in batches.skip(begin // COMPUTED):
+        for batch in batches:
             yield {name: values[surplus:] for name, values in step(batch).items()}
             surplus = 0
+
+
+def inputs_of(source: Source, view: int, batch_size: int) -> tf.data.Dataset:
+    """The inputs of a view, in the order of the rows, read by all cores."""
+    found = (
+        source.augmented_inputs(view, batch_size) if source.random else source.inputs(batch_size)
+    )
+    options = tf.data.Options()
+    # Tuning gains nothing in one pass, at whose end it holds up the process for most of a second.
+    options.autotune.enabled = False
+    return found.with_options(options)
+
+
+def _joined(batches: Iterator[Any]) -> Iterator[Any]:
+    """Batches of `COMPUTED` rows, put together from smaller ones."""
+    held: list[Any] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(len(tf.nest.flatten(each)[0]) for each in held) == COMPUTED:
+            yield _concatenated(held)
+            held = []
+    if held:
+        yield _concatenated(held)
+
+
+def _concatenated(batches: list[Any]) -> Any:
+    return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0), *batches)
 
 
 def in_blocks(batches: Iterator[Rows], sizes: list[int]) -> Iterator[Rows]:
@@ -63,7 +93,7 @@ class Step:
             lambda each: tf.TensorSpec((None, *each.shape[1:]), each.dtype), inputs
         )
         self._run = tf.function(
-            lambda batch: features(batch, training=False), input_signature=[spec]
+            lambda batch: features(batch, training=False), input_signature=[spec], autograph=False
         )
         self._is_checked = False
         self.rows = {name: _row(tensor) for name, tensor in named(features.output).items()}
@@ -87,8 +117,9 @@ class Step:
             return
         before = [keras.ops.convert_to_numpy(v) for v in self.features.variables]
         first = self(inputs)
-        training = _arrays(self.features(inputs, training=True))
-        again = {"when they are computed twice": self(inputs), "in training": training}
+        again = {"when they are computed twice": self(inputs)}
+        if any(map(_heeds_training, self.features.layers)):
+            again["in training"] = _arrays(self.features(inputs, training=True))
         changed = []
         for variable, value in zip(self.features.variables, before, strict=True):
             if not np.array_equal(keras.ops.convert_to_numpy(variable), value, equal_nan=True):
@@ -108,6 +139,14 @@ class Step:
                 "frozen part that stays as it is. Train without the feature cache."
             )
         self._is_checked = True
+
+
+def _heeds_training(layer: keras.layers.Layer) -> bool:
+    """Whether a layer may do something else when it is told that it is called in training."""
+    if isinstance(layer, HubLayer) and not layer.trainable:
+        return False  # calls its module for inference
+    parameters = inspect.signature(layer.call).parameters.values()
+    return any(each.name == "training" or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def named(outputs: Any) -> dict[str, Any]:

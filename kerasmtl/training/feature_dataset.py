@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.graphs import as_written
 from kerasmtl.sources import Source, permutation, register
 from kerasmtl.training.feature_computing import named
 
@@ -61,7 +62,7 @@ def feature_dataset(source: FeatureSource) -> tf.data.Dataset:
 
     Shapes: features (batch, …), labels as the source has them, NaN = missing.
     """
-    batches = _batches(source).map(source.gather).prefetch(tf.data.AUTOTUNE)
+    batches = _batches(source).map(as_written(source.gather)).prefetch(tf.data.AUTOTUNE)
     return register(batches, source)
 
 
@@ -92,7 +93,11 @@ class FeatureSource(Source):
     def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
         """Features of a view, counted modulo the number of views."""
         first = view % self.views * self.count
-        return tf.data.Dataset.range(first, first + self.count).batch(batch_size).map(self.lookup)
+        return (
+            tf.data.Dataset.range(first, first + self.count)
+            .batch(batch_size)
+            .map(as_written(self.lookup))
+        )
 
     def content_sha256(self) -> str:
         """The key that the features are kept under."""
@@ -109,7 +114,7 @@ def _batches(source: FeatureSource) -> tf.data.Dataset:
         return tf.data.Dataset.range(source.count).batch(source.batch_size)
     # Each function costs milliseconds in every epoch, more than small batches do: hence one, and
     # rows set apart and put together again, instead of `epoch_indices`.
-    rows = tf.data.Dataset.from_tensors(0).map(lambda _: source.next_order()).unbatch()
+    rows = tf.data.Dataset.from_tensors(0).map(as_written(lambda _: source.next_order())).unbatch()
     batches = -(-source.count // source.batch_size)
     return rows.batch(source.batch_size).apply(tf.data.experimental.assert_cardinality(batches))
 

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from kerasmtl.backbones.graph import xla_obstacle
+from kerasmtl.graphs import as_written
 
 PARAMETER = re.compile(r"= (?:pred|[a-z]+\d+)\[([\d,]*)\]\S* parameter\(\d+\)")
 
@@ -36,7 +37,7 @@ def obstacle(
         return known
     inputs = tf.nest.flatten(example)
 
-    @tf.autograph.experimental.do_not_convert
+    @as_written
     def step(*flat: Any) -> Any:
         with tf.GradientTape() as tape:
             outputs = tf.nest.flatten(call(tf.nest.pack_sequence_as(example, flat)))

@@ -13,16 +13,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def as_written(function: F) -> F:
-    """For `Dataset.map`."""
+    """The function, which AutoGraph shall leave alone: for `Dataset.map`."""
     import tensorflow as tf
 
     return tf.autograph.experimental.do_not_convert(function)
 
 
 def traced(function: Callable[..., Any], on_call: bool = False) -> Callable[..., Any]:
-    """A `tf.function`, of which all graphs that call it share the trace.
+    """A `tf.function`; the graphs that call the same one share its trace, so keep it.
 
-    `on_call`: in a graph it stays a function of its own, which takes time only once it is called.
+    `on_call`: in a graph it stays a function of its own, which is made ready at its first call. As
+    a branch, all its operations would be made ready at once, and passed through, idle.
     """
     import tensorflow as tf
 

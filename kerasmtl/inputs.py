@@ -1,7 +1,8 @@
 """One example: from the bytes of a picture to float32 RGB in [0, 1].
 
-Training, prediction and the exported model all go through `prepare_image`, so that a picture means
-the same everywhere.
+`prepare_image` and `prepare_images` are what exported models do, by operations alone; `read_image`
+and `small_pictures` what training does, whose headers may be read in Python. A picture that both
+take means the same in both, bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ def decode_image(
     data: tf.Tensor,
     size: tuple[int, int] | None = None,
     most_pixels: int = MOST_PIXELS,
-    name: tf.Tensor | str = "the picture",
 ) -> tf.Tensor:
     """Bytes of a JPEG, PNG, GIF, BMP or WebP, shape (), as uint8 (height, width, 3), RGB.
 
@@ -53,12 +53,14 @@ def decode_image(
 
     Raises:
         tf.errors.InvalidArgumentError: none of these, truncated, or of more than `most_pixels`:
-            the message begins with `name`; damaged inside: it is TensorFlow's own.
+            the message begins with "the picture"; damaged inside: it is TensorFlow's own.
     """
     import tensorflow as tf
 
     look = look_at(data, size, most_pixels)
-    fine = tf.debugging.Assert(look.reason == "", [tf.strings.join([name, " is ", look.reason])])
+    fine = tf.debugging.Assert(
+        look.reason == "", [tf.strings.join(["the picture is ", look.reason])]
+    )
     with tf.control_dependencies([] if fine is None else [fine]):
         return decode(tf.identity(data), look)
 
@@ -116,11 +118,9 @@ def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:
     return tf.reshape(tf.image.resize(flat, (rows, 1), antialias=True), (rows, width, 3))
 
 
-def prepare_image(
-    data: tf.Tensor, size: tuple[int, int], name: tf.Tensor | str = "the picture"
-) -> tf.Tensor:
+def prepare_image(data: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """Bytes of a picture, shape (), as float32 (*size, 3) in [0, 1]: what every model is given."""
-    return resize_image(decode_image(data, size, name=name), size)
+    return resize_image(decode_image(data, size), size)
 
 
 def prepare_images(

@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 from kerasmtl.decoding import HEAD
 from kerasmtl.exif import EXIF, LONG, ORIENTATION, ROOM
 
-_END = b"\xff\xd9"
-_NO_FRAMES = {0xC4, 0xC8, 0xCC}  # among the markers 0xC0 to 0xCF
+JPEG_END = b"\xff\xd9"
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_NO_LENGTH = {0x00, 0x01, *range(0xD0, 0xDB), 0xFF}  # or, 0xDA, data behind it
 _ROOM = b"\0" * ROOM
 
 
@@ -29,7 +30,7 @@ def jpeg_header(data: bytes) -> JpegHeader:
     head = data[:HEAD] + _ROOM
     start, exif = _segments(head)
     orientation = 1 if exif is None else _orientation(head[exif : exif + 2**16])
-    return JpegHeader(data.find(_END, start) >= 0, orientation, _sides(data, start))
+    return JpegHeader(data.rfind(JPEG_END, start) >= 0, orientation, _sides(data))
 
 
 def _segments(head: bytes) -> tuple[int, int | None]:
@@ -60,11 +61,11 @@ def _orientation(tiff: bytes) -> int:
     return 1
 
 
-def _sides(data: bytes, at: int) -> tuple[int, int] | None:
+def _sides(data: bytes) -> tuple[int, int] | None:
     """Height and width, from the first frame; None if no frame is found."""
-    while len(data) - at > 9 and data[at] == 0xFF:
-        kind = data[at + 1]
-        if 0xC0 <= kind <= 0xCF and kind not in _NO_FRAMES:
+    at = 2
+    while len(data) - at > 9 and data[at] == 0xFF and data[at + 1] not in _NO_LENGTH:
+        if data[at + 1] in _FRAMES:
             return _number(data[at + 5 : at + 7]), _number(data[at + 7 : at + 9])
         at += 2 + max(_number(data[at + 2 : at + 4]), 2)
     return None

@@ -264,8 +264,8 @@ def _compared_later(
     shapes = [tf.shape(y_true), tf.shape(y_pred)]
     if part is not None:
         shapes = [shape[part] for shape in shapes]
-    message = f"`y_true` and `y_pred` differ in {what}. Received: y_true, y_pred"
-    # The operation itself: tf.debugging wraps it in a condition, slow to trace for so cheap a test.
+    message = f"`y_true` and `y_pred` differ in {what}. Expected the same. Received:"
+    # The operation itself: tf.debugging.assert_equal makes five times as many for its message.
     same = tf.raw_ops.Assert(
         condition=tf.reduce_all(tf.equal(*shapes)), data=[message, *shapes], summarize=2
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from kerasmtl.decoding import MOST_PIXELS, SHORTEST_JPEG
-from kerasmtl.jpeg_header import JpegHeader, jpeg_header
+from kerasmtl.jpeg_header import JPEG_END, JpegHeader, jpeg_header
 from kerasmtl.plain_headers import plain_sides
 
 if TYPE_CHECKING:
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 JPEG = b"\xff\xd8\xff"
-_JPEG_END = b"\xff\xd9"
-_DECODED = (JPEG, b"\x89PNG\r\n\x1a\n", b"GIF8")  # others are turned into PNG first
+GIF = b"GIF8"
+_DECODED = (JPEG, b"\x89PNG\r\n\x1a\n", GIF)  # others are turned into PNG first
 
 
 class Examined(NamedTuple):
     """Picture files that the graph decodes, and what their headers say.
 
     Shapes: data (batch,) string, JPEG, PNG or GIF; sides (batch, 2) int64, height and width as they
-    are stored; orientation (batch,) int32, that of EXIF, 1 to 8.
+    are stored, 0 where that is not known; orientation (batch,) int32, that of EXIF, 1 to 8.
     """
 
     data: tf.Tensor
@@ -66,7 +66,7 @@ def mended(data: tf.Tensor, paths: tf.Tensor, where: Callable[[str], str]) -> Ex
 def _examine(data: bytes, where: Callable[[], str]) -> tuple[bytes, tuple[int, int], int]:
     """A picture that the graph decodes, its sides and orientation; ValueError if it is cut."""
     header = jpeg_header(data) if data.startswith(JPEG) else None
-    if header and header.sides and data.endswith(_JPEG_END) and len(data) >= SHORTEST_JPEG:
+    if header and header.sides and data.endswith(JPEG_END) and len(data) >= SHORTEST_JPEG:
         pixels = header.sides[0] * header.sides[1]
         if header.whole and 0 < pixels <= MOST_PIXELS:
             return data, header.sides, header.orientation
@@ -81,12 +81,11 @@ def _by_pillow(
     from PIL import Image
 
     reason = picture_fault(data)
-    if header and not reason and not header.whole:
-        reason = "truncated"
     if reason:
         raise ValueError(f"{where()} is {reason}. `kerasmtl check` lists all such pictures.")
     with Image.open(io.BytesIO(data)) as picture:
-        sides = picture.height, picture.width
+        # A GIF's frames may be smaller than the GIF.
+        sides = (0, 0) if picture.format == "GIF" else (picture.height, picture.width)
         if data.startswith(_DECODED):
             return data, sides, header.orientation if header else 1
         buffer = io.BytesIO()
@@ -109,6 +108,10 @@ def picture_fault(picture: str | bytes) -> str | None:
         if not data:
             return "empty"
         with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MOST_PIXELS:  # whatever Pillow's own limit is
+                return "too large to decode safely"
+            if data.startswith(GIF) and b"\0\0" in (data[6:8], data[8:10]):
+                return "damaged (it has no size)"
             image.load()
             if image.mode == "F":
                 return "of 32-bit floats, whose range is unknown"
@@ -122,4 +125,6 @@ def picture_fault(picture: str | bytes) -> str | None:
         return "truncated" if "truncated" in str(error).lower() else f"unreadable ({error})"
     except (ValueError, SyntaxError, EOFError) as error:
         return f"damaged ({error})"
-    return None
+    if data.startswith(JPEG) and len(data) < SHORTEST_JPEG:
+        return "not a picture"
+    return "truncated" if data.startswith(JPEG) and not jpeg_header(data).whole else None

@@ -52,7 +52,8 @@ def _prepare(files: Examined, size: tuple[int, int]) -> tf.Tensor:
     ways = way_of(files, size)
     smaller = tf.reduce_all(files.sides <= size, axis=-1)
     fit = [tf.reduce_all(files.sides == size), tf.reduce_all(smaller), tf.reduce_all(~smaller)]
-    as_they_are = tf.reduce_all((ways == 0) & (files.orientation == 1))
+    known = tf.reduce_all(files.sides > 0, axis=-1)
+    as_they_are = tf.reduce_all(known & (ways == 0) & (files.orientation == 1))
     branch = tf.where(tf.reduce_any(fit) & as_they_are, tf.argmax(fit, output_type=tf.int32), 3)
     given = (files.data, ways, files.orientation)
     branches = [partial(traced(each, on_call=True), *given) for each in _branches(size)]
@@ -67,12 +68,12 @@ def _branches(size: tuple[int, int]) -> list[Callable[..., tf.Tensor]]:
 
     pixels = tf.TensorSpec((*size, 3), tf.float32)
 
-    def same(data: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:  # scaled all at once
+    def same(data: tf.Tensor, *more: tf.Tensor) -> tf.Tensor:  # scaled all at once
         spec = tf.TensorSpec((*size, 3), tf.uint8)
         return scaled(_each(lambda one: tf.ensure_shape(_decode(one), spec.shape), data, spec))
 
     def resized(
-        resize: Callable[[tf.Tensor, tuple[int, int]], tf.Tensor], data: tf.Tensor, *_: tf.Tensor
+        resize: Callable[[tf.Tensor, tuple[int, int]], tf.Tensor], data: tf.Tensor, *more: tf.Tensor
     ) -> tf.Tensor:
         return _each(
             lambda one: tf.ensure_shape(resize(_decode(one), size), pixels.shape), data, pixels

@@ -181,7 +181,7 @@ def test_features_too_many_for_memory_are_read_by_batch(data, folder, monkeypatc
     same_batches(split_model(model)[0], data, cached)
     Noted.rows = 0
     cache_features(model, data, folder, progress=False)
-    assert Noted.rows == feature_cache.TRIED
+    assert Noted.rows == feature_computing.TRIED
 
 
 def test_a_hit_computes_the_first_rows_alone(data, folder, tmp_path):
@@ -193,7 +193,7 @@ def test_a_hit_computes_the_first_rows_alone(data, folder, tmp_path):
     values = source_of(data).table.features
     source_of(other_labels).table.features[:] = values
     cache_features(model_of(outputs=3), other_labels, folder, progress=False)
-    assert Noted.rows == 2 * feature_cache.TRIED
+    assert Noted.rows == 2 * feature_computing.TRIED
     assert len(entries(folder)) == 1
 
 
@@ -435,6 +435,18 @@ class Hidden(L.Layer):
         return inputs
 
 
+class Around(L.Layer):
+    """Is told nothing of training, but what is in it is."""
+
+    def __init__(self, inner, **settings):
+        super().__init__(**settings)
+        self.inner = inner
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+@pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize(
     ("when", "reason"),
     [
@@ -443,9 +455,9 @@ class Hidden(L.Layer):
         ("counts", "changes its variables when it is called: .*hidden"),
     ],
 )
-def test_features_that_do_not_stay_the_same_are_refused(data, folder, when, reason):
+def test_features_that_do_not_stay_the_same_are_refused(data, folder, when, reason, inside):
     layer = Hidden(when, name="hidden")
-    model = model_of(layer=layer)
+    model = model_of(layer=Around(layer) if inside else layer)
     with pytest.raises(ValueError, match=reason):
         cache_features(model, data, folder, progress=False)
     assert layer.count.numpy() == 0 and not entries(folder)

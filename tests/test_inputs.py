@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from kerasmtl.decoding import SPARE, WORTH
+from kerasmtl.decoding import MOST_PIXELS, SPARE, WORTH
 from kerasmtl.inputs import as_size, decode_image, prepare_image, read_image, resize_image
 from kerasmtl.mending import picture_fault
 
@@ -224,7 +224,30 @@ def test_a_jpeg_of_too_many_pixels_is_named(tmp_path, make):
         read(tmp_path, data)
 
 
+def without_size():
+    data = encoded(palette(), "GIF")
+    return data[:6] + bytes(4) + data[10:]
+
+
+def small_jpeg():
+    """Fewer bytes than any JPEG with tables of its own, such as every encoder writes."""
+    data = encoded(Image.new("L", (8, 8)), "JPEG", quality=1)
+    tables = data.index(b"\xff\xdb"), data.index(b"\xff\xc0")
+    scan = data.index(b"\xff\xda")
+    frame = data[tables[1] : data.index(b"\xff\xc4")]
+    return data[:2] + data[tables[0] : tables[1]] + frame + data[scan:]
+
+
+def test_the_bound_of_pixels_does_not_hang_on_pillow(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    data = encoded(Image.new("1", (MOST_PIXELS // 8000 + 1, 8000)), "PNG")
+    with pytest.raises(tf.errors.OpError, match=f"{WHERE} is too large to decode safely"):
+        read(tmp_path, data)
+
+
 DAMAGED = {
+    "gif without a size": (without_size, "damaged"),
+    "jpeg of few bytes": (small_jpeg, "not a picture"),
     "truncated jpeg": (lambda: encoded(picture(), "JPEG")[:-40], "truncated"),
     "truncated png": (lambda: encoded(picture(), "PNG")[:-40], "truncated"),
     "truncated bmp": (lambda: encoded(picture(), "BMP")[:-40], "truncated"),

@@ -89,6 +89,23 @@ def test_damaged_headers_mean_the_same_in_both(by_graph):
     assert any(header.sides is None for header in found)
 
 
+def test_no_frame_is_seen_in_the_middle_of_a_segment():
+    """The orientation is looked for in the first 256 KB; there, these bytes look like a frame."""
+    frame = b"\xff\xc0\0\x11\x08\x03\xe7\x03\xe7"
+    late = segment(b"x" * 65_000, 0xED)
+    start = 2 + 4 * len(late)
+    last = segment(b"x" * (HEAD - start - 4) + frame + b"x" * 99, 0xED)
+    data = jpeg(*[late] * 4, last)
+    assert data[HEAD:].startswith(frame) and jpeg_header(data).sides == (24, 32)
+
+
+@pytest.mark.parametrize("kind", [0x00, 0x01, 0xD0, 0xD8, 0xD9, 0xDA, 0xFF])
+def test_markers_without_a_length_are_left_to_pillow(kind):
+    data = jpeg()
+    table = data.index(b"\xff\xdb")
+    assert jpeg_header(data[:table] + bytes([0xFF, kind]) + data[table:]).sides is None
+
+
 def test_what_comes_late_is_not_looked_for(by_graph):
     late = segment(b"x" * 60_000, 0xED)
     assert same(jpeg(*[late] * 4, segment(exif(6, "<", 3, 0))), by_graph).orientation == 6

@@ -1,6 +1,8 @@
 """Small files by the batch: each picture is what it is alone, bit for bit."""
 
 import io
+import logging
+import struct
 
 import numpy as np
 import pytest
@@ -52,12 +54,27 @@ OTHERS = {
     "bytes behind": PLAIN["jpeg"] + b"\0",
     "large": noisy(),
 }
+
+
+def gif(frame, screen):
+    """A GIF whose only frame is smaller than itself."""
+    data = encoded(picture(*frame).quantize(9), "GIF")
+    return data[:6] + struct.pack("<HH", *screen[::-1]) + data[10:]
+
+
 BATCHES = {
     "of the size": list(PLAIN.values()),
     "smaller": [encoded(picture(9, 32)), encoded(picture(24, 7), "PNG"), PLAIN["jpeg"]],
     "larger": [encoded(picture(25, 3)), encoded(picture(50, 70, 2)), encoded(picture(99, 98))],
     "smaller and larger": [encoded(picture(9, 9)), encoded(picture(50, 70))],
     "others": [*PLAIN.values(), *OTHERS.values(), encoded(picture(99, 98))],
+    "gifs of smaller frames": [
+        gif((20, 20), SIZE),
+        gif((20, 20), (40, 40)),
+        gif((50, 40), (60, 60)),
+    ],
+    "a gif alone": [gif((20, 20), SIZE)],
+    "a larger gif": [gif((20, 20), (40, 40))],
     "none": [],
 }
 
@@ -88,6 +105,17 @@ def test_a_batch_is_what_its_pictures_are_alone(together, alone, name):
     assert images.shape == (len(BATCHES[name]), *SIZE, 3)
     for image, data in zip(images, BATCHES[name], strict=True):
         assert image.tobytes() == alone(data).numpy().tobytes()
+
+
+def test_tensorflow_says_nothing(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tensorflow"), "propagate", True)
+    paths = tf.data.Dataset.from_tensors([b"x"])
+    size = (23, 31)  # not traced yet
+    for name in ("jpeg", "turned"):
+        data = (PLAIN | OTHERS)[name]
+        files = paths.map(lambda one, data=data: mended(tf.fill(tf.shape(one), data), one, str))
+        assert len(list(files.map(lambda each: prepare_files(each, size)))) == 1
+    assert not caplog.records
 
 
 def test_plain_is_what_can_be_decoded_as_it_is():

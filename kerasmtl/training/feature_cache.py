@@ -21,7 +21,7 @@ from kerasmtl.feature_store import (
     open_entry,
 )
 from kerasmtl.sources import Source, source_of
-from kerasmtl.training.feature_computing import Step, batches_from, in_blocks, inputs_of
+from kerasmtl.training.feature_computing import TRIED, Step, batches_from, in_blocks, inputs_of
 from kerasmtl.training.feature_dataset import (
     MEMORY_LIMIT,
     FeatureSource,
@@ -30,8 +30,6 @@ from kerasmtl.training.feature_dataset import (
 )
 from kerasmtl.training.feature_key import feature_key
 from kerasmtl.training.frozen_part import FrozenPart
-
-TRIED = 8  # rows that are computed more than once, to see that they stay the same; divides COMPUTED
 
 Rows = Mapping[str, np.ndarray]
 
@@ -88,7 +86,6 @@ def planned_features(
     count = views if source.random else 1
     key = feature_key(part.features, source, count)
     root = features_root(folder)
-    # Each set of inputs is traced anew, which takes longer than its first rows.
     tried = inputs_of(source, 0, TRIED)
     step = part.step(tried.element_spec)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import keras
@@ -14,6 +15,10 @@ from kerasmtl.backbones.hub import HubLayer
 from kerasmtl.sources import Source
 
 COMPUTED = 64  # rows that the frozen part is given at a time
+TRIED = 8  # rows that are computed more than once, to see that they stay the same; divides COMPUTED
+# Layers that give the same in training, whatever they hold; so does a `HubLayer` that is frozen.
+SAME_IN_TRAINING = (keras.layers.InputLayer, keras.layers.Rescaling)
+MOST_CORES = 16  # that are used without tuning
 
 Rows = Mapping[str, np.ndarray]
 
@@ -24,8 +29,8 @@ def batches_from(
     """Features from a row on, of one view after the other.
 
     A row is computed in the same batch wherever this starts, so that its bits are the same.
-    `begun`: the inputs of one view, from the first row on, in batches of a size that divides
-    `COMPUTED`, where an iterator is at hand: a new one takes its time to start.
+    `begun`: the inputs of one view, from the first row on, in batches of `TRIED`, where an iterator
+    is at hand: a new one takes its time to start.
     """
     for view in range(first // source.count, views):
         begin = max(0, first - view * source.count)
@@ -40,25 +45,19 @@ def batches_from(
 
 
 def inputs_of(source: Source, view: int, batch_size: int) -> tf.data.Dataset:
-    """The inputs of a view, in the order of the rows, read by all cores."""
+    """The inputs of a view, in the order of the rows."""
     found = (
         source.augmented_inputs(view, batch_size) if source.random else source.inputs(batch_size)
     )
     options = tf.data.Options()
     # Tuning gains nothing in one pass, at whose end it holds up the process for most of a second.
-    options.autotune.enabled = False
+    options.autotune.enabled = (os.cpu_count() or 1) > MOST_CORES
     return found.with_options(options)
 
 
 def _joined(batches: Iterator[Any]) -> Iterator[Any]:
-    """Batches of `COMPUTED` rows, put together from smaller ones."""
-    held: list[Any] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(len(tf.nest.flatten(each)[0]) for each in held) == COMPUTED:
-            yield _concatenated(held)
-            held = []
-    if held:
+    """Batches of `COMPUTED` rows, put together from those of `TRIED`."""
+    while held := list(islice(batches, COMPUTED // TRIED)):
         yield _concatenated(held)
 
 
@@ -142,11 +141,8 @@ class Step:
 
 
 def _heeds_training(layer: keras.layers.Layer) -> bool:
-    """Whether a layer may do something else when it is told that it is called in training."""
-    if isinstance(layer, HubLayer) and not layer.trainable:
-        return False  # calls its module for inference
-    parameters = inspect.signature(layer.call).parameters.values()
-    return any(each.name == "training" or each.kind is each.VAR_KEYWORD for each in parameters)
+    """Whether a layer may do something else in training: it or one inside it may be told."""
+    return type(layer) not in SAME_IN_TRAINING and (type(layer) is not HubLayer or layer.trainable)
 
 
 def named(outputs: Any) -> dict[str, Any]:

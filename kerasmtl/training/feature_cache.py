@@ -84,7 +84,7 @@ def planned_features(
     """
     source = _source(data, views)
     count = views if source.random else 1
-    key = feature_key(part.features, source, count)
+    key = feature_key(part.identity, source, count)
     root = features_root(folder)
     tried = inputs_of(source, 0, TRIED)
     step = part.step(tried.element_spec)

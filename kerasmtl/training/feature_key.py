@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,29 +15,32 @@ from kerasmtl.sources import Source
 from kerasmtl.training.feature_description import Description
 
 
-def feature_key(features: keras.Model, source: Source, views: int) -> str:
-    """The SHA-256 of all that decides the features of a data set's rows.
-
-    These are the content of the inputs, what prepares and augments them, how many views there
-    are, the frozen part's structure and weights, and the versions of Keras and of the format.
-    Neither labels, names of layers, nor paths count.
+def identity_of(features: keras.Model) -> dict[str, Any]:
+    """What decides the features of given inputs: the frozen part's structure and weights, and the
+    versions of Keras and of the format. Names of layers do not count.
 
     Args:
         features: the frozen part, as `split_model` makes it.
-        source: of the data set.
-        views: how many augmented views of each row.
 
     Raises:
         ValueError: a layer holds something that cannot be hashed; says what, and where.
     """
-    parts = {
+    return {
         "format": FORMAT,
         "keras": keras.__version__,
-        "inputs": source.content_sha256(),
         "structure": Description(features.variables).graph(features),
         "weights": weights_sha256(features),
-        "views": views,
     }
+
+
+def feature_key(identity: Mapping[str, Any], source: Source, views: int) -> str:
+    """The SHA-256 of all that decides the features of a data set's rows.
+
+    Beside the identity of the frozen part these are the content of the inputs, what prepares and
+    augments them, and how many augmented views of each row there are. Neither labels nor paths
+    count.
+    """
+    parts = {**identity, "inputs": source.content_sha256(), "views": views}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

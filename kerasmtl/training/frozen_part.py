@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from kerasmtl.training.feature_computing import Step
+from kerasmtl.training.feature_key import identity_of
 from kerasmtl.training.features import split_model
 
 
@@ -24,6 +26,11 @@ class FrozenPart:
     def __init__(self, model: keras.Model) -> None:
         self.features, self.head = split_model(model)
         self._steps: dict[str, Step] = {}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """As `identity_of` it."""
+        return identity_of(self.features)
 
     def step(self, spec: Any) -> Step:
         """The function from inputs to features; the same one for all inputs that are alike."""

@@ -138,7 +138,7 @@ def row(name: str, labels: Path, network: str, backbone: str, args: argparse.Nam
     return (
         f"| {name} | {network} | {stock['whole']:.1f} | {own['whole']:.1f} | "
         f"**{ratios['whole']:.1f}** | {again['whole']:.1f} | {own['first']:.1f} | "
-        f"{1e3 * stock['late']:.0f} | {1e3 * own['late']:.0f} | **{ratios['late']:.0f}** | "
+        f"{1e3 * stock['late']:.0f} | {1e3 * own['late']:.0f} | **{ratios['late']:.1f}** | "
         f"{apart:.0e} |"
     )
 

@@ -141,13 +141,13 @@ def cases(args: argparse.Namespace) -> list[tuple[str, list[Image.Image], int, i
         ("small: drawn, 128 x 128", small, 50, 224),
     ]
     if photos:
-        found.append(("photographs, 1280 x 720", photos, 6, 224))
+        found.append(("photographs, 1280 x 720", photos, 20, 224))
     return [
         *found,
-        (f"2 megapixels: {what}, 1920 x 1080", full, 10, 96),
-        (f"2 megapixels: {what}, 1920 x 1080", full, 10, 224),
-        (f"12 megapixels: {what}, 4000 x 3000", camera, 4, 96),
-        (f"12 megapixels: {what}, 4000 x 3000", camera, 4, 224),
+        (f"2 megapixels: {what}, 1920 x 1080", full, 20, 96),
+        (f"2 megapixels: {what}, 1920 x 1080", full, 20, 224),
+        (f"12 megapixels: {what}, 4000 x 3000", camera, 8, 96),
+        (f"12 megapixels: {what}, 4000 x 3000", camera, 8, 224),
     ]
 
 

@@ -18,7 +18,7 @@ from kerasmtl.graphs import as_written
 from kerasmtl.inputs import PREPROCESSING, read_image
 from kerasmtl.manifest import Manifest
 from kerasmtl.mending import mended
-from kerasmtl.small_pictures import are_small, prepare_files, read_files
+from kerasmtl.small_pictures import are_small, likely, prepare_files, read_files
 from kerasmtl.sources import Source
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ class PictureSource(Source):
 
         def prepare(*given: Any) -> tuple[tf.Tensor, ...]:
             epochs, rows, files = given
-            return epochs, prepare_files(files, self.size), rows
+            return epochs, prepare_files(files, self.size, fit), rows
 
+        fit = likely(names[0], self.size)
         at_once = batch_size if batch_size <= MOST_AT_ONCE else BLOCK
         batches = rows.batch(at_once)
         for step in (read, mend, prepare):

@@ -12,7 +12,7 @@ from PIL import Image
 from kerasmtl.inputs import prepare_image
 from kerasmtl.mending import mended
 from kerasmtl.plain_headers import plain_sides
-from kerasmtl.small_pictures import SMALL, are_small, prepare_files
+from kerasmtl.small_pictures import SMALL, are_small, likely, prepare_files
 
 SIZE = (24, 32)
 
@@ -79,14 +79,16 @@ BATCHES = {
 }
 
 
-@pytest.fixture(scope="module")
-def together():
-    """In a data set, as training has it."""
+@pytest.fixture(scope="module", params=["same", "smaller", "larger"])
+def together(request):
+    """In a data set, as training has it, whatever its pictures were thought to be."""
 
     def prepare(batch):
         spec = tf.TensorSpec((None,), tf.string)
         data = tf.data.Dataset.from_generator(lambda: [batch], output_signature=spec)
-        return next(iter(data.map(lambda one: prepare_files(mended(one, one, str), SIZE)))).numpy()
+        return next(
+            iter(data.map(lambda one: prepare_files(mended(one, one, str), SIZE, request.param)))
+        ).numpy()
 
     return prepare
 
@@ -131,6 +133,25 @@ def test_plain_is_what_can_be_decoded_as_it_is():
     others = [OTHERS[name] for name in ("turned", "gif", "bytes behind")]
     plain, _ = plain_sides(tf.constant(cut + others))
     assert not plain.numpy().any()
+
+
+@pytest.mark.parametrize(
+    ("sides", "fit"),
+    [((24, 32), "same"), ((24, 31), "smaller"), ((9, 9), "smaller"), ((25, 9), "larger")],
+)
+def test_the_first_picture_says_how_the_others_fit(tmp_path, sides, fit):
+    path = tmp_path / "picture"
+    for suffix in ("JPEG", "PNG", "GIF"):
+        path.write_bytes(encoded(picture(*sides).quantize(9).convert("RGB"), suffix))
+        assert likely(str(path), SIZE) == fit
+
+
+@pytest.mark.parametrize("data", [b"", b"x", PLAIN["png"][:20], None])
+def test_what_is_no_picture_says_nothing(tmp_path, data):
+    path = tmp_path / "picture"
+    if data is not None:
+        path.write_bytes(data)
+    assert likely(str(path), SIZE) == "larger"
 
 
 def test_files_are_small_on_average(tmp_path):

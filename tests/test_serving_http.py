@@ -173,11 +173,17 @@ def test_the_access_log_is_one_line_whatever_was_asked(street, caplog):
     with caplog.at_level(logging.INFO, "kerasmtl.serving.access"):
         post(street, BODY, X_Request_ID="one")
         requests.get(street.url + "/a%0Ab%20%1B[31m", headers={"X-Request-ID": "two"}, timeout=60)
-        while len(caplog.records) < 2:  # the second is written after its answer
+        # A line is written after its answer, and so may that of an earlier test be.
+        while not {"one", "two"} <= (lines := _by_name(caplog.records)).keys():
             requests.get(street.url + "/v2/health/live", timeout=60)
-    one, two = (record.getMessage() for record in caplog.records[:2])
-    assert re.fullmatch(r"127\.0\.0\.1 POST /v1/models/street:predict 200 [\d.]+ ms one", one)
-    assert re.fullmatch(r"127\.0\.0\.1 GET /a%0Ab%20%1B%5B31m 404 [\d.]+ ms two", two)
+    predicted = r"127\.0\.0\.1 POST /v1/models/street:predict 200 [\d.]+ ms one"
+    assert re.fullmatch(predicted, lines["one"])
+    assert re.fullmatch(r"127\.0\.0\.1 GET /a%0Ab%20%1B%5B31m 404 [\d.]+ ms two", lines["two"])
+
+
+def _by_name(records):
+    """The lines of the log by the name of the request, with which they end."""
+    return {line.rsplit(" ", 1)[-1]: line for line in (each.getMessage() for each in records)}
 
 
 # ---------------------------------------------------------------- metrics

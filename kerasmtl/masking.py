@@ -265,7 +265,7 @@ def _compared_later(
     if part is not None:
         shapes = [shape[part] for shape in shapes]
     message = f"`y_true` and `y_pred` differ in {what}. Expected the same. Received:"
-    # The operation itself: tf.debugging.assert_equal makes five times as many for its message.
+    # The operation itself: tf.debugging.assert_equal makes twice as many.
     same = tf.raw_ops.Assert(
         condition=tf.reduce_all(tf.equal(*shapes)), data=[message, *shapes], summarize=2
     )

@@ -14,12 +14,13 @@ import numpy as np
 
 from kerasmtl.decoding import MOST_PIXELS, SHORTEST_JPEG
 from kerasmtl.graphs import traced
+from kerasmtl.jpeg_header import JPEG_END
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 _JFIF, _TABLE, _TABLES = b"\xff\xd8\xff\xe0\0\x10", b"\xff\xdb\0\x43", b"\xff\xdb\0\x84"
-_JPEG_END, _PNG_END = b"\xff\xd9", b"IEND\xaeB`\x82"
+_PNG_END = b"IEND\xaeB`\x82"
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0"
 _TAIL = len(_PNG_END)  # bytes that are compared at the end of a file
 
@@ -69,7 +70,7 @@ def _layouts() -> list[Layout]:
     for tables in ({20: _TABLE}, {20: _TABLE, 89: _TABLE}, {20: _TABLES}):
         frame = max(tables) + (134 if _TABLES in tables.values() else 69)
         for kind in (b"\xff\xc0", b"\xff\xc2"):
-            known = {0: _JFIF, **tables, frame: kind, -2: _JPEG_END}
+            known = {0: _JFIF, **tables, frame: kind, -2: JPEG_END}
             found.append((known, ((frame + 5, frame + 6), (frame + 7, frame + 8))))
     found.append(({0: _PNG, 20: b"\0\0", -_TAIL: _PNG_END}, ((22, 23), (18, 19))))
     return found

@@ -52,7 +52,7 @@ def likely(path: str, size: tuple[int, int]) -> Fit:
     return "smaller" if sides[0] <= size[0] and sides[1] <= size[1] else "larger"
 
 
-def prepare_files(files: Examined, size: tuple[int, int], fit: Fit = "larger") -> tf.Tensor:
+def prepare_files(files: Examined, size: tuple[int, int], fit: Fit) -> tf.Tensor:
     """Pictures, `mended`, as float32 (batch, *size, 3) in [0, 1].
 
     A batch of which all pictures fit as `fit` says takes less time; it changes nothing else. Only

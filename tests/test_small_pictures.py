@@ -116,7 +116,7 @@ def test_tensorflow_says_nothing(caplog, monkeypatch):
     for name in ("jpeg", "turned"):
         data = (PLAIN | OTHERS)[name]
         files = paths.map(lambda one, data=data: mended(tf.fill(tf.shape(one), data), one, str))
-        assert len(list(files.map(lambda each: prepare_files(each, size)))) == 1
+        assert len(list(files.map(lambda each: prepare_files(each, size, "larger")))) == 1
     assert not caplog.records
 
 

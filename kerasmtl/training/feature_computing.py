@@ -16,7 +16,7 @@ from kerasmtl.sources import Source
 
 COMPUTED = 64  # rows that the frozen part is given at a time
 TRIED = 8  # rows that are computed more than once, to see that they stay the same; divides COMPUTED
-# Layers that give the same in training, whatever they hold; so does a `HubLayer` that is frozen.
+# Layers that give the same in training; so does a `HubLayer` that is frozen.
 SAME_IN_TRAINING = (keras.layers.InputLayer, keras.layers.Rescaling)
 MOST_CORES = 16  # that are used without tuning
 
@@ -141,7 +141,7 @@ class Step:
 
 
 def _heeds_training(layer: keras.layers.Layer) -> bool:
-    """Whether a layer may do something else in training: it or one inside it may be told."""
+    """Whether a layer may do something else in training."""
     return type(layer) not in SAME_IN_TRAINING and (type(layer) is not HubLayer or layer.trainable)
 
 

@@ -19,7 +19,7 @@ from kerasmtl.mending import JPEG, Examined, mended
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PREPROCESSING = 5  # goes up whenever the same file gives other numbers
+PREPROCESSING = 6  # goes up whenever the same file gives other numbers
 
 
 def as_size(size: Any) -> tuple[int, int]:
@@ -83,17 +83,17 @@ def enlarged(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     import tensorflow as tf
 
     # Scaled first, which is less work, and TensorFlow resizes float32 faster than uint8.
-    return tf.image.resize(scaled(image), size)
+    return _bounded(tf.image.resize(scaled(image), size), image.dtype)
 
 
 def reduced(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """`resize_image` of any picture; the numbers are those of tf.image.resize, bit for bit."""
+    """`resize_image` of any picture: tf.image.resize bit for bit, but that 1 is the most."""
     import tensorflow as tf
 
     # Columns as rows: TensorFlow's inner loop then runs over a whole row instead of three channels.
     narrow = tf.transpose(_resize_rows(image, size[0]), (1, 0, 2))
     wanted = tf.transpose(_resize_rows(narrow, size[1]), (1, 0, 2))
-    return _times(wanted, image.dtype)
+    return _bounded(_times(wanted, image.dtype), image.dtype)
 
 
 def scaled(image: tf.Tensor) -> tf.Tensor:
@@ -108,6 +108,13 @@ def _times(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
     # Times, not divided by: TensorFlow makes it so in some graphs, an ulp apart from the others.
     return values * (1.0 / 255.0) if dtype == tf.uint8 else tf.cast(values, tf.float32)
+
+
+def _bounded(values: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    import tensorflow as tf
+
+    # The weights of a bilinear kernel sum to 1 but for rounding: white became 1.0000003.
+    return tf.minimum(values, 1.0) if dtype == tf.uint8 else values
 
 
 def _resize_rows(image: tf.Tensor, rows: int) -> tf.Tensor:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 SHARED = Path(__file__).parents[2] / "shared"
 REAL = [
+    "speech_embedding",
     "mobilenet_v1_025_224",
     "kws_ref_model",
     "fake_effdet_lite0_hub",
@@ -68,6 +70,32 @@ def save_reusable(folder: Path, size: int | None = None) -> Path:
     root.trainable_variables = [module.kernel, module.beta]
     root.regularization_losses = [module.penalty]
     tf.saved_model.save(root, str(folder))
+    return folder
+
+
+def add_optimizer(folder: Path) -> Path:
+    """Make a saved module look as if Keras 2 had saved it together with its Adam.
+
+    The optimizer is an object of the registered type "optimizer" whose slot variable belongs to the
+    first variable of the module.
+    """
+    file = folder / "saved_model.pb"
+    graph = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    nodes = graph.meta_graphs[0].object_graph_def.nodes
+    original = next(i for i, node in enumerate(nodes) if node.WhichOneof("kind") == "variable")
+    slot, optimizer = len(nodes), len(nodes) + 1
+    nodes.add().CopyFrom(nodes[original])
+    nodes[slot].variable.name += "/m"
+    nodes[slot].ClearField("registered_name")
+    nodes[slot].ClearField("saveable_objects")
+    made = nodes.add()
+    made.user_object.identifier = "optimizer"
+    made.user_object.version.producer = made.user_object.version.min_consumer = 1
+    made.slot_variables.add(
+        original_variable_node_id=original, slot_name="m", slot_variable_node_id=slot
+    )
+    nodes[0].children.add(node_id=optimizer, local_name="optimizer")
+    file.write_bytes(graph.SerializeToString())
     return folder
 
 

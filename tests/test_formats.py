@@ -232,6 +232,13 @@ def test_samples_may_be_a_data_set_a_manifest_or_a_file(network, tmp_path):
         assert made.description["check"]["rows"] == 3
 
 
+@pytest.mark.parametrize("to", FLOAT)
+def test_photographs_that_are_resized_are_samples(network, tmp_path, to):
+    labels = shared("data", "street_photos", "labels.csv")
+    made = convert_model(network, file_for(tmp_path, to), ["a", "b"], to, samples=labels)
+    assert made.description["check"]["rows"] > 50
+
+
 def test_rows_called_test_are_no_samples(network, tmp_path):
     from kerasmtl.formats.samples import draw_samples
 

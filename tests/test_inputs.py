@@ -8,7 +8,14 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from kerasmtl.decoding import MOST_PIXELS, SPARE, WORTH
-from kerasmtl.inputs import as_size, decode_image, prepare_image, read_image, resize_image
+from kerasmtl.inputs import (
+    as_size,
+    decode_image,
+    prepare_image,
+    prepare_images,
+    read_image,
+    resize_image,
+)
 from kerasmtl.mending import picture_fault
 
 HEIGHT, WIDTH = 24, 32
@@ -136,11 +143,24 @@ def test_resizing_is_that_of_pillow_with_antialiasing(size):
 def test_resizing_is_that_of_tensorflow(size, dtype):
     pixels = np.asarray(picture()).astype(dtype)
     expected = tf.image.resize(pixels, size, antialias=True)
-    scale = np.float32(1 / 255 if dtype == "uint8" else 1)
+    if dtype == "uint8":
+        expected = np.minimum(expected * np.float32(1 / 255), 1)
     resized = resize_image(pixels, size)
-    np.testing.assert_allclose(resized, expected * scale, rtol=1e-6)
+    np.testing.assert_allclose(resized, expected, rtol=1e-6)
     if min(size[0] - HEIGHT, size[1] - WIDTH) < 0:
-        np.testing.assert_array_equal(resized, expected * scale)
+        np.testing.assert_array_equal(resized, expected)
+
+
+@pytest.mark.parametrize("size", [(13, 17), (96, 96), (100, 333), (224, 224), (260, 300)])
+def test_a_white_picture_stays_within_the_unit_range_whatever_its_size(tmp_path, size):
+    for number, (height, width) in enumerate([(90, 121), (251, 250), (333, 101), (480, 641)]):
+        pixels = np.full((height, width, 3), 255, "uint8")
+        pixels[: height // 3] = np.random.default_rng(number).integers(250, 256, (width, 3))
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    paths = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    for one in [tf.stack([read_image(tf.constant(path), size) for path in paths]),
+                prepare_images(tf.stack([tf.io.read_file(path) for path in paths]), size)]:  # fmt: skip
+        assert one.numpy().max() == 1.0 and one.numpy().min() >= 0
 
 
 LARGE = (330, 470)

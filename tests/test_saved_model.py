@@ -1,10 +1,21 @@
 """Modules of unusual make: what they promise is found, or the reason why not is told."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from modules import save_arguments_module, save_dict_module, save_reusable, save_text_module
+from modules import (
+    add_optimizer,
+    save_arguments_module,
+    save_dict_module,
+    save_reusable,
+    save_text_module,
+    shared,
+)
 
 import kerasmtl as kt
 
@@ -180,3 +191,59 @@ def test_text_module_refuses_numbers(tmp_path):
     layer = kt.HubLayer(save_text_module(tmp_path / "text"))
     with pytest.raises(ValueError, match="Expected string"):
         layer(np.zeros((2,), "float32"))
+
+
+# Where nothing registers the classes of Keras 2, as on a plain install.
+WITHOUT_TF_KERAS = """
+import sys
+sys.modules["tf_keras"] = None
+import keras, numpy as np, tensorflow as tf, kerasmtl as kt
+layer = kt.HubLayer({folder!r})
+assert not any(name.startswith("tf_keras.") for name in sys.modules)
+if layer._description.why_not_trainable is None:
+    layer.trainable = True
+    inputs = layer._description.example(None)
+    if inputs.dtype == "string":
+        inputs = tf.fill(inputs.shape, "stop go")
+    model = keras.Sequential([keras.Input(inputs.shape[1:], dtype=inputs.dtype), layer])
+    before = [variable.numpy() for variable in layer.trainable_variables]
+    model.compile("adam", "mse", jit_compile=False)
+    model.fit(inputs, 1.0 + model(inputs).numpy(), verbose=0)
+    after = layer.trainable_variables
+    assert any((a != b.numpy()).any() for a, b in zip(before, after)), "nothing was trained"
+    kt.save_model(model, {kept!r})
+    kept = kt.load_model({kept!r}, safe_mode=False)
+    np.testing.assert_array_equal(kept(inputs), model(inputs))
+"""
+
+
+def run_without_tf_keras(folder, tmp_path):
+    code = WITHOUT_TF_KERAS.format(folder=str(folder), kept=str(tmp_path / "kept.keras"))
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "checkpoint" not in result.stderr
+
+
+def test_a_module_saved_with_its_optimizer_loads_trains_and_travels(tmp_path):
+    run_without_tf_keras(add_optimizer(save_text_module(tmp_path / "text")), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kws_ref_model", "mobilenet_v1_025_224", "speech_embedding"])
+def test_a_real_module_saved_with_its_optimizer_loads_trains_and_travels(tmp_path, name):
+    run_without_tf_keras(shared("models", name), tmp_path)
+
+
+def test_without_its_optimizer_a_module_is_the_same(tmp_path):
+    folder = save_reusable(tmp_path / "module")
+    inputs = np.random.default_rng(0).random((2, 8, 8, 3), dtype="float32")
+    before = kt.HubLayer(folder, trainable=True)
+    after = kt.HubLayer(add_optimizer(folder), trainable=True)
+    np.testing.assert_array_equal(before(inputs), after(inputs))
+    assert [v.path for v in before.weights] == [v.path for v in after.weights]
+    assert len(before.losses) == len(after.losses) == 1

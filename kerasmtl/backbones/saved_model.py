@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasmtl.backbones.calls import Call, bind, calls_of, describe, is_tensors
 from kerasmtl.backbones.flat_graph import captured_as
@@ -212,8 +216,8 @@ def _load(
         return created[-1]
 
     try:
-        with tf.variable_creator_scope(creator):
-            return _load_any(str(folder)), created
+        with tf.variable_creator_scope(creator), _without_slots(folder) as (place, options):
+            return _load_any(str(place), options), created
     except (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "not registered" in first:
@@ -228,17 +232,65 @@ def _load(
         ) from error
 
 
-def _load_any(folder: str) -> Any:
+@contextmanager
+def _without_slots(folder: Path) -> Iterator[tuple[Path, tf.saved_model.LoadOptions]]:
+    """The module as it is, or a copy of its object graph without the state of its optimizer.
+
+    TensorFlow cannot load an optimizer's slot variables (momentum and the like) unless tf_keras has
+    registered the optimizer's class. A layer has no use for them, and leaving them out makes the
+    variables that are created the same with and without tf_keras.
+    """
+    file = folder / "saved_model.pb"
+    graph = saved_model_pb2.SavedModel()
+    try:
+        graph.ParseFromString(file.read_bytes())
+    except (OSError, DecodeError):
+        graph.Clear()  # another format, or a broken file: TensorFlow says what is wrong
+    optimizers = [
+        (meta.object_graph_def, node)
+        for meta in graph.meta_graphs
+        for node in meta.object_graph_def.nodes
+        if node.slot_variables
+    ]
+    if not optimizers:
+        yield folder, tf.saved_model.LoadOptions()
+        return
+    for objects, node in optimizers:
+        for place in [slot.slot_variable_node_id for slot in node.slot_variables]:
+            _make_plain(objects.nodes[place])
+        _make_plain(node)
+    for meta in graph.meta_graphs:  # assets stay where they are, and are read when the model runs
+        for asset in meta.asset_file_def:
+            asset.filename = str(folder.absolute() / "assets" / asset.filename)
+    with tempfile.TemporaryDirectory() as aside:
+        copy = Path(aside)
+        for entry in folder.iterdir():
+            if entry.name != file.name:
+                (copy / entry.name).symlink_to(entry.absolute())
+        (copy / file.name).write_bytes(graph.SerializeToString())
+        # Partial: the checkpoint still holds the slots.
+        yield copy, tf.saved_model.LoadOptions(allow_partial_checkpoint=True)
+
+
+def _make_plain(node: Any) -> None:
+    """An object without a type of its own; what it refers to stays."""
+    children = list(node.children)
+    node.Clear()
+    node.children.extend(children)
+    node.user_object.identifier = "_generic_user_object"
+
+
+def _load_any(folder: str, options: tf.saved_model.LoadOptions) -> Any:
     """The graph for serving, where a TF1 module has one for training beside it."""
     try:
-        return tf.saved_model.load(folder)
+        return tf.saved_model.load(folder, options=options)
     except ValueError as error:
         if "`tags=`" not in str(error):
             raise
     try:
-        return tf.saved_model.load(folder, tags=[])
+        return tf.saved_model.load(folder, tags=[], options=options)
     except RuntimeError:
-        return tf.saved_model.load(folder, tags=["serve"])
+        return tf.saved_model.load(folder, tags=["serve"], options=options)
 
 
 def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | None, Any]:

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from kerasmtl._version import __version__
+from kerasmtl.registration import register_when_keras_is_imported
 
 _HOME = {
     "Task": "kerasmtl.tasks",
@@ -172,6 +173,9 @@ if TYPE_CHECKING:
         unfreeze,
         variable_groups,
     )
+
+
+register_when_keras_is_imported()
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-# Registered with Keras by being imported.
-from kerasmtl import losses, metrics  # noqa: F401
-from kerasmtl.backbones import HubLayer, load_backbone, mlp  # noqa: F401
+from kerasmtl.backbones import HubLayer, load_backbone
 from kerasmtl.backbones import image_size as made_for
 from kerasmtl.backbones.trust import trusting
 from kerasmtl.heads import pool, task_head
@@ -142,11 +140,10 @@ def load_model(
     trust: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
     **kwargs: Any,
 ) -> keras.Model:
-    """`keras.models.load_model` for a model with kerasmtl's layers, losses and metrics.
+    """`keras.models.load_model`, with a way to trust the SavedModel in a file.
 
-    Keras finds a custom class only once its module is imported, which this makes sure of. The
-    SavedModel of a `HubLayer` travels in the file; in Keras' safe mode it runs only if it is the
-    embedded one or you vouch for it.
+    The SavedModel of a `HubLayer` travels in the file; in Keras' safe mode it runs only if it is
+    the embedded one or you vouch for it.
 
     Args:
         path: a .keras file.
@@ -160,9 +157,6 @@ def load_model(
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"`path` {os.fspath(path)!r} is no file. Expected a .keras file.")
-    # Registers its optimizers and schedules; it imports modules that import this one.
-    from kerasmtl import training  # noqa: F401
-
     handles = [trust] if isinstance(trust, str | os.PathLike) else list(trust)
     with trusting(_sha256_of(os.fspath(handle)) for handle in handles):
         return keras.models.load_model(path, **kwargs)

@@ -44,8 +44,7 @@ class HubLayer(keras.layers.Layer):
     Modules that have signatures only (TF1 Hub format among them) run, and cannot be trained.
 
     A `.keras` file holds the module itself, under its SHA-256, and loads without the original
-    folder: `kerasmtl.load_model`, or `keras.models.load_model` after `import kerasmtl` and
-    `kerasmtl.HubLayer`.
+    folder, by `kerasmtl.load_model` or, after `import kerasmtl`, `keras.models.load_model`.
 
     Args:
         handle: what `resolve_handle` takes: "tiny" (embedded), a folder, an archive, a URL,

@@ -88,6 +88,7 @@ _HOME = {
     "ConvertedModel": "kerasmtl.formats.runtimes",
     "convert_model": "kerasmtl.formats.convert",
     "Project": "kerasmtl.project",
+    "quiet_tensorflow": "kerasmtl.quiet",
 }
 
 __all__ = ["__version__", *_HOME]
@@ -147,6 +148,7 @@ if TYPE_CHECKING:
     from kerasmtl.model import build_model, load_model
     from kerasmtl.pipeline import make_dataset
     from kerasmtl.project import Project
+    from kerasmtl.quiet import quiet_tensorflow
     from kerasmtl.report import Report
     from kerasmtl.table import Table
     from kerasmtl.table_pipeline import make_table_dataset

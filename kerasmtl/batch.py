@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from kerasmtl.batch_inputs import PictureInputs, Piece, RowInputs
 from kerasmtl.batch_outputs import check_out, folder_of, unfinished
+from kerasmtl.progress_bars import progress_bar
 from kerasmtl.tasks import Task
 
 BATCH = 32
@@ -99,7 +99,8 @@ def predict_to_file(
     total, digest = inputs.measure()
     size = block or (BLOCK if predictor.columns is None else BLOCK_OF_ROWS)
     identity = {"model": predictor.sha256, "inputs": digest, "columns": columns, "block": size}
-    with unfinished(target, columns) as kept, _bar(total, progress) as advance:
+    bar = progress_bar("predicting", total, progress, transient=False)
+    with unfinished(target, columns) as kept, bar as advance:
         before = kept.published(identity, overwrite)
         if before is not None:
             return Done(target, total - before[1], before[1], before[0], total)
@@ -199,31 +200,3 @@ def _values(
 
 def _listed(piece: Piece, bad: Mapping[int, str]) -> list[Bad]:
     return [(piece.names[row], piece.lines[row], bad[row]) for row in sorted(bad)]
-
-
-def _bar(total: int, wanted: bool) -> Any:
-    """A context that gives what to call with the number of inputs that were dealt with."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not wanted or not console.is_terminal:
-        return nullcontext(lambda count: None)
-    return _RichBar(total, console)
-
-
-class _RichBar:
-    def __init__(self, total: int, console: Any) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        self._bar = Progress(
-            BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-        )
-        self._total = total
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._bar.start()
-        task = self._bar.add_task("", total=self._total)
-        return lambda count: self._bar.advance(task, count)
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.stop()

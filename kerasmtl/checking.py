@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +10,7 @@ import pandas as pd
 
 from kerasmtl.audit import Audit
 from kerasmtl.manifest import Fault, Manifest
+from kerasmtl.progress_bars import progress_bar
 
 _SHOWN = 20  # leaks and tasks of the matrix that the text lists; JSON has all
 _MATRIX = 10
@@ -125,12 +124,12 @@ def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = F
         leaks: look for them; reads every picture once more.
         quiet: show no progress bars.
     """
-    with _bar(manifest.unit, len(manifest), quiet) as step:
+    with progress_bar(manifest.unit, len(manifest), not quiet) as step:
         faults = manifest.check_images(step)
     found, why = None, ""
     if leaks:
         try:
-            with _bar("leaks", len(manifest), quiet) as step:
+            with progress_bar("leaks", len(manifest), not quiet) as step:
                 found = manifest.leaks(seed=seed, progress=step)
         except ValueError as error:  # too few rows to split
             why = str(error)
@@ -143,17 +142,6 @@ def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = F
         leaks=found,
         no_leaks=why.rstrip("."),
     )
-
-
-@contextmanager
-def _bar(name: str, total: int, quiet: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(disable=quiet, transient=True, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(name, total=total)
-        step: Callable[[], None] = lambda: progress.advance(bar)  # noqa: E731
-        yield step
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -14,7 +14,23 @@ from kerasmtl.commands.exports import export
 from kerasmtl.commands.formats import convert
 from kerasmtl.commands.models import evaluate, predict
 from kerasmtl.commands.modules import inspect, vendor_module
+from kerasmtl.quiet import quiet_tensorflow
 from kerasmtl.serve_command import serve
+
+
+def _start(context: click.Context, option: click.Parameter, verbose: bool) -> None:
+    if verbose:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+    quiet_tensorflow()
+
+
+verbose = click.Option(
+    ["--verbose"],
+    is_flag=True,
+    expose_value=False,
+    callback=_start,
+    help="Show TensorFlow's own log lines.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,7 +41,6 @@ def main() -> None:
     Make a project with `kerasmtl new`, train it with `python train.py`; inside the project `check`,
     `evaluate` and `export` need no arguments, and `predict` only the files.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 for command in (
@@ -43,4 +58,5 @@ for command in (
     deploy,
     client,
 ):
+    command.params.append(verbose)
     main.add_command(command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 
 from kerasmtl import bootstrap as resampled
 from kerasmtl import scores
+from kerasmtl.progress_bars import progress_bar
 from kerasmtl.report import Report, Scores
 from kerasmtl.tasks import Task, as_tasks, output_columns
 
@@ -204,13 +205,12 @@ def _by_output(found: Any, columns: Mapping[str, Sequence[int]], who: str) -> Ar
     return {key: a.reshape(-1, 1) if a.ndim == 1 else a for key, a in arrays.items()}
 
 
-def _followed(dataset: Any, progress: bool) -> Iterable[Any]:
-    if not progress:
-        return dataset
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(dataset, "evaluating", console=Console(stderr=True), transient=True)
+def _followed(dataset: Any, progress: bool) -> Iterator[Any]:
+    batches = int(dataset.cardinality()) if hasattr(dataset, "cardinality") else -1
+    with progress_bar("evaluating", max(batches, 0) or None, progress) as advance:
+        for batch in dataset:
+            yield batch
+            advance()
 
 
 def _known_cells(tasks: Sequence[Task], labels: Arrays, predictions: Arrays) -> dict[str, Known]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
+
+from kerasmtl.import_hooks import wrap_import
 
 PACKAGE = "kerasmtl"
 # Every class with @keras.saving.register_keras_serializable(package="kerasmtl"), and its module.
@@ -58,29 +55,12 @@ def register_when_keras_is_imported() -> None:
     if hasattr(keras, "saving"):
         _register(keras)
     else:
-        sys.meta_path.insert(0, _KerasFinder())
+        wrap_import("keras", _execute_and_register)
 
 
-class _KerasFinder(MetaPathFinder):
-    """Finds Keras as Python does, once, and registers the classes after its import."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != "keras":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            _register(module)
-
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
+def _execute_and_register(execute: Any, keras: Any) -> None:
+    execute(keras)
+    _register(keras)
 
 
 def _register(keras: Any) -> None:

@@ -498,7 +498,7 @@ def test_the_head_ends_where_the_whole_model_does(tmp_path, folder):
 
 def test_progress_is_shown_while_computing_alone(data, folder, capsys):
     cache_features(model_of(), data, folder)
-    assert f"{ROWS}/{ROWS}" in capsys.readouterr().out
+    assert f"once: {ROWS} rows" in capsys.readouterr().out
     cache_features(model_of(), data, folder)
     assert capsys.readouterr().out == ""
 

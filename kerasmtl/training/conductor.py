@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kerasmtl.training.announcements import EpochLines
 from kerasmtl.training.epochs_at_once import HeadAtOnce
 from kerasmtl.training.guards import TrainableGuard, check_loss
 
@@ -43,9 +44,9 @@ class Conductor(keras.callbacks.Callback):
         super().__init__()
         self.full = full
         self.users = keras.callbacks.CallbackList(
-            list(callbacks),
+            [*callbacks, *([EpochLines()] if params["verbose"] == 2 else [])],
             add_history=False,
-            add_progbar=params["verbose"] != 0,
+            add_progbar=params["verbose"] == 1,
             model=full,
             **params,
         )

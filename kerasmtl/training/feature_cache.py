@@ -20,6 +20,7 @@ from kerasmtl.feature_store import (
     make_entry,
     open_entry,
 )
+from kerasmtl.progress_bars import progress_bar
 from kerasmtl.sources import Source, source_of
 from kerasmtl.training.feature_computing import TRIED, Step, batches_from, in_blocks, inputs_of
 from kerasmtl.training.feature_dataset import (
@@ -167,12 +168,13 @@ def _computed(
 
     def compute(first: int) -> Iterator[Rows]:
         starts.append(first)
-        bar = keras.utils.Progbar(plan.rows, unit_name="row") if progress else None
         sizes = [stop - start for start, stop in plan.blocks[first // BLOCK :]]
-        for values in in_blocks(batches_from(step, source, views, first, begun), sizes):
-            yield values
-            first += len(next(iter(values.values())))
-            if bar:
-                bar.update(first)
+        if progress:
+            print(f"Computing the features of the frozen backbone, once: {plan.rows} rows.")
+        with progress_bar("features", plan.rows, progress) as advance:
+            advance(first)
+            for values in in_blocks(batches_from(step, source, views, first, begun), sizes):
+                yield values
+                advance(len(next(iter(values.values()))))
 
     return make_entry(root, plan, compute), starts == [0]

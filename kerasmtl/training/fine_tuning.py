@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from kerasmtl.sources import source_of
+from kerasmtl.training.announcements import as_verbose
 from kerasmtl.training.arguments import check_data, check_length, check_model
 from kerasmtl.training.monitoring import Monitor
 from kerasmtl.training.plans import (
@@ -59,7 +60,9 @@ def fine_tune(
         plan: "auto" (`choose_plan`, which prints why), a name as in `make_plan`, a Plan or stages.
         callbacks: Keras callbacks; their model is the full one. One that stops the training ends
             the run, and one with `state()` and `restore(state)`, dicts of arrays, is kept with it.
-        verbose: as in `fit`.
+        verbose: 0: silent; 1: a bar per epoch; 2: a line per epoch; "auto": a bar on a terminal,
+            else lines. Unless it is 0, each stage is announced, why it ends early, the best epoch,
+            and that a run is resumed.
         directory: where the state is kept after each epoch. The same call again goes on after the
             last finished epoch, and after the last one returns the history. Without it nothing is
             kept. One run at a time may have it; `forget_run` removes what it holds.
@@ -84,6 +87,7 @@ def fine_tune(
         FloatingPointError: the loss is NaN or infinite; says epoch, batch and rows. The model has
             the weights of the end of the last good epoch.
     """
+    verbose = as_verbose(verbose)
     check_model(model, train)
     batches = check_data("train", train, model)
     if validation is not None:

@@ -62,12 +62,13 @@ class Plan(Sequence[Stage]):
 
     def __str__(self) -> str:
         shown = "; ".join(
-            f"{_meaning(stage)}, {stage.epochs} epochs at {stage.learning_rate:g}" for stage in self
+            f"{meaning(stage)}, {stage.epochs} epochs at {stage.learning_rate:g}" for stage in self
         )
         return f"Plan {self.name!r}: {shown}." + (f"\n{self.why}" if self.why else "")
 
 
-def _meaning(stage: Stage) -> str:
+def meaning(stage: Stage) -> str:
+    """Say in words what a stage trains."""
     if stage.match is not None:
         return f"what matches {stage.match!r}"
     if isinstance(stage.train, str):

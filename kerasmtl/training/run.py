@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kerasmtl.sources import source_of
+from kerasmtl.training.announcements import best_line, stage_line, stop_line
 from kerasmtl.training.averaging import WeightAverage
 from kerasmtl.training.batch_hooks import see_batches
 from kerasmtl.training.callback_states import CallbackStates
@@ -141,6 +142,10 @@ class Run:
                 self.weights.restore(self.shown)
                 raise
             self._end()
+        progress = self.progress
+        self._say(
+            best_line(progress.best_epoch, progress.epoch, progress.monitor, progress.best_rank)
+        )
         self.weights.restore(self.shown if self.best is None else self.best)
         self.model.history = self.history
         return self.history
@@ -179,9 +184,13 @@ class Run:
             self.average,
         )
         self.conductor.guard.set_model(self.model)
-        if self.folder is not None and self.verbose:
-            for note in self.states.notes():
-                print(note)
+        if self.progress.epoch and self.folder is not None:
+            self._say(
+                f"Resuming after epoch {self.progress.epoch} of {self.plan.epochs}, kept in "
+                f"{self.folder.path}."
+            )
+        if self.folder is not None:
+            self._say(*self.states.notes())
         with self.states.going_on():
             self.conductor.users.on_train_begin()
         self.conductor.guard.check()
@@ -193,6 +202,7 @@ class Run:
             return
         stage = self.plan[progress.stage]
         stage.apply(self.model)
+        self._say(stage_line(self.plan, progress.stage, self.model))
         begins = progress.epoch == progress.began
         self.compilation.set_rate(stage, self.data.steps, progress.began_step, begins)
         self.compilation.compile(self.model)
@@ -209,6 +219,17 @@ class Run:
             shuffle=False,  # a tf.data.Dataset shuffles itself, and Keras warns of True
             verbose=0,
         )
+        if progress.stopped or progress.epoch < progress.began + stage.epochs:
+            self._say(
+                stop_line(
+                    self.plan, progress.stage, progress.epoch, progress.monitor, progress.stopped
+                )
+            )
+
+    def _say(self, *lines: str) -> None:
+        if self.verbose:
+            for line in lines:
+                print(line, flush=True)
 
     def _epoch_begins(self, epoch: int) -> None:
         source = source_of(self.data.train)

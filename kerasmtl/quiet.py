@@ -1,0 +1,57 @@
+"""TensorFlow's start-up lines, hidden."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kerasmtl.import_hooks import wrap_import
+
+
+def quiet_tensorflow() -> None:
+    """Hide the log lines of TensorFlow's C++ code; call it before importing Keras.
+
+    They tell of oneDNN, of CPU instructions and, on a machine without a GPU, of a CUDA error that
+    is none; what does go wrong is raised as an exception as well. A failing import shows all that
+    was written. Does nothing if TensorFlow is imported already or `TF_CPP_MIN_LOG_LEVEL` is 0.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> kt.quiet_tensorflow()
+        >>> import keras
+    """
+    if "tensorflow" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    wrap_import("tensorflow", _start_quietly)
+
+
+def _start_quietly(execute: Any, tensorflow: Any) -> None:
+    with _stderr_aside():
+        execute(tensorflow)
+        tensorflow.config.list_physical_devices()  # looks for a GPU, and logs that
+
+
+@contextmanager
+def _stderr_aside() -> Iterator[None]:
+    """Hold back what C++ writes to file descriptor 2; show it after all if there is an error.
+
+    The environment variable alone does not help: the first lines come before it is read.
+    """
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(shown, held.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)

@@ -60,6 +60,7 @@ _HOME = {
     "MaskedRMSE": "kerasmtl.metrics",
     "default_losses": "kerasmtl.defaults",
     "default_metrics": "kerasmtl.defaults",
+    "BestEpoch": "kerasmtl.training",
     "Checkpoint": "kerasmtl.training",
     "Plan": "kerasmtl.training",
     "RateCurve": "kerasmtl.training",
@@ -83,6 +84,7 @@ _HOME = {
     "evaluate": "kerasmtl.evaluation",
     "Report": "kerasmtl.report",
     "export_saved_model": "kerasmtl.export",
+    "fit_decisions": "kerasmtl.export",
     "fit_temperatures": "kerasmtl.export",
     "fit_thresholds": "kerasmtl.export",
     "ConvertedModel": "kerasmtl.formats.runtimes",
@@ -113,7 +115,12 @@ if TYPE_CHECKING:
     )
     from kerasmtl.defaults import default_losses, default_metrics
     from kerasmtl.evaluation import evaluate
-    from kerasmtl.export import export_saved_model, fit_temperatures, fit_thresholds
+    from kerasmtl.export import (
+        export_saved_model,
+        fit_decisions,
+        fit_temperatures,
+        fit_thresholds,
+    )
     from kerasmtl.formats.convert import convert_model
     from kerasmtl.formats.runtimes import ConvertedModel
     from kerasmtl.losses import (
@@ -154,6 +161,7 @@ if TYPE_CHECKING:
     from kerasmtl.table_pipeline import make_table_dataset
     from kerasmtl.tasks import Task
     from kerasmtl.training import (
+        BestEpoch,
         Checkpoint,
         Plan,
         RateCurve,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from kerasmtl.report import AT_RECALL, Bootstrap, Interval
-from kerasmtl.scores import calibration_bins, decided_at, normalised
+from kerasmtl.scores import Threshold, calibration_bins, decided_at, normalised
 
 NAN = float("nan")
 CELLS = 100_000  # how many weights are held at a time: what a processor's cache holds
@@ -69,16 +69,21 @@ def ranking(
 
 
 def binary(
-    rows: np.ndarray, y: np.ndarray, p: np.ndarray, threshold: float, recall: float | None = None
+    rows: np.ndarray,
+    y: np.ndarray,
+    p: np.ndarray,
+    threshold: Threshold,
+    recall: float | None = None,
 ) -> Weighted:
     """All scores of a binary task, from its known labels and the rows that they stand in."""
     ranked = ranking(rows, y, p, recall)
     # By bins of the calibration error, so that each is one stretch.
     bins = calibration_bins(p)
     order = np.argsort(bins, kind="stable")
+    decided = decided_at(threshold, p)[order]
     rows, y, p, bins = rows[order], y[order], p[order], bins[order]
     starts = np.flatnonzero(np.diff(bins, prepend=-1))
-    truth, decided, error = y == 1, decided_at(threshold, p), p.astype("float64") - y
+    truth, error = y == 1, p.astype("float64") - y
     columns = np.stack([decided == truth, decided & truth, decided, truth, error**2], axis=1)
     columns = columns.astype("float64")
 

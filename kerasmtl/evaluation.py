@@ -14,7 +14,10 @@ from kerasmtl import bootstrap as resampled
 from kerasmtl import scores
 from kerasmtl.progress_bars import progress_bar
 from kerasmtl.report import Report, Scores
+from kerasmtl.scores import Threshold
 from kerasmtl.tasks import Task, as_tasks, output_columns
+
+DEFAULT = 0.5
 
 Arrays = dict[str, np.ndarray]
 # Of one task, on its known cells: the rows that they stand in, labels, predictions.
@@ -22,17 +25,21 @@ Known = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class _Settings(NamedTuple):
-    """Of the scores of binary tasks."""
+    """Of the scores of binary tasks: thresholds by task, and the recall that was asked for."""
 
-    threshold: float
+    thresholds: Mapping[str, float]
     recall: float | None
+
+    def of(self, task: str) -> float:
+        """The threshold of a task."""
+        return self.thresholds.get(task, DEFAULT)
 
 
 def evaluate(
     model: keras.Model,
     dataset: Any,
     tasks: Iterable[Task | str],
-    threshold: float = 0.5,
+    threshold: float | Mapping[str, Any] = DEFAULT,
     progress: bool = False,
     bootstrap: int = 0,
     seed: int = 0,
@@ -59,7 +66,8 @@ def evaluate(
         dataset: as `make_dataset` makes it; read once.
         tasks: what the outputs predict, in order.
         threshold: from which probability on (p >= threshold) a prediction counts as 1, for accuracy
-            and F1; the rule of metrics and exports.
+            and F1; one for all binary tasks, or by task name a number or what `fit_decisions`
+            found, 0.5 for tasks that are not named.
         progress: show a bar, on the terminal's error output.
         bootstrap: how often to draw the rows anew for 95 % intervals, such as 1000; 0: none.
         seed: of these draws.
@@ -84,9 +92,7 @@ def evaluate(
         raise ValueError(
             f"`recall` is no share. Expected 0 < recall <= 1, or None. Received: {recall!r}"
         )
-    if isinstance(threshold, bool) or not (isinstance(threshold, Real) and 0 <= threshold <= 1):
-        raise ValueError(f"`threshold` is no probability. Expected 0 to 1. Received: {threshold!r}")
-    settings = _Settings(float(threshold), None if recall is None else float(recall))
+    settings = _Settings(_thresholds(threshold, chosen), None if recall is None else float(recall))
     rows, cells = _scored_cells(model, dataset, chosen, progress)
     of_rows = None if groups is None else np.array([str(group) for group in groups])
     if of_rows is not None and len(of_rows) != rows:
@@ -94,6 +100,23 @@ def evaluate(
             f"`groups` does not fit. Expected one for each of {rows} rows. Received: {len(of_rows)}"
         )
     return _report(chosen, rows, cells, settings, (bootstrap, seed, of_rows))
+
+
+def _thresholds(given: Any, tasks: Sequence[Task]) -> dict[str, float]:
+    """The threshold of each binary task that has one."""
+    names = [task.name for task in tasks if task.kind == "binary"]
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys(names, given)
+    unknown = sorted(set(given) - {task.name for task in tasks})
+    if unknown:
+        raise ValueError(f"`threshold` must name tasks of {names}, got {unknown}")
+    found = {}
+    for name in (name for name in names if name in given):
+        value = getattr(given[name], "threshold", given[name])
+        if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= value <= 1):
+            raise ValueError(f"`threshold` must be from 0 to 1, got {value!r} for {name!r}")
+        found[name] = float(value)
+    return found
 
 
 def scores_and_cells(
@@ -109,7 +132,7 @@ def scores_and_cells(
     """
     chosen = as_tasks(tasks)
     rows, cells = _scored_cells(model, dataset, chosen, progress=False)
-    report = _report(chosen, rows, cells, _Settings(0.5, None), (0, 0, None))
+    report = _report(chosen, rows, cells, _Settings({}, None), (0, 0, None))
     return report, {name: (y, p) for name, (_, y, p) in cells.items()}
 
 
@@ -135,19 +158,34 @@ def _report(
         for kind in dict.fromkeys(task.kind for task in tasks)
     }
     pooled = {kind: _pool(kind, [cells[name] for name in names]) for kind, names in kinds.items()}
+    # Of pooled cells, each has the threshold of its task.
+    at = [np.full(len(cells[name][1]), settings.of(name)) for name in kinds.get("binary", ())]
+    every = np.concatenate(at) if at else np.zeros(0)
     report = Report(
         rows=rows,
-        tasks={task.name: _exact(task.kind, cells[task.name], settings) for task in tasks},
-        micro={kind: _exact_pooled(kind, known, settings) for kind, known in pooled.items()},
+        tasks={
+            task.name: _exact(task.kind, cells[task.name], settings.of(task.name), settings.recall)
+            for task in tasks
+        },
+        micro={
+            kind: _exact_pooled(kind, known, every, settings.recall)
+            for kind, known in pooled.items()
+        },
         recall=settings.recall,
+        thresholds={name: settings.of(name) for name in kinds.get("binary", ())},
     )
     if not bootstrap:
         return report
     found = resampled.intervals(
         rows,
-        {task.name: _weighted(task.kind, cells[task.name], settings) for task in tasks},
+        {
+            task.name: _weighted(
+                task.kind, cells[task.name], settings.of(task.name), settings.recall
+            )
+            for task in tasks
+        },
         kinds,
-        {kind: _weighted(kind, known, settings) for kind, known in pooled.items()},
+        {kind: _weighted(kind, known, every, settings.recall) for kind, known in pooled.items()},
         bootstrap,
         seed,
         groups,
@@ -288,23 +326,25 @@ def _check_labels(task: Task, y: np.ndarray) -> None:
         )
 
 
-def _exact(kind: str, cells: Known, settings: _Settings) -> Scores:
+def _exact(kind: str, cells: Known, threshold: Threshold, recall: float | None) -> Scores:
     _, y, p = cells
     if kind == "binary":
-        return scores.binary_scores(y, p, settings.threshold, settings.recall)
+        return scores.binary_scores(y, p, threshold, recall)
     score = scores.multiclass_scores if kind == "multiclass" else scores.regression_scores
     return score(y, p)
 
 
-def _weighted(kind: str, cells: Known, settings: _Settings) -> resampled.Weighted:
+def _weighted(
+    kind: str, cells: Known, threshold: Threshold, recall: float | None
+) -> resampled.Weighted:
     if kind == "binary":
-        return resampled.binary(*cells, settings.threshold, settings.recall)
+        return resampled.binary(*cells, threshold, recall)
     weigh = resampled.multiclass if kind == "multiclass" else resampled.regression
     return weigh(*cells)
 
 
-def _exact_pooled(kind: str, cells: Known, settings: _Settings) -> Scores:
-    found = _exact(kind, cells, settings)
+def _exact_pooled(kind: str, cells: Known, threshold: Threshold, recall: float | None) -> Scores:
+    found = _exact(kind, cells, threshold, recall)
     # Class 0 of one task is not class 0 of another.
     return replace(found, auc=float("nan"), classes=0) if kind == "multiclass" else found
 

@@ -20,6 +20,7 @@ from kerasmtl.exporting.decisions import (
     fit_class_temperature,
     fit_temperatures,
     fit_thresholds,
+    given_decisions,
 )
 from kerasmtl.exporting.description import (
     MODEL_FILE,
@@ -54,6 +55,7 @@ __all__ = [
     "data_of",
     "export_saved_model",
     "fit_class_temperature",
+    "fit_decisions",
     "fit_temperatures",
     "fit_thresholds",
     "read_description",
@@ -72,7 +74,7 @@ def export_saved_model(
     packed_bits: bool = False,
     *,
     validation: Any = None,
-    thresholds: Rule | Mapping[str, Rule] | None = None,
+    thresholds: Rule | Mapping[str, Rule | Decision] | None = None,
     calibrate: bool = False,
     metrics: Report | Mapping[str, Any] | None = None,
     require: Mapping[str, float] | None = None,
@@ -116,8 +118,8 @@ def export_saved_model(
         packed_bits: of a model of a table, its files hold the columns as packed bits, which
             `kerasmtl predict` then unpacks; the signatures take columns as ever.
         validation: batches as `evaluate` takes them, for what is fitted or measured here.
-        thresholds: a rule of `fit_thresholds`, or a dict of task → rule; "f1" by default if there
-            is `validation`, else "fixed", 0.5.
+        thresholds: a rule of `fit_thresholds`, or a dict of task → rule, or what `fit_decisions`
+            found; "f1" by default if there is `validation`, else "fixed", 0.5.
         calibrate: whether probabilities are calibrated by a temperature each; if not, they are
             those of `model.predict`.
         metrics: what `evaluate` gave; by default that of `validation`.
@@ -162,7 +164,8 @@ def export_saved_model(
         scores = {**measured.to_dict(), "of": "validation"} if scores is None else scores
     check_gate(scores, require)
     decisions = decide(chosen, cells, thresholds, calibrate)
-    _say(decisions)
+    given = given_decisions(thresholds)
+    _say({name: decision for name, decision in decisions.items() if name not in given})
     live = Live(model, chosen, decisions)
     called = base.absolute().name if name is None else name
     about["metrics"] = scores
@@ -182,6 +185,40 @@ def export_saved_model(
         if proof:
             prove(written, cases, folder)
         return publish(written, base, first, describe_as if version is None else None)
+
+
+def fit_decisions(
+    model: keras.Model,
+    validation: Any,
+    tasks: Iterable[Task | str],
+    thresholds: Rule | Mapping[str, Rule] | None = None,
+    calibrate: bool = False,
+) -> dict[str, Decision]:
+    """Fit from which probability on the answer of each task is yes, on known validation labels.
+
+    Shapes: validation yields (inputs, labels), as `evaluate` takes them, NaN = missing.
+
+    Args:
+        model: as `build_model` makes it.
+        validation: batches, or None: then every threshold is 0.5.
+        tasks: what the outputs predict, in order.
+        thresholds: as of `export_saved_model`.
+        calibrate: as of `export_saved_model`.
+
+    Returns:
+        By task a `Decision`, for `evaluate(threshold=…)` and `export_saved_model(thresholds=…)`.
+
+    Raises:
+        ValueError: as `export_saved_model`. Warns where a threshold is not what was asked for.
+    """
+    chosen = as_tasks(tasks)
+    check_rules(chosen, thresholds, calibrate, validation is not None)
+    cells = None
+    if validation is not None:
+        _, cells = scores_and_cells(model, validation, chosen)
+    decisions = decide(chosen, cells, thresholds, calibrate)
+    _say(decisions)
+    return decisions
 
 
 def _make(live: Live, folder: Path, about: Mapping[str, Any]) -> list[Case]:

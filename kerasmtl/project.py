@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from kerasmtl.embedded import DATASETS, dataset_csv
 from kerasmtl.modules.handles import from_folder
+from kerasmtl.runs import LATEST, Run, begin_run, last_run
 from kerasmtl.settings import (
     DataSettings,
     ModelSettings,
@@ -110,14 +111,14 @@ class Project(Settings):
         return None if self.model.image_size == "auto" else self.model.image_size
 
     @property
-    def checkpoint(self) -> Path:
-        """Where training leaves its model."""
-        return self._folder / "runs" / "model.keras"
+    def run(self) -> Run:
+        """The newest run that has a model; without one, what will be runs/latest."""
+        return last_run(self._folder, with_model=True) or Run(self._folder / "runs" / LATEST)
 
     @property
-    def state_folder(self) -> Path:
-        """Where a training that is under way is kept, so that `train.py` goes on with it."""
-        return self.checkpoint.with_name("state")
+    def checkpoint(self) -> Path:
+        """The model of the newest run that has one."""
+        return self.run.checkpoint
 
     @property
     def export_folder(self) -> Path:
@@ -172,20 +173,46 @@ class Project(Settings):
             **options,
         )
 
-    def remember(self, train: Manifest, val: Manifest, test: Manifest) -> None:
-        """Write runs/model.json: the tasks, the columns and the rows of this training.
+    def start_run(self, train: Manifest, val: Manifest, test: Manifest) -> Run:
+        """Open a folder in runs/ for a training on these rows; resume one that was interrupted.
 
-        `kerasmtl evaluate`, `export` and `predict` go by it, so that a labels file or settings
-        that change later cannot make them wrong.
+        The folder keeps the tasks, the columns and the rows of this training. `kerasmtl evaluate`,
+        `export` and `predict` go by them, so that a labels file or settings that change later
+        cannot make them wrong. runs/latest points to it.
+
+        Args:
+            train, val, test: the rows of each part, as `Manifest.split` gives them.
+
+        Raises:
+            ValueError: `tracking` needs a package that is not installed.
+
+        Example: see train.py of a generated project.
         """
         from kerasmtl.trained import Trained, save_trained
 
-        table = self.table or TableSettings()
-        split = (train, val, test)
-        record = Trained.of(
-            split, self.training.seed, table.id_column, table.packed_bits, self.labels_csv
-        )
-        save_trained(record, self.checkpoint)
+        run, new = begin_run(self._folder, self.training.tracking)
+        if new:
+            table = self.table or TableSettings()
+            record = Trained.of(
+                (train, val, test),
+                self.training.seed,
+                table.id_column,
+                table.packed_bits,
+                self.labels_csv,
+                self._backbone_identity() if self.table is None else None,
+            )
+            save_trained(record, run.checkpoint)
+        return run
+
+    def _backbone_identity(self) -> dict[str, str]:
+        from kerasmtl.modules.content import content_sha256
+        from kerasmtl.modules.handles import resolve_handle
+
+        try:
+            sha256 = self.model.backbone_sha256 or content_sha256(resolve_handle(self.backbone))
+        except ValueError:  # no SavedModel: a model of keras.applications
+            sha256 = ""
+        return {"handle": self.model.backbone, "sha256": sha256}
 
     def trained(self) -> Trained:
         """What the model of `checkpoint` was trained on.
@@ -204,7 +231,7 @@ class Project(Settings):
             warnings.warn(
                 f"{record_file(self.checkpoint)} does not say what the model was trained on. What "
                 "follows is right only if the labels file and project.toml have not changed since. "
-                "Call project.remember(train, val, test) in train.py.",
+                "Call project.start_run(train, val, test) in train.py.",
                 stacklevel=2,
             )
             seed, table = self.training.seed, self.table or TableSettings()

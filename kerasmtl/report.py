@@ -108,7 +108,8 @@ class Report:
 
     `micro`, by kind, takes all known cells of a kind for one task; it is empty where it was not
     computed. `bootstrap` is None where no interval was asked for, `recall` where no precision at a
-    recall was: then that score is NaN, and neither in the table nor in the dict.
+    recall was: then that score is NaN, and neither in the table nor in the dict. `thresholds`: by
+    binary task, from which probability on the answer counted as 1.
     """
 
     rows: int
@@ -116,6 +117,7 @@ class Report:
     micro: dict[str, Scores] = field(default_factory=dict)
     bootstrap: Bootstrap | None = None
     recall: float | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
 
     @property
     def macro_auc(self) -> float:
@@ -159,6 +161,8 @@ class Report:
             },
             "micro": {kind: self._shown(asdict(scores)) for kind, scores in self.micro.items()},
         }
+        if self.thresholds:
+            found["thresholds"] = self.thresholds
         if self.recall is not None:
             found["recall"] = self.recall
         if self.bootstrap is not None:

@@ -10,11 +10,15 @@ from kerasmtl.report import BinaryScores, MulticlassScores, RegressionScores
 NAN = float("nan")
 ECE_BINS = 15
 
+Threshold = float | np.ndarray
+
 
 def binary_scores(
-    y: np.ndarray, p: np.ndarray, threshold: float, recall: float | None = None
+    y: np.ndarray, p: np.ndarray, threshold: Threshold, recall: float | None = None
 ) -> BinaryScores:
     """Scores of known labels 0 and 1, shape (cells,), and their probabilities, shape (cells,).
+
+    `threshold`: from which probability on the answer is 1; one, or one per cell.
 
     AUC needs both classes, average precision, F1 and precision at recall a positive, the others a
     label: NaN without.
@@ -36,9 +40,9 @@ def binary_scores(
     )
 
 
-def decided_at(threshold: float, p: np.ndarray) -> np.ndarray:
+def decided_at(threshold: Threshold, p: np.ndarray) -> np.ndarray:
     """Which probabilities count as 1, p >= threshold, as everywhere; in the precision of p."""
-    return p >= p.dtype.type(threshold)
+    return p >= np.asarray(threshold, p.dtype)
 
 
 def _precision_at(wanted: float, y: np.ndarray, p: np.ndarray) -> float:

@@ -90,4 +90,5 @@ class TrainingSettings(Settings):
     augment: bool = False
     flip: bool = True
     batch_size: int = Field(32, ge=1)
+    tracking: Literal["none", "tensorboard", "mlflow"] = "none"
     seed: int = Field(0, ge=0)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import posixpath
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, file_digest
@@ -17,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.manifest import SPLITS, Manifest
+from kerasmtl.modules.folders import write_aside
 from kerasmtl.table import Table
 from kerasmtl.tasks import Task
 
@@ -30,7 +29,9 @@ class Trained:
     Shapes: rows (rows,) uint64, a digest of each row of the training's file, in its order; parts
     (rows,) uint8, the position in `SPLITS` of the part that it was in; groups (rows,) uint64, or
     None. A row is known by its picture's path, by its id, or else by its numbers. `data`: SHA-256
-    and name of the labels file as it was then, and how many rows were trained on.
+    and name of the labels file as it was then, and how many rows were trained on. `backbone`: the
+    "handle" of project.toml that it was made with, and the "sha256" of a SavedModel; None of a
+    table.
     """
 
     tasks: tuple[Task, ...]
@@ -42,6 +43,7 @@ class Trained:
     parts: np.ndarray
     groups: np.ndarray | None = None
     data: dict[str, Any] | None = None
+    backbone: dict[str, str] | None = None
 
     @classmethod
     def of(
@@ -51,6 +53,7 @@ class Trained:
         id_column: str | None = None,
         packed_bits: bool = False,
         labels: Path | None = None,
+        backbone: dict[str, str] | None = None,
     ) -> Trained:
         """The record of a training on these train, validation and test rows of a labels file."""
         first = split[0]
@@ -70,6 +73,7 @@ class Trained:
             parts=np.repeat(np.arange(len(sizes), dtype="uint8"), sizes)[order],
             groups=None if first.groups is None else joined([_texts(p.groups) for p in split]),
             data=None if labels is None else _data(labels, sizes[0]),
+            backbone=backbone,
         )
 
     @classmethod
@@ -148,23 +152,9 @@ def record_file(checkpoint: Path) -> Path:
 
 
 def save_trained(trained: Trained, checkpoint: Path) -> None:
-    """Write the record of a training that is about to write `checkpoint`.
-
-    Until it does, an older model that is there keeps its own record.
-    """
-    content = _plain(trained)
-    if checkpoint.is_file():
-        before = load_trained(checkpoint)
-        content["instead_of"] = {
-            "sha256": _sha256(checkpoint),
-            "record": None if before is None else _plain(before),
-        }
-    file = record_file(checkpoint)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".record-") as aside:
-        written = Path(aside) / file.name
-        written.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(written, file)
+    """Write the record of a training that is about to write `checkpoint`."""
+    content = json.dumps(_plain(trained), indent=1, ensure_ascii=False)
+    write_aside(record_file(checkpoint), content)
 
 
 def load_trained(checkpoint: Path) -> Trained | None:
@@ -177,11 +167,7 @@ def load_trained(checkpoint: Path) -> Trained | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        older = content.pop("instead_of", None)
-        if older and checkpoint.is_file() and _sha256(checkpoint) == older["sha256"]:
-            content = older["record"]
-        return None if content is None else _made(content)
+        return _made(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`{file}` is no record of a training. Received: {error!r}. Train again: python "
@@ -205,6 +191,7 @@ def _plain(trained: Trained) -> dict[str, Any]:
         "parts": packed(trained.parts, "u1"),
         "groups": packed(trained.groups, "<u8"),
         "data": trained.data,
+        "backbone": trained.backbone,
     }
 
 
@@ -222,7 +209,8 @@ def _made(content: dict[str, Any]) -> Trained:
         rows=unpacked(content["rows"], "<u8"),
         parts=unpacked(content["parts"], "u1"),
         groups=None if groups is None else unpacked(groups, "<u8"),
-        data=content.get("data"),  # absent in older records
+        data=content["data"],
+        backbone=content["backbone"],
     )
 
 

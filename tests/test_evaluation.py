@@ -54,10 +54,28 @@ def test_a_probability_at_the_threshold_is_a_one(threshold):
     assert 0 < report.bootstrap.tasks["task 0"]["f1"].high
 
 
+def test_each_task_may_have_a_threshold_of_its_own():
+    y, p = reference.case(rows=300)
+    names = [f"task {column}" for column in range(y.shape[1])]
+    at = dict(zip(names, np.linspace(0.2, 0.8, len(names)), strict=True))
+    del at[names[-1]]  # 0.5
+    report = scored(y, p, threshold=at, bootstrap=2)
+    assert report.thresholds == at | {names[-1]: 0.5} == report.to_dict()["thresholds"]
+    decided = np.stack([p[:, n] >= report.thresholds[name] for n, name in enumerate(names)], 1)
+    known = ~np.isnan(y)
+    for column, name in enumerate(names):
+        cells = known[:, column]
+        expected = (decided[cells, column] == (y[cells, column] == 1)).mean()
+        assert report.tasks[name].accuracy == pytest.approx(expected)
+    assert report.micro["binary"].accuracy == pytest.approx((decided == (y == 1))[known].mean())
+    with pytest.raises(ValueError, match="`threshold`.*'nobody'"):
+        scored(y, p, threshold={"nobody": 0.5})
+
+
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, NAN, "0.5", True])
 def test_a_threshold_that_is_no_probability_is_refused(threshold):
     y, p = reference.case(rows=20, tasks=2)
-    with pytest.raises(ValueError, match="`threshold` is no probability"):
+    with pytest.raises(ValueError, match="`threshold`"):
         scored(y, p, threshold=threshold)
 
 

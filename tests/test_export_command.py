@@ -38,9 +38,9 @@ def trained(tmp_path_factory):
     assert result.exit_code == 0, result.output
     project = kt.Project.load(folder / "p")
     train, val, test = project.manifest().split()
-    project.remember(train, val, test)
+    kept = project.start_run(train, val, test)
     keras.utils.set_random_seed(0)
-    kt.save_model(kt.build_model(kt.mlp_backbone(2, [3]), train.tasks), project.checkpoint)
+    kt.save_model(kt.build_model(kt.mlp_backbone(2, [3]), train.tasks), kept.checkpoint)
     return folder
 
 

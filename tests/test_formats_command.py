@@ -32,8 +32,8 @@ def project(tmp_path):
     project = kt.Project.load(tmp_path)
     image = keras.Input((24, 24, 3))
     backbone = keras.Model(image, keras.layers.Conv2D(8, 3, 2, activation="relu")(image))
-    project.remember(*project.manifest().split())
-    kt.build_model(backbone, TASKS, 24).save(project.checkpoint)
+    kept = project.start_run(*project.manifest().split())
+    kt.build_model(backbone, TASKS, 24).save(kept.checkpoint)
     return project
 
 

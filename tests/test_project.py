@@ -20,7 +20,7 @@ def test_defaults_need_only_a_name_and_labels(tmp_path):
     project = kt.Project.load(write(tmp_path, GOOD))
     assert project.backbone == "tiny" and project.image_size is None
     assert project.labels_csv.name == "labels.csv" and project.labels_csv.is_file()
-    assert project.checkpoint == tmp_path / "runs" / "model.keras"
+    assert project.checkpoint == tmp_path / "runs" / "latest" / "model.keras"
     assert project.export_folder == tmp_path / "saved_models" / "street"
 
 

@@ -284,7 +284,7 @@ def test_predict_and_export_need_no_labels_file(moved, tmp_path):
 
 def test_without_a_record_the_labels_file_is_believed_with_a_warning(moved):
     made, _ = moved
-    (made / "runs" / "model.json").unlink()
+    (made / "runs" / "latest" / "model.json").unlink()
     assert "does not say what the model was trained on" in kerasmtl("evaluate", cwd=made)
 
 

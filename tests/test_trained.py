@@ -1,6 +1,5 @@
 """What a model was trained on stays with it, whatever becomes of the labels file."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -163,28 +162,6 @@ def test_a_file_of_which_no_row_is_known_is_named(tmp_path, record):
     _, notes = trained.parts_of(table(tmp_path, frame() + frame(seed=5)[["x", "z"]].assign(
         leak=0, grade="")))  # fmt: skip
     assert "none of" in notes[0].lower() and "60 rows" in notes[0]
-
-
-def test_a_training_that_never_finished_an_epoch_leaves_the_old_model_its_record(tmp_path, record):
-    rows, first = record
-    model = tmp_path / "model.keras"
-    save_trained(first, model)
-    model.write_bytes(b"old model")
-    second = trained_on(rows.with_columns(["z"]), seed=1)
-    save_trained(second, model)
-    assert load_trained(model).columns == ("x", "z")
-    save_trained(second, model)  # and once more
-    assert load_trained(model).columns == ("x", "z")
-    model.write_bytes(b"new model")
-    assert load_trained(model).columns == ("z",)
-    assert json.loads((tmp_path / "model.json").read_text())["columns"] == ["z"]
-
-
-def test_a_model_older_than_its_record_has_none(tmp_path, record):
-    model = tmp_path / "model.keras"
-    model.write_bytes(b"somebody's own")
-    save_trained(record[1], model)
-    assert load_trained(model) is None
 
 
 def test_classes_that_were_renamed_are_an_error_and_not_other_positions(tmp_path, record):

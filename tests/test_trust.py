@@ -170,7 +170,7 @@ def projects(tmp_path_factory, shared_pictures):
     )
     project = Project.load(made)
     model = kt.build_model(str(backbone), project.manifest().tasks, 12)
-    project.checkpoint.parent.mkdir(exist_ok=True)
+    project.checkpoint.parent.mkdir(parents=True)
     model.save(project.checkpoint)
     return made, backbone, shared_pictures / "01.png"
 

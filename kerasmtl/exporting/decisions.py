@@ -120,29 +120,35 @@ def calibrated(p: np.ndarray, temperature: float, classes: bool = False) -> np.n
 def decide(
     tasks: Sequence[Task],
     cells: Mapping[str, Cells] | None,
-    thresholds: Rule | Mapping[str, Rule] | None,
+    thresholds: Rule | Mapping[str, Rule | Decision] | None,
     calibrate: bool,
 ) -> dict[str, Decision]:
     """How each task decides, fitted on its known cells where there are any.
 
-    Thresholds are those of the calibrated probabilities.
+    Thresholds are those of the calibrated probabilities. A decision that is given stays as it is.
 
     Raises:
         ValueError: an unknown rule or task, or one that needs known cells where there are none.
     """
     chosen = check_rules(tasks, thresholds, calibrate, cells is not None)
+    given = given_decisions(thresholds)
     empty = (np.zeros(0), np.zeros(0))
     return {
-        task.name: _decision(
-            task, (cells or {}).get(task.name, empty), chosen.get(task.name), calibrate
-        )
+        task.name: given.get(task.name)
+        or _decision(task, (cells or {}).get(task.name, empty), chosen.get(task.name), calibrate)
         for task in tasks
     }
 
 
+def given_decisions(thresholds: Any) -> dict[str, Decision]:
+    """What is decided already, among rules."""
+    found = thresholds.items() if isinstance(thresholds, Mapping) else ()
+    return {name: rule for name, rule in found if isinstance(rule, Decision)}
+
+
 def check_rules(
     tasks: Sequence[Task],
-    thresholds: Rule | Mapping[str, Rule] | None,
+    thresholds: Rule | Mapping[str, Rule | Decision] | None,
     calibrate: bool,
     fitted: bool,
 ) -> dict[str, Rule]:
@@ -192,6 +198,9 @@ def _rules(
     if not isinstance(thresholds, Mapping):
         parse_rule(default if thresholds is None else thresholds)
         return dict.fromkeys(names, default if thresholds is None else thresholds)
+    given = given_decisions(thresholds)
+    thresholds = {name: rule for name, rule in thresholds.items() if name not in given}
+    names = [name for name in names if name not in given]
     unknown = sorted(set(thresholds) - set(names))
     if unknown:
         raise ValueError(

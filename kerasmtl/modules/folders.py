@@ -66,6 +66,15 @@ def aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
+def write_aside(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it into place: it is the former one or this one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".aside-") as folder:
+        written = Path(folder) / path.name
+        written.write_text(text, encoding="utf-8")
+        os.replace(written, path)
+
+
 def filled(folder: Path) -> bool:
     """Whether a folder exists and holds something."""
     return folder.is_dir() and any(folder.iterdir())

@@ -1,6 +1,7 @@
 """Training in stages: first the new head, then, with more data, the backbone as well."""
 
 from kerasmtl.training.averaging import WeightAverage
+from kerasmtl.training.best_epoch import BestEpoch
 from kerasmtl.training.checkpoint import Checkpoint, save_model
 from kerasmtl.training.feature_cache import cache_features
 from kerasmtl.training.features import split_model
@@ -15,6 +16,7 @@ from kerasmtl.training.stages import Stage
 from kerasmtl.training.state import forget_run
 
 __all__ = [
+    "BestEpoch",
     "Checkpoint",
     "LossNotFinite",
     "Plan",

@@ -37,6 +37,13 @@ class EpochLines(keras.callbacks.Callback):
         values = "  ".join(f"{name} {float(value):.4g}" for name, value in (logs or {}).items())
         print(f"Epoch {epoch + 1}/{self.params['epochs']}  {seconds:.1f} s  {values}", flush=True)
 
+    def state(self) -> dict[str, Any]:
+        """Nothing is kept from epoch to epoch."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on."""
+
 
 def stage_line(plan: Plan, number: int, model: keras.Model) -> str:
     """What a stage, counted from 0, trains; `model` is frozen and unfrozen for it already."""

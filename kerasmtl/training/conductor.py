@@ -43,8 +43,9 @@ class Conductor(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.full = full
+        lines = params["verbose"] == 2 and not any(isinstance(c, EpochLines) for c in callbacks)
         self.users = keras.callbacks.CallbackList(
-            [*callbacks, *([EpochLines()] if params["verbose"] == 2 else [])],
+            [*callbacks, *([EpochLines()] if lines else [])],
             add_history=False,
             add_progbar=params["verbose"] == 1,
             model=full,

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-import keras
-from model import build
-
 import kerasmtl as kt
+
+kt.quiet_tensorflow()  # hides its start-up lines; has to come before Keras
+
+import keras  # noqa: E402
+from model import build  # noqa: E402
 
 
 def main() -> None:
@@ -16,41 +18,47 @@ def main() -> None:
     table = project.manifest()
     print(table.coverage().to_string(float_format="%.2f"), "\n")
     train, val, test = table.split(seed=settings.seed)
-    project.remember(train, val, test)  # for kerasmtl evaluate, export and predict
-    model = build(project, train)
-    train_data = kt.make_table_dataset(train, settings.batch_size, training=True)
-    val_data = kt.make_table_dataset(val, settings.batch_size)
-    test_data = kt.make_table_dataset(test, settings.batch_size)
+    # A folder in runs/ for the log, the history, the model and its scores.
+    with project.start_run(train, val, test) as run:
+        model = build(project, train)
+        train_data = kt.make_table_dataset(train, settings.batch_size, training=True)
+        val_data = kt.make_table_dataset(val, settings.batch_size) if len(val) else None
+        test_data = kt.make_table_dataset(test, settings.batch_size)
 
-    steps = settings.epochs * len(train_data)
-    model.compile(
-        keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
-        ),
-        loss=kt.default_losses(table.tasks, train.labels),
-        metrics=kt.default_metrics(table.tasks),
-        jit_compile=False,  # compiling would take longer than the training of so small a network
-    )
-    model.fit(
-        train_data,
-        validation_data=val_data,
-        epochs=settings.epochs,
-        callbacks=[kt.Checkpoint(project.checkpoint)],
-        shuffle=False,  # the data set shuffles itself
-        verbose=2,
-    )
+        steps = settings.epochs * len(train_data)
+        model.compile(
+            keras.optimizers.Adam(
+                keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
+            ),
+            loss=kt.default_losses(table.tasks, train.labels),
+            metrics=kt.default_metrics(table.tasks),
+            jit_compile=False,  # compiling takes longer than training so small a network
+        )
+        model.fit(
+            train_data,
+            validation_data=val_data,
+            epochs=settings.epochs,
+            callbacks=[kt.BestEpoch(), *run.callbacks()],
+            shuffle=False,  # the data set shuffles itself
+            verbose=run.verbose,
+        )
+        kt.save_model(model, run.checkpoint)  # with the weights of the best epoch
 
-    print(kt.evaluate(model, test_data, table.tasks))
-    folder = kt.export_saved_model(
-        model,
-        project.export_folder,
-        table.tasks,
-        columns=table.columns,
-        packed_bits=project.table.packed_bits,
-        validation=val_data if len(val) else None,
-        data=project.trained().data,
-    )
-    print("SavedModel:", folder)
+        decisions = kt.fit_decisions(model, val_data, table.tasks)  # from which probability: yes
+        report = kt.evaluate(model, test_data, table.tasks, threshold=decisions)
+        print(report)
+        run.finish(report, decisions)
+        folder = kt.export_saved_model(
+            model,
+            project.export_folder,
+            table.tasks,
+            columns=table.columns,
+            packed_bits=project.table.packed_bits,
+            validation=val_data,
+            thresholds=decisions,
+            data=project.trained().data,
+        )
+        print("SavedModel:", folder)
 
 
 if __name__ == "__main__":
@@ -58,8 +66,8 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit(
-            "\nStopped. The last finished epoch, if there was one, is in runs/model.keras: "
+            "\nStopped. The last finished epoch, if there was one, is in runs/latest/model.keras: "
             "kerasmtl evaluate, export and predict use it."
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         raise SystemExit(f"Error: {error}") from None

@@ -1,7 +1,8 @@
-"""The project's own checks, on a few of its pictures: `pytest`."""
+"""The project's own checks, on a few of its images: `pytest`."""
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +10,7 @@ from model import build
 
 import kerasmtl as kt
 from kerasmtl.backbones import backbone_layers
+from kerasmtl.heads import by_task
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +25,29 @@ def manifest(project):
 
 @pytest.fixture(scope="module")
 def model(project, manifest):
+    keras.utils.set_random_seed(0)
     return build(project, manifest)
 
 
 @pytest.fixture(scope="module")
-def pictures(model, manifest):
+def images(model, manifest):
     return kt.make_dataset(manifest.take(range(min(8, len(manifest)))), model.input_shape[1:3], 4)
 
 
-def test_every_task_has_both_labels(manifest):
-    coverage = manifest.coverage()
-    assert (coverage.positive > 0).all() and (coverage.negative > 0).all(), coverage
+def test_every_task_can_be_learnt(manifest):
+    assert manifest.class_faults() == {}
 
 
-def test_every_picture_is_there(manifest):
+def test_every_image_is_there(manifest):
     assert manifest.missing_files() == []
 
 
-def test_training_moves_the_head_and_not_the_frozen_backbone(model, pictures):
+def test_training_moves_the_head_and_not_the_frozen_backbone(model, manifest, images):
     frozen = [v for layer in backbone_layers(model) for v in layer.variables]
     frozen_before = [v.numpy().copy() for v in frozen]
     head_before = [v.numpy().copy() for v in model.trainable_variables]
-    model.compile("adam", loss=kt.MaskedBinaryCrossentropy())
-    history = model.fit(pictures, epochs=1, shuffle=False, verbose=0)
+    model.compile("adam", loss=kt.default_losses(manifest.tasks, manifest.labels))
+    history = model.fit(images, epochs=1, shuffle=False, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     for before, variable in zip(frozen_before, frozen, strict=True):
         np.testing.assert_array_equal(before, variable.numpy())
@@ -53,11 +55,11 @@ def test_training_moves_the_head_and_not_the_frozen_backbone(model, pictures):
     assert any((before != variable.numpy()).any() for before, variable in pairs)
 
 
-def test_the_served_model_gives_the_same_probabilities(model, manifest, pictures, tmp_path):
+def test_the_served_model_predicts_the_same(model, manifest, images, tmp_path):
     folder = kt.export_saved_model(model, tmp_path / "served", manifest.tasks)
     served = tf.saved_model.load(str(folder)).signatures["serving_default"]
     data = [Path(path).read_bytes() for path in manifest.paths[:8]]
     outputs = served(image_bytes=tf.constant(data))
-    expected = model.predict(pictures, verbose=0)
-    for column, task in enumerate(manifest.tasks):
-        np.testing.assert_allclose(outputs[task.name], expected[:, column], atol=1e-5)
+    expected = by_task(model.predict(images, verbose=0), manifest.tasks)
+    for task in manifest.tasks:
+        np.testing.assert_allclose(outputs[task.name], expected[task.name], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,232 @@
+"""One folder per training in runs/: what it was made of, what it said and what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kerasmtl.modules.folders import write_aside
+
+if TYPE_CHECKING:
+    import keras
+
+    from kerasmtl.exporting.decisions import Decision
+    from kerasmtl.report import Report
+
+LATEST = "latest"
+CHECKPOINT, STATE, SCORES = "model.keras", "state", "scores.json"
+HISTORY, LOG = "history.csv", "train.log"
+KEPT = ("project.toml", "model.py", "train.py")  # that decide what a run does, copied into it
+
+
+class Run:
+    """A training under way or done, in a folder of its own; a context that keeps its log.
+
+    The folder holds project.toml, model.py and train.py as they were, `train.log`, `history.csv`
+    (a line per epoch), `model.keras` with its record `model.json`, `scores.json`, and, while the
+    training is unfinished, `state/`, from which `fine_tune` resumes it.
+
+    Args:
+        folder: of the run.
+        tracking: "tensorboard" or "mlflow" keeps the metrics there as well; "none" does not.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], tracking: str = "none") -> None:
+        self.folder = Path(folder)
+        self.tracking = tracking
+        self._open = contextlib.ExitStack()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model of the last finished epoch, or, after the training, of the best one."""
+        return self.folder / CHECKPOINT
+
+    @property
+    def state(self) -> Path:
+        """Where `fine_tune` keeps what it resumes from."""
+        return self.folder / STATE
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training came to its end."""
+        return (self.folder / SCORES).is_file()
+
+    @property
+    def verbose(self) -> int:
+        """For `fit`: 1, a bar per epoch, on a terminal; else 0, and `callbacks` print lines."""
+        return int(sys.stdout.isatty())
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """What keeps each finished epoch: the model, its line in history.csv, its metrics."""
+        from kerasmtl.tracking import HistoryFile, trackers
+        from kerasmtl.training import Checkpoint
+        from kerasmtl.training.announcements import EpochLines
+
+        return [
+            Checkpoint(self.checkpoint),
+            HistoryFile(self.folder / HISTORY),
+            *trackers(self.tracking, self.folder),
+            *([] if self.verbose else [EpochLines()]),
+        ]
+
+    def finish(self, report: Report, decisions: Mapping[str, Decision] | None = None) -> None:
+        """Write scores.json, and remove what the run would be resumed from.
+
+        Args:
+            report: the scores of the test part.
+            decisions: by task, from which probability on the answer is yes: `kerasmtl predict` and
+                `evaluate` go by it.
+        """
+        by_task = {
+            name: {"threshold": each.threshold, "rule": each.rule, "known": each.known}
+            for name, each in (decisions or {}).items()
+        }
+        content = report.to_dict()
+        write_aside(self.folder / SCORES, json.dumps({**content, "decisions": by_task}, indent=1))
+        shutil.rmtree(self.state, ignore_errors=True)
+        if self.tracking == "mlflow":
+            from kerasmtl.tracking import log_scores
+
+            means = {
+                f"test_{kind}_{score}": of["mean"]
+                for kind, scores in content["macro"].items()
+                for score, of in scores.items()
+            }
+            log_scores(self.folder, {k: mean for k, mean in means.items() if mean is not None})
+
+    def thresholds(self) -> dict[str, float]:
+        """By binary task, from which probability on the answer is yes; empty if not yet known."""
+        if not self.finished:
+            return {}
+        content = json.loads((self.folder / SCORES).read_text(encoding="utf-8"))
+        return {
+            name: each["threshold"]
+            for name, each in content.get("decisions", {}).items()
+            if each["threshold"] is not None
+        }
+
+    def __enter__(self) -> Run:
+        log = self._open.enter_context(open(self.folder / LOG, "a", encoding="utf-8"))
+        for redirect, stream in (
+            (contextlib.redirect_stdout, sys.stdout),
+            (contextlib.redirect_stderr, sys.stderr),
+        ):
+            self._open.enter_context(redirect(_Tee(stream, log)))  # type: ignore[type-var]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+
+def begin_run(project: Path, tracking: str = "none") -> tuple[Run, bool]:
+    """Open the newest run, if it was interrupted and nothing has changed since, or else a new one.
+
+    Args:
+        project: its folder.
+        tracking: as of `Run`.
+
+    Returns:
+        The run, and whether it is a new one. runs/latest points to it.
+
+    Raises:
+        ValueError: the package that `tracking` needs is not installed.
+    """
+    if tracking != "none" and find_spec(tracking) is None:
+        raise ValueError(
+            f"`tracking` = {tracking!r} needs a package that is not installed: pip install "
+            f"'kerasmtl[{tracking}]', or tracking = \"none\" in project.toml."
+        )
+    last = last_run(project)
+    if last is not None and last.state.is_dir() and not last.finished:
+        changed = [name for name in KEPT if not _same(project / name, last.folder / name)]
+        if not changed:
+            print(f"Resuming {_shown(last.folder, project)}, which was interrupted.")
+            return Run(last.folder, tracking), False
+        print(
+            f"{_shown(last.folder, project)} was interrupted, and {', '.join(changed)} changed "
+            "since: a new run begins. Undo the change to resume the other."
+        )
+    run = Run(_new_folder(project / "runs"), tracking)
+    for name in KEPT:
+        if (project / name).is_file():
+            shutil.copyfile(project / name, run.folder / name)
+    _point_latest(run.folder)
+    print(f"New run: {_shown(run.folder, project)}")
+    return run, True
+
+
+def last_run(project: Path, with_model: bool = False) -> Run | None:
+    """The newest run of a project; None if there is none.
+
+    Args:
+        project: its folder.
+        with_model: only one that has finished an epoch.
+    """
+    runs = project / "runs"
+    folders = [runs / LATEST, *sorted(_folders(runs), reverse=True)]
+    for folder in folders:
+        if folder.is_dir() and (not with_model or (folder / CHECKPOINT).is_file()):
+            return Run(folder.resolve())
+    return None
+
+
+def _folders(runs: Path) -> list[Path]:
+    found = runs.iterdir() if runs.is_dir() else ()
+    return [path for path in found if path.is_dir() and path.name[:1].isdigit()]
+
+
+def _new_folder(runs: Path) -> Path:
+    runs.mkdir(exist_ok=True)
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(1, 1000):
+        folder = runs / (name if number == 1 else f"{name}_{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise FileExistsError(f"`runs` {runs} has 1,000 folders of this second.")
+
+
+def _point_latest(folder: Path) -> None:
+    """runs/latest becomes a link to the folder; where links are not allowed, names tell."""
+    aside = folder.parent / f".{LATEST}-{folder.name}"
+    with contextlib.suppress(OSError):
+        aside.symlink_to(folder.name, target_is_directory=True)
+        os.replace(aside, folder.parent / LATEST)
+
+
+def _same(a: Path, b: Path) -> bool:
+    contents = [path.read_bytes() if path.is_file() else None for path in (a, b)]
+    return contents[0] == contents[1]
+
+
+def _shown(folder: Path, project: Path) -> str:
+    return os.path.relpath(folder, project)
+
+
+class _Tee:
+    """A stream that writes to a log as well, there without bars and colours."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream, self._log, self._line = stream, log, ""
+
+    def write(self, text: str) -> int:
+        self._line += text
+        *whole, self._line = self._line.split("\n")
+        for line in whole:
+            # A bar overwrites its line: the last state stands at its end.
+            last = re.split(r"[\r\b]+", line.rstrip("\r\b"))[-1]
+            self._log.write(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last) + "\n")
+        self._log.flush()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

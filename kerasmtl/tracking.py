@@ -1,0 +1,132 @@
+"""Where the metrics of a training go besides the console: history.csv, TensorBoard, MLflow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kerasmtl.modules.folders import write_aside
+
+MLFLOW_RUN = "mlflow-run"  # the file with the run's id, for a training that is resumed
+
+
+def trackers(name: str, folder: Path) -> list[keras.callbacks.Callback]:
+    """The callbacks of a tracking, for the run in a folder."""
+    if name == "tensorboard":
+        return [keras.callbacks.TensorBoard(str(folder / name), write_graph=False)]
+    return [MLflow(folder)] if name == "mlflow" else []
+
+
+class HistoryFile(keras.callbacks.Callback):
+    """Write the metrics of each finished epoch to a CSV file: a header, then a line per epoch.
+
+    The columns are `epoch`, from 1 on, `seconds`, and the names of the logs. A training that is
+    resumed continues the file, and replaces the epochs that it does again.
+
+    Args:
+        path: of the file, which is written aside and renamed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._began = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        seconds = f"{time.monotonic() - self._began:.3f}"
+        row = {"epoch": str(epoch + 1), "seconds": seconds}
+        row |= {name: repr(float(value)) for name, value in (logs or {}).items()}
+        rows = [row for row in self._rows() if int(row["epoch"]) <= epoch] + [row]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_aside(self.path, text.getvalue())
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: what is known stands in the file."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue the file."""
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as lines:
+            return list(csv.DictReader(lines))
+
+
+class MLflow(keras.callbacks.Callback):
+    """Log the metrics of each epoch to MLflow, in a run called after the folder.
+
+    They go to `MLFLOW_TRACKING_URI`, or else to `mlflow.db` beside the folder, which
+    `mlflow ui --backend-store-uri sqlite:///runs/mlflow.db` shows.
+
+    Args:
+        folder: of the run; its project.toml is logged as an artifact.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        import mlflow
+
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            place = self.folder.parent.absolute()
+            mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+        kept = self.folder / MLFLOW_RUN
+        known = kept.read_text().strip() if kept.is_file() else None
+        active = mlflow.start_run(run_id=known, run_name=None if known else self.folder.name)
+        kept.write_text(active.info.run_id)
+        if known is None:
+            mlflow.log_params(_settings(self.folder / "project.toml"))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        import mlflow
+
+        mlflow.log_metrics({k: float(v) for k, v in (logs or {}).items()}, step=epoch + 1)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        import mlflow
+
+        mlflow.end_run()
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the run's id stands in its folder."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Log on to the same run."""
+
+
+def log_scores(folder: Path, scores: dict[str, float]) -> None:
+    """Log the final scores to the MLflow run of a training's folder."""
+    import mlflow
+
+    with mlflow.start_run(run_id=(folder / MLFLOW_RUN).read_text().strip()):
+        mlflow.log_metrics(scores)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """The settings of a project.toml as MLflow's parameters: training.epochs = 20."""
+    sections = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {
+        f"{section}.{name}": value
+        for section, values in sections.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    }

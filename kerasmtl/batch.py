@@ -12,33 +12,14 @@ import numpy as np
 
 from kerasmtl.batch_inputs import PictureInputs, Piece, RowInputs
 from kerasmtl.batch_outputs import check_out, folder_of, unfinished
+from kerasmtl.predictors import Predictor
 from kerasmtl.progress_bars import progress_bar
-from kerasmtl.tasks import Task
 
 BATCH = 32
 BLOCK = 512  # pictures that are lost at most by an interruption
 BLOCK_OF_ROWS = 8192
 
 Bad = tuple[str, int | None, str]
-
-
-@dataclass(frozen=True, eq=False)
-class Predictor:
-    """What predicts, for `predict_to_file`.
-
-    `call`: from a batch to output name → array; the batch is pictures, (batch, height, width, 3)
-    float32 in [0, 1], where `image_size` is known, else their bytes, (batch,) strings; of a table,
-    where `columns` is known, (batch, columns) float32. `decided`: the tasks with a decision.
-    """
-
-    tasks: tuple[Task, ...]
-    call: Callable[[Any], Mapping[str, np.ndarray]]
-    sha256: str
-    decided: frozenset[str] = frozenset()
-    columns: tuple[str, ...] | None = None
-    image_size: tuple[int, int] | None = None
-    packed_bits: bool = False
-    id_column: str | None = None
 
 
 @dataclass(frozen=True)

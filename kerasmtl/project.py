@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from kerasmtl.embedded import DATASETS, dataset_csv
 from kerasmtl.modules.handles import from_folder
-from kerasmtl.runs import LATEST, Run, begin_run, last_run
+from kerasmtl.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
 from kerasmtl.settings import (
     DataSettings,
     ModelSettings,
@@ -201,6 +201,7 @@ class Project(Settings):
                 self.labels_csv,
                 self._backbone_identity() if self.table is None else None,
             )
+            record.data["run"] = run.folder.name  # type: ignore[index]
             save_trained(record, run.checkpoint)
         return run
 
@@ -214,8 +215,8 @@ class Project(Settings):
             sha256 = ""
         return {"handle": self.model.backbone, "sha256": sha256}
 
-    def trained(self) -> Trained:
-        """What the model of `checkpoint` was trained on.
+    def trained(self, run: str | None = None) -> Trained:
+        """What a model was trained on: that of `checkpoint`, or of the run of that name.
 
         Without a record, which a train.py of one's own may not have written, it is what the labels
         file holds now, with a warning.
@@ -226,10 +227,11 @@ class Project(Settings):
         from kerasmtl.table import Table
         from kerasmtl.trained import Trained, load_trained, record_file
 
-        found = load_trained(self.checkpoint)
+        kept = self.checkpoint if run is None else self._folder / "runs" / run / CHECKPOINT
+        found = load_trained(kept)
         if found is None:
             warnings.warn(
-                f"{record_file(self.checkpoint)} does not say what the model was trained on. What "
+                f"{record_file(kept)} does not say what the model was trained on. What "
                 "follows is right only if the labels file and project.toml have not changed since. "
                 "Call project.start_run(train, val, test) in train.py.",
                 stacklevel=2,
@@ -248,8 +250,10 @@ class Project(Settings):
             )
         return found
 
-    def part(self, name: str) -> Manifest:
-        """The rows of a part, "train", "val" or "test", as the training had them.
+    def part(self, name: str, run: str | None = None) -> Manifest:
+        """The rows of a part, "train", "val" or "test", as the newest training had them.
+
+        `run`: as the one of that name had them.
 
         Rows that the model has seen never come into its test part. Warns of rows that are new, or
         that the labels file now puts into another part.
@@ -257,7 +261,7 @@ class Project(Settings):
         Raises:
             ValueError: the part is empty, or the labels file lacks a task or column of the model.
         """
-        trained = self.trained()
+        trained = self.trained(run)
         parts, notes = trained.parts_of(self.manifest(trained))
         for note in notes:
             warnings.warn(note, stacklevel=2)

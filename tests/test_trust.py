@@ -203,9 +203,34 @@ def test_another_graph_runs_only_with_trust(projects, command, tmp_path):
     call = words(command, tmp_path / "project", picture, tmp_path)
     portable._loaded.clear()
     refused = run(*call)
-    assert refused.exit_code == 1 and REFUSED in refused.output
+    assert refused.exit_code == 1 and "holds another backbone" in refused.output
+    assert "train again" in refused.output and "safe_mode" not in refused.output
     trusted = run(*call, "--trust")
     assert trusted.exit_code == 0, trusted.output
     if command == "predict":
         (row,) = json.loads(trusted.stdout)
         assert set(row["probabilities"]) == {"cat", "dog", "bird"}
+
+
+@pytest.mark.parametrize("change", ["another", "removed", "vendored"])
+def test_a_model_with_a_record_works_whatever_project_toml_names_now(
+    shared_pictures, tmp_path, change
+):
+    backbone = save_reusable(tmp_path / "backbone")
+    labels = str(shared_pictures / "labels.csv")
+    answers = {"labels": labels, "backbone": str(backbone)}
+    made = new_project("multitask-image", tmp_path / "project", answers)
+    project = Project.load(made)
+    kept = project.start_run(*project.manifest().split())
+    kt.save_model(kt.build_model(str(backbone), project.manifest().tasks, 12), kept.checkpoint)
+    settings = made / "project.toml"
+    if change == "another":
+        settings.write_text(settings.read_text().replace(str(backbone), "tiny"))
+    if change == "removed":
+        shutil.rmtree(backbone)
+    if change == "vendored":
+        assert run("vendor", backbone, "modules/mine", "--project", made).exit_code == 0
+    portable._loaded.clear()
+    done = run("evaluate", "--json", "--project", made)
+    assert done.exit_code == 0, done.output
+    assert ("Train again" in done.stderr) == (change == "another")

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from kerasmtl.batch import Done, Predictor
     from kerasmtl.project import Project
 
-ROWS = 1024  # of numbers, in a batch
-
 Load = Callable[["Project"], "keras.Model"]
 
 
@@ -62,8 +60,9 @@ def predict_into(
     from kerasmtl.batch_outputs import check_out
 
     check_out(out, wanted.overwrite)  # before anything slow
-    predictor = _predictor(export, folder, wanted, load)
+    predictor = make_predictor(export, folder, load, wanted.id_column)
     from kerasmtl.batch import BATCH, how_to_go_on, predict_to_file
+    from kerasmtl.predictors import ROWS
 
     try:
         done = predict_to_file(
@@ -83,22 +82,24 @@ def predict_into(
         raise SystemExit(1)
 
 
-def _predictor(export: str | None, folder: str, wanted: Wanted, load: Load) -> Predictor:
-    if export is not None:
-        from kerasmtl.predictors import export_predictor
+def make_predictor(
+    export: str | None, folder: str, load: Load, id_column: str | None = None
+) -> Predictor:
+    """What predicts: the export, or else the trained model of the project in `folder`."""
+    from kerasmtl.predictors import export_predictor, model_predictor
 
-        return export_predictor(export, id_column=wanted.id_column)
+    if export is not None:
+        return export_predictor(export, id_column)
     project = load_project(folder)
     model, of = load(project), project.trained()
-    from kerasmtl.predictors import model_predictor
-
     return model_predictor(
         model,
         of.tasks,
         project.checkpoint,
         columns=of.columns,
         packed_bits=of.packed_bits,
-        id_column=wanted.id_column or of.id_column,
+        id_column=id_column or of.id_column,
+        thresholds=project.run.thresholds(),
     )
 
 

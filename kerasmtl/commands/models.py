@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasmtl.commands.batch import Wanted, predict_into
+from kerasmtl.commands.batch import Wanted, make_predictor, predict_into
 from kerasmtl.commands.shared import (
     as_json,
     in_project,
     load_project,
     plain_errors,
+    print_predictions,
     print_table,
 )
 
 if TYPE_CHECKING:
     import keras
 
+    from kerasmtl.manifest import Manifest
+    from kerasmtl.predictors import Predicted
     from kerasmtl.project import Project
-
-# The names of what was predicted, and by each, task name → prediction.
-Predicted = tuple[list[str], list[dict[str, Any]]]
 
 trusting = click.option(
     "--trust",
@@ -54,27 +54,41 @@ trusting = click.option(
     type=click.FloatRange(0, 1, min_open=True),
     help="Show the best precision at this recall, such as 0.9.",
 )
+@click.option("--model", "export_", type=click.Path(), help="An exported SavedModel's folder.")
 @in_project
 @trusting
 @as_json
 @plain_errors
 def evaluate(
-    part: str, bootstrap: int, recall: float | None, folder: str, trust: bool, json_: bool
+    part: str,
+    bootstrap: int,
+    recall: float | None,
+    export_: str | None,
+    folder: str,
+    trust: bool,
+    json_: bool,
 ) -> None:
-    """Score the trained model by task, on the labels that are known.
+    """Score the trained model, or an export, by task, on the labels that are known.
 
-    Rows are in the part that they were in when the model was trained. With a group column,
-    --bootstrap draws whole groups.
+    Rows are in the part that they were in when the model was trained. Accuracy and F1 are those of
+    the decisions, by the thresholds that were fitted in training or that the export has. With a
+    group column, --bootstrap draws whole groups.
     """
     project = load_project(folder)
+    if export_ is None:
+        model: Any = trained_model(project, trust)
+        rows = project.part(part)
+        batches: Any = project.dataset(rows, model)
+        thresholds = project.run.thresholds()
+    else:
+        model, rows, batches, thresholds = _of_export(project, export_, part)
     from kerasmtl.evaluation import evaluate as score
 
-    model = trained_model(project, trust)
-    rows = project.part(part)
     report = score(
         model,
-        project.dataset(rows, model),
+        batches,
         rows.tasks,
+        threshold=thresholds,
         progress=not json_,
         bootstrap=bootstrap,
         seed=project.training.seed,
@@ -85,6 +99,21 @@ def evaluate(
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
         print_table(report.table())
+
+
+def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest, Any, Any]:
+    """An export to score, the rows of a part of the run that it is of, and its thresholds."""
+    from kerasmtl.predictors import ExportScorer, describe_export, export_predictor
+
+    described = describe_export(folder)
+    rows = project.part(part, (described.get("data") or {}).get("run"))
+    scorer = ExportScorer(export_predictor(folder), rows.tasks)
+    thresholds = {
+        task["name"]: task["threshold"]
+        for task in described.get("tasks", ())
+        if task.get("threshold") is not None
+    }
+    return scorer, rows, scorer.batches(rows), thresholds
 
 
 @click.command()
@@ -141,22 +170,61 @@ def predict(
         return
     wanted.check_unused()
     _refuse_folders(files)
-    from kerasmtl.prediction import exported_table
+    table = _is_table(export_, folder)
+    # What is wrong with a file is said before TensorFlow and the model are loaded.
+    bad = {} if table else _bad_images(files)
+    good = [file for file in files if file not in bad]
+    found: dict[str, Predicted] = {}
+    if good:
+        from kerasmtl.predictors import predict_images, predict_rows
 
+        predictor = make_predictor(export_, folder, lambda p: trained_model(p, trust))
+        if table:
+            found = predict_rows(predictor, good)
+        else:
+            found, worse = predict_images(predictor, good)
+            bad |= worse
+    if json_:
+        click.echo(json.dumps(_as_json(files, found, bad, table), indent=2, ensure_ascii=False))
+    elif found:
+        decisions = [each.decisions for each in found.values()]
+        print_predictions("row" if table else "image", list(found), [*found.values()], decisions)
+    if bad:
+        for file, why in bad.items():
+            click.echo(f"Error: {file}: {why}", err=True)
+        raise SystemExit(1)
+
+
+def _is_table(export_: str | None, folder: str) -> bool:
+    """Whether the model takes rows, without loading it."""
     if export_ is None:
         project = load_project(folder)
-        table = project.table is not None
-        read = _predict_rows if table else _predict_pictures
-        names, rows = read(project, trained_model(project, trust), files)
-    else:
-        table = exported_table(export_) is not None
-        names, rows = (_serve_rows if table else _serve_pictures)(export_, files)
-    if json_:
-        keys = ("row", "predictions") if table else ("image", "probabilities")
-        named = [dict(zip(keys, pair, strict=True)) for pair in zip(names, rows, strict=True)]
-        click.echo(json.dumps(named, indent=2, ensure_ascii=False))
-        return
-    _print_predictions("row" if table else "picture", names, rows)
+        check_trained(project)
+        return project.table is not None
+    from kerasmtl.predictors import describe_export
+
+    return describe_export(export_).get("kind") == "table"
+
+
+def _bad_images(files: Sequence[str]) -> dict[str, str]:
+    from kerasmtl.mending import picture_fault
+
+    faults = {file: picture_fault(file) for file in files}
+    return {file: fault for file, fault in faults.items() if fault}
+
+
+def _as_json(
+    files: Sequence[str], found: Mapping[str, Predicted], bad: Mapping[str, str], table: bool
+) -> list[dict[str, Any]]:
+    """One object per image or row, in the order of the command line."""
+    first, values = ("row", "predictions") if table else ("image", "probabilities")
+    names = list(found) if table else [file for file in files if file in found or file in bad]
+    return [
+        {first: name, "error": bad[name]}
+        if name in bad
+        else {first: name, values: found[name], "decisions": found[name].decisions}
+        for name in names
+    ]
 
 
 def _refuse_folders(files: Sequence[str]) -> None:
@@ -165,73 +233,63 @@ def _refuse_folders(files: Sequence[str]) -> None:
             raise ValueError(f"`files` {file} is a folder. Expected --out FILE with it.")
 
 
-def _predict_pictures(project: Project, model: keras.Model, files: Sequence[str]) -> Predicted:
-    from kerasmtl.prediction import predict_with_model
-
-    return list(files), predict_with_model(model, files, project.trained().tasks)
-
-
-def _predict_rows(project: Project, model: keras.Model, files: Sequence[str]) -> Predicted:
-    from kerasmtl.prediction import predict_rows_with_model, read_rows
-
-    of = project.trained()
-    names, features = read_rows(files, of.columns, of.packed_bits)
-    return names, predict_rows_with_model(model, features, of.tasks)
-
-
-def _serve_pictures(export_: str, files: Sequence[str]) -> Predicted:
-    from kerasmtl.prediction import predict_with_export
-
-    return list(files), predict_with_export(export_, files)
-
-
-def _serve_rows(export_: str, files: Sequence[str]) -> Predicted:
-    from kerasmtl.prediction import exported_table, predict_rows_with_export, read_rows
-
-    described = exported_table(export_)
-    names, features = read_rows(files, described["columns"], described.get("packed_bits", False))
-    return names, predict_rows_with_export(export_, features)
-
-
-def _print_predictions(first: str, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    def text(value: Any) -> str:
-        if isinstance(value, dict):  # by class: the likeliest
-            likeliest = max(value, key=value.__getitem__)
-            return f"{likeliest} ({value[likeliest]:.3f})"
-        return f"{value:.3f}"
-
-    table = Table()
-    table.add_column(first, overflow="fold")
-    for name in rows[0]:
-        table.add_column(Text(name), justify="right", overflow="fold")
-    for name, row in zip(names, rows, strict=True):
-        table.add_row(Text(name), *(Text(text(value)) for value in row.values()))
-    print_table(table)
-
-
 def trained_model(project: Project, trust: bool) -> keras.Model:
+    """Load the model of the newest run; `trust` runs whatever graph its file brings.
+
+    Raises:
+        FileNotFoundError: nothing has been trained yet.
+        ValueError: the file brings a graph that is not the one that the run was made with.
+    """
+    check_trained(project)
+    from kerasmtl.model import load_model
+    from kerasmtl.trained import load_trained
+
+    record = load_trained(project.checkpoint)
+    of = (record and record.backbone) or {}
+    if of and _is_another(of, project):
+        click.echo(
+            f"Warning: {project.checkpoint} was trained with the backbone {of['handle']!r}, and "
+            f"project.toml names {project.model.backbone!r} now. Train again to use that one: "
+            "python train.py",
+            err=True,
+        )
+    if trust:
+        return load_model(project.checkpoint, safe_mode=False)
+    vouched = [f"sha256:{of['sha256']}"] if of.get("sha256") else _vouched_for(project)
+    try:
+        return load_model(project.checkpoint, trust=vouched)
+    except ValueError as error:
+        if "safe_mode" not in str(error):
+            raise
+        raise ValueError(
+            f"{project.checkpoint} holds another backbone than project.toml names, "
+            f"{project.model.backbone!r}. If the setting was changed, train again: python "
+            "train.py. If you trust the file, which can run any TensorFlow graph: --trust."
+        ) from error
+
+
+def check_trained(project: Project) -> None:
+    """Raise FileNotFoundError if nothing has been trained yet."""
     if not project.checkpoint.is_file():
         raise FileNotFoundError(
             f"{project.checkpoint} does not exist: nothing has been trained yet. Run: "
             "python train.py"
         )
-    from kerasmtl.model import load_model
 
-    if trust:
-        return load_model(project.checkpoint, safe_mode=False)
-    return load_model(project.checkpoint, trust=_vouched_for(project))
+
+def _is_another(of: Mapping[str, str], project: Project) -> bool:
+    """Whether project.toml names another backbone than the one that a run was made with."""
+    pinned = project.model.backbone_sha256
+    if pinned and of["sha256"]:
+        return pinned.lower() != of["sha256"].lower()
+    return project.model.backbone != of["handle"]
 
 
 def _vouched_for(project: Project) -> list[str]:
     """The module that the project itself names, if it is at hand: its owner trusts that one."""
     from kerasmtl.modules.handles import resolve_handle
 
-    if project.model.backbone_sha256:
-        return [f"sha256:{project.model.backbone_sha256}"]
     try:
-        return [str(resolve_handle(project.backbone))]
+        return [str(resolve_handle(project.backbone, project.model.backbone_sha256))]
     except ValueError:
-        return []  # gone, or no SavedModel at all
+        return []  # gone, changed, or no SavedModel at all

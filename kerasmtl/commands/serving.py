@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from kerasmtl.commands.shared import as_json, load_project, plain_errors, print_table
+from kerasmtl.commands.shared import as_json, load_project, plain_errors, print_predictions
 
 PROTOCOLS = TARGETS = ("tfserving", "kserve")
 
@@ -76,7 +76,7 @@ def client(
         named = [{first: one, "outputs": row} for one, row in zip(names, rows, strict=True)]
         click.echo(json.dumps(named, indent=2, ensure_ascii=False))
         return
-    _print("picture" if examples is files else "row", names, rows)
+    _print("image" if examples is files else "row", names, rows)
 
 
 def _examples(
@@ -105,34 +105,17 @@ def _examples(
 
 
 def _print(first: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     tasks = [name for name in rows[0] if name.removesuffix("_decision") not in {*rows[0]} - {name}]
-    table = Table()
-    table.add_column(first, overflow="fold")
-    for name in tasks:
-        table.add_column(Text(name), justify="right", overflow="fold")
-    for one, row in zip(names, rows, strict=True):
-        cells = (_shown(row[name], row.get(f"{name}_decision")) for name in tasks)
-        table.add_row(Text(one), *map(Text, cells))
-    print_table(table)
+    values = [{name: _value(row[name]) for name in tasks} for row in rows]
+    decisions = [{name: row.get(f"{name}_decision") for name in tasks} for row in rows]
+    print_predictions(first, names, values, decisions)
 
 
-def _shown(value: Any, decision: Any) -> str:
-    """A probability and what is decided; of classes the likeliest."""
-    if isinstance(value, list):
-        if decision is None:
-            first = ", ".join(_number(one) for one in value[:3])
-            return f"{first}, … ({len(value)})" if len(value) > 3 else first
-        return f"{decision} ({max(value):.3f})"
-    if decision is None:
-        return _number(value)
-    return f"{_number(value)} {'yes' if decision else 'no'}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else str(value)
+def _value(value: Any) -> Any:
+    """A server names no classes: their numbers stand for them."""
+    if not isinstance(value, list):
+        return value
+    return {str(number): one for number, one in enumerate(value)}
 
 
 @click.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             default, warnings.showwarning = warnings.showwarning, _plain_warning
             try:
                 return command(*args, **kwargs)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, ImportError) as error:
                 raise click.ClickException(str(error)) from error
             except Exception as error:
                 said = _of_the_graph(error)
@@ -81,3 +81,39 @@ def print_table(table: RenderableType) -> None:
     from kerasmtl.report import print_whole
 
     print_whole(table, Console())
+
+
+def print_predictions(
+    first: str,
+    names: Sequence[str],
+    values: Sequence[Mapping[str, Any]],
+    decisions: Sequence[Mapping[str, Any]],
+) -> None:
+    """Print a table of predictions, a line per image or row: "0.731 yes", "rain (0.912)", "4.2".
+
+    Args:
+        first: what the names are of.
+        names: one per line.
+        values: by task a probability, a number, or class → probability.
+        decisions: by task 1 or 0, or the likeliest class, where there is one.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column(first, overflow="fold")
+    for task in values[0]:
+        table.add_column(Text(task), justify="right", overflow="fold")
+    for name, found, decided in zip(names, values, decisions, strict=True):
+        cells = (_cell(value, decided.get(task)) for task, value in found.items())
+        table.add_row(Text(name), *map(Text, cells))
+    print_table(table)
+
+
+def _cell(value: Any, decision: Any) -> str:
+    if isinstance(value, Mapping):
+        likeliest = max(value, key=value.__getitem__)
+        return f"{likeliest if decision is None else decision} ({value[likeliest]:.3f})"
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.3f}" if decision is None else f"{value:.3f} {'yes' if decision else 'no'}"

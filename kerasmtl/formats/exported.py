@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kerasmtl.exporting.description import MODEL_FILE, read_description
-from kerasmtl.prediction import exported_table
+from kerasmtl.exporting.description import MODEL_FILE
+from kerasmtl.predictors import describe_export
 from kerasmtl.tasks import Task
 
 _RESIZED = "TensorListStack"  # gathers the pictures that a loop has resized one by one
@@ -29,9 +29,8 @@ class ExportedModel:
     layers = ()  # of Keras there are none
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        exported_table(folder)
-        described = read_description(folder)
-        if described is None:
+        described = describe_export(folder)
+        if not described:
             raise ValueError(
                 f"`model` {folder} does not say what it is. Expected {MODEL_FILE} in it, as "
                 "export_saved_model writes it."

@@ -20,13 +20,13 @@ _SPLIT_CODES = {
     **{code: "val" for code in ("val", "valid", "validation", "dev")},
     **{code: "test" for code in ("test", "testing")},
 }
-_SHOWN = 5  # how many faults one message lists
+_SHOWN = 3  # how many faults one message lists
 _FEW = 20  # up to so many distinct values look like classes, more like a quantity
-_TOML = " In project.toml, Task('a', missing=-1) is {name = \"a\", missing = -1}."
+_TOML = " In project.toml: {{name = {0!r}, …}}."
 _EXPECTED = {
-    "binary": "none of 0, 1 or missing",
-    "multiclass": "neither a class nor missing",
-    "regression": "neither a finite number nor missing",
+    "binary": "0, 1 or missing",
+    "multiclass": "a class or missing",
+    "regression": "a finite number or missing",
 }
 
 
@@ -136,24 +136,35 @@ def uncertain_cells(table: pd.DataFrame, tasks: tuple[Task, ...]) -> np.ndarray 
 
 
 def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: Path) -> str:
-    places, hints = [], []
-    for task, rows in faults.items():
-        cells = table[task.name]
-        places += [(table.index[row], task.name, cells.iloc[row]) for row in rows[: _SHOWN + 1]]
-        hints.append(_hint(cells, task, cells.iloc[rows]))
+    """The first cells that are no labels, and how to read the first column and those like it."""
+    places = [
+        (table.index[row], task.name, table[task.name].iloc[row])
+        for task, rows in faults.items()
+        for row in rows[: _SHOWN + 1]
+    ]
+    count = sum(len(rows) for rows in faults.values())
     at = place(source)
     shown = [f"{at} {line}, column {name!r}: {cell!r}" for line, name, cell in sorted(places)]
-    kinds = {task.kind: None for task in faults}
-    codes = ", ".join(repr(code) for code in MISSING_CODES)
+    more = f"; and {count - _SHOWN} more" if count > _SHOWN else ""
+    expected = ", or ".join(dict.fromkeys(_EXPECTED[task.kind] for task in faults))
+    hints = {
+        task: _hint(table[task.name], task, table[task.name].iloc[rows])
+        for task, rows in faults.items()
+    }
+    first = next((task for task in faults if hints[task]), next(iter(faults)))
+    alike = [
+        task.name
+        for task in faults
+        if task != first and hints[task] == hints[first].replace(repr(first.name), repr(task.name))
+    ]
+    likewise = f" Likewise: {', '.join(alike[:_SHOWN])}" if alike else ""
+    likewise += f" and {len(alike) - _SHOWN} more." if len(alike) > _SHOWN else "." * bool(alike)
+    toml = _TOML.format(first.name) if "Task(" in hints[first] else ""
     return (
-        f"`labels` in {source} are {', or '.join(_EXPECTED[kind] for kind in kinds)} ({codes}). "
-        "Received: "
-        + "; ".join(shown[:_SHOWN])
-        + ("; …" if len(shown) > _SHOWN else "")
-        + ". If a column is no task, name those that are: tasks=[…] (command line: --task)."
-        + "".join(f" {hint}" for hint in hints[:_SHOWN] if hint)
-        + (_TOML if any(hints) else "")
-    )
+        f"`labels` in {source} must be {expected} (empty or ?), got {'; '.join(shown[:_SHOWN])}"
+        f"{more}. {hints[first]}{likewise}{toml} If a column is no task, name those that are: "
+        "tasks=[…] (command line: --task)."
+    ).replace("  ", " ")
 
 
 def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
@@ -167,24 +178,20 @@ def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
         call = f"Task({name}, kind='regression', missing={texts})"
         return f"If that means missing: {call}." if texts else ""
     if any(math.isinf(as_number(other) or 0.0) for other in others):
-        return f"Column {name} has infinite values, which are no labels: make those cells empty."
+        return f"Infinite values are no labels: empty those cells of {name}."
     values = find_classes(cells, Task(task.name, "multiclass"))
-    shown = ", ".join(values[:6]) + (", …" if len(values) > 6 else "")
     numbers = [as_number(other) for other in others]
     if others == ["-1"]:
         return (
-            f"Column {name} has the values {shown}: if -1 means uncertain, Task({name}, "
-            f"uncertain=-1, uncertain_as='ignore'); if it means missing, Task({name}, missing=-1)."
+            f"If -1 means missing: Task({name}, missing=-1); if it means uncertain: "
+            f"Task({name}, uncertain=-1)."
         )
     if len(values) > _FEW and None not in numbers:
-        return f"Column {name} has numbers of many values: Task({name}, kind='regression')?"
+        return f"If {name} is a quantity: Task({name}, kind='regression')."
     if len(values) == 2:
-        return (
-            f"Column {name} has the values {shown}: write 1 and 0 for a binary task, or call with "
-            f"Task({name}, kind='multiclass')."
-        )
+        return f"Write 1 and 0 for {' and '.join(values)}, or Task({name}, kind='multiclass')."
     if len(values) <= _FEW:
-        return f"Column {name} has the values {shown}: Task({name}, kind='multiclass')?"
+        return f"If these are classes: Task({name}, kind='multiclass')."
     return ""
 
 
@@ -266,6 +273,7 @@ def check_images(
         if not os.path.normpath(os.path.join(root, image)).startswith(inside):
             raise ValueError(
                 f"`images` in {source}, line {line}, column {column!r} leaves the data folder "
-                f"{root}. Expected a path inside it. Received: {image!r}. Call with "
-                "allow_outside=True (in a project: allow_outside = true) if that is meant."
+                f"{root}. Expected a path inside it. Received: {image!r}. If that is meant: "
+                "allow_outside=True (in a project: allow_outside = true; command line: "
+                "--allow-outside)."
             )

@@ -98,7 +98,7 @@ class Project(Settings):
         """The labels file; "street_scenes" stands for the embedded example data."""
         if self.data.labels in DATASETS:
             return dataset_csv(self.data.labels)
-        return self._folder / Path(self.data.labels).expanduser()
+        return Path(os.path.abspath(self._folder / Path(self.data.labels).expanduser()))
 
     @property
     def backbone(self) -> str:

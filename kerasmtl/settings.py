@@ -55,6 +55,7 @@ class DataSettings(Settings):
     group_column: str | None = None
     split: Literal["stratified", "hash"] = "stratified"
     allow_outside: bool = False
+    on_invalid_image: Literal["error", "skip"] = "error"
 
 
 class TableSettings(Settings):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -9,6 +10,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 from PIL import Image
+
+# Background jobs, `nohup` and some CI runners ignore Ctrl-C, and whatever they start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LABELS = """\
 image,cat,dog,bird

@@ -93,7 +93,7 @@ def test_new_with_another_image_column(tmp_path, data):
     path = data / "labels.csv"
     path.write_text(path.read_text().replace("image,", "file,"))
     target = tmp_path / "p"
-    assert "image_column" in run("new", "multitask-image", target, "--labels", path).output
+    assert "--image-column" in run("new", "multitask-image", target, "--labels", path).output
     result = run("new", "multitask-image", target, "--labels", path, "--image-column", "file")
     assert result.exit_code == 0, result.output
     assert 'image_column = "file"' in (target / "project.toml").read_text()
@@ -103,7 +103,7 @@ def test_new_complains_before_it_asks(tmp_path):
     (tmp_path / "p").mkdir()
     result = run("new", "multitask-image", tmp_path / "p")
     assert result.exit_code == 1
-    assert result.output.startswith("Error: `target`") and "never overwritten" in result.output
+    assert result.output.startswith("Error: FOLDER ") and "never overwritten" in result.output
 
 
 def test_check_shows_rows_and_coverage(data):
@@ -185,7 +185,7 @@ def test_check_takes_tasks_and_groups(data):
     result = run("check", path, "--task", "odd", "--group-column", "video", "--json")
     assert list(json.loads(result.stdout)["tasks"]) == ["odd"]
     result = run("check", path, "--group-column", "film")
-    assert result.exit_code == 1 and "`group_column` 'film' is not in" in result.output
+    assert result.exit_code == 1 and "--group-column 'film' is not in" in result.output
 
 
 def test_check_of_too_few_rows_to_split_says_so(data):

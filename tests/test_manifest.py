@@ -159,11 +159,11 @@ def test_wrong_labels_are_listed_together_in_the_order_of_lines(read):
     assert places == [("2", "b", "yes"), ("3", "a", "-1"), ("4", "b", "0.5")]
 
 
-def test_of_many_wrong_labels_the_first_five_are_listed(read):
+def test_of_many_wrong_labels_the_first_three_are_listed(read):
     with pytest.raises(ValueError) as error:
         read(table([f"{i},no" for i in range(50)]), tasks=["a"])
-    assert re.findall(r"line (\d+)", str(error.value)) == ["2", "3", "4", "5", "6"]
-    assert "'no'; …. If a column is no task" in str(error.value)
+    assert re.findall(r"line (\d+)", str(error.value)) == ["2", "3", "4"]
+    assert "'no'; and 47 more. " in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_a_project_has_the_same_files_as_one_of_pictures(tmp_path):
 
 def test_the_pinned_version_is_this_one():
     context = (ROOT / "templates" / "multitask-tabular" / "cookiecutter.json").read_text()
-    assert f'"_kerasmtl": "{".".join(kt.__version__.split(".")[:2])}"' in context
+    assert f'"_requirement": "kerasmtl~={".".join(kt.__version__.split(".")[:2])}"' in context
 
 
 def test_plain_cookiecutter_works_too(tmp_path):

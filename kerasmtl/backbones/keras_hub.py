@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-PREFIX = "keras_hub:"
+from kerasmtl.modules.handles import PRESET as PREFIX
 
 
 def is_preset(handle: str) -> bool:

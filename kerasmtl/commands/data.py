@@ -15,6 +15,9 @@ task_option = click.option("--task", "tasks", multiple=True, help=HELP)
 ignore_option = click.option(
     "--ignore", multiple=True, help="A table's column that is no feature and no task."
 )
+outside_option = click.option(
+    "--allow-outside", is_flag=True, help="Accept images outside of the CSV's folder."
+)
 image_option = click.option(
     "--image-column", help="The CSV's column of pictures.  [default: image]"
 )
@@ -37,7 +40,8 @@ id_option = click.option("--id-column", help="The column with the names of a tab
 )
 @click.option(
     "--backbone",
-    help="tiny, a keras.applications name, a folder, archive or URL, kaggle:… or hf:…",
+    help="tiny, a keras.applications name, a folder, archive or URL, kaggle:… or hf:…  [default: "
+    "for images of your own a trained one that is on this machine, else tiny]",
 )
 @task_option
 @image_option
@@ -45,6 +49,12 @@ id_option = click.option("--id-column", help="The column with the names of a tab
 @group_option
 @id_option
 @ignore_option
+@outside_option
+@click.option(
+    "--on-invalid-image",
+    type=click.Choice(["error", "skip"]),
+    help="What training does about absent and broken images.  [default: error]",
+)
 @click.option("--no-input", is_flag=True, help="Ask nothing; take the defaults.")
 @plain_errors
 def new(
@@ -58,12 +68,17 @@ def new(
     group_column: str | None,
     id_column: str | None,
     ignore: tuple[str, ...],
+    allow_outside: bool,
+    on_invalid_image: str | None,
     no_input: bool,
 ) -> None:
     """Make a project FOLDER from TEMPLATE.
 
-    With --labels nothing is asked: each 0/1/? column of the file becomes a task.
+    With --labels nothing is asked: each 0/1/? column of the file becomes a task. What training
+    would refuse is refused here.
     """
+    from kerasmtl.at_hand import trained_backbones
+    from kerasmtl.embedded import DATASETS
     from kerasmtl.scaffold import check_target, new_project
 
     known, _ = check_target(template, folder)
@@ -76,10 +91,14 @@ def new(
         "_id_column": id_column,
         "_tasks": [read_task(word) for word in tasks] or None,
         "_ignore": list(ignore) or None,
+        "_allow_outside": allow_outside or None,
+        "_on_invalid_image": on_invalid_image,
     }
     answers = {key: value for key, value in given.items() if value is not None}
     if not no_input and labels is None:
         for key, (question, default) in known.questions.items():
+            if key == "backbone" and answers["labels"] not in DATASETS:
+                default = next((found.handle for found in trained_backbones()), default)
             if key not in answers:
                 answers[key] = click.prompt(question, default=default)
     target = new_project(template, folder, answers, tell=click.echo)
@@ -104,7 +123,7 @@ def list_templates() -> None:
 @group_option
 @id_option
 @ignore_option
-@click.option("--allow-outside", is_flag=True, help="Accept pictures outside of the CSV's folder.")
+@outside_option
 @click.option("--table", is_flag=True, help="The CSV holds numbers instead of pictures.")
 @click.option("--no-leaks", is_flag=True, help="Do not look for pictures in two parts at once.")
 @in_project

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kerasmtl.commands.words import in_cli_words
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -38,7 +40,8 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 return command(*args, **kwargs)
             except (ValueError, OSError, ImportError) as error:
-                raise click.ClickException(str(error)) from error
+                said = in_cli_words(str(error), click.get_current_context().command)
+                raise click.ClickException(said) from error
             except Exception as error:
                 said = _of_the_graph(error)
                 if said is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +18,19 @@ from kerasmtl.modules.downloads import download
 from kerasmtl.modules.folders import check_module
 
 _PREFIXES = (kaggle.PREFIX, stores.HF_PREFIX)
+PRESET = "keras_hub:"
+# The models of keras.applications, so that a name can be checked without importing Keras.
+APPLICATIONS = (
+    *(f"ConvNeXt{size}" for size in ("Base", "Large", "Small", "Tiny", "XLarge")),
+    *(f"DenseNet{depth}" for depth in (121, 169, 201)),
+    *(f"EfficientNetB{number}" for number in range(8)),
+    *(f"EfficientNetV2{size}" for size in ("B0", "B1", "B2", "B3", "L", "M", "S")),
+    *("InceptionResNetV2", "InceptionV3"),
+    *("MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small"),
+    *("NASNetLarge", "NASNetMobile"),
+    *(f"ResNet{depth}{version}" for depth in (50, 101, 152) for version in ("", "V2")),
+    *("VGG16", "VGG19", "Xception"),
+)
 
 
 def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) -> Path:
@@ -39,6 +54,40 @@ def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) ->
     if pin is not None:
         check_content(folder, pin, handle)
     return folder
+
+
+def check_backbone(handle: str) -> None:
+    """Refuse a backbone that cannot be one, without loading or downloading it.
+
+    Args:
+        handle: what `kerasmtl.load_backbone` takes, paths from the working folder.
+
+    Raises:
+        ValueError: an unknown name, an absent folder or file, a folder without a SavedModel, or a
+            handle whose package is not installed.
+    """
+    name, colon, rest = handle.partition(":")
+    if handle.startswith(PRESET):
+        if find_spec("keras_hub") is None:
+            raise ValueError(
+                f"`backbone` {handle!r} needs keras-hub: pip install 'kerasmtl[keras-hub]'."
+            )
+    elif name in APPLICATIONS:
+        if colon and not Path(rest).expanduser().is_file():
+            raise ValueError(f"`backbone` {handle!r} must name a weight file, got no such file.")
+    elif kaggle.is_kaggle(handle):
+        kaggle.parse(handle)
+    elif not is_remote(handle):
+        path = Path(handle).expanduser()
+        if path.is_dir():
+            check_module(path, handle)
+        elif handle not in EXTRACTORS and not path.is_file():
+            near = get_close_matches(handle, [*APPLICATIONS, *EXTRACTORS], 1, 0.7)
+            raise ValueError(
+                f"`backbone` must be {', '.join(EXTRACTORS)}, a model of keras.applications, a "
+                f"SavedModel's folder, archive or URL, got {handle!r}, which is none of them"
+                + (f". Did you mean {near[0]}?" if near else ".")
+            )
 
 
 def from_folder(handle: str, folder: Path) -> str:

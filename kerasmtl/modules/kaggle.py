@@ -111,7 +111,7 @@ def _fetch(model: KaggleModel, made: Path, handle: str) -> None:
     unpack(archive, made, handle)
 
 
-def _folder() -> Path:
+def kaggle_cache() -> Path:
     named = os.environ.get("KAGGLEHUB_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "kagglehub"
 
@@ -123,7 +123,7 @@ def _marker(folder: Path) -> Path:
 
 def _cached(model: KaggleModel) -> Path | None:
     """The folder in the cache of kagglehub, which writes the framework as its caller does."""
-    above = _folder() / "models" / model.owner / model.model
+    above = kaggle_cache() / "models" / model.owner / model.model
     spellings = sorted(above.iterdir()) if above.is_dir() else []
     same = [p for p in spellings if p.name.lower() == model.framework.lower()]
     for framework in sorted(same, key=lambda p: p.name != model.framework):
@@ -134,7 +134,7 @@ def _cached(model: KaggleModel) -> Path | None:
 
 
 def _keep_as_kagglehub(model: KaggleModel, handle: str) -> Path:
-    target = _folder() / "models" / model.path
+    target = kaggle_cache() / "models" / model.path
     with aside(target) as made:
         _fetch(model, made, handle)
         find_module(made, handle)

@@ -82,7 +82,10 @@ def _by_pillow(
 
     reason = picture_fault(data)
     if reason:
-        raise ValueError(f"{where()} is {reason}. `kerasmtl check` lists all such pictures.")
+        raise ValueError(
+            f"{where()} is {reason}. `kerasmtl check` lists all such images; in a project, "
+            'on_invalid_image = "skip" leaves them out.'
+        )
     with Image.open(io.BytesIO(data)) as picture:
         # A GIF's frames may be smaller than the GIF.
         sides = (0, 0) if picture.format == "GIF" else (picture.height, picture.width)

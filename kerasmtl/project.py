@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import tomllib
 import warnings
+from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from kerasmtl.embedded import DATASETS, dataset_csv
+from kerasmtl.embedded import DATASETS, TOY, dataset_csv
+from kerasmtl.faults import Fault
 from kerasmtl.modules.handles import from_folder
+from kerasmtl.progress_bars import progress_bar
 from kerasmtl.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
 from kerasmtl.settings import (
     DataSettings,
@@ -51,6 +55,7 @@ class Project(Settings):
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     _folder: Path = PrivateAttr(Path("."))
+    _skipped: list[Fault] = PrivateAttr([])
 
     @model_validator(mode="after")
     def _settings_are_read(self) -> Project:
@@ -101,6 +106,10 @@ class Project(Settings):
         return Path(os.path.abspath(self._folder / Path(self.data.labels).expanduser()))
 
     @property
+    def _is_example(self) -> bool:
+        return self.data.labels in DATASETS
+
+    @property
     def backbone(self) -> str:
         """The backbone's handle; a path in it starts from the project's folder."""
         return from_folder(self.model.backbone, self._folder)
@@ -139,11 +148,16 @@ class Project(Settings):
 
         return load_backbone(self.backbone, trainable=trainable, sha256=self.model.backbone_sha256)
 
-    def manifest(self, trained: Trained | None = None) -> Manifest:
+    def manifest(self, trained: Trained | None = None, every_row: bool = False) -> Manifest:
         """The labels file, read and checked; a `Table` if there is a section [table].
 
-        With `trained`, its tasks, classes and columns are read, by name, instead of those that
-        project.toml and the file have now.
+        With `on_invalid_image = "skip"` every image is read once, and the rows of those that are
+        absent or broken are left out, with a warning that counts and names them.
+
+        Args:
+            trained: whose tasks, classes and columns are read, by name, instead of those that
+                project.toml and the file have now.
+            every_row: keep the rows of such images nevertheless.
         """
         from kerasmtl.manifest import Manifest
         from kerasmtl.table import Table
@@ -158,9 +172,11 @@ class Project(Settings):
             options["split_column"] = self.data.split_column
         if self.table is None:
             options["image_column"] = self.data.image_column
-            return Manifest.from_csv(
+            read = Manifest.from_csv(
                 self.labels_csv, allow_outside=self.data.allow_outside, **options
             )
+            skips = self.data.on_invalid_image == "skip" and not every_row
+            return self._usable(read) if skips else read
         if trained:
             options |= {"features": trained.columns, "id_column": trained.id_column}
             return Table.load(self.labels_csv, packed_bits=trained.packed_bits, **options)
@@ -173,6 +189,33 @@ class Project(Settings):
             **options,
         )
 
+    def _usable(self, read: Manifest) -> Manifest:
+        """The rows whose image can be used."""
+        with progress_bar("checking images", len(read)) as advance:
+            self._skipped = read.check_images(advance)
+        if not self._skipped:
+            return read
+        shown = "; ".join(f"{f.image} ({f.reason})" for f in self._skipped[:3])
+        more = f"; and {len(self._skipped) - 3} more" if len(self._skipped) > 3 else ""
+        warnings.warn(
+            f"{len(self._skipped)} of {len(read)} images cannot be used and are skipped: "
+            f"{shown}{more}. `kerasmtl check` lists all.",
+            stacklevel=3,
+        )
+        lines = {fault.line for fault in self._skipped}
+        return read.take([row for row, line in enumerate(read.lines) if line not in lines])
+
+    def _check_present(self, parts: Sequence[Manifest]) -> None:
+        """Raise ValueError for absent images before anything is trained."""
+        absent = sorted((f for part in parts for f in part.missing_files()), key=lambda f: f.line)
+        if absent:
+            shown = "; ".join(f"line {fault.line}: {fault.image!r}" for fault in absent[:3])
+            more = f"; and {len(absent) - 3} more" if len(absent) > 3 else ""
+            raise ValueError(
+                f"`labels` {self.labels_csv} must name images that exist, got {shown}{more}. Mend "
+                'the file, or write on_invalid_image = "skip" in project.toml.'
+            )
+
     def start_run(self, train: Manifest, val: Manifest, test: Manifest) -> Run:
         """Open a folder in runs/ for a training on these rows; resume one that was interrupted.
 
@@ -184,13 +227,18 @@ class Project(Settings):
             train, val, test: the rows of each part, as `Manifest.split` gives them.
 
         Raises:
-            ValueError: `tracking` needs a package that is not installed.
+            ValueError: `tracking` needs a package that is not installed, or images are absent.
 
         Example: see train.py of a generated project.
         """
         from kerasmtl.trained import Trained, save_trained
 
+        self._check_present((train, val, test))
         run, new = begin_run(self._folder, self.training.tracking)
+        if self._skipped:
+            run.keep_table("skipped.csv", ["line", "image", "reason"], map(astuple, self._skipped))
+        if self.table is None and self.model.backbone == "tiny" and not self._is_example:
+            run.notes.append(TOY)
         if new:
             table = self.table or TableSettings()
             record = Trained.of(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +45,7 @@ class Run:
     def __init__(self, folder: str | os.PathLike[str], tracking: str = "none") -> None:
         self.folder = Path(folder)
         self.tracking = tracking
+        self.notes: list[str] = []  # printed with the scores
         self._open = contextlib.ExitStack()
 
     @property
@@ -90,6 +93,8 @@ class Run:
             name: {"threshold": each.threshold, "rule": each.rule, "known": each.known}
             for name, each in (decisions or {}).items()
         }
+        for note in self.notes:
+            print(f"Note: {note}")
         content = report.to_dict()
         write_aside(self.folder / SCORES, json.dumps({**content, "decisions": by_task}, indent=1))
         shutil.rmtree(self.state, ignore_errors=True)
@@ -102,6 +107,16 @@ class Run:
                 for score, of in scores.items()
             }
             log_scores(self.folder, {k: mean for k, mean in means.items() if mean is not None})
+
+    def keep_table(
+        self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
+    ) -> None:
+        """Write a CSV file of that name into the folder."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        write_aside(self.folder / name, text.getvalue())
 
     def thresholds(self) -> dict[str, float]:
         """By binary task, from which probability on the answer is yes; empty if not yet known."""

@@ -207,10 +207,7 @@ def _backbone(named: str | None, own: bool, tell: Callable[[str], None]) -> str 
     else:
         return None
     if handle == "tiny" and own:
-        tell(
-            f"backbone: {TOY}\nFor photographs change one line of project.toml: "
-            'backbone = "MobileNetV2" (9 MB, downloaded once), or call with --backbone.'
-        )
+        tell(f"backbone: {TOY}")
     return handle
 
 

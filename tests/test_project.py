@@ -6,6 +6,7 @@ import pytest
 import kerasmtl as kt
 from kerasmtl.embedded import extractor_folder
 from kerasmtl.modules.content import content_sha256
+from kerasmtl.report import Report
 
 NAN = float("nan")
 GOOD = 'name = "street"\n[data]\nlabels = "street_scenes"\n'
@@ -115,3 +116,42 @@ def test_the_backbone_is_loaded_with_its_pin(tmp_path):
     assert kt.Project.load(write(tmp_path, GOOD)).load_backbone(trainable=True).trainable
     with pytest.raises(ValueError, match=f"is another one.*Received: {pin}"):
         kt.Project.load(write(tmp_path, text.format("0" * 64))).load_backbone()
+
+
+# ---------------------------------------------------------------- absent and broken images
+
+
+@pytest.fixture
+def pets(picture_folder):
+    """Twelve images, of which one is absent and one is cut short."""
+    (picture_folder / "00.jpg").unlink()
+    whole = (picture_folder / "04.jpg").read_bytes()
+    (picture_folder / "04.jpg").write_bytes(whole[: len(whole) // 2])
+    return picture_folder
+
+
+def test_absent_images_stop_a_training_before_it_begins(pets):
+    project = kt.Project.load(write(pets, GOOD.replace("street_scenes", "labels.csv")))
+    with pytest.raises(ValueError, match="`labels`.*line 2: '00.jpg'.*on_invalid_image"):
+        project.start_run(*project.manifest().split())
+    assert not (pets / "runs").exists()
+
+
+def test_invalid_images_are_skipped_counted_and_listed_where_that_is_wanted(pets):
+    text = GOOD.replace("street_scenes", "labels.csv") + 'on_invalid_image = "skip"\n'
+    project = kt.Project.load(write(pets, text))
+    with pytest.warns(UserWarning, match=r"2 of 12 images.*00.jpg \(absent\); 04.jpg"):
+        manifest = project.manifest()
+    assert len(manifest) == 10 and not {"00.jpg", "04.jpg"} & set(manifest.images)
+    assert len(project.manifest(every_row=True)) == 12
+    run = project.start_run(*manifest.split())
+    listed = (run.folder / "skipped.csv").read_text().splitlines()
+    assert listed == ["line,image,reason", "2,00.jpg,absent", "6,04.jpg,truncated"]
+
+
+def test_a_toy_backbone_is_noted_with_the_scores_of_own_images(picture_folder, capsys):
+    for text, noted in ((GOOD.replace("street_scenes", "labels.csv"), True), (GOOD, False)):
+        project = kt.Project.load(write(picture_folder, text))
+        run = project.start_run(*project.manifest().split())
+        run.finish(Report(rows=1, tasks={}))
+        assert ("Note: tiny was trained on drawings" in capsys.readouterr().out) == noted

@@ -139,7 +139,7 @@ def check(
     cannot be used or a task cannot be learnt.
     """
     given = {name: value for name, value in reading.items() if value}
-    seed = 0
+    seed, skips = 0, False
     if labels is not None:
         manifest = _read(labels, table, given)
     else:
@@ -147,12 +147,15 @@ def check(
             {**given, **({"table": True} if table else {})}, "belong to a labels file", "LABELS"
         )
         project = load_project(folder)
-        manifest, seed = project.manifest(), project.training.seed
+        manifest, seed = project.manifest(every_row=True), project.training.seed
+        skips = project.data.on_invalid_image == "skip"
     from kerasmtl import checking
 
     found = checking.check(manifest, seed, leaks=not no_leaks, quiet=json_)
     click.echo(json.dumps(found.to_dict(), indent=2) if json_ else found.text())
-    if found.faults or found.class_faults:
+    if found.faults and skips:
+        click.echo('Training skips these images: on_invalid_image = "skip".', err=True)
+    if (found.faults and not skips) or found.class_faults:
         raise SystemExit(1)
 
 

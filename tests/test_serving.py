@@ -204,12 +204,12 @@ def bomb():
     "data, message",
     [
         (b"", "empty"),
-        (b"hello", "not a picture"),
+        (b"hello", "not an image: no JPEG, PNG, GIF, BMP or WebP"),
         (picture(7, (60, 60), "JPEG")[:1500], "truncated"),
         (picture(7, (60, 60), "PNG")[:1500], "truncated|damaged|unreadable"),
-        (picture(7, (400, 400)), "400 × 400 pixels are more than the 100000"),
+        (picture(7, (400, 400)), "too large: 400 × 400 pixels, more than the 100,000 allowed"),
         (bomb(), "pixels"),
-        (picture(7, kind="TIFF"), "not a picture"),
+        (picture(7, kind="TIFF"), "not an image"),
     ],
     ids=["empty", "text", "cut JPEG", "cut PNG", "large", "bomb", "TIFF"],
 )
@@ -225,6 +225,8 @@ def test_a_bad_picture_is_named_by_its_number(street, data, message):
         error = answer.json()["error"]
         assert "[1]: " in error and "[0]: " not in error and "[2]: " not in error
         assert re.search(message, error)
+        assert [*answer.json()["reasons"]] == ["1"]
+        assert answer.json()["reasons"]["1"] in error
     assert predict(street.url, {"instances": [b64(GOOD[0])]}).status_code == 200
 
 
@@ -259,7 +261,7 @@ WRONG_ROWS = [
 def test_what_tensorflow_serving_would_refuse_is_refused(street, body, message):
     answer = predict(street.url, body)
     assert answer.status_code == 400
-    assert set(answer.json()) == {"error"}
+    assert set(answer.json()) - {"reasons"} == {"error"}
     assert re.search(message, answer.json()["error"])
 
 
@@ -450,7 +452,9 @@ def test_pictures_damaged_inside_fail_alone(cats, kind):
         one.join()
     assert [answers[number].status_code for number in range(5)] == [200, 200, 400, 200, 200]
     said = answers[2].json()["error"]
-    assert re.search(r"\[0\]: (truncated|unreadable|damaged|not a picture)", said), said
+    assert re.search(r"\[0\]: (truncated|unreadable|damaged|not an image|not a picture)", said), (
+        said
+    )
 
 
 def test_an_export_says_which_picture_is_bad(cats):

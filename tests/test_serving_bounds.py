@@ -101,7 +101,7 @@ def test_the_model_s_own_bound_of_pixels_holds_and_the_lower_one_wins(tmp_path):
     for given, most in ((None, 500), (5000, 500), (450, 450)):
         with serving(tmp_path, max_pixels=given) as running:
             answer = predict(running.url, {"instances": [small, large]})
-            assert f"more than the {most} that" in answer.json()["error"]
+            assert f"more than the {most} allowed" in answer.json()["error"]
             assert predict(running.url, {"instances": [small]}).status_code == 200
     about.write_text(json.dumps({**json.loads(about.read_text()), "max_pixels": "many"}))
     with pytest.raises(ValueError, match="wrong max_pixels.*'many'"), serving(tmp_path):

@@ -249,7 +249,8 @@ async def _problem(request: Request, error: Exception) -> Response:
     await bodies.discard(request)
     if isinstance(error, Refused):
         again = {"Retry-After": str(error.retry_after)} if error.retry_after else None
-        return answer({"error": str(error)}, error.status, again)
+        said = {"reasons": error.reasons} if error.reasons else {}
+        return answer({"error": str(error), **said}, error.status, again)
     message = f"{error.detail}: {request.method} {request.url.path[:200]}"
     return answer({"error": message}, error.status_code, dict(error.headers or {}))
 

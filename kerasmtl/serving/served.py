@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +85,13 @@ class Served:
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
-        """Each task's name, kind, classes and threshold, as far as they are known."""
-        known = ("name", "kind", "classes", "threshold")
+        """Each task's name, kind, classes, threshold and the rule that the threshold follows.
+
+        What is not known is None.
+        """
+        known = ("name", "kind", "classes", "threshold", "rule")
         if self.description:
-            return [{key: task.get(key) for key in known} for task in self.description["tasks"]]
+            return [_task(task, known) for task in self.description["tasks"]]
         outputs = self.signatures[DEFAULT].outputs
         names = [
             name for name in outputs if name.removesuffix(DECISION) not in set(outputs) - {name}
@@ -149,6 +152,12 @@ class Served:
             if fault:
                 return fault
         return _plain(error) if isinstance(error, tf.errors.InvalidArgumentError) else None
+
+
+def _task(said: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    decision = said.get("decision")  # of format 1: how the threshold was chosen
+    rule = decision.get("rule") if isinstance(decision, dict) else None
+    return {key: said.get(key) for key in known} | {"rule": rule}
 
 
 def _signature(name: str, function: Any, order: list[str]) -> Signature:

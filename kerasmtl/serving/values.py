@@ -87,7 +87,9 @@ def picture_sizes(pictures: Sequence[bytes], most: int) -> tuple[int, ...]:
         if isinstance(size, str):
             reasons[row] = size
         elif size[0] * size[1] > most:
-            reasons[row] = f"{size[0]} × {size[1]} pixels are more than the {most} that are allowed"
+            reasons[row] = (
+                f"too large: {size[0]} × {size[1]} pixels, more than the {most:,} allowed"
+            )
         else:
             sizes.append(size[0] * size[1])
     if reasons:
@@ -162,9 +164,9 @@ def _header(data: bytes) -> tuple[int, int] | str:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             return picture.size
     except Image.DecompressionBombError:
-        return "more pixels than any picture may have"
+        return "more pixels than any image may have"
     except Exception:  # whatever a parser of hostile headers comes upon
-        return f"not a picture. Expected {', '.join(FORMATS[:-1])} or WebP"
+        return f"not an image: no {', '.join(FORMATS[:-1])} or WebP"
 
 
 def _string(item: Any, where: str) -> bytes:

@@ -8,6 +8,7 @@ pictures that it stands for.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,8 @@ _SOURCES: weakref.WeakKeyDictionary[Any, Source] = weakref.WeakKeyDictionary()
 def register(dataset: tf.data.Dataset, source: Source) -> tf.data.Dataset:
     """The data set, of which `source_of` henceforth knows the source."""
     _SOURCES[dataset] = source
+    # Which is Keras' default in `fit`; it is the data set that shuffles, or does not.
+    warnings.filterwarnings("ignore", "`shuffle=True` was passed, but will be ignored")
     return dataset
 
 

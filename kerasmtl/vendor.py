@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kerasmtl.embedded import EXTRACTORS
 from kerasmtl.modules.content import SUMS, check_content, content_sha256, copy_module, listing
 from kerasmtl.modules.folders import aside, settle
-from kerasmtl.modules.handles import is_remote, resolve_handle
+from kerasmtl.modules.handles import APPLICATIONS, resolve_handle
 from kerasmtl.project import FILE
 
 if TYPE_CHECKING:
@@ -76,12 +76,7 @@ def _resolve(handle: str, sha256: str | None) -> Path:
     try:
         return resolve_handle(handle, sha256)
     except ValueError as error:
-        if is_remote(handle) or not handle.isidentifier():
-            raise
-        # Imports TensorFlow, to say more about a name that is none of ours.
-        from kerasmtl.backbones.applications import is_application
-
-        if not is_application(handle):
+        if handle not in APPLICATIONS:
             raise
         raise ValueError(
             f"`handle` {handle!r} is a model of keras.applications: code of Keras with weights "

@@ -5,8 +5,10 @@ import sys
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from kerasmtl.backbones.keras_hub import is_preset, preset, preset_size
+from kerasmtl.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,21 @@ def test_without_keras_hub_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'kerasmtl\[keras-hub\]'"):
         preset("keras_hub:resnet_50_imagenet")
+
+
+@pytest.mark.parametrize("command", ["inspect", "vendor"])
+def test_on_the_command_line_that_is_one_line(monkeypatch, tmp_path, command):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    words = [
+        command,
+        "keras_hub:resnet_50_imagenet",
+        *([str(tmp_path / "x")] * (command == "vendor")),
+    ]
+    done = CliRunner().invoke(main, words)
+    assert (
+        done.exit_code == 1 and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+    )
+    assert isinstance(done.exception, SystemExit)
 
 
 def test_the_prefix_alone_makes_a_preset():

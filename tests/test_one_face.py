@@ -192,6 +192,11 @@ def test_every_application_has_its_preprocessing(monkeypatch):
     assert len(names) >= 40
 
 
+def test_an_application_warns_of_nothing_that_its_user_could_change(recwarn):
+    application("MobileNetV2", weights=None)
+    assert not [w for w in recwarn if "input_shape" in str(w.message)]
+
+
 def test_an_application_has_the_size_it_was_trained_for():
     assert application_size("MobileNetV2") == (224, 224)
     for name in ("Xception", "InceptionV3", "EfficientNetB1"):

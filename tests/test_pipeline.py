@@ -335,3 +335,14 @@ def test_without_determinism_every_picture_still_comes_once_with_its_labels(grey
     for images, labels in dataset:
         rows = np.round(images[:, 0, 0, 0].numpy() * 25.5).astype(int)
         np.testing.assert_array_equal(labels, greys.labels[rows])
+
+
+def test_keras_does_not_warn_of_its_own_default_of_shuffling(manifest, recwarn):
+    import keras
+
+    model = keras.Sequential(
+        [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    model.compile("sgd", lambda y_true, y_pred: keras.ops.mean(y_pred))
+    model.fit(make_dataset(manifest, 4, training=True), verbose=0)
+    assert not [w for w in recwarn if "shuffle" in str(w.message)]

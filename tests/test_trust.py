@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from modules import save_reusable
 from test_portable import classifier, edit, edit_layers, forget, hub, pictures
 
 import kerasmtl as kt
@@ -17,6 +16,7 @@ from kerasmtl.embedded import extractor_folder
 from kerasmtl.modules.content import content_sha256
 from kerasmtl.project import Project
 from kerasmtl.scaffold import new_project
+from modules import save_reusable
 
 REFUSED = "`safe_mode` is on, and this file runs the graph of a foreign SavedModel"
 
@@ -199,7 +199,7 @@ def test_another_graph_runs_only_with_trust(projects, command, tmp_path):
     made, backbone, picture = projects
     shutil.copytree(made, tmp_path / "project")
     settings = tmp_path / "project" / "project.toml"
-    settings.write_text(settings.read_text().replace(str(backbone), "tiny"))
+    settings.write_text(settings.read_text().replace('"../backbone"', '"tiny"'))
     call = words(command, tmp_path / "project", picture, tmp_path)
     portable._loaded.clear()
     refused = run(*call)
@@ -225,11 +225,12 @@ def test_a_model_with_a_record_works_whatever_project_toml_names_now(
     kt.save_model(kt.build_model(str(backbone), project.manifest().tasks, 12), kept.checkpoint)
     settings = made / "project.toml"
     if change == "another":
-        settings.write_text(settings.read_text().replace(str(backbone), "tiny"))
+        settings.write_text(settings.read_text().replace('"../backbone"', '"tiny"'))
     if change == "removed":
         shutil.rmtree(backbone)
     if change == "vendored":
-        assert run("vendor", backbone, "modules/mine", "--project", made).exit_code == 0
+        done = run("vendor", backbone, made / "modules" / "mine", "--project", made)
+        assert done.exit_code == 0, done.output
     portable._loaded.clear()
     done = run("evaluate", "--json", "--project", made)
     assert done.exit_code == 0, done.output

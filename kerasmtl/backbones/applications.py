@@ -84,7 +84,10 @@ def _network(name: str, weights: str | None) -> keras.Model:
     """The bare network, its ImageNet weights downloaded if asked for."""
     build = getattr(keras.applications, name)
     try:
-        return build(include_top=False, weights=weights, pooling="avg")
+        with warnings.catch_warnings():
+            # Of a size that was not given: the network takes any.
+            warnings.filterwarnings("ignore", "`input_shape` is undefined or non-square")
+            return build(include_top=False, weights=weights, pooling="avg")
     except Exception as error:
         # Keras reports failed downloads as a bare Exception.
         if not isinstance(error, OSError) and "URL fetch failure" not in str(error):

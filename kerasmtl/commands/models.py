@@ -253,11 +253,12 @@ def trained_model(project: Project, trust: bool) -> keras.Model:
             "python train.py",
             err=True,
         )
+    # Not compiled: nothing here trains, and a stage's optimizer does not fit the next stage.
     if trust:
-        return load_model(project.checkpoint, safe_mode=False)
+        return load_model(project.checkpoint, safe_mode=False, compile=False)
     vouched = [f"sha256:{of['sha256']}"] if of.get("sha256") else _vouched_for(project)
     try:
-        return load_model(project.checkpoint, trust=vouched)
+        return load_model(project.checkpoint, trust=vouched, compile=False)
     except ValueError as error:
         if "safe_mode" not in str(error):
             raise

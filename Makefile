@@ -7,7 +7,7 @@ DEMO := demo/street_scenes-$(shell date +%Y%m%d-%H%M%S)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench bench-plans bench-tox21 clean
+.PHONY: help demo test test-all test-wheel test-lowest lint bench bench-plans bench-tox21 clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -27,8 +27,14 @@ demo: $(INSTALLED)  ## install, make a project with the embedded data, train, re
 test: $(INSTALLED)  ## install, run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-all: ARGS = -m "slow or not slow"
+test-all: ARGS = -m "not wheel"
 test-all: test  ## the same, with the slow tests
+
+test-wheel: $(INSTALLED)  ## what users get: the wheel in fresh environments; FOR=3.13 for another Python
+	KERASMTL_PYTHON=$(FOR) $(BIN)/python -m pytest -n 2 --dist loadfile -m wheel tests/wheel $(ARGS)
+
+test-lowest: $(INSTALLED)  ## the same, with the lowest versions that setup.cfg allows
+	KERASMTL_PYTHON=$(FOR) KERASMTL_RESOLUTION=lowest-direct $(BIN)/python -m pytest -n 2 --dist loadfile -m wheel tests/wheel $(ARGS)
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .

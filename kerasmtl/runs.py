@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.util import find_spec
@@ -31,7 +32,9 @@ KEPT = ("project.toml", "model.py", "train.py")  # that decide what a run does, 
 
 
 class Run:
-    """A training under way or done, in a folder of its own; a context that keeps its log.
+    """A training under way or done, in a folder of its own.
+
+    As a context it keeps what is printed in the log, and prints warnings as plain lines.
 
     The folder holds project.toml, model.py and train.py as they were, `train.log`, `history.csv`
     (a line per epoch), `model.keras` with its record `model.json`, `scores.json`, and, while the
@@ -136,6 +139,9 @@ class Run:
             (contextlib.redirect_stderr, sys.stderr),
         ):
             self._open.enter_context(redirect(_Tee(stream, log)))  # type: ignore[type-var]
+        self._open.enter_context(warnings.catch_warnings())
+        # Part of what a training says: on stdout, without a line of code.
+        warnings.showwarning = lambda message, *place: print(f"Note: {message}", flush=True)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -228,6 +228,15 @@ def test_predict_prints_a_table_and_export_counts_on(pumps):
     assert int(first.name) >= 2 and (first / "assets.extra" / "model.json").is_file()
 
 
+def test_the_best_epoch_is_kept_and_not_the_last(pumps):
+    history = pd.read_csv(pumps / "runs" / "latest" / "history.csv")
+    found = json.loads(kerasmtl("evaluate", "--part", "val", "--json", cwd=pumps))
+    assert found["macro_auc"] == pytest.approx(history["val_auc"].max(), abs=0.005)
+    best = int(history["val_auc"].idxmax()) + 1
+    log = (pumps / "runs" / "latest" / "train.log").read_text()
+    assert f"Best epoch: {best} of 60, val_auc" in log and best < 60
+
+
 def test_a_model_of_other_columns_is_refused(pumps, tmp_path):
     with pytest.raises(ValueError, match="Train again"):
         project = kt.Project.load(pumps)

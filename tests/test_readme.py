@@ -45,7 +45,7 @@ def test_the_library_example_trains_reports_and_exports(after):
 
 def test_the_plan_goes_on_and_a_stage_by_hand_trains_the_last_layers(after):
     folder, names, _ = after
-    assert (folder / "runs" / "state" / "state.npz").is_file()
+    assert (folder / "state" / "state.npz").is_file()
     assert "val_auc" in names["history"].history
 
 

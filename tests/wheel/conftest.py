@@ -1,12 +1,15 @@
 """Environments as strangers have them: the wheel in a fresh one, without extras or with one."""
 
+import email
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -60,6 +63,16 @@ def uv(*words):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def required(wheel, extra):
+    """What the wheel requires: named directly, so that "lowest-direct" takes the lowest of it."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
+    found = map(Requirement, lines)
+    fitting = [r for r in found if not r.marker or r.marker.evaluate({"extra": extra})]
+    return [f"{requirement.name}{requirement.specifier}" for requirement in fitting]
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """The wheel, built from what git knows of the checkout."""
@@ -92,6 +105,7 @@ def environment(wheel, tmp_path_factory):
                 *("pip", "install", "--quiet", "--python", base / "venv" / "bin" / "python"),
                 *("--resolution", RESOLUTION),
                 f"kerasmtl[{extra}] @ {wheel.as_uri()}" if extra else wheel,
+                *(required(wheel, extra) if RESOLUTION != "highest" else ()),
             )
             made[extra] = Environment(base / "venv", base / "work")
         return made[extra]

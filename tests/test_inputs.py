@@ -158,8 +158,10 @@ def test_a_white_picture_stays_within_the_unit_range_whatever_its_size(tmp_path,
         pixels[: height // 3] = np.random.default_rng(number).integers(250, 256, (width, 3))
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     paths = [str(path) for path in sorted(tmp_path.glob("*.png"))]
-    for one in [tf.stack([read_image(tf.constant(path), size) for path in paths]),
-                prepare_images(tf.stack([tf.io.read_file(path) for path in paths]), size)]:  # fmt: skip
+    for one in [
+        tf.stack([read_image(tf.constant(path), size) for path in paths]),
+        prepare_images(tf.stack([tf.io.read_file(path) for path in paths]), size),
+    ]:
         assert one.numpy().max() == 1.0 and one.numpy().min() >= 0
 
 

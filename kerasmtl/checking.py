@@ -45,6 +45,7 @@ class Check:
             },
             "audit": self.audit.to_dict(),
             "leaks": leaks,
+            "remedies": self.remedies(),
         }
 
     def text(self) -> str:
@@ -102,7 +103,25 @@ class Check:
         ]
         if len(self.leaks) > _SHOWN:
             lines.append(f"Warning: … and {len(self.leaks) - _SHOWN} more; --json lists all.")
-        return [*lines, f"{len(self.leaks)} leaks between the parts of the split."]
+        lines.append(f"{len(self.leaks)} leaks between the parts of the split.")
+        return [*lines, *(f"Remedy: {remedy}" for remedy in self.remedies())]
+
+    def remedies(self) -> list[str]:
+        """What mends the leaks, a sentence each."""
+        if self.leaks is None or self.leaks.empty:
+            return []
+        found = []
+        if self.manifest.splits is not None:
+            found.append(
+                "give such rows the same part in the split column, or remove the column: a split "
+                "drawn by kerasmtl keeps identical rows and groups together."
+            )
+        if "near-duplicate" in set(self.leaks["kind"]):
+            found.append(
+                "name the column of what belongs together (a video, a patient) as group_column "
+                "(command line: --group-column): near-duplicates of one group are kept together."
+            )
+        return found
 
 
 def columns_text(manifest: Manifest) -> str:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_leaks import scene
 
 from kerasmtl.checking import check, columns_text
 from kerasmtl.manifest import Manifest
@@ -52,3 +53,36 @@ def test_the_text_says_what_the_columns_were_taken_for(tmp_path):
     assert found.to_dict()["features"] == ["heat"]
     assert found.to_dict()["ignored"] == ["", "note", "later"]
     assert columns_text(manifest(tmp_path, 2)) == "tasks: t0, t1"
+
+
+def test_leaks_of_the_files_own_split_name_its_column(tmp_path):
+    found = check(manifest(tmp_path, 2), quiet=True)
+    (remedy,) = found.to_dict()["remedies"]
+    assert found.text().count(remedy) == 1
+    assert "same part in the split column" in remedy
+    assert "group_column" not in remedy
+
+
+@pytest.mark.parametrize("columns", ["image,a", "image,a,split"])
+def test_near_duplicates_name_the_group_column(tmp_path, columns):
+    lines = [columns]
+    for at in range(20):
+        scene(at // 2).resize((160 + 20 * (at % 2), 120)).save(tmp_path / f"{at}.png")
+        lines.append(
+            f"{at}.png,{at // 2 % 2}" + f",{('train', 'test')[at % 2]}" * ("split" in columns)
+        )
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    found = check(Manifest.from_csv(tmp_path / "labels.csv"), quiet=True)
+    assert set(found.leaks.kind) == {"near-duplicate"}
+    remedies = found.to_dict()["remedies"]
+    assert ["split column" in remedy for remedy in remedies] == [True] * ("split" in columns) + [
+        False
+    ]
+    assert "group_column" in remedies[-1] and "--group-column" in remedies[-1]
+
+
+def test_without_leaks_there_is_no_remedy(tmp_path):
+    rows = "".join(f"{at},{at % 2}\n" for at in range(20))
+    (tmp_path / "t.csv").write_text("x,a\n" + rows * 2)
+    found = check(Table.load(tmp_path / "t.csv", tasks=["a"]), quiet=True)
+    assert found.to_dict()["remedies"] == [] and "0 leaks" in found.text()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kerasmtl.audit import Audit
+from kerasmtl.depth import advice
 from kerasmtl.manifest import Fault, Manifest
+from kerasmtl.table import Table as Rows
 
 _SHOWN = 20  # leaks and tasks of the matrix that the text lists; JSON has all
 _MATRIX = 10
@@ -19,7 +23,11 @@ _MATRIX = 10
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found; `leaks` is None where none was looked for, `no_leaks` says why."""
+    """What `check` found; `leaks` is None where none was looked for, `no_leaks` says why.
+
+    `training` says how much of a network the labels are enough for; None of a table, and of rows
+    that cannot be split.
+    """
 
     manifest: Manifest
     faults: list[Fault]
@@ -28,6 +36,7 @@ class Check:
     audit: Audit
     leaks: pd.DataFrame | None
     no_leaks: str = ""
+    training: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them."""
@@ -44,6 +53,7 @@ class Check:
                 for name, row in self.coverage.astype(object).iterrows()
             },
             "audit": self.audit.to_dict(),
+            "training": self.training,
             "leaks": leaks,
             "remedies": self.remedies(),
         }
@@ -57,6 +67,7 @@ class Check:
             *self._together(),
             *self._missing(),
             *self.audit.advice,
+            *([self.training] if self.training else []),
             *(f"Task {name}: {fault}" for name, fault in self.class_faults.items()),
             *self._leak_lines(),
             *(f"line {fault.line}: {fault.image}: {fault.reason}" for fault in self.faults),
@@ -161,7 +172,18 @@ def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = F
         audit=manifest.audit(),
         leaks=found,
         no_leaks=why.rstrip("."),
+        training=None if isinstance(manifest, Rows) else _training(manifest, seed),
     )
+
+
+def _training(manifest: Manifest, seed: int) -> str | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train, *_ = manifest.split(seed=seed)
+    except ValueError:  # too few rows to split
+        return None
+    return advice((~np.isnan(train.labels)).sum(axis=0).tolist())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import pytest
 from test_leaks import scene
 
 from kerasmtl.checking import check, columns_text
+from kerasmtl.depth import LITTLE, advice
 from kerasmtl.manifest import Manifest
 from kerasmtl.table import Table
 
@@ -86,3 +87,20 @@ def test_without_leaks_there_is_no_remedy(tmp_path):
     (tmp_path / "t.csv").write_text("x,a\n" + rows * 2)
     found = check(Table.load(tmp_path / "t.csv", tasks=["a"]), quiet=True)
     assert found.to_dict()["remedies"] == [] and "0 leaks" in found.text()
+
+
+def test_how_much_to_train_goes_by_the_labels_of_the_train_part(tmp_path):
+    rows = manifest(tmp_path, 1, 360)  # a third of them each for train, val and test
+    assert LITTLE < rows.coverage().known["t0"] < 3 * LITTLE
+    found = check(rows, quiet=True)
+    part = int((~np.isnan(rows.split()[0].labels)).sum())
+    assert found.to_dict()["training"] == advice([part]) and part < LITTLE
+    assert "the head alone" in found.text()
+    assert check(rows.take(range(2)), quiet=True).to_dict()["training"] is None
+
+
+def test_of_a_table_nothing_is_said_of_backbones(tmp_path):
+    features = np.random.default_rng(0).normal(size=(3_000, 4))
+    found = check(Table.from_arrays(features, features[:, :1] > 0, ["a"]), quiet=True)
+    assert found.to_dict()["training"] is None
+    assert not any(word in found.text() for word in ("backbone", "head", "layers"))

@@ -15,6 +15,7 @@ import pandas as pd
 from kerasmtl.audit import Audit
 from kerasmtl.depth import advice
 from kerasmtl.manifest import Fault, Manifest
+from kerasmtl.report import Name, print_whole
 from kerasmtl.table import Table as Rows
 
 _SHOWN = 20  # leaks and tasks of the matrix that the text lists; JSON has all
@@ -205,12 +206,14 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     table = Table()
     for number, column in enumerate(header):
         justify = "right" if number and column not in ("kind", "values") else "left"
-        table.add_column(Text(column), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=Console().width)
-    console.print(table)
-    return console.file.getvalue().rstrip("\n")
+        table.add_column(Name(column), justify=justify, overflow="fold")
+    for name, *cells in rows:
+        table.add_row(Name(name), *map(Text, cells))
+    shown = Console()
+    file = io.StringIO()
+    copy = {"width": shown.width, "force_terminal": shown.is_terminal, "color_system": None}
+    print_whole(table, Console(file=file, **copy))
+    return file.getvalue().rstrip("\n")
 
 
 def _count(value: Any) -> str:

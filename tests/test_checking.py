@@ -104,3 +104,20 @@ def test_of_a_table_nothing_is_said_of_backbones(tmp_path):
     found = check(Table.from_arrays(features, features[:, :1] > 0, ["a"]), quiet=True)
     assert found.to_dict()["training"] is None
     assert not any(word in found.text() for word in ("backbone", "head", "layers"))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_names_of_tasks_are_not_cut_in_their_words(tmp_path, monkeypatch, terminal):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("rich.console.Console.is_terminal", terminal)
+    names = ["construction_site_in_view", "temporary_traffic_light"]
+    lines = [f"{at}.png,{at % 2},{at % 3 % 2}" for at in range(9)]
+    (tmp_path / "labels.csv").write_text(
+        "\n".join([",".join(["image", *names]), *lines, "9.png,?,?"])
+    )
+    text = check(Manifest.from_csv(tmp_path / "labels.csv"), leaks=False, quiet=True).text()
+    rows = [line for line in text.splitlines() if "│" in line or "┃" in line]
+    words = {cell.strip() for line in rows for cell in line.replace("┃", "│").split("│")}
+    pieces = [piece for word in words for piece in word.replace("_", " ").split()]
+    assert set(pieces) >= {*"construction site in view temporary traffic light".split()}
+    assert terminal or set(names) <= words

@@ -17,6 +17,7 @@ from kerasmtl.commands.shared import (
     plain_errors,
     print_table,
 )
+from kerasmtl.report import Name
 
 if TYPE_CHECKING:
     import keras
@@ -204,11 +205,11 @@ def _print_predictions(first: str, names: Sequence[str], rows: Sequence[dict[str
         return f"{value:.3f}"
 
     table = Table()
-    table.add_column(first, overflow="fold")
+    table.add_column(first)
     for name in rows[0]:
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(Name(name), justify="right", overflow="fold")
     for name, row in zip(names, rows, strict=True):
-        table.add_row(Text(name), *(Text(text(value)) for value in row.values()))
+        table.add_row(Name(name), *(Text(text(value)) for value in row.values()))
     print_table(table)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from kerasmtl.commands.shared import as_json, load_project, plain_errors, print_table
+from kerasmtl.report import Name
 
 PROTOCOLS = TARGETS = ("tfserving", "kserve")
 
@@ -110,12 +111,12 @@ def _print(first: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) 
 
     tasks = [name for name in rows[0] if name.removesuffix("_decision") not in {*rows[0]} - {name}]
     table = Table()
-    table.add_column(first, overflow="fold")
+    table.add_column(first)
     for name in tasks:
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(Name(name), justify="right", overflow="fold")
     for one, row in zip(names, rows, strict=True):
         cells = (_shown(row[name], row.get(f"{name}_decision")) for name in tasks)
-        table.add_row(Text(one), *map(Text, cells))
+        table.add_row(Name(one), *map(Text, cells))
     print_table(table)
 
 

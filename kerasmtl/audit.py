@@ -20,7 +20,6 @@ from kerasmtl.coverage import co_known, coverage, nothing_known
 from kerasmtl.tasks import Task
 
 SOURCES = ("known", "labels", "split")
-LAST_LAYERS, EVERYTHING = 2_000, 20_000  # labelled rows from which more than the head may be tuned
 SIMILAR = 3  # the most known labels against the fewest, up to which tasks count as alike
 _ROWS = 4_000  # looked at, drawn with a fixed seed: enough for a stable AUC, and quick
 _TASKS = 40  # tasks looked at, and tasks that serve to predict them
@@ -167,17 +166,6 @@ def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> Iter
             )
     if only:
         yield _call(table, only)
-    labelled = rows - empty
-    if labelled < LAST_LAYERS:
-        how = "few: train the head alone"
-    elif labelled < EVERYTHING:
-        how = "some: train the head, then try the last layers of the backbone"
-    else:
-        how = "many: train the head, then try everything, at a low rate"
-    yield (
-        f"{labelled} labelled rows are {how}. A rule of thumb ({LAST_LAYERS:,} and "
-        f"{EVERYTHING:,} rows), not a measurement: the validation part decides."
-    )
 
 
 def _call(table: pd.DataFrame, only: list[str]) -> str:

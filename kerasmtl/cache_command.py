@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from kerasmtl.feature_store import Entry, entries, features_root, remove
+from kerasmtl.report import Name, print_whole
 
 SHOWN = 12  # characters of a key
 
@@ -83,31 +84,24 @@ def _described(entry: Entry) -> dict[str, object]:
 def _print(found: list[Entry], root: Path) -> None:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     if not found:
         click.echo(f"Nothing is kept in {root}.")
         return
     table = Table(title=str(root), title_justify="left")
-    for name in ("key", "features of", "rows", "MB", "made"):
+    for name in ("key", "backbone", "of rows from", "rows", "MB", "made"):
         table.add_column(name, justify="right" if name in ("rows", "MB") else "left")
     for entry in found:
         made = datetime.fromisoformat(entry.made).strftime("%Y-%m-%d %H:%M") if entry.made else ""
-        cells = (
+        views = entry.about.get("views", 1)
+        table.add_row(
             entry.key[:SHOWN],
-            _what(entry),
+            # Older entries name the model.
+            Name(str(entry.about.get("backbone", entry.about.get("model", "unknown")))),
+            Name(str(entry.about.get("first", "")) + (f", {views} views" if views > 1 else "")),
             f"{entry.rows:,}",
             f"{entry.bytes / 1e6:.1f}",
             made or "unfinished",
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+    print_whole(table, Console())
     click.echo(f"{len(found)} entries, {sum(entry.bytes for entry in found) / 1e6:.1f} MB")
-
-
-def _what(entry: Entry) -> str:
-    if not entry.about:
-        return "unknown"
-    views = entry.about.get("views", 1)
-    shown = f"{entry.about.get('model')}, from {entry.about.get('first')}"
-    return shown + (f", {views} views" if views > 1 else "")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kerasmtl.audit import Audit
+from kerasmtl.depth import advice
 from kerasmtl.manifest import Fault, Manifest
 from kerasmtl.progress_bars import progress_bar
+from kerasmtl.report import Name, print_whole
+from kerasmtl.table import Table as Rows
 
 _SHOWN = 20  # leaks and tasks of the matrix that the text lists; JSON has all
 _MATRIX = 10
@@ -18,7 +23,11 @@ _MATRIX = 10
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found; `leaks` is None where none was looked for, `no_leaks` says why."""
+    """What `check` found; `leaks` is None where none was looked for, `no_leaks` says why.
+
+    `training` says how much of a network the labels are enough for; None of a table, and of rows
+    that cannot be split.
+    """
 
     manifest: Manifest
     faults: list[Fault]
@@ -27,6 +36,7 @@ class Check:
     audit: Audit
     leaks: pd.DataFrame | None
     no_leaks: str = ""
+    training: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON takes them."""
@@ -43,7 +53,9 @@ class Check:
                 for name, row in self.coverage.astype(object).iterrows()
             },
             "audit": self.audit.to_dict(),
+            "training": self.training,
             "leaks": leaks,
+            "remedies": self.remedies(),
         }
 
     def text(self) -> str:
@@ -55,6 +67,7 @@ class Check:
             *self._together(),
             *self._missing(),
             *self.audit.advice,
+            *([self.training] if self.training else []),
             *(f"Task {name}: {fault}" for name, fault in self.class_faults.items()),
             *self._leak_lines(),
             *(f"line {fault.line}: {fault.image}: {fault.reason}" for fault in self.faults),
@@ -101,7 +114,25 @@ class Check:
         ]
         if len(self.leaks) > _SHOWN:
             lines.append(f"Warning: … and {len(self.leaks) - _SHOWN} more; --json lists all.")
-        return [*lines, f"{len(self.leaks)} leaks between the parts of the split."]
+        lines.append(f"{len(self.leaks)} leaks between the parts of the split.")
+        return [*lines, *(f"Remedy: {remedy}" for remedy in self.remedies())]
+
+    def remedies(self) -> list[str]:
+        """What mends the leaks, a sentence each."""
+        if self.leaks is None or self.leaks.empty:
+            return []
+        found = []
+        if self.manifest.splits is not None:
+            found.append(
+                "give such rows the same part in the split column, or remove the column: a split "
+                "drawn by kerasmtl keeps identical rows and groups together."
+            )
+        if "near-duplicate" in set(self.leaks["kind"]):
+            found.append(
+                "name the column of what belongs together (a video, a patient) as group_column "
+                "(command line: --group-column): near-duplicates of one group are kept together."
+            )
+        return found
 
 
 def columns_text(manifest: Manifest) -> str:
@@ -141,7 +172,18 @@ def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = F
         audit=manifest.audit(),
         leaks=found,
         no_leaks=why.rstrip("."),
+        training=None if isinstance(manifest, Rows) else _training(manifest, seed),
     )
+
+
+def _training(manifest: Manifest, seed: int) -> str | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train, *_ = manifest.split(seed=seed)
+    except ValueError:  # too few rows to split
+        return None
+    return advice((~np.isnan(train.labels)).sum(axis=0).tolist())
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -152,12 +194,14 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     table = Table()
     for number, column in enumerate(header):
         justify = "right" if number and column not in ("kind", "values") else "left"
-        table.add_column(Text(column), justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=Console().width)
-    console.print(table)
-    return console.file.getvalue().rstrip("\n")
+        table.add_column(Name(column), justify=justify, overflow="fold")
+    for name, *cells in rows:
+        table.add_row(Name(name), *map(Text, cells))
+    shown = Console()
+    file = io.StringIO()
+    copy = {"width": shown.width, "force_terminal": shown.is_terminal, "color_system": None}
+    print_whole(table, Console(file=file, **copy))
+    return file.getvalue().rstrip("\n")
 
 
 def _count(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Rows of the same picture or name: one row if they agree or complement each other, else an error.
 
-Rows of numbers without a name are known by their numbers, see `row_keys`.
+Rows of numbers without a name are known by their numbers, see `row_keys`; images by the content of
+their files, see `identical_files`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -18,6 +22,8 @@ from kerasmtl.csv_table import place
 from kerasmtl.tasks import Task
 
 _SHOWN = 5
+_END = 4096  # bytes of a file that tell most files apart
+_BLOCK = 256  # files that a thread looks at in one go
 
 
 def merge_duplicates(
@@ -135,6 +141,72 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
     return bits ^ (bits >> np.uint64(31))
+
+
+def identical_files(paths: Sequence[str]) -> np.ndarray:
+    """Number files by their content, (rows,) int: the same number for the same bytes.
+
+    Only files of equal size are opened, and of these only those read whole whose last 4 KiB are
+    equal as well. A file that is empty, absent or cannot be read is like no other.
+    """
+    found = pd.DataFrame(_each(_identity, paths), columns=["size", "device", "inode"])
+    nothing = found["size"] <= 0
+    found.loc[nothing, "inode"] = np.flatnonzero(nothing)
+    codes = found.groupby(["size", "device", "inode"], sort=False).ngroup().to_numpy()
+    first = np.unique(codes, return_index=True)[1]  # one path of each file, by its code
+    size = found["size"].to_numpy()[first]
+    content = np.arange(len(first))
+    rest = np.flatnonzero((size > 0) & _shared(size))
+    rest = rest[_shared(_digests(_end, [paths[row] for row in first[rest]]))]
+    content[rest] = rest[_leaders(_digests(_whole, [paths[row] for row in first[rest]]))]
+    return content[codes]
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    """Size, device and inode of a file; -1 if it is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1, -1
+    return (found.st_size, found.st_dev, found.st_ino) if S_ISREG(found.st_mode) else (-1, -1, -1)
+
+
+def _digests(read: Callable[[BinaryIO], bytes], paths: Sequence[str]) -> np.ndarray:
+    """Number what `read` says of each file, (files,) int; what cannot be read is like no other."""
+
+    def look(path: str) -> bytes | None:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return read(file)
+        except OSError:
+            return None
+
+    found = [at if said is None else said for at, said in enumerate(_each(look, paths))]
+    return pd.factorize(pd.Series(found, dtype=object))[0]
+
+
+def _end(file: BinaryIO) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _END, 0))
+    return hashlib.sha256(b"%d:" % size + file.read(_END)).digest()
+
+
+def _whole(file: BinaryIO) -> bytes:
+    return hashlib.file_digest(file, "sha256").digest()
+
+
+def _each(look: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
+    """What `look` says of each path, by several threads, which wait for the disk together."""
+    blocks = [paths[at : at + _BLOCK] for at in range(0, len(paths), _BLOCK)]
+    with ThreadPoolExecutor() as pool:
+        done = pool.map(lambda block: [look(path) for path in block], blocks)
+        return [found for block in done for found in block]
+
+
+def _shared(codes: np.ndarray) -> np.ndarray:
+    """Which values stand there more than once, (rows,) bool."""
+    _, code, count = np.unique(codes, return_inverse=True, return_counts=True)
+    return count[code] > 1
 
 
 def warn_of_equal_rows(

@@ -7,15 +7,15 @@ another compression and another brightness, and neither a crop, a turn nor a mir
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
+from kerasmtl.duplicates import identical_files
 
 COARSE, FINE = 8, 16  # bits a side
 FINE_BITS = 30  # how many of the 256 may differ
@@ -59,7 +59,7 @@ def find_leaks(
     """
     found = _Pairs(parts)
     found.add("same file", [os.path.realpath(path) for path in paths])
-    found.add("same bytes", _content(paths, parts))
+    found.add("same bytes", identical_files(paths).tolist())
     if pictures:
         coarse, fine = _hashes(paths, progress)
         for first, second in _near(coarse, fine, parts):
@@ -70,14 +70,14 @@ def find_leaks(
 
 
 def find_row_leaks(
-    features: np.ndarray, parts: np.ndarray, groups: np.ndarray | None = None
+    alike: np.ndarray, parts: np.ndarray, groups: np.ndarray | None = None
 ) -> list[Leak]:
-    """Rows of numbers that stand in two parts, bit for bit: "same row", and "same group".
+    """Identical rows that stand in two parts: "same row", and "same group".
 
-    Shapes: features (rows, columns); parts and groups (rows,).
+    Shapes: alike, the same value for identical rows, parts and groups (rows,).
     """
     found = _Pairs(parts)
-    found.add("same row", [row.tobytes() for row in np.ascontiguousarray(features)])
+    found.add("same row", alike.tolist())
     if groups is not None:
         found.add("same group", groups.tolist())
     return found.leaks
@@ -119,22 +119,6 @@ class _Pairs:
                 other = first.setdefault(key, row)
                 if self.parts[other] != self.parts[row]:
                     self.keep(kind, other, row)
-
-
-def _content(paths: Sequence[str], parts: np.ndarray) -> list[bytes | None]:
-    """A digest of each file whose size some file of another part shares."""
-    sizes = [os.path.getsize(path) if os.path.isfile(path) else -1 for path in paths]
-    sides = defaultdict(set)
-    for size, part in zip(sizes, parts, strict=True):
-        sides[size].add(part)
-    digests: list[bytes | None] = []
-    for path, size in zip(paths, sizes, strict=True):
-        if size <= 0 or len(sides[size]) < 2:
-            digests.append(None)
-            continue
-        with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").digest())
-    return digests
 
 
 def _hashes(

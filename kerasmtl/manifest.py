@@ -23,11 +23,11 @@ from kerasmtl.columns import (
 )
 from kerasmtl.coverage import check_classes, class_faults, coverage
 from kerasmtl.csv_table import read_table
-from kerasmtl.duplicates import merge_duplicates, picture_keys
+from kerasmtl.duplicates import identical_files, merge_duplicates, picture_keys
 from kerasmtl.faults import Fault, absent_pictures, broken_pictures
 from kerasmtl.leaks import Leak, find_leaks, leak_table
-from kerasmtl.parts import warn_of_parts
-from kerasmtl.splits import POLICIES, split_rows
+from kerasmtl.parts import warn_of_cuts, warn_of_parts
+from kerasmtl.splits import POLICIES, split_rows, units
 from kerasmtl.tasks import Task, as_tasks
 
 SPLITS = ("train", "val", "test")
@@ -217,15 +217,18 @@ class Manifest:
 
         By default the CSV's own split column decides; a part that it does not name, 15 % of all
         rows, is drawn from its train rows. Without such a column, or with `fractions`, all rows
-        are drawn. Warns of tasks without two different labels in a part, though the whole has them,
-        and of groups that the split column cuts.
+        are drawn. Rows that are drawn stay together with those identical to them, see
+        `identical_rows`, and with their group; so do groups that share identical rows. Warns of
+        tasks without two different labels in a part, though the whole has them, and of groups and
+        identical rows that the split column cuts.
 
         Args:
             fractions: the share of each part, for example (0.7, 0.15, 0.15).
             seed: of the drawing; the same seed gives the same parts.
             by: "stratified", every part has its share of each task's answers; or "hash", the name
                 of the picture (of its group) decides, so that no row changes sides when others
-                are added. By default what the manifest says, see `from_csv`.
+                are added, unless they are identical to it. By default what the manifest says, see
+                `from_csv`.
             groups: which rows belong together, (rows,); by default the CSV's group column.
 
         Raises:
@@ -233,33 +236,45 @@ class Manifest:
                 has another length, or a part stays empty.
         """
         rows = self if groups is None else self._grouped(groups)
-        parts = rows._parts(fractions, seed, by)
-        warn_of_parts(
-            self.labels, self.tasks, rows.groups, self.lines, parts, _part_names(parts), self.source
-        )
+        alike = rows.identical_rows()
+        parts = rows._parts(alike, fractions, seed, by)
+        names = _part_names(parts)
+        warn_of_parts(self.labels, self.tasks, parts, names, self.source)
+        said = self.lines, parts, names, self.source
+        if rows.groups is not None:
+            warn_of_cuts("groups", rows.groups, rows.groups, *said)
+        warn_of_cuts("identical rows", alike, self.images, *said)
         return tuple(rows.take(part) for part in parts)
+
+    def identical_rows(self) -> np.ndarray:
+        """Number the rows by content, (rows,): the same number for images of the same bytes.
+
+        Files of equal size are opened; an absent file is like no other.
+        """
+        return identical_files(self.paths)
 
     def _parts(
         self,
+        alike: np.ndarray,
         fractions: Sequence[float] | None = None,
         seed: int = 0,
         by: str | None = None,
     ) -> list[np.ndarray]:
-        """The numbers of the rows of each part, see `split`."""
+        """The numbers of the rows of each part, see `split`; `alike` are the `identical_rows`."""
         by = self.split_by if by is None else by
         _check_policy("by", by)
         if fractions is None and self.splits is not None:
-            parts = self._named_parts(seed, by)
+            parts = self._named_parts(alike, seed, by)
         else:
             shares = (0.7, 0.15, 0.15) if fractions is None else fractions
-            parts = self._draw(np.arange(len(self)), shares, seed, by)
+            parts = self._draw(np.arange(len(self)), alike, shares, seed, by)
         empty = [i for i, part in enumerate(parts) if not len(part)]
         if empty:
             part = _part_names(parts)[empty[0]]
-            whole = "" if self.groups is None else f" in {len(set(self.groups))} groups"
             raise ValueError(
                 f"`split` leaves the part {part} empty. Expected at least one row in each. "
-                f"Received: {len(self)} rows{whole} of {self.source}, fractions {fractions}"
+                f"Received: {len(self)} rows{self._in_units(alike)} of {self.source}, fractions "
+                f"{fractions}"
             )
         return parts
 
@@ -281,7 +296,7 @@ class Manifest:
             pictures: look for near-duplicate pictures, too; this reads every file.
             progress: called once a picture looked at.
         """
-        split = self._parts(fractions, seed, by)
+        split = self._parts(self.identical_rows(), fractions, seed, by)
         parts = np.empty(len(self), dtype=object)
         for name, rows in zip(_part_names(split), split, strict=True):
             parts[rows] = name
@@ -310,15 +325,25 @@ class Manifest:
         """What a row is known by, (rows,), wherever it stands in the file."""
         return self.images
 
+    def _in_units(self, alike: np.ndarray) -> str:
+        """What is never parted, for a message: " in 3 groups"."""
+        grouped = np.arange(len(self)) if self.groups is None else self.groups
+        count = len(set(units(grouped, alike)))
+        if count == len(set(grouped)):
+            return "" if self.groups is None else f" in {count} groups"
+        return f" in {count} groups, since only a split column parts identical rows,"
+
     def _draw(
-        self, rows: np.ndarray, fractions: Sequence[float], seed: int, by: str
+        self, rows: np.ndarray, alike: np.ndarray, fractions: Sequence[float], seed: int, by: str
     ) -> list[np.ndarray]:
         groups = None if self.groups is None else self.groups[rows]
         names = (self._names() if by == "hash" else self.images)[rows]
-        parts = split_rows(self.labels[rows], self.tasks, names, fractions, seed, by, groups)
+        parts = split_rows(
+            self.labels[rows], self.tasks, names, fractions, seed, by, groups, alike[rows]
+        )
         return [rows[part] for part in parts]
 
-    def _named_parts(self, seed: int, by: str) -> list[np.ndarray]:
+    def _named_parts(self, alike: np.ndarray, seed: int, by: str) -> list[np.ndarray]:
         parts = {name: np.flatnonzero(self.splits == name) for name in SPLITS}
         for number, name in enumerate(SPLITS[1:]):
             if not len(parts[name]):
@@ -326,7 +351,7 @@ class Manifest:
                 if by != "hash":
                     share = min(share * len(self) / max(len(parts["train"]), 1), 0.5)
                 parts["train"], parts[name] = self._draw(
-                    parts["train"], (1 - share, share), seed + number, by
+                    parts["train"], alike, (1 - share, share), seed + number, by
                 )
         return [parts[name] for name in SPLITS]
 

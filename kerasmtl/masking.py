@@ -154,7 +154,7 @@ def with_known(labels: Any, known: Any) -> Any:
 
     What lies under known=False (a code, NaN, 1e30) is gone. NaN under known=True contradicts
     itself: ValueError with its place, or, where a tensor cannot raise, infinity, which every loss
-    of kerasmtl shows as NaN.
+    of kerasmtl refuses.
 
     Raises:
         ValueError: shapes that differ, `known` that is no mask, or NaN under known=True.

@@ -1,4 +1,4 @@
-"""What is wrong with the parts of a split: tasks that cannot be scored there, groups cut in two."""
+"""What is wrong with the parts of a split: tasks that cannot be scored there, and cut groups."""
 
 from __future__ import annotations
 
@@ -53,14 +53,12 @@ def cut_groups(groups: np.ndarray, parts: Sequence[np.ndarray]) -> list[tuple[in
 def warn_of_parts(
     labels: np.ndarray,
     tasks: Sequence[Task],
-    groups: np.ndarray | None,
-    lines: np.ndarray,
     parts: Sequence[np.ndarray],
     names: Sequence[str],
     source: Path,
     stacklevel: int = 3,
 ) -> None:
-    """Warn of what `part_faults` and `cut_groups` find."""
+    """Warn of what `part_faults` finds."""
     for name, found in zip(names, part_faults(labels, tasks, parts), strict=True):
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -69,17 +67,34 @@ def warn_of_parts(
                 f"{more}: nothing there can be learnt, or scored by rank, of them.",
                 stacklevel=stacklevel,
             )
-    cut = [] if groups is None else cut_groups(groups, parts)
-    if cut:
-        few = {row for pair in cut[:_SHOWN] for row in pair}
-        part = {row: name for name, rows in zip(names, parts, strict=True) for row in few & {*rows}}
-        at = place(source)
-        shown = "; ".join(
-            f"{groups[a]!r}, {part[a]} in {at} {lines[a]} and {part[b]} in {at} {lines[b]}"
-            for a, b in cut[:_SHOWN]
-        )
-        warnings.warn(
-            f"{len(cut)} groups of {source} stand in two parts of its split column, so that scores "
-            f"may be too good: {shown}{'; …' if len(cut) > _SHOWN else ''}.",
-            stacklevel=stacklevel,
-        )
+
+
+def warn_of_cuts(
+    what: str,
+    groups: np.ndarray,
+    called: np.ndarray,
+    lines: np.ndarray,
+    parts: Sequence[np.ndarray],
+    names: Sequence[str],
+    source: Path,
+    stacklevel: int = 3,
+) -> None:
+    """Warn of what `cut_groups` finds, `what` for short.
+
+    Shapes: groups, called (what the message calls a row) and lines (rows,).
+    """
+    cut = cut_groups(groups, parts)
+    if not cut:
+        return
+    few = {row for pair in cut[:_SHOWN] for row in pair}
+    part = {row: name for name, rows in zip(names, parts, strict=True) for row in few & {*rows}}
+    at = place(source)
+    shown = "; ".join(
+        f"{called[a]!r}, {part[a]} in {at} {lines[a]} and {part[b]} in {at} {lines[b]}"
+        for a, b in cut[:_SHOWN]
+    )
+    warnings.warn(
+        f"{source} has {what} on two sides of its split column, {len(cut)} in all, so that scores "
+        f"may be too good: {shown}{'; …' if len(cut) > _SHOWN else ''}.",
+        stacklevel=stacklevel,
+    )

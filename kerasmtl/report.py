@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.measure import Measurement
+    from rich.text import Text
 
 NAN = float("nan")
 COUNTS = ("known", "positive", "classes")
@@ -179,7 +182,8 @@ class Report:
     def table(self) -> RenderableType:
         """A rich table for each kind of task, one line a task; undefined scores are a dash.
 
-        The ends of an interval stand in two lines below their score.
+        Of several tasks the mean scores follow, and the pooled ones if there are any. The ends of
+        an interval stand in two lines below their score.
         """
         from rich.console import Group
 
@@ -194,7 +198,7 @@ class Report:
         columns = self._shown([column.name for column in fields(KINDS[kind])])
         scores = self._shown(_scores_of(kind))
         table = Table(title=f"{self.rows} rows" + (f", {kind}" if len(self.by_kind()) > 1 else ""))
-        table.add_column("task", overflow="fold", min_width=8)
+        table.add_column("task", min_width=8)
         for column in columns:
             title = f"precision_at {self.recall:g}" if column == AT_RECALL else column
             table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
@@ -202,12 +206,14 @@ class Report:
         def add(name: str, columns: list[str], scores: Any, part: str, of: str) -> None:
             blanks = [""] * (len(table.columns) - 1 - len(columns))
             values = scores if isinstance(scores, Mapping) else asdict(scores)
-            table.add_row(Text(name), *blanks, *(_text(values[column]) for column in columns))
+            table.add_row(Name(name), *blanks, *(_text(values[column]) for column in columns))
             for label, cells in self._interval_lines(columns, part, of):
                 table.add_row(Text(f"  {label}", style="dim"), *blanks, *cells)
 
         for name, of in tasks.items():
             add(name, columns, of, "tasks", name)
+        if len(tasks) == 1:  # mean and pooled scores are those of the task
+            return table
         table.add_section()
         add("mean", scores, {score: self.macro(score, kind) for score in scores}, "macro", kind)
         counts = [f"{self.defined(score, kind)}/{len(tasks)}" for score in scores]
@@ -234,6 +240,37 @@ class Report:
         file = io.StringIO()
         print_whole(self.table(), Console(file=file, width=120, color_system=None))
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+class Name:
+    """A name in a table's cell, folded between its words where it is too long.
+
+    Words end with a space, "_", "-", "/" or "."; one that is too long by itself is cut.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.words = re.findall(rf"[^{_ENDS}]+[{_ENDS}]*|[{_ENDS}]+", name)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        from rich.cells import cell_len
+        from rich.text import Text
+
+        lines = [""]
+        for word in self.words:
+            if lines[-1] and cell_len((lines[-1] + word).rstrip()) > options.max_width:
+                lines.append("")
+            lines[-1] += word
+        yield Text("\n".join(line.rstrip() for line in lines), overflow="fold")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.cells import cell_len
+        from rich.measure import Measurement
+
+        longest = max((cell_len(word.rstrip()) for word in self.words), default=0)
+        return Measurement(longest, cell_len("".join(self.words)))
+
+
+_ENDS = r"\s_\-/."
 
 
 def print_whole(table: RenderableType, console: Console) -> None:

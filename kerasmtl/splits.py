@@ -1,4 +1,6 @@
-"""Rows into parts: stratified over the known labels, or by a hash of the name; groups stay whole.
+"""Rows into parts: stratified over the known labels, or by a hash of the name.
+
+Groups stay whole, and identical rows stay together.
 
 The stratified split follows iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011,
 https://doi.org/10.1007/978-3-642-23808-6_10): the rarest answer first, each of its rows to the part
@@ -14,6 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from kerasmtl.tasks import Task
 
@@ -34,10 +38,13 @@ def split_rows(
     seed: int = 0,
     by: str = "stratified",
     groups: np.ndarray | None = None,
+    alike: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """The row numbers of each part, in ascending order; every row is in one part.
 
-    Shapes: labels (rows, tasks) float32, NaN = missing; names and groups (rows,) str.
+    Shapes: labels (rows, tasks) float32, NaN = missing; names and groups (rows,) str; alike (rows,)
+    of any type, the same value for rows that are identical. These are in one part, and so are the
+    groups that share them.
 
     "stratified": the parts have the sizes asked for, to the row if no group has two, and of every
     task a part has its share of each answer (positives, negatives, classes, quartiles), hence of
@@ -58,12 +65,43 @@ def split_rows(
     if by not in POLICIES:
         raise ValueError(f"`by` is no way to split. Expected one of {POLICIES}. Received: {by!r}")
     if by == "hash":
-        part = _by_hash(names if groups is None else groups, shares, seed)
+        names = names if groups is None else groups
+        part = _by_hash(_first_names(names, units(names, alike)), shares, seed)
     else:
-        answers = _answers(labels, tasks)
-        unit = np.arange(len(labels)) if groups is None else pd.factorize(groups)[0]
-        part = _Stratified(answers, unit, shares, seed).run()[unit]
+        unit = units(np.arange(len(labels)) if groups is None else groups, alike)
+        part = _Stratified(_answers(labels, tasks), unit, shares, seed).run()[unit]
     return [np.flatnonzero(part == number) for number in range(len(shares))]
+
+
+def units(groups: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:
+    """Number what is never parted, (rows,) int: groups, those with identical rows as one.
+
+    Shapes: groups and alike (rows,); numbers count from 0 in the order of the rows.
+    """
+    group = pd.factorize(groups)[0]
+    if alike is None:
+        return group
+    same = pd.factorize(alike)[0]
+    if same.max(initial=-1) + 1 == len(same):  # no row is like another
+        return group
+    # Groups on one side, identical rows on the other; every row joins two of them.
+    ends = group, same + group.max() + 1
+    size = ends[1].max() + 1
+    graph = coo_array((np.ones(len(group), dtype=bool), ends), shape=(size, size))
+    return pd.factorize(connected_components(graph, directed=False)[1][group])[0]
+
+
+def _first_names(names: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """For each row the name in its unit that sorts first as text."""
+    codes, distinct = pd.factorize(names)
+    if unit.max(initial=-1) + 1 == len(distinct):  # one name in each
+        return names
+    order = np.argsort(distinct.astype(str), kind="stable")
+    rank = np.empty(len(order), dtype=int)
+    rank[order] = np.arange(len(order))
+    first = np.full(unit.max() + 1, len(order))
+    np.minimum.at(first, unit, rank[codes])
+    return distinct[order[first[unit]]]
 
 
 def _by_hash(names: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:

@@ -58,12 +58,19 @@ class Table(Manifest):
     named: bool = False
 
     def _names(self) -> np.ndarray:
-        return self.images if self.named else row_keys(self.features, self.columns)
+        return self.images if self.named else self.identical_rows()
 
     def _find_leaks(
         self, parts: np.ndarray, pictures: bool, progress: Callable[[], None] | None
     ) -> list[Leak]:
-        return find_row_leaks(self.features, parts, self.groups)
+        return find_row_leaks(self.identical_rows(), parts, self.groups)
+
+    def identical_rows(self) -> np.ndarray:
+        """Number the rows by content, (rows,) uint64: the same number for the same features.
+
+        Missing features are alike, and so are 0.0 and -0.0.
+        """
+        return row_keys(self.features, self.columns)
 
     @classmethod
     def load(

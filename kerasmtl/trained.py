@@ -16,6 +16,7 @@ import pandas as pd
 
 from kerasmtl.manifest import SPLITS, Manifest
 from kerasmtl.modules.folders import write_aside
+from kerasmtl.splits import units
 from kerasmtl.table import Table
 from kerasmtl.tasks import Task
 
@@ -93,8 +94,8 @@ class Trained:
         """The rows of each part, as the training had them, and what is to be said about it.
 
         A row that was there is in the part that it was in, whatever its file says now; so is a
-        copy of one, and a row of a group that was there. A row that is new is where the file puts
-        it: by its split column, or by drawing.
+        row that is identical to one, and a row of a group that was there. A row that is new is
+        where the file puts it: by its split column, or by drawing.
         """
         parts = self._known_parts(manifest)
         new = parts == _NEW
@@ -118,6 +119,10 @@ class Trained:
             likes.append((pd.Series(_texts(manifest.groups)), groups))
         for keys, known in likes:
             parts = parts.fillna(keys.map(known))
+        if parts.isna().any():  # files are read only if there are new rows
+            groups = np.arange(len(manifest)) if manifest.groups is None else manifest.groups
+            together = pd.Series(units(groups, manifest.identical_rows()))
+            parts = parts.fillna(together.map(parts.groupby(together).min()))
         return parts.fillna(_NEW).to_numpy("uint8")
 
     def _notes(self, manifest: Manifest, parts: np.ndarray, new: np.ndarray) -> list[str]:

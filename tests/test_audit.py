@@ -139,22 +139,17 @@ def advice(labels):
     return " ".join(audit(labels, tasks(labels.shape[1])).advice)
 
 
-def test_advice_names_amounts_and_rows():
+def test_advice_names_amounts():
     labels, _ = related(1_500, 2)
     assert "Amounts are similar: 1500 to 1500" in advice(labels)
-    assert "1500 labelled rows are few: train the head alone" in advice(labels)
     labels[100:, 1] = NAN
     assert "1500 known labels of 't0', 100 of 't1', 15 times fewer" in advice(labels)
-    assert "last layers" in advice(np.zeros((2_000, 1), "float32"))
-    assert "try everything" in advice(np.zeros((20_000, 1), "float32"))
-    assert all("rule of thumb" in advice(np.zeros((n, 1), "float32")) for n in (10, 3_000))
 
 
 def test_rows_without_labels_do_not_count():
     labels = np.zeros((2_100, 1), "float32")
     labels[:200] = NAN
     assert "200 of 2100 rows have no label at all" in advice(labels)
-    assert "1900 labelled rows are few" in advice(labels)
 
 
 def test_six_hundred_tasks_are_audited():

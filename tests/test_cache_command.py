@@ -17,7 +17,8 @@ ARRAYS = (Array("features", (250,), "float32"),)
 
 
 def plan(letter, rows=100, views=1):
-    about = {"model": f"model_{letter}", "rows": rows, "views": views, "first": "labels.csv line 2"}
+    first = "labels.csv line 2"
+    about = {"backbone": f"model_{letter}", "rows": rows, "views": views, "first": first}
     return Plan(letter * 64, rows, ARRAYS, about)
 
 
@@ -44,7 +45,8 @@ def run(*arguments, **settings):
 def test_the_list_shows_what_rows_size_and_date(root):
     shown = run().output
     lines = {line.split()[1]: line for line in shown.splitlines() if "model_" in line}
-    assert "model_a, from labels.csv line 2" in lines["a" * 12]
+    cells = [cell.strip() for cell in lines["a" * 12].split("│")[1:-1]]
+    assert cells[1:3] == ["model_a", "labels.csv line 2"]
     assert "100" in lines["a" * 12] and "0.1" in lines["a" * 12]
     made = entries(root)[0].made
     assert made[:10] in lines["a" * 12]
@@ -52,9 +54,17 @@ def test_the_list_shows_what_rows_size_and_date(root):
     assert str(root) in shown and "3 entries, 0.2 MB" in shown
 
 
+def test_entries_of_older_versions_have_the_model_for_the_backbone(tmp_path):
+    about = {"model": "older", "rows": 9, "views": 1, "first": "x"}
+    made = Plan("d" * 64, 9, ARRAYS, about)
+    make_entry(tmp_path, made, lambda first: [{"features": np.zeros((9, 250), "float32")}])
+    assert "older" in run("--folder", str(tmp_path)).output
+
+
 def test_one_entry_and_json(root):
     (only,) = json.loads(run("b", "--json").output)
     assert only["key"] == "b" * 64 and only["rows"] == 100 and only["of_views"] == 3
+    assert only["of_backbone"] == "model_b"
     assert only["bytes"] >= 100_000 and only["path"] == str(root / only["key"])
     assert len(json.loads(run("--json").output)) == 3
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerasmtl.duplicates import merge_duplicates, row_keys
+from kerasmtl import duplicates
+from kerasmtl.duplicates import identical_files, merge_duplicates, row_keys
 from kerasmtl.manifest import Manifest
 from kerasmtl.tasks import Task
 
@@ -133,3 +134,52 @@ def test_keys_know_rows_by_their_numbers_alone():
     assert (row_keys(features[:, ::-1], list("abcd")) != keys).any()
     zeros = np.array([[0.0], [-0.0]], "float32")
     assert len(set(row_keys(zeros, ["a"]).tolist())) == 1
+
+
+def numbers(folder, contents):
+    """The codes of files of these contents, None = absent."""
+    for at, content in enumerate(contents):
+        if content is not None:
+            (folder / str(at)).write_bytes(content)
+    return identical_files([str(folder / str(at)) for at in range(len(contents))]).tolist()
+
+
+def test_files_are_the_same_by_their_bytes(tmp_path):
+    long = b"x" * 20_000
+    contents = [b"one", b"two", b"one", long, b"y" + long[1:], long, b"one!", long[:-1] + b"y"]
+    codes = numbers(tmp_path, contents)
+    assert [codes.index(code) for code in codes] == [contents.index(c) for c in contents]
+
+
+def test_links_are_the_file_that_they_name(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "c").hardlink_to(tmp_path / "a")
+    assert len(set(identical_files([str(tmp_path / name) for name in "abc"]).tolist())) == 1
+
+
+def test_what_cannot_be_read_is_like_nothing_else(tmp_path):
+    (tmp_path / "5").mkdir()
+    (tmp_path / "6").mkdir()
+    assert len(set(numbers(tmp_path, [None, None, b"", b"", b"x"]))) == 5
+    assert len(set(identical_files([str(tmp_path / name) for name in "56"]).tolist())) == 2
+    assert identical_files([]).shape == (0,)
+
+
+def test_only_files_of_equal_size_are_opened_and_read_whole_if_their_ends_are_equal(
+    tmp_path, monkeypatch
+):
+    opened = []
+
+    def spy(path, *arguments, **options):
+        opened.append(path[-1])
+        return open(path, *arguments, **options)
+
+    monkeypatch.setattr(duplicates, "open", spy, raising=False)
+    size = 20_000
+    contents = [b"a" * size, b"b" * size, b"c" * (size - 1), b"b" * (size - 1) + b"x", b"xy"]
+    numbers(tmp_path, contents)
+    assert sorted(opened) == ["0", "1", "3"]
+    opened.clear()
+    numbers(tmp_path, [*contents, b"y" + b"b" * (size - 1)])
+    assert sorted(opened) == ["0", "1", "1", "3", "5", "5"]

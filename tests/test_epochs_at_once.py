@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(shared_pictures, tmp_path, first
     assert_same(train(shared_pictures, directory=tmp_path / "part"), whole)
 
 
-def table(folder, spoilt=None):
+def table(folder, spoilt=None, label=np.nan):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, (13, 3)).astype("float32")
     labels[rng.random(labels.shape) < 0.3] = np.nan
@@ -194,6 +194,21 @@ def test_a_loss_that_is_nan_is_named_with_its_batch_and_rows(tmp_path, spoilt, r
     assert messages[0] == messages[1]
     assert "in epoch 1, batch " in messages[0] and "rows: " in messages[0]
     assert spoilt is None or "row 6" in messages[0]
+
+
+def test_a_label_that_is_none_is_named_with_its_batch_and_rows(tmp_path):
+    """As batch by batch, also in the second stretch of an epoch."""
+    rows = table(tmp_path)
+    for row in (3, 12):
+        labels = rows.labels.copy()
+        labels[row, 0] = 2
+        spoilt = kt.Table.from_arrays(rows.features, labels, rows.tasks)
+        messages = [
+            train_on(spoilt, keras.optimizers.SGD(0.1), callbacks)[0]
+            for callbacks in ([], [Batches()])
+        ]
+        assert messages[0] == messages[1] and "`y_true` must be" in messages[0]
+        assert re.search(rf"epoch 1, batch \d, which has \d rows: .*row {row}\b", messages[0])
 
 
 def test_a_validation_loss_that_is_nan_ends_nothing(tmp_path):

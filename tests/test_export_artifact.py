@@ -142,6 +142,21 @@ def test_the_card_is_a_table_by_task_and_lets_no_name_break_it(exported):
     assert "of 120 rows of the validation part, before calibration; accuracy and F1" in card
 
 
+@pytest.mark.parametrize(
+    ("name", "title", "shown"),
+    [
+        ("p_inter", r"p\_inter", "`POST /v1/models/p_inter:predict`"),
+        ("a*b|c", r"a\*b\|c", "`POST /v1/models/a*b|c:predict`"),
+        ("a`b``c", r"a\`b\`\`c", "```POST /v1/models/a`b``c:predict```"),
+        ("two\nlines", "two lines", "`POST /v1/models/two lines:predict`"),
+    ],
+)
+def test_a_name_is_escaped_in_text_and_left_alone_in_code(about, name, title, shown):
+    card = model_card({**about, "name": name})
+    assert card.startswith(f"# {title}, version") and shown in card
+    assert shown.replace("v1", "v2").replace(":predict", "/infer") in card
+
+
 def test_a_card_without_scores_says_so(about):
     assert "Not measured." in model_card({**about, "metrics": None, "data": None, "licence": None})
 

@@ -19,6 +19,7 @@ from kerasmtl.sources import permutation, source_of
 from kerasmtl.training import feature_cache, feature_computing, feature_dataset, feature_key
 from kerasmtl.training.feature_cache import cache_features
 from kerasmtl.training.features import split_model
+from modules import save_reusable
 
 L = keras.layers
 ROWS, COLUMNS = 150, 6
@@ -156,7 +157,7 @@ def test_several_border_tensors(data, folder):
     features, head = split_model(model)
     assert set(features.output) == {"features_0", "features_1", "features_2"}
     same_batches(features, data, cached)
-    head.compile("sgd", kt.MaskedBinaryCrossentropy())
+    head.compile("sgd", kt.MaskedBinaryCrossentropy(from_logits=True))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         head.fit(cached, shuffle=False, verbose=0)
@@ -538,3 +539,23 @@ def test_two_processes_at_once_agree(shared_pictures, folder):
     assert [process.returncode for process in running] == [0, 0]
     assert sums[0] == sums[1] and float(sums[0]) > 0
     assert len(entries(folder)) == 1 and len(os.listdir(folder)) == 1
+
+
+def test_an_entry_names_the_backbone_by_what_it_was_loaded_from(
+    tmp_path, data, folder, shared_pictures
+):
+    module = save_reusable(tmp_path / "module")
+    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+    rows = kt.make_dataset(manifest, 32, 4)
+    image = keras.Input((32, 32, 3))
+    own = keras.Model(image, L.GlobalMaxPooling2D()(L.Conv2D(4, 3)(image)), name="own_network")
+    own.trainable = False
+    expected = []
+    for backbone, name in [(str(module), str(module)), (own, "own_network")]:
+        model = kt.build_model(backbone, manifest.tasks, 32)
+        cache_features(model, rows, folder, progress=False)
+        expected.append(name)
+    model = model_of()
+    cache_features(model, data, folder, progress=False)
+    found = {entry.about["backbone"] for entry in entries(folder)}
+    assert found == {*expected, model.name}

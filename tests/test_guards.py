@@ -157,6 +157,27 @@ def test_a_nan_input_in_the_first_epoch_leaves_the_first_weights():
         np.testing.assert_array_equal(weight, kept)
 
 
+@pytest.mark.parametrize("eagerly", [False, True], ids=["graph", "eager"])
+def test_a_label_that_is_none_names_epoch_and_batch_and_what_to_do(eagerly):
+    x, y = arrays()
+    y[5, 0] = -1
+    model = model_of()
+    model.compile("sgd", kt.MaskedBinaryCrossentropy(), run_eagerly=eagerly, jit_compile=False)
+    before = [w.copy() for w in model.get_weights()]
+    with pytest.raises(LossNotFinite, match="epoch 1, batch 3.*`y_true` must be.*missing=-1") as e:
+        fine_tune(model, data(x, y), plan=[Stage("all", 5, 1e-3)], verbose=0)
+    assert "[" not in str(e.value) and "got -1 to -1 in 1 " in str(e.value)
+    assert "learning rate" not in str(e.value)
+    for weight, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, kept)
+
+
+def test_labels_that_are_none_in_the_validation_blame_no_batch_of_the_training():
+    x, y = arrays()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`y_true` must be"):
+        fine_tune(model_of(), data(x, y), data(x, y - 1), plan=[Stage("all", 2, 1e-3)], verbose=0)
+
+
 def test_a_last_step_that_spoils_the_weights_is_noticed():
     class Last(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

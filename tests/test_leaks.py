@@ -6,6 +6,7 @@ from PIL import Image, ImageEnhance
 
 from kerasmtl.leaks import find_leaks, find_row_leaks
 from kerasmtl.manifest import Manifest
+from kerasmtl.table import Table
 
 
 def scene(seed, size=(160, 120)):
@@ -115,8 +116,9 @@ def test_near_hashes_are_those_that_a_full_comparison_finds():
 
 
 def test_rows_of_numbers_in_two_parts_are_found():
-    features = np.array([[1, 2], [3, 4], [1, 2], [3, 4]], "float32")
-    leaks = find_row_leaks(features, np.array(list("aabb")))
+    features = np.array([[1, 2], [3, -0.0], [1, 2], [3, 0.0]], "float32")
+    table = Table.from_arrays(features, np.zeros((4, 1)), ["a"])
+    leaks = find_row_leaks(table.identical_rows(), np.array(list("aabb")))
     assert [(leak.kind, leak.first, leak.second) for leak in leaks] == [
         ("same row", 0, 2),
         ("same row", 1, 3),

@@ -13,6 +13,7 @@ from loss_table import CASES, ROWS, TASKS, row_costs
 from kerasmtl.masking import with_known
 
 NAN = float("nan")
+Refused = tf.errors.InvalidArgumentError
 MODES = ["eager", "graph", "xla"]
 HIDDEN = [0.0, 1.0, 0.3, 1e30, -1e30, NAN, np.inf, -np.inf]
 VARIANTS = [
@@ -130,14 +131,38 @@ def test_a_nan_prediction_of_a_known_cell_is_never_hidden(name, logits, mode, se
 @modes
 @variants
 @pytest.mark.parametrize("wrong", [-0.5, 1.5, 2.0, np.inf, -np.inf])
-def test_a_label_that_is_none_makes_its_row_nan(name, logits, mode, wrong):
+def test_a_label_that_is_none_is_refused_and_under_xla_makes_its_row_nan(name, logits, mode, wrong):
     y, p = CASES[name].data(3, 0.5, logits)
     # A regression label may be any finite number.
     wrong = np.copysign(np.inf, wrong) if CASES[name].kind == "numbers" else wrong
     y[2, 1 % y.shape[1]] = 9.0 if CASES[name].kind == "classes" and wrong == 2 else wrong
-    value, slope = differentiated(name, logits, mode)(y, p)
+    call = differentiated(name, logits, mode)
+    if mode != "xla":  # which drops assertions
+        with pytest.raises(Refused, match=rf"`y_true` must be .*\[{y[2, 1 % y.shape[1]]:g}\]"):
+            call(y, p)
+        return
+    value, slope = call(y, p)
     assert np.isnan(value[2]) and np.isnan(slope[2, 1])
     assert not np.isnan(others(name, value, 2)).any()
+
+
+@modes
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.kind != "numbers"])
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, 7.0, np.inf, -np.inf])
+def test_a_logit_taken_for_a_probability_is_refused_and_under_xla_makes_its_row_nan(
+    name, mode, wrong
+):
+    y, p = CASES[name].data(1, 0.5)
+    y[1, 0], p[1, 0] = 1.0, wrong
+    call = differentiated(name, False, mode)
+    if mode != "xla" and np.isfinite(wrong):
+        with pytest.raises(Refused, match=rf"`y_pred` must be .*\[{wrong:g}\].*from_logits=True"):
+            call(y, p)
+    else:
+        value, _ = call(y, p)
+        assert np.isnan(value[1]) and not np.isnan(others(name, value, 1)).any()
+    p[1, 0] = 1.0 + 5e-7  # as sums of float32 round
+    assert np.isfinite(call(y, p)[0]).all()
 
 
 @modes

@@ -115,9 +115,9 @@ def test_multiclass_keeps_the_laws(logits, xla):
             value = loss(y, p)
         return value, tape.gradient(value, p)
 
-    results = []
+    results, chances = [], abs(z) / abs(z).sum(1, keepdims=True)
     for hidden in [0.2, NAN, np.inf, -1e30]:
-        p = np.where(missing[:, None], np.float32(hidden), z if logits else abs(z) + 0.1)
+        p = np.where(missing[:, None], np.float32(hidden), z if logits else chances)
         coded = np.where(missing, np.float32(-1), y)
         value, slope = both(tf.constant(coded), tf.constant(p))
         assert (value.numpy()[missing] == 0).all() and (slope.numpy()[missing] == 0).all()
@@ -128,12 +128,20 @@ def test_multiclass_keeps_the_laws(logits, xla):
     assert np.isnan(value[1]) and np.isnan(slope[1]).any()
 
 
+@pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("wrong", [3.0, -2.0, 0.5, np.inf, 1e30])
-def test_a_label_that_is_no_class_makes_its_row_nan(wrong):
+def test_a_label_that_is_no_class_is_refused_and_under_xla_makes_its_row_nan(wrong, jit):
     y, z = class_case()
     y[1] = wrong
-    value = kt.MaskedCategoricalCrossentropy(True, reduction="none")(y, z).numpy()
-    assert np.isnan(value[1]) and not np.isnan(np.delete(value, 1)).any()
+    loss = tf.function(
+        kt.MaskedCategoricalCrossentropy(True, reduction="none"), jit_compile=jit, autograph=False
+    )
+    if jit:
+        value = loss(y, z).numpy()
+        assert np.isnan(value[1]) and not np.isnan(np.delete(value, 1)).any()
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="`y_true` must be a class from 0"):
+            loss(y, z)
 
 
 @pytest.mark.parametrize("shapes", [((4, 3), (4, 3)), ((4,), (3, 2)), ((4,), (4,))])
@@ -271,15 +279,52 @@ def test_unknown_cells_of_weight_0_are_not_there(make, normalization, hidden):
     np.testing.assert_allclose(make()(y, p), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.kind != "numbers"])
-@pytest.mark.parametrize("wrong", [-0.1, 1.1, 7.0, np.inf, -np.inf])
-def test_a_logit_taken_for_a_probability_makes_its_row_nan(name, wrong):
-    y, p = CASES[name].data(1, 0.5)
-    y[1, 0], p[1, 0] = 1.0, wrong
-    value = CASES[name].make(reduction="none")(y, p).numpy()
-    assert np.isnan(value[1]) and (CASES[name].by_batch or not np.isnan(np.delete(value, 1)).any())
-    p[1, 0] = 1.0 + 5e-7
-    assert np.isfinite(CASES[name].make()(y, p))
+def network(activation, **options):
+    """A model of two outputs, compiled with the default mode of Keras, and its rows."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, activation)])
+    model.compile("sgd", kt.MaskedBinaryCrossentropy(**options.pop("loss", {})), **options)
+    x = 5 * np.random.default_rng(0).normal(size=(40, 3)).astype("float32")
+    return model, x, np.random.default_rng(1).choice([0, 1, NAN], (40, 2)).astype("float32")
+
+
+runs = pytest.mark.parametrize("eagerly", [False, True], ids=["graph", "eager"])
+
+
+@runs
+@pytest.mark.parametrize("step", ["fit", "evaluate", "train_on_batch"])
+def test_labels_of_minus_one_end_the_training_with_what_to_do(eagerly, step):
+    model, x, y = network("sigmoid", run_eagerly=eagerly, jit_compile=False)
+    coded = np.where(np.isnan(y), -1, y).astype("int32")
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        getattr(model, step)(x, coded, **({"verbose": 0} if step != "train_on_batch" else {}))
+    said = str(caught.value)
+    assert "`y_true` must be from 0 to 1, or NaN (= missing)" in said and "missing=-1" in said
+    first = np.isnan(y if step == "train_on_batch" else y[:32]).sum()
+    assert step == "fit" or f"[{first}]" in said  # fit shuffles
+    model, x, _ = network("sigmoid", run_eagerly=eagerly, loss={"missing": -1}, jit_compile=False)
+    model.fit(x, coded, verbose=0)
+
+
+@runs
+def test_a_forgotten_from_logits_ends_the_training_with_what_to_do(eagerly):
+    model, x, y = network(None, run_eagerly=eagerly, jit_compile=False)
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        model.fit(x, y, verbose=0)
+    assert "`y_pred` must be probabilities" in str(caught.value)
+    assert "from_logits=True" in str(caught.value)
+
+
+def test_a_training_that_diverged_is_no_matter_of_the_labels():
+    model, x, y = network("sigmoid", jit_compile=False)
+    model.layers[0].bias.assign([NAN, NAN])
+    assert np.isnan(model.fit(x, y, verbose=0).history["loss"][0])
+
+
+def test_symbolic_tensors_have_a_loss():
+    y, p = keras.KerasTensor((4, 2)), keras.KerasTensor((4, 2))
+    for loss in (kt.MaskedBinaryCrossentropy(), losses.ExpectedPositives(1.0)):
+        assert loss(y, p).shape == ()
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items()])

@@ -77,6 +77,22 @@ def trained(strategy, make, rows, batch, known=0.6, drop=False):
     }
 
 
+def refused(strategy):
+    """What is said of labels of -1, and of one alone, in the rows of the second replica."""
+    with strategy.scope():
+        model = model_of({"binary": kt.MaskedBinaryCrossentropy()})
+    x, y = data(["binary"], 24, 0.6)
+    found = []
+    for coded in (np.where(np.isnan(y["binary"]), -1, y["binary"]), y["binary"].copy()):
+        coded[11, 2] = -1
+        batches = tf.data.Dataset.from_tensor_slices((x, {"binary": coded})).batch(12)
+        try:
+            model.fit(batches, verbose=0)
+        except tf.errors.InvalidArgumentError as error:
+            found.append(str(error))
+    return found
+
+
 def mean_and_stock():
     return {
         "ours": kt.MaskedBinaryCrossentropy(normalization="mean"),
@@ -94,6 +110,7 @@ import test_losses_replicas as t
 one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 print(json.dumps({
     "even": [t.trained(s, t.losses, 25, 12, drop=True) for s in (one, two)],
+    "refused": t.refused(two),
     "uneven": t.trained(two, t.mean_and_stock, 17, 12, known=1.0),
 }))
 """
@@ -121,6 +138,12 @@ def test_batches_that_divide_by_the_replicas_give_the_update_of_one_device(found
         )
     assert len(one["balancers"]) == len(BALANCERS)
     np.testing.assert_allclose(two["balancers"], one["balancers"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_wrong_label_of_any_replica_ends_the_training(found):
+    assert len(found["refused"]) == 2
+    assert all("`y_true` must be from 0 to 1" in said for said in found["refused"])
 
 
 @pytest.mark.slow

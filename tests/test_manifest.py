@@ -478,6 +478,30 @@ def test_by_hash_every_part_that_the_column_lacks_is_drawn_and_stays(read):
     assert {image: after[image] for image in before} == before
 
 
+def test_images_of_the_same_bytes_stay_together_and_join_their_groups(read, tmp_path):
+    for at in range(60):  # rows 0 to 9 are one image; 20 and 30, of two videos, another
+        content = "one" if at < 10 else "other" if at in (20, 30) else f"image {at}"
+        (tmp_path / str(at)).write_text(content)
+    for manifest in (numbered(read, 60), grouped(read, 60)):
+        for seed in range(3):
+            side = {
+                image: at
+                for at, part in enumerate(manifest.split(seed=seed))
+                for image in part.images
+            }
+            assert len({side[str(at)] for at in range(10)}) == 1 and side["20"] == side["30"]
+            assert manifest.leaks(seed=seed, pictures=False).empty
+    assert len({side[str(at)] for at in range(20, 40)}) == 1
+
+
+def test_parts_drawn_from_the_train_rows_part_no_identical_ones(read, tmp_path):
+    for at in range(100):
+        (tmp_path / str(at)).write_text(f"image {at // 4}")
+    parts = numbered(read, 100, ["train"] * 80 + ["test"] * 20).split(seed=1)
+    images = [{int(image) // 4 for image in part.images} for part in parts]
+    assert sum(map(len, images)) == 25 and images[2] == set(range(20, 25))
+
+
 def test_a_manifest_carries_how_it_is_split(read):
     text = table([f"{i},{i % 2}" for i in range(50)])
     manifest = read(text, split_by="hash")

@@ -43,7 +43,20 @@ def test_what_no_part_can_have_is_not_warned_of(tmp_path):
 
 def test_groups_that_the_split_column_cuts_are_named(tmp_path):
     manifest = read(tmp_path, ROWS, group_column="video")
-    with pytest.warns(UserWarning, match=r"1 groups .*'v1', train in line 3 and test in line 12"):
+    with pytest.warns(
+        UserWarning, match=r"groups .* 1 in all.*'v1', train in line 3 and test in line 12"
+    ):
+        manifest.split()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        manifest.split((0.5, 0.5))
+
+
+def test_identical_rows_that_the_split_column_cuts_are_named(tmp_path):
+    for at in range(12):
+        (tmp_path / f"{at}.png").write_text("one" if at in (2, 3, 10) else f"image {at}")
+    manifest = read(tmp_path, ROWS)
+    with pytest.warns(UserWarning, match="identical rows .* 1 in all.*'2.png', train in line 4 "):
         manifest.split()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -6,12 +6,10 @@ import pytest
 import tensorflow as tf
 
 import kerasmtl as kt
+from kerasmtl.depth import HEAD_ALONE, LAST_ALONE, LITTLE
 from kerasmtl.training import Plan, Stage, choose_plan, make_plan
 from kerasmtl.training.fine_tuning import count_labels
 from kerasmtl.training.plans import (
-    HEAD_ALONE,
-    LAST_ALONE,
-    LITTLE,
     PLANS,
     as_plan,
     backbone_parameters,

@@ -201,3 +201,82 @@ def test_no_part_stays_empty_if_there_are_enough_groups(sizes, expected):
     for seed in range(5):
         found = [len(part) for part in split(labels, seed=seed, groups=groups)]
         assert min(found) >= 1 and (expected is None or found == expected)
+
+
+def together(groups, alike):
+    """The rows of each connected component, by a search that knows nothing of matrices."""
+    left, found = set(range(len(alike))), []
+    while left:
+        reached = {min(left)}
+        while True:
+            more = {
+                row
+                for row in left
+                if any(groups[row] == groups[r] or alike[row] == alike[r] for r in reached)
+            }
+            if more <= reached:
+                break
+            reached |= more
+        found.append(sorted(reached))
+        left -= reached
+    return found
+
+
+@given(st.integers(1, 60), st.integers(1, 40), st.sampled_from([None, 5, 30]), st.integers(0, 5))
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_identical_rows_and_groups_that_share_them_stay_together(rows, values, groups, seed):
+    rng = np.random.default_rng(seed)
+    labels, alike = holed(rows, 2, seed), rng.integers(0, values, rows)
+    chosen = None if groups is None else rng.integers(0, groups, rows)
+    for by in ("stratified", "hash"):
+        parts = split(labels, seed=seed, by=by, groups=chosen, alike=alike)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(rows))
+        side = np.empty(rows, int)
+        for at, part in enumerate(parts):
+            side[part] = at
+        for members in together(np.arange(rows) if chosen is None else chosen, alike):
+            assert len(set(side[members])) == 1
+
+
+GROUPS = np.random.default_rng(3).integers(0, 15, 60)
+BEFORE = {  # the val and test rows as they were drawn before identical rows were kept together
+    ("stratified", False): (
+        [0, 10, 15, 16, 27, 30, 43, 45, 47],
+        [2, 6, 11, 31, 37, 46, 53, 54, 55],
+    ),
+    ("stratified", True): (
+        [8, 12, 18, 26, 35, 36, 41, 48, 50, 57],
+        [3, 11, 14, 20, 21, 24, 25, 52, 58],
+    ),
+    ("hash", False): ([10, 12, 13, 15, 18, 22, 30], [2, 5, 16, 24, 38, 42, 45, 48, 59]),
+    ("hash", True): (
+        [17, 29, 30, 31, 32, 40, 43, 44, 55],
+        [12, 13, 23, 26, 35, 36, 50, 53, 56],
+    ),
+}
+
+
+@pytest.mark.parametrize(("by", "grouped"), list(BEFORE))
+def test_without_identical_rows_nothing_has_moved(by, grouped):
+    groups = GROUPS if grouped else None
+    alike = np.random.default_rng(0).permutation(60)
+    # Rows of one group may be identical, too: they are together anyway.
+    for same in [alike, np.where(np.isin(GROUPS, [2, 7]), -GROUPS, alike)][: 1 + grouped]:
+        _, *parts = split(holed(60, 3), seed=5, by=by, groups=groups, alike=same)
+        assert tuple(part.tolist() for part in parts) == BEFORE[by, grouped]
+
+
+def test_identical_rows_leave_the_shares_as_exact_as_groups_do():
+    labels = holed(6_000, 5)
+    alike = np.random.default_rng(3).integers(0, 5_000, 6_000)
+    parts = split(labels, alike=alike)
+    assert [len(part) for part in parts] == [4_200, 900, 900]
+    assert deviation(labels, parts, SHARES) < 12
+
+
+def test_by_hash_a_copy_follows_the_first_name_and_moves_no_other_row():
+    alike = np.arange(60)
+    alike[59] = 12  # "59.jpg" is a copy of "12.jpg", which sorts first
+    _, val, test = split(holed(60, 3), seed=5, by="hash", alike=alike)
+    assert val.tolist() == [*BEFORE["hash", False][0], 59]
+    assert test.tolist() == BEFORE["hash", False][1][:-1]

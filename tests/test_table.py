@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 import kerasmtl as kt
+from kerasmtl.duplicates import row_keys
 from kerasmtl.table_files import as_text, read_features
+from modules import shared
 
 CSV = """\
 name,heat,speed,leak,worn,split
@@ -447,3 +449,32 @@ def test_rows_and_groups_in_two_parts_are_leaks(tmp_path):
 def test_a_column_has_one_meaning(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         kt.Table.load(write(tmp_path), **options)
+
+
+@pytest.mark.parametrize("by", ["stratified", "hash"])
+@pytest.mark.parametrize("ids", [False, True])
+def test_identical_rows_are_never_parted(by, ids):
+    rng = np.random.default_rng(0)
+    features = rng.choice([0.0, -0.0, 1.0, np.nan], (90, 4))
+    features[60:] = rng.normal(size=(30, 4))
+    labels = rng.integers(0, 2, (90, 2))
+    names = [f"r{at}" for at in rng.permutation(90)] if ids else None
+    table = kt.Table.from_arrays(features, labels, ["a", "b"], ids=names)
+    keys = [set(row_keys(part.features, part.columns).tolist()) for part in table.split(by=by)]
+    assert sum(map(len, keys)) == len(set.union(*keys)) < 90
+    assert table.leaks(by=by).empty
+
+
+def test_rows_that_are_all_identical_are_refused_by_that_reason():
+    table = kt.Table.from_arrays(np.ones((50, 2)), np.zeros((50, 1)), ["a"])
+    with pytest.raises(ValueError, match="empty.*50 rows in 1 groups.*split column.*identical"):
+        table.split()
+
+
+@pytest.mark.filterwarnings("ignore:.*the same features and different labels")
+def test_kerasmtls_own_split_of_tox21_has_no_leak():
+    table = kt.Table.load(shared("data", "tox21") / "train.npz")
+    assert len(np.unique(table.features, axis=0)) == len(table) - 225
+    for by in ("stratified", "hash"):
+        assert table.leaks(by=by).empty
+    assert [len(part) for part in table.split()] == [4_530, 971, 971]

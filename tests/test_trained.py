@@ -145,6 +145,35 @@ def test_rows_with_ids_are_known_by_them(tmp_path):
     assert set(parts["test"].images) == set(before.split()[2].images) and notes == []
 
 
+def test_a_new_name_of_a_trained_row_is_no_new_row(tmp_path):
+    data = frame().assign(id=[f"r{n}" for n in range(60)])
+    before = table(tmp_path, data, id_column="id")
+    trained = trained_on(before, id_column="id")
+    copies = data.assign(id=[f"c{n}" for n in range(60)])
+    now = table(tmp_path, pd.concat([data, copies]), id_column="id")
+    parts, _ = trained.parts_of(now)
+    expected = [{n[1:] for n in part.images} for part in before.split()]
+    assert [{n[1:] for n in part.images} for part in parts.values()] == expected
+    assert sum(map(len, parts.values())) == 120
+
+
+def test_a_copy_of_a_trained_image_is_not_scored(picture_folder):
+    path = picture_folder / "labels.csv"
+    manifest = kt.Manifest.from_csv(path)
+    trained = trained_on(manifest)
+    header, *lines = path.read_text().splitlines()
+    for number, image in enumerate(manifest.images):
+        content = (picture_folder / image).read_bytes() + bytes([number])  # all fixtures differ
+        for name in (image, f"{image}-copy"):
+            (picture_folder / name).write_bytes(content)
+    copies = [line.replace(",", "-copy,", 1) for line in lines]
+    path.write_text("\n".join([header, *lines, *copies]) + "\n")
+    parts, _ = trained.parts_of(kt.Manifest.from_csv(path))
+    for part, before in zip(parts.values(), manifest.split(), strict=True):
+        assert {image.removesuffix("-copy") for image in part.images} == {*before.images}
+        assert len(part) == 2 * len(before)
+
+
 def test_pictures_are_known_by_their_path(picture_folder):
     path = picture_folder / "labels.csv"
     manifest = kt.Manifest.from_csv(path)

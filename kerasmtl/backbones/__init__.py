@@ -11,7 +11,14 @@ from kerasmtl.backbones.applications import application, application_size, parse
 from kerasmtl.backbones.hub import HubLayer
 from kerasmtl.backbones.keras_hub import is_preset, preset, preset_size
 
-__all__ = ["HubLayer", "backbone_layers", "backbones_in", "image_size", "load_backbone"]
+__all__ = [
+    "HubLayer",
+    "backbone_layers",
+    "backbone_names",
+    "backbones_in",
+    "image_size",
+    "load_backbone",
+]
 
 
 def load_backbone(
@@ -53,6 +60,7 @@ def load_backbone(
             )
         model = application(*named, trainable) if named else preset(handle, trainable)
         model.picture_size = application_size(named[0]) if named else preset_size(handle)
+        model.handle = handle
         return model
     return HubLayer(handle, trainable=trainable, sha256=sha256)
 
@@ -67,6 +75,18 @@ def image_size(backbone: keras.Model | HubLayer) -> tuple[int, int] | None:
     if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:3]:
         return None
     return tuple(shape[1:3])
+
+
+def backbone_names(model: keras.Model) -> list[str]:
+    """Name the backbones inside a model: by their handles, or, of a model of one's own, its name.
+
+    A keras.applications or KerasHub network that was saved and loaded has its name, too.
+    """
+    return [
+        getattr(layer, "handle", layer.name)
+        for layer in model.layers
+        if isinstance(layer, HubLayer) or isinstance(layer, keras.Model) and layer.weights
+    ]
 
 
 def backbone_layers(model: keras.Model) -> list[Any]:

@@ -103,13 +103,15 @@ def print_predictions(
     from rich.table import Table
     from rich.text import Text
 
+    from kerasmtl.report import Name
+
     table = Table()
-    table.add_column(first, overflow="fold")
+    table.add_column(first)
     for task in values[0]:
-        table.add_column(Text(task), justify="right", overflow="fold")
+        table.add_column(Name(task), justify="right", overflow="fold")
     for name, found, decided in zip(names, values, decisions, strict=True):
         cells = (_cell(value, decided.get(task)) for task, value in found.items())
-        table.add_row(Text(name), *map(Text, cells))
+        table.add_row(Name(name), *map(Text, cells))
     print_table(table)
 
 

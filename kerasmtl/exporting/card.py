@@ -146,10 +146,11 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
 
 
 def _request(about: Mapping[str, Any]) -> str:
+    name = about["name"]
     return (
-        f"TensorFlow Serving: `POST /v1/models/{_plain(about['name'])}:predict`; Open Inference "
-        f"Protocol: `POST /v2/models/{_plain(about['name'])}/infer`. Requests and the answers that "
-        "this version gave before it was published are in `golden/`."
+        f"TensorFlow Serving: {_code(f'POST /v1/models/{name}:predict')}; Open Inference Protocol: "
+        f"{_code(f'POST /v2/models/{name}/infer')}. Requests and the answers that this version "
+        "gave before it was published are in `golden/`."
     )
 
 
@@ -164,5 +165,18 @@ def _number(value: Any) -> Any:
 
 def _plain(value: Any) -> str:
     """Text that stays one cell and no markup."""
-    text = "" if value is None else " ".join(str(value).split())
-    return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", text)
+    return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", _one_line(value))
+
+
+def _code(value: Any) -> str:
+    """A code span, in which nothing is escaped: its fence is longer than any in the text.
+
+    The text must neither begin nor end with a backtick.
+    """
+    text = _one_line(value)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}"
+
+
+def _one_line(value: Any) -> str:
+    return "" if value is None else " ".join(str(value).split())

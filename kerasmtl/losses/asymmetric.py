@@ -25,7 +25,8 @@ class AsymmetricLoss(BinaryLoss):
     probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
     Ignored, a missing cell adds exactly 0 and has a gradient of exactly 0, and with none known the
-    loss is 0. A NaN prediction of a cell that counts and a known label outside [0, 1] make it NaN.
+    loss is 0. A NaN prediction of a cell that counts makes it NaN, and a known label outside [0, 1]
+    is an error, as in `MaskedBinaryCrossentropy`.
 
     Args:
         gamma_positive, gamma_negative, gamma_unknown: γ₊, γ₋, γᵤ, 0 or more.
@@ -108,8 +109,8 @@ class HillLoss(BinaryLoss):
     Shapes: y_true (batch, tasks) float in [0, 1], NaN = missing; y_pred (batch, tasks),
     probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
-    Missing cells count as said; with none known there still is a loss. NaN predictions and known
-    labels outside [0, 1] make the loss NaN.
+    Missing cells count as said; with none known there still is a loss. NaN predictions make it NaN,
+    and known labels outside [0, 1] are an error, as in `MaskedBinaryCrossentropy`.
 
     Args:
         lam: λ, from 1: below it the loss of a 0 would be negative.

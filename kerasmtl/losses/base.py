@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from kerasmtl.balancing import Balancer
@@ -43,19 +44,23 @@ class MaskedLoss(keras.losses.Loss):
     in which a row of a smaller part counts for more, here as in Keras' own losses.
 
     A missing cell adds exactly 0 and has a gradient of exactly 0, whatever is predicted there; with
-    no known label the loss is 0. What cannot be right is never hidden: a NaN prediction of a known
-    cell, or a known label or probability outside the range of its kind (the manifest refuses such
-    a file, a loss in a graph cannot raise), makes loss and gradient NaN.
+    no known label the loss is 0. What cannot be right is never hidden: a known label or a
+    probability outside the range of its kind is an error, and a NaN or infinite prediction of a
+    known cell, as of a training that diverged, makes loss and gradient NaN. XLA drops assertions:
+    compiled with it, as `fit` is by default where there is a GPU (`jit_compile="auto"`), such
+    labels and probabilities make the loss NaN as well.
 
     Raises:
         ValueError: a wrong argument, y_true and y_pred that are not both (batch, tasks), weights
             or a balancer for another number of tasks, or sample_weight that is not (batch,).
-        tf.errors.InvalidArgumentError: shapes that differ, where only a running graph knows them.
+        tf.errors.InvalidArgumentError: a label or a probability out of range; shapes that differ,
+            where only a running graph knows them.
     """
 
     counts_unknown = False
     gaussian = False
     binary = False
+    labels_must_be = "from 0 to 1"
 
     def __init__(
         self,
@@ -98,7 +103,15 @@ class MaskedLoss(keras.losses.Loss):
         # either alone lets NaN or a constant through (0 * NaN is NaN; logit 0 costs ln 2).
         y = fill_missing(y_true, known, 0.0)
         p = fill_missing(predicted, counted, self._neutral(logits))
-        wrong = ops.logical_or(self._wrong_predictions(p, logits), self._wrong_labels(y))
+        wrong_p, wrong_y = self._wrong_predictions(p, logits), self._wrong_labels(y)
+        wrong = ops.logical_or(wrong_p, wrong_y)
+        refuse(
+            wrong,
+            lambda: [
+                labels_fault(wrong_y, y, self.labels_must_be),
+                predictions_fault(wrong_p, p),
+            ],
+        )
         spoilt = nan_where(wrong, p.dtype)
         # Of the prediction for the gradient, which clipping would make 0; of the loss for the
         # value, which a comparison would hide.
@@ -158,6 +171,54 @@ class MaskedLoss(keras.losses.Loss):
         if isinstance(balancer, dict):
             balancer = keras.saving.deserialize_keras_object(balancer)
         return cls(**{**config, "balancer": balancer})
+
+
+Fault = tuple[Any, Any, str, str]  # wrong cells, values, what these must be, and what mends them
+
+
+def labels_fault(wrong: Any, y: Any, must_be: str) -> Fault:
+    """Say of wrong labels what `refuse` does."""
+    return (
+        wrong,
+        y,
+        f"`y_true` must be {must_be}, or NaN (= missing)",
+        "of the batch: name another code of missing labels to the loss, such as missing=-1",
+    )
+
+
+def predictions_fault(wrong: Any, p: Any) -> Fault:
+    """Say of what is no probability what `refuse` does; others than finite ones are not meant."""
+    return (
+        ops.logical_and(wrong, ops.isfinite(p)),
+        p,
+        "`y_pred` must be probabilities from 0 to 1",
+        "of the batch: logits need from_logits=True in the loss, or a sigmoid (softmax) as the "
+        "model's last activation",
+    )
+
+
+def refuse(wrong: Any, faults: Callable[[], list[Fault]]) -> None:
+    """Raise InvalidArgumentError of the first fault that there is, at once or when the graph runs.
+
+    XLA drops it. `wrong`, of any shape, is True where there may be a fault; only then are the
+    faults looked at, so that a step costs no more than that one condition.
+    """
+    if not isinstance(wrong, keras.KerasTensor):
+        tf.cond(tf.reduce_any(wrong), lambda: _say(faults()), lambda: tf.constant(False))
+
+
+def _say(faults: list[Fault]) -> Any:
+    said = []
+    for wrong, values, must, mend in faults:
+        count = tf.math.count_nonzero(wrong)
+        most = tf.constant(math.inf, values.dtype)
+        low = tf.reduce_min(tf.where(wrong, values, most))
+        high = tf.reduce_max(tf.where(wrong, values, -most))
+        data = [f"{must}, got", low, "to", high, "in", count, f"cells {mend}"]
+        with tf.control_dependencies(said):
+            done = tf.raw_ops.Assert(condition=tf.equal(count, 0), data=data, summarize=1)
+        said = [] if done is None else [done]
+    return tf.constant(False)
 
 
 def nan_where(wrong: Any, dtype: Any) -> Any:

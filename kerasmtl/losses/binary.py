@@ -67,10 +67,13 @@ class MaskedBinaryCrossentropy(BinaryLoss):
     `sample_weight` of shape (batch,) and the scaling by replicas stay right.
 
     A missing cell adds exactly 0 and has a gradient of exactly 0, whatever is predicted there;
-    an example or a batch with no known label gives 0. In a known cell a prediction that is NaN or
-    (by more than 1e-6, which is rounding) no probability, and a label outside [0, 1], make the loss
-    NaN. Where the probabilities are those of a layer's sigmoid, the loss is computed from its
-    logits; others are clipped to [1e-7, 1 - 1e-7] (`keras.config.epsilon()`); both as in Keras.
+    an example or a batch with no known label gives 0. In a known cell a NaN or infinite prediction
+    makes the loss NaN, as in a training that diverged; a label outside [0, 1], and a finite
+    prediction that is (by more than 1e-6, which is rounding) no probability, are an error. XLA
+    drops assertions: compiled with it, as `fit` is by default where there is a GPU
+    (`jit_compile="auto"`), these make the loss NaN as well. Where the probabilities are those of a
+    layer's sigmoid, the loss is computed from its logits; others are clipped to [1e-7, 1 - 1e-7]
+    (`keras.config.epsilon()`); both as in Keras.
 
     Args:
         from_logits: predictions are logits, not probabilities.
@@ -89,6 +92,7 @@ class MaskedBinaryCrossentropy(BinaryLoss):
     Raises:
         ValueError: a wrong argument, y_true and y_pred are not both (batch, tasks), weights for
             another number of tasks, or sample_weight is not (batch,).
+        tf.errors.InvalidArgumentError: a label or a probability out of range.
     """
 
     def __init__(

@@ -7,7 +7,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasmtl.losses.base import MaskedLoss, checked_number, nan_where, outside_of_0_and_1
+from kerasmtl.losses.base import (
+    MaskedLoss,
+    checked_number,
+    labels_fault,
+    nan_where,
+    outside_of_0_and_1,
+    predictions_fault,
+    refuse,
+)
 from kerasmtl.losses.logits import values_and_kind
 from kerasmtl.masking import fill_missing, is_known, one_class_a_row
 
@@ -22,10 +30,11 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
     (batch, classes), probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
     An example of unknown class adds exactly 0 and has a gradient of exactly 0, whatever is
-    predicted; with none known the loss is 0. For a known example a prediction that is NaN or (by
-    more than 1e-6) no probability, and a label that is no class (negative, too large, or broken),
-    make the loss NaN. Where the probabilities are those of a layer's softmax, the loss is computed
-    from its logits, as in Keras.
+    predicted; with none known the loss is 0. For a known example a NaN or infinite prediction makes
+    the loss NaN, and a label that is no class (negative, too large, or broken) and a finite
+    prediction that is (by more than 1e-6) no probability are an error; XLA, which drops assertions,
+    makes them NaN as well. Where the probabilities are those of a layer's softmax, the loss is
+    computed from its logits, as in Keras.
 
     Args:
         from_logits: predictions are logits, not probabilities.
@@ -36,6 +45,7 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
     Raises:
         ValueError: y_true is not one label a row, sample_weight is not (batch,), or `missing` is a
             class.
+        tf.errors.InvalidArgumentError: a label that is no class, or no probabilities.
     """
 
     def __init__(
@@ -58,7 +68,15 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
         p = fill_missing(predicted, ops.expand_dims(known, -1), neutral)
         index = ops.cast(ops.clip(ops.floor(y), 0.0, classes - 1.0), "int32")
         broken = ops.isnan(p) if logits else outside_of_0_and_1(p)
-        wrong = ops.logical_or(y != ops.cast(index, y.dtype), ops.any(broken, axis=-1))
+        no_class = y != ops.cast(index, y.dtype)
+        wrong = ops.logical_or(no_class, ops.any(broken, axis=-1))
+        refuse(
+            wrong,
+            lambda: [
+                labels_fault(no_class, y, f"a class from 0 to {classes - 1}"),
+                predictions_fault(broken, p),
+            ],
+        )
         spoilt = nan_where(wrong, p.dtype)
         p = p * ops.expand_dims(spoilt, -1)
         cells = ops.sparse_categorical_crossentropy(index, p, from_logits=logits)
@@ -79,6 +97,8 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
 class RegressionLoss(MaskedLoss):
     """Base of the losses of regression tasks: every finite label is right."""
 
+    labels_must_be = "finite"
+
     def _wrong_labels(self, y: Any) -> Any:
         return ops.isinf(y)
 
@@ -94,8 +114,9 @@ class MaskedMeanSquaredError(RegressionLoss):
     (batch,).
 
     A missing cell adds exactly 0 and has a gradient of exactly 0; with no known label the loss is
-    0. A NaN prediction of a known cell and an infinite label make the loss NaN. A balancer takes
-    half of it, the negative logarithm of a normal density (https://arxiv.org/abs/1705.07115).
+    0. A NaN prediction of a known cell makes the loss NaN, and an infinite label is an error, see
+    `MaskedBinaryCrossentropy`. A balancer takes half of it, the negative logarithm of a normal
+    density (https://arxiv.org/abs/1705.07115).
 
     Args:
         normalization, task_weights, balancer, missing, reduction, name, dtype: as in

@@ -30,7 +30,8 @@ class LargeLoss(BinaryLoss):
     probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
     Missing cells count as said; with none known there still is a loss. With nothing missing it is
-    `MaskedBinaryCrossentropy`. NaN predictions and labels outside [0, 1] make the loss NaN.
+    `MaskedBinaryCrossentropy`. NaN predictions make the loss NaN, and labels outside [0, 1] are an
+    error, see `MaskedBinaryCrossentropy`.
 
     Args:
         scheme: "reject" or "correct".

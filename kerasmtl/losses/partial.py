@@ -20,6 +20,8 @@ from kerasmtl.losses.base import (
     nan_where,
     outside_of_0_and_1,
     per_task,
+    predictions_fault,
+    refuse,
 )
 from kerasmtl.losses.binary import BinaryLoss
 
@@ -37,8 +39,8 @@ class AssumeNegative(BinaryLoss):
     probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
     Missing cells count as said; with none known there still is a loss, and a balancer sees each
-    cell as known. With nothing missing it is `MaskedBinaryCrossentropy`. NaN predictions and labels
-    outside [0, 1] make the loss NaN.
+    cell as known. With nothing missing it is `MaskedBinaryCrossentropy`. NaN predictions make the
+    loss NaN, and labels outside [0, 1] are an error, as there.
 
     Args:
         unknown_weight: u, 0 or more (0 ignores unknown cells), or "weak"; or one number a task,
@@ -110,7 +112,8 @@ class PartialBinaryCrossentropy(BinaryLoss):
     probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
     Missing cells add exactly 0 and have a gradient of exactly 0; with none known the loss is 0. A
-    NaN prediction of a known cell and a known label outside [0, 1] make the loss NaN.
+    NaN prediction of a known cell makes the loss NaN, and a known label outside [0, 1] is an error,
+    as in `MaskedBinaryCrossentropy`.
 
     Args:
         alpha, beta, gamma: of g.
@@ -187,8 +190,9 @@ class ExpectedPositives(BinaryLoss):
     probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
     The code under a missing cell is never looked at, its prediction counts in the sum. With none
-    known the second term is left. NaN predictions and known labels outside [0, 1] make the loss
-    NaN. `task_weights` and a balancer weigh the first term, which `normalization` divides.
+    known the second term is left. NaN predictions make the loss NaN, and known labels outside
+    [0, 1] are an error, as in `MaskedBinaryCrossentropy`. `task_weights` and a balancer weigh the
+    first term, which `normalization` divides.
 
     Args:
         positives: k, expected a row, such as `labels.sum(axis=1).mean()` of a complete sample.
@@ -224,7 +228,9 @@ class ExpectedPositives(BinaryLoss):
             return first
         values, logits = self._predictions(y_pred)
         p = ops.sigmoid(values) if logits else values
-        expected = ops.sum(p * nan_where(outside_of_0_and_1(p), p.dtype), axis=-1)
+        outside = outside_of_0_and_1(p)
+        refuse(outside, lambda: [predictions_fault(outside, p)])
+        expected = ops.sum(p * nan_where(outside, p.dtype), axis=-1)
         if self.level == "batch":
             expected = ops.mean(expected) * ops.ones_like(expected)
         tasks = y_pred.shape[-1]

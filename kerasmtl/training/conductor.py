@@ -9,7 +9,7 @@ import keras
 
 from kerasmtl.training.announcements import EpochLines
 from kerasmtl.training.epochs_at_once import HeadAtOnce
-from kerasmtl.training.guards import TrainableGuard, check_loss
+from kerasmtl.training.guards import TrainableGuard, check_loss, check_refusal
 
 Logs = dict[str, Any] | None
 
@@ -56,7 +56,7 @@ class Conductor(keras.callbacks.Callback):
         self.average = average or keras.callbacks.Callback()
         self.average.set_model(full)
         self._epoch_begins, self._epoch_ended, self._places = epoch_begins, epoch_ended, places
-        self.epoch, self.batch = 0, 0
+        self.epoch, self.batch, self._testing = 0, 0, False
 
     def places(self) -> Sequence[str]:
         """Where the rows of the latest batch come from."""
@@ -77,6 +77,7 @@ class Conductor(keras.callbacks.Callback):
         self._check()
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        self.batch = batch
         self.users.on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
@@ -90,6 +91,7 @@ class Conductor(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_test_begin(self, logs: Logs = None) -> None:
+        self._testing = True
         self.average.on_test_begin(logs)
         self.users.on_test_begin(logs)
 
@@ -100,12 +102,20 @@ class Conductor(keras.callbacks.Callback):
         self.users.on_test_batch_end(batch, logs)
 
     def on_test_end(self, logs: Logs = None) -> None:
+        self._testing = False
         self.users.on_test_end(logs)
         self.average.on_test_end(logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if self._epoch_ended(epoch, logs or {}):
             self.model.stop_training = True
+
+    def refused(self, error: Exception) -> None:
+        """Raise `LossNotFinite` if an error of `fit` is one of the loss about a training batch."""
+        if not self._testing:
+            if self._at_once is not None:
+                self.batch = self._at_once.last_batch
+            check_refusal(error, self.epoch, self.batch, self.places)
 
     def callbacks_end_epoch(self, epoch: int, logs: dict[str, Any]) -> bool:
         """Hand the end of an epoch on; True if a callback asks for the training to stop."""

@@ -88,7 +88,7 @@ class HeadAtOnce(keras.Model):
 
     @property
     def last_batch(self) -> int:
-        """The number in the epoch, from 0, of the batch that was trained on or tested last."""
+        """The number in the epoch, from 0, of the batch that was begun last."""
         return int(self._done.numpy()) - 1
 
     def train_step(self, data: tf.Tensor) -> Logs:
@@ -112,19 +112,20 @@ class HeadAtOnce(keras.Model):
         """Take the batches of a stretch, up to the first whose step says False."""
 
         def one(batch: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return batch + 1, step(stretches.batch(batch))
+            # Noted first: an error of the loss leaves no time for it.
+            with tf.control_dependencies([self._done.assign(batch + 1)]):
+                return batch + 1, step(stretches.batch(batch))
 
         first, end = stretches.bounds(number)
         self._within = True
         try:
-            done, _ = tf.while_loop(
+            tf.while_loop(
                 lambda batch, goes_on: tf.logical_and(batch < end, goes_on),
                 one,
                 (first, tf.constant(True)),
             )
         finally:
             self._within = False
-        self._done.assign(done)
         return super().get_metrics_result()
 
     def get_metrics_result(self) -> Logs:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.backbones import backbone_names
 from kerasmtl.feature_blocks import BLOCK, Array, Plan
 from kerasmtl.feature_store import (
     features_root,
@@ -157,7 +158,8 @@ def _computed(
     """The entry, computed and kept; and whether all of it was computed here and now."""
     arrays = tuple(Array(name, tuple(row.shape), row.dtype.name) for name, row in step.rows.items())
     about = {
-        "model": step.features.name.removesuffix("_features"),
+        "backbone": ", ".join(backbone_names(step.features))
+        or step.features.name.removesuffix("_features"),
         "rows": source.count,
         "views": views,
         "first": source.where(0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ class TrainableGuard(keras.callbacks.Callback):
 
 
 class LossNotFinite(FloatingPointError):
-    """The loss is NaN or infinite: says the epoch, the batch and, where known, its rows."""
+    """The loss is NaN, infinite or an error: says the epoch, the batch and, if known, its rows."""
 
 
 def check_loss(
@@ -85,6 +86,22 @@ def check_loss(
         raise LossNotFinite(_message(what, epoch, f"batch {batch + 1}", rows))
 
 
+def check_refusal(error: Exception, epoch: int, batch: int, rows: Sequence[str] | Any = ()) -> None:
+    """Raise `LossNotFinite` with the loss's reason if it has refused labels or predictions.
+
+    A graph's error has the parts of the reason in brackets, among the lines of code that made it.
+    """
+    found = _REFUSAL.search(str(error))
+    if found:
+        what, reason = "the loss stops", f"{found[1].replace('] [', ' ')}."
+        message = _message(what, epoch, f"batch {batch + 1}", rows, reason)
+        raise LossNotFinite(message) from error
+
+
+_REFUSAL = re.compile(r"assertion failed: \[(`y_(?:true|pred)` must be .*?)\](?: \[Op:|$)", re.M)
+_FINITE = "Expected finite inputs and labels, and a learning rate that is not too high."
+
+
 def check_weights(weights: Sequence[np.ndarray], epoch: int, batch: int) -> None:
     """Raise `LossNotFinite` if a weight is none after the last batch of an epoch.
 
@@ -97,14 +114,13 @@ def check_weights(weights: Sequence[np.ndarray], epoch: int, batch: int) -> None
             raise LossNotFinite(_message(what, epoch, f"in or before batch {batch + 1}", ()))
 
 
-def _message(what: str, epoch: int, where: str, rows: Any) -> str:
+def _message(what: str, epoch: int, where: str, rows: Any, reason: str = _FINITE) -> str:
     found = list(rows() if callable(rows) else rows)
     places = "; ".join(found[:SHOWN_ROWS]) + ("; …" if len(found) > SHOWN_ROWS else "")
     return (
         f"`train` cannot be trained on: {what} in epoch {epoch + 1}, {where}"
         + (f", which has {len(found)} rows: {places}." if found else ".")
-        + " Expected finite inputs and labels, and a learning rate that is not too high. The model "
-        "has the weights of the end of the last good epoch."
+        + f" {reason} The model has the weights of the end of the last good epoch."
     )
 
 

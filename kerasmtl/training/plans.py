@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +10,10 @@ from typing import Any
 import keras
 
 from kerasmtl.backbones import backbones_in
+from kerasmtl.depth import choose_depth, typical
 from kerasmtl.training.stages import Stage, check_count
 
 PLANS = ("head", "last-layers", "full", "gradual")
-
-# The thresholds of `choose_plan`: known labels of the median task, and weights of the backbone for
-# each known label of all tasks; from benchmarks/plans.py, and street photographs with 70 labels a
-# task, on which the head alone was 0.005 better.
-LITTLE = 80
-HEAD_ALONE = 20_000
-LAST_ALONE = 5_000
 
 LAST_LAYERS = 0.3  # of the groups of a backbone
 BACKBONE_DECAY = 0.9  # by group
@@ -171,23 +164,14 @@ def choose_plan(
             "`train` is empty. Expected examples with labels. Received: "
             f"{examples} examples, {len(known)} tasks"
         )
-    typical = int(statistics.median(known))
-    share = parameters / max(sum(known), 1)
-    counts = (
-        f"{examples:,} examples, {typical:,} known labels in the median task, {share:,.3g} weights "
-        "of the backbone to a label"
-    )
     if parameters == 0:
         stage = _alone(patience, **{**defaults, **settings})
         return Plan("all", (stage,), f"{examples:,} examples, and no backbone to keep frozen.")
-    if typical < LITTLE:
-        name, reason = "head", f"below {LITTLE} labels little can be learnt, and less be judged"
-    elif share > HEAD_ALONE:
-        name, reason = "head", f"above {HEAD_ALONE:,} the backbone would learn them by heart"
-    elif share > LAST_ALONE:
-        name, reason = "last-layers", f"above {LAST_ALONE:,} the last layers are enough"
-    else:
-        name, reason = "gradual", "enough to train everything, from the last layers on"
+    name, reason = choose_depth(known, parameters)
+    counts = (
+        f"{examples:,} examples, {typical(known):,} known labels in the median task, "
+        f"{parameters / max(sum(known), 1):,.3g} weights of the backbone to a label"
+    )
     made = make_plan(name, patience=patience, **settings)
     return Plan(name, made.stages, f"{counts}: {reason}.")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from kerasmtl.sources import source_of
 from kerasmtl.training.announcements import best_line, stage_line, stop_line
@@ -210,15 +211,19 @@ class Run:
         fitted, train, validation = self.data.of(stage, self.model, self.compilation, by_batch)
         self.among = None if fitted is self.model else fitted.variables
         self.conductor.stage_begins(fitted)
-        fitted.fit(
-            train,
-            validation_data=validation,
-            initial_epoch=progress.epoch,
-            epochs=progress.began + stage.epochs,
-            callbacks=[self.conductor],
-            shuffle=False,  # a tf.data.Dataset shuffles itself, and Keras warns of True
-            verbose=0,
-        )
+        try:
+            fitted.fit(
+                train,
+                validation_data=validation,
+                initial_epoch=progress.epoch,
+                epochs=progress.began + stage.epochs,
+                callbacks=[self.conductor],
+                shuffle=False,  # a tf.data.Dataset shuffles itself, and Keras warns of True
+                verbose=0,
+            )
+        except tf.errors.InvalidArgumentError as error:
+            self.conductor.refused(error)
+            raise
         if progress.stopped or progress.epoch < progress.began + stage.epochs:
             self._say(
                 stop_line(

@@ -1,0 +1,57 @@
+"""How much of a network to train: what plan="auto" chooses by the labels and the backbone's size.
+
+Without TensorFlow, so that `kerasmtl check` says the same before there is a model.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+# Known labels of the median task, and weights of the backbone for each known label of all tasks;
+# from benchmarks/plans.py, and street photographs with 70 labels a task, on which the head alone
+# was 0.005 better.
+LITTLE = 80
+HEAD_ALONE = 20_000
+LAST_ALONE = 5_000
+
+
+def typical(known: Sequence[int]) -> int:
+    """Return the known labels of the median task."""
+    return int(statistics.median(known))
+
+
+def choose_depth(known: Sequence[int], parameters: int) -> tuple[str, str]:
+    """Return the name of the plan that fits, and why.
+
+    Args:
+        known: of each task, how many rows of the train part have a label.
+        parameters: weights of the backbone, 1 or more.
+    """
+    share = parameters / max(sum(known), 1)
+    if typical(known) < LITTLE:
+        return "head", f"below {LITTLE} labels little can be learnt, and less be judged"
+    if share > HEAD_ALONE:
+        return "head", f"above {HEAD_ALONE:,} the backbone would learn them by heart"
+    if share > LAST_ALONE:
+        return "last-layers", f"above {LAST_ALONE:,} the last layers are enough"
+    return "gradual", "enough to train everything, from the last layers on"
+
+
+def advice(known: Sequence[int]) -> str:
+    """Say what `choose_depth` does with these labels, for whatever backbone.
+
+    Args:
+        known: of each task, how many rows of the train part have a label.
+    """
+    if typical(known) < LITTLE:
+        return (
+            f'plan="auto" trains the head alone: the median task has {typical(known)} known labels '
+            f"in the train part, below {LITTLE}."
+        )
+    total = sum(known)
+    return (
+        f'plan="auto" trains the head, and then everything if the backbone has at most '
+        f"{LAST_ALONE * total:,} weights, or its last layers if at most {HEAD_ALONE * total:,}; "
+        f"the train part has {total:,} known labels."
+    )

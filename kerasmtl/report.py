@@ -202,11 +202,19 @@ class Report:
         for column in columns:
             title = f"precision_at {self.recall:g}" if column == AT_RECALL else column
             table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
+        width = len(columns)
+        fitted = kind == "binary" and set(self.thresholds.values()) - {0.5}
+        decided = self.thresholds if fitted else {}  # which accuracy and F1 hang on
+        if decided:
+            table.add_column("yes\nfrom", justify="right", no_wrap=True)
 
         def add(name: str, columns: list[str], scores: Any, part: str, of: str) -> None:
-            blanks = [""] * (len(table.columns) - 1 - len(columns))
+            blanks = [""] * (width - len(columns))
             values = scores if isinstance(scores, Mapping) else asdict(scores)
-            table.add_row(Name(name), *blanks, *(_text(values[column]) for column in columns))
+            cells = [*blanks, *(_text(values[column]) for column in columns)]
+            if part == "tasks" and of in decided:
+                cells.append(_text(decided[of]))
+            table.add_row(Name(name), *cells)
             for label, cells in self._interval_lines(columns, part, of):
                 table.add_row(Text(f"  {label}", style="dim"), *blanks, *cells)
 

@@ -353,7 +353,7 @@ def test_a_matrix_takes_a_file_of_its_columns_alone(tmp_path, table):
         (metadata_of("a"), "a\ntall\n", "no finite numbers.*line 2, column 'a': 'tall'"),
         (metadata_of("image_bytes", kind="DT_STRING"), "a\n1\n", "takes no rows of a table"),
         ({"metadata": {}}, "a\n1\n", "no metadata of a model"),
-        ({"metadata": {"signature_def": {"signature_def": {}}}}, "a\n1\n", "signature. is unknown"),
+        ({"metadata": {"signature_def": {"signature_def": {}}}}, "a\n1\n", "--signature is unknown"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(tmp_path, metadata, text, message):
@@ -371,7 +371,7 @@ def test_mixed_files_and_folders_are_refused_before_anything_is_sent(tmp_path, t
         folder = run(server.url, tmp_path, "--name", "m")
         named = run(f"{server.url}/v2/models/m", table, "--signature", "matrix")
     assert "only tables, or only pictures" in mixed.output
-    assert "is a folder" in folder.output and "`signature` with rows" in named.output
+    assert "is a folder" in folder.output and "--signature with rows" in named.output
     assert server.seen == []
 
 

@@ -3,11 +3,13 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from kerasmtl.report import (
+    BinaryScores,
     Bootstrap,
     Interval,
     MulticlassScores,
@@ -198,3 +200,17 @@ def test_no_number_is_cut_off(report, terminal, width):
         assert number in text
     assert text.count("0.101") == text.count("0.999") == 3
     assert max(map(len, text.splitlines())) <= (width if terminal else 200)
+
+
+def test_thresholds_that_are_not_one_half_stand_in_the_table():
+    scores = BinaryScores(4, 2, 0.75, 0.8, 0.5)
+    tasks = {"car": scores, "bus": scores}
+    plain = Report(rows=4, tasks=tasks, thresholds={"car": 0.5, "bus": 0.5})
+    assert "from" not in str(plain)
+    lines = str(replace(plain, thresholds={"car": 0.5, "bus": 0.417})).splitlines()
+    assert any("yes" in line for line in lines) and any("from" in line for line in lines)
+    assert [line.split("│")[-2].strip() for line in lines if "car" in line or "bus" in line] == [
+        "0.500",
+        "0.417",
+    ]
+    assert plain.to_dict()["thresholds"] == {"car": 0.5, "bus": 0.5}

@@ -108,6 +108,7 @@ def find_learning_rate(
     Raises:
         ValueError: arguments out of range, a model not built or compiled, no batch, or a loss that
             is not finite before the first update.
+        tf.errors.InvalidArgumentError: labels or predictions that the loss does not take.
     """
     _check(model, low, high, steps, smoothing)
     rates = np.geomspace(low, high, steps)

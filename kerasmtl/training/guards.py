@@ -99,7 +99,11 @@ def check_refusal(error: Exception, epoch: int, batch: int, rows: Sequence[str] 
 
 
 _REFUSAL = re.compile(r"assertion failed: \[(`y_(?:true|pred)` must be .*?)\](?: \[Op:|$)", re.M)
-_FINITE = "Expected finite inputs and labels, and a learning rate that is not too high."
+# XLA drops what the loss would have said.
+_FINITE = (
+    "Expected finite inputs, labels and predictions that the loss takes (jit_compile=False has it "
+    "say what is wrong with them), and a learning rate that is not too high."
+)
 
 
 def check_weights(weights: Sequence[np.ndarray], epoch: int, batch: int) -> None:

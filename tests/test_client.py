@@ -283,7 +283,7 @@ def test_kerasmtl_serve_s_refusals_are_shown(street, tmp_path, files):
         result = run(street, files[0], tmp_path / "bad.png", *words)
         assert result.exit_code == 1 and "[1]: not an image" in result.output
         result = run(street, files[0], *words, "--signature", "nothing")
-        assert result.exit_code == 1 and "The signature is unknown" in result.output
+        assert result.exit_code == 1 and "--signature is unknown" in result.output
 
 
 # ---------------------------------------------------------------- rows of tables
@@ -353,7 +353,11 @@ def test_a_matrix_takes_a_file_of_its_columns_alone(tmp_path, table):
         (metadata_of("a"), "a\ntall\n", "no finite numbers.*line 2, column 'a': 'tall'"),
         (metadata_of("image_bytes", kind="DT_STRING"), "a\n1\n", "takes no rows of a table"),
         ({"metadata": {}}, "a\n1\n", "no metadata of a model"),
-        ({"metadata": {"signature_def": {"signature_def": {}}}}, "a\n1\n", "--signature is unknown"),
+        (
+            {"metadata": {"signature_def": {"signature_def": {}}}},
+            "a\n1\n",
+            "--signature is unknown",
+        ),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(tmp_path, metadata, text, message):

@@ -35,7 +35,7 @@ def test_stages_epochs_and_the_best_one_are_told_in_lines(model, capsys):
     history = kt.fine_tune(model, data(), data(1), plan, cache=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Stage 1 of 2: the head (8 of 23 weights), up to 2 epochs")
-    assert lines[3].startswith("Stage 2 of 2: everything (23 of 23 weights)")
+    assert lines[3].startswith("Stage 2 of 2: everything (23 of 23 weights), up to 1 epoch,")
     epochs = [line for line in lines if line.startswith("Epoch")]
     assert [line.split()[1] for line in epochs] == ["1/3", "2/3", "3/3"]
     told = [float(re.search(r" val_auc ([\d.]+)", line)[1]) for line in epochs]
@@ -49,7 +49,7 @@ def test_why_a_stage_ends_early_is_told(model, capsys):
     plan = [kt.Stage("head", 9, 1e-9, patience=1)]
     kt.fine_tune(model, data(), data(1), plan, monitor="val_loss", cache=False)
     said = capsys.readouterr().out
-    ends = re.search(r"Stage 1 ends early, after epoch (\d): val_loss has not improved for 1", said)
+    ends = re.search(r"ends early, after epoch (\d): val_loss has not improved for 1 epoch\.", said)
     assert int(ends[1]) == said.count("Epoch ") < 9
     kt.fine_tune(model, data(), plan=[kt.Stage("head", 9, 0.1)], callbacks=[Stop()], cache=False)
     assert "Stopped after epoch 1: a callback asked for it." in capsys.readouterr().out

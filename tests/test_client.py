@@ -283,7 +283,7 @@ def test_kerasmtl_serve_s_refusals_are_shown(street, tmp_path, files):
         result = run(street, files[0], tmp_path / "bad.png", *words)
         assert result.exit_code == 1 and "[1]: not an image" in result.output
         result = run(street, files[0], *words, "--signature", "nothing")
-        assert result.exit_code == 1 and "--signature is unknown" in result.output
+        assert result.exit_code == 1 and "The signature is unknown" in result.output
 
 
 # ---------------------------------------------------------------- rows of tables

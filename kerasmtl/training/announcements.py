@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from kerasmtl.training.plans import Plan, meaning
+from kerasmtl.training.plans import Plan, counted, meaning
 
 
 def as_verbose(verbose: Any) -> int:
@@ -52,7 +52,7 @@ def stage_line(plan: Plan, number: int, model: keras.Model) -> str:
     whole = sum(variable.value.shape.num_elements() for variable in model.weights)
     return (
         f"Stage {number + 1} of {len(plan)}: {meaning(stage)} ({trained:,} of {whole:,} weights), "
-        f"up to {stage.epochs} epochs, learning rate {stage.learning_rate:g}."
+        f"up to {counted(stage.epochs, 'epoch')}, learning rate {stage.learning_rate:g}."
     )
 
 
@@ -60,10 +60,9 @@ def stop_line(plan: Plan, number: int, epoch: int, monitor: str | None, asked: b
     """Why a stage ended before its last epoch."""
     if asked:
         return f"Stopped after epoch {epoch}: a callback asked for it."
-    patience = plan[number].patience
     return (
         f"Stage {number + 1} ends early, after epoch {epoch}: {monitor} has not improved for "
-        f"{patience} epochs."
+        f"{counted(plan[number].patience, 'epoch')}."
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from kerasmtl.sources import source_of
 from kerasmtl.training.compilation import Compilation
-from kerasmtl.training.plans import Plan
+from kerasmtl.training.plans import Plan, counted
 
 # Of the configurations of losses and optimizers: what training or Keras itself changes.
 CHANGING = ("state", "threshold", "learning_rate", "factors", "name")
@@ -91,14 +91,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _of_plans(old: list[Any], new: list[Any]) -> list[str]:
     changed = []
     if len(old) != len(new):
-        changed.append(f"plan (was {_stages(len(old))}, is {_stages(len(new))})")
+        changed.append(f"plan (was {counted(len(old), 'stage')}, is {counted(len(new), 'stage')})")
     for number, (one, other) in enumerate(zip(old, new, strict=False), start=1):
         changed += _within(f"plan, stage {number}:", one, other)
     return changed
-
-
-def _stages(count: int) -> str:
-    return "1 stage" if count == 1 else f"{count} stages"
 
 
 def _within(name: str, old: Any, new: Any) -> list[str]:

@@ -55,9 +55,15 @@ class Plan(Sequence[Stage]):
 
     def __str__(self) -> str:
         shown = "; ".join(
-            f"{meaning(stage)}, {stage.epochs} epochs at {stage.learning_rate:g}" for stage in self
+            f"{meaning(stage)}, {counted(stage.epochs, 'epoch')} at {stage.learning_rate:g}"
+            for stage in self
         )
         return f"Plan {self.name!r}: {shown}." + (f"\n{self.why}" if self.why else "")
+
+
+def counted(number: int, what: str) -> str:
+    """Write 1 epoch, 2 epochs."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def meaning(stage: Stage) -> str:

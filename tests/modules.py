@@ -7,8 +7,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 SHARED = Path(__file__).parents[2] / "shared"
+# TensorFlow itself loads these, too; it does not load speech_embedding without tf_keras.
 REAL = [
-    "speech_embedding",
     "mobilenet_v1_025_224",
     "kws_ref_model",
     "fake_effdet_lite0_hub",

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -417,7 +418,7 @@ def test_a_subclassed_model_loads_in_a_new_process(folder, tmp_path):
     np.save(tmp_path / "expected.npy", expected)
     shutil.rmtree(folder)
     code = (
-        f"import sys; sys.path.insert(0, {str(sys.path[0])!r})\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import numpy as np, kerasmtl as kt, test_portable as t\n"
         "model = kt.load_model('model.keras', safe_mode=False)\n"
         "np.testing.assert_array_equal(model(t.pictures()), np.load('expected.npy'))"

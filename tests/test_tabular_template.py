@@ -132,8 +132,8 @@ def test_new_finds_tasks_and_leaves_columns_out(tmp_path):
 @pytest.mark.parametrize(
     "template, option, message",
     [
-        ("multitask-tabular", ["--backbone", "tiny"], "`backbone` is for templates of pictures"),
-        ("multitask-image", ["--ignore", "x"], "`ignore` is for templates of tables"),
+        ("multitask-tabular", ["--backbone", "tiny"], "--backbone is for templates of pictures"),
+        ("multitask-image", ["--ignore", "x"], "--ignore is for templates of tables"),
     ],
 )
 def test_options_of_the_other_template_are_refused(tmp_path, template, option, message):

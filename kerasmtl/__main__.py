@@ -2,4 +2,5 @@
 
 from kerasmtl.cli import main
 
-main(prog_name="python -m kerasmtl")
+if __name__ == "__main__":
+    main(prog_name="python -m kerasmtl")

@@ -18,7 +18,7 @@ from kerasmtl.modules.kaggle import kaggle_cache
 
 # Of keras.applications, what Keras calls the weights without the last layer; in the order in which
 # a network is preferred: accurate for its size, and quick on a CPU.
-APPLICATIONS = {
+WEIGHTS = {
     "EfficientNetV2B0": "efficientnetv2-b0_notop.h5",
     "EfficientNetB0": "efficientnetb0_notop.h5",
     "MobileNetV3Large": "weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5",
@@ -64,9 +64,10 @@ def _rank(handle: str) -> tuple[int, str]:
 
 def _from_keras() -> Iterator[AtHand]:
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
-    for name, file in APPLICATIONS.items():
-        if (home / "models" / file).is_file():
-            yield AtHand(name, home / "models" / file)
+    for name, file in WEIGHTS.items():
+        weights = home / "models" / file
+        if weights.is_file() and weights.stat().st_size > 1e6:  # an interrupted download is short
+            yield AtHand(name, weights)
 
 
 def _from_tfhub() -> Iterator[AtHand]:

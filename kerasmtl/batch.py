@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ import numpy as np
 
 from kerasmtl.batch_inputs import PictureInputs, Piece, RowInputs
 from kerasmtl.batch_outputs import check_out, folder_of, unfinished
-from kerasmtl.predictors import Predictor
+from kerasmtl.predictors import BATCH, Predictor, joined
 from kerasmtl.progress_bars import progress_bar
 
-BATCH = 32
 BLOCK = 512  # pictures that are lost at most by an interruption
 BLOCK_OF_ROWS = 8192
 
@@ -129,12 +128,6 @@ def _predicted(
         ]
         advance(len(piece))
         yield piece, joined(parts), piece.faults
-
-
-def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The outputs of several batches as those of one; of no batch, none."""
-    names = parts[0] if parts else ()
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _columns(predictor: Predictor, inputs: PictureInputs | RowInputs) -> list[list[str]]:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from kerasmtl.batch import Predictor, joined
 from kerasmtl.batch_inputs import Piece
 from kerasmtl.batch_paths import is_address
 from kerasmtl.graphs import as_written
 from kerasmtl.inputs import read_image
 from kerasmtl.mending import picture_fault
+from kerasmtl.predictors import Predictor, joined
 
 # What TensorFlow says of bytes that it cannot make a picture of.
 _BAD = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.UnimplementedError)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kerasmtl.audit import Audit
 from kerasmtl.depth import advice
+from kerasmtl.listing import columns_text, listed
 from kerasmtl.manifest import Fault, Manifest
 from kerasmtl.progress_bars import progress_bar
 from kerasmtl.report import Name, print_whole
@@ -100,7 +101,7 @@ class Check:
         """The policy for missing labels, tasks of the same reason in one line."""
         grouped = self.audit.tasks.groupby(["policy", "reason"], sort=False)
         return [
-            f"Missing labels: {policy}: {_listed([str(name) for name in rows.index])}: {reason}."
+            f"Missing labels: {policy}: {listed([str(name) for name in rows.index])}: {reason}."
             for (policy, reason), rows in grouped
         ]
 
@@ -133,17 +134,6 @@ class Check:
                 "(command line: --group-column): near-duplicates of one group are kept together."
             )
         return found
-
-
-def columns_text(manifest: Manifest) -> str:
-    """What the columns of the file were taken for: "tasks: …; features: …; ignored: …"."""
-    taken = {
-        "tasks": [task.name for task in manifest.tasks],
-        "features": list(getattr(manifest, "columns", ())),
-        "ignored": list(manifest.ignored),
-    }
-    shown = {key: [name or "(no name)" for name in names] for key, names in taken.items()}
-    return "; ".join(f"{key}: {_listed(names)}" for key, names in shown.items() if names)
 
 
 def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = False) -> Check:
@@ -220,8 +210,3 @@ def _plain(value: Any) -> Any:
     if pd.isna(value):
         return None
     return value.item() if hasattr(value, "item") else value
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

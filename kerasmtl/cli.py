@@ -21,7 +21,8 @@ from kerasmtl.serve_command import serve
 def _start(context: click.Context, option: click.Parameter, verbose: bool) -> None:
     if verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
-    quiet_tensorflow()
+    if not isinstance(context.command, click.Group):  # whose commands may say --verbose themselves
+        quiet_tensorflow()
 
 
 verbose = click.Option(
@@ -33,7 +34,7 @@ verbose = click.Option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, params=[verbose])
 @click.version_option(__version__, prog_name="kerasmtl")
 def main() -> None:
     """From a CSV with holes in it to a served model.

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.csv_table import place
+from kerasmtl.listing import check_columns
 from kerasmtl.masking import MISSING_CODES, find_classes, parse_labels
 from kerasmtl.tasks import Task, as_number, as_tasks, code_text
 
@@ -80,12 +81,7 @@ def read_labels(
         ValueError: a task has no column or less than two classes, or a cell is no label; names
             lines and columns, and the call that reads them.
     """
-    absent = [task.name for task in tasks if task.name not in table]
-    if absent:
-        raise ValueError(
-            f"`tasks` names columns that {source} lacks: {absent}. Expected some of: "
-            f"{list(table.columns)}"
-        )
+    check_columns("tasks", [task.name for task in tasks], table.columns, source)
     tasks = tuple(_with_classes(table[task.name], task, source) for task in tasks)
     labels = np.empty((len(table), len(tasks)), dtype="float32")
     faults: dict[Task, np.ndarray] = {}
@@ -223,11 +219,7 @@ def read_groups(
     Raises:
         ValueError: there is no such column.
     """
-    if column not in table:
-        raise ValueError(
-            f"`group_column` {column!r} is not in {source}. Expected one of the columns "
-            f"{list(table.columns)}"
-        )
+    check_columns("group_column", [column], table.columns, source)
     groups = table[column].str.strip().to_numpy(dtype=object, copy=True)
     alone = np.flatnonzero(is_missing(table[column]))
     names = np.asarray(names, dtype=object)
@@ -247,11 +239,8 @@ def check_split_column(columns: Sequence[str], split_column: str | None, source:
 
     No typing error reads "split", so that it can be the default.
     """
-    if split_column and split_column != "split" and split_column not in columns:
-        raise ValueError(
-            f"`split_column` {split_column!r} is not in {source}. Expected one of the columns "
-            f"{list(columns)[:100]}"
-        )
+    if split_column and split_column != "split":
+        check_columns("split_column", [split_column], columns, source)
 
 
 def check_images(

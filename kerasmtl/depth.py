@@ -30,9 +30,12 @@ def choose_depth(known: Sequence[int], parameters: int) -> tuple[str, str]:
     """
     share = parameters / max(sum(known), 1)
     if typical(known) < LITTLE:
-        return "head", f"below {LITTLE} labels little can be learnt, and less be judged"
+        return (
+            "head",
+            f"below {LITTLE} labels nothing shows whether more would help",
+        )
     if share > HEAD_ALONE:
-        return "head", f"above {HEAD_ALONE:,} the backbone would learn them by heart"
+        return "head", f"above {HEAD_ALONE:,} the backbone would overfit them"
     if share > LAST_ALONE:
         return "last-layers", f"above {LAST_ALONE:,} the last layers are enough"
     return "gradual", "enough to train everything, from the last layers on"

@@ -192,9 +192,10 @@ def fit_decisions(
     validation: Any,
     tasks: Iterable[Task | str],
     thresholds: Rule | Mapping[str, Rule] | None = None,
-    calibrate: bool = False,
 ) -> dict[str, Decision]:
     """Fit from which probability on the answer of each task is yes, on known validation labels.
+
+    The probabilities are those of the model, not calibrated.
 
     Shapes: validation yields (inputs, labels), as `evaluate` takes them, NaN = missing.
 
@@ -203,7 +204,6 @@ def fit_decisions(
         validation: batches, or None: then every threshold is 0.5.
         tasks: what the outputs predict, in order.
         thresholds: as of `export_saved_model`.
-        calibrate: as of `export_saved_model`.
 
     Returns:
         By task a `Decision`, for `evaluate(threshold=…)` and `export_saved_model(thresholds=…)`.
@@ -212,11 +212,11 @@ def fit_decisions(
         ValueError: as `export_saved_model`. Warns where a threshold is not what was asked for.
     """
     chosen = as_tasks(tasks)
-    check_rules(chosen, thresholds, calibrate, validation is not None)
+    check_rules(chosen, thresholds, False, validation is not None)
     cells = None
     if validation is not None:
         _, cells = scores_and_cells(model, validation, chosen)
-    decisions = decide(chosen, cells, thresholds, calibrate)
+    decisions = decide(chosen, cells, thresholds, calibrate=False)
     _say(decisions)
     return decisions
 

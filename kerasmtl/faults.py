@@ -1,8 +1,10 @@
-"""Pictures that cannot be used, and why."""
+"""Images that cannot be used, and why."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,3 +53,16 @@ def broken_pictures(
     blocks = [range(at, min(at + 64, len(paths))) for at in range(0, len(paths), 64)]
     with ThreadPoolExecutor() as pool:
         return [fault for faults in pool.map(check, blocks) for fault in faults]
+
+
+def graph_fault(error: BaseException | None) -> str | None:
+    """Say what TensorFlow found wrong with data that it was given; None of any other error."""
+    tensorflow = sys.modules.get("tensorflow")  # which is not loaded for this alone
+    if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
+        return None
+    lines = [re.sub(r"\{\{[^}]*\}\}\s*", "", line).strip() for line in error.message.splitlines()]
+    own = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError: ")]
+    if own:
+        return own[0]
+    what = next((line for line in lines if line), type(error).__name__)
+    return f"{what}. If it is an image: `kerasmtl check` lists those that cannot be used."

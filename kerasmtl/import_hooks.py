@@ -19,19 +19,30 @@ def wrap_import(name: str, around: Around) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds one package as Python does, once, and wraps the execution of its module."""
+    """Finds one package as Python does, and wraps the execution of its module.
+
+    Finding alone is no import: `importlib.util.find_spec` asks whether a package is installed.
+    """
 
     def __init__(self, name: str, around: Around) -> None:
-        self.name, self.around = name, around
+        self.name, self.around, self._asking = name, around, False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != self.name:
+        if name != self.name or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        self._asking = True  # the other finders
+        try:
+            spec = find_spec(name)
+        finally:
+            self._asking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: self.around(execute, module)  # type: ignore[method-assign]
+
+            def wrapped(module: ModuleType) -> None:
+                sys.meta_path.remove(self)
+                self.around(execute, module)
+
+            spec.loader.exec_module = wrapped  # type: ignore[method-assign]
         return spec

@@ -26,6 +26,7 @@ from kerasmtl.csv_table import read_table
 from kerasmtl.duplicates import identical_files, merge_duplicates, picture_keys
 from kerasmtl.faults import Fault, absent_pictures, broken_pictures
 from kerasmtl.leaks import Leak, find_leaks, leak_table
+from kerasmtl.listing import check_columns
 from kerasmtl.parts import warn_of_cuts, warn_of_parts
 from kerasmtl.splits import POLICIES, split_rows, units
 from kerasmtl.tasks import Task, as_tasks
@@ -98,11 +99,7 @@ class Manifest:
         source = Path(path)
         _check_policy("split_by", split_by)
         table = read_table(source, encoding)
-        if image_column not in table:
-            raise ValueError(
-                f"`image_column` {image_column!r} is not in {source}. Expected one of the columns "
-                f"{list(table.columns)}. Call with image_column=… (command line: --image-column)."
-            )
+        check_columns("image_column", [image_column], table.columns, source)
         check_split_column(list(table.columns), split_column, source)
         named = (image_column, split_column, group_column)
         others = [column for column in table.columns if column not in named]

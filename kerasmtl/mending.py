@@ -98,6 +98,19 @@ def _by_pillow(
         return buffer.getvalue(), sides, 1
 
 
+def decodable(data: bytes) -> bytes:
+    """The bytes of an image in a format that the graph decodes; what is no image stays as it is.
+
+    Example:
+        >>> decodable(b"no image")
+        b'no image'
+    """
+    try:
+        return _examine(data, str)[0]
+    except ValueError:
+        return data
+
+
 def picture_fault(picture: str | bytes) -> str | None:
     """Why a picture, a path or its bytes, cannot be used: "absent", "empty", …; None if it can."""
     from PIL import Image, UnidentifiedImageError

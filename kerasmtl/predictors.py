@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _DECISION = "_decision"
 BATCH = 32
 ROWS = 1024  # of numbers, in a batch
-DEFAULT = 0.5
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -73,6 +72,7 @@ def model_predictor(
     """
     import tensorflow as tf
 
+    from kerasmtl.exporting.decisions import DEFAULT
     from kerasmtl.heads import by_task, check_outputs
     from kerasmtl.scores import decided_at
 
@@ -107,7 +107,7 @@ def model_predictor(
     )
 
 
-def export_predictor(folder: str | os.PathLike[str], id_column: str | None = None) -> Predictor:
+def export_predictor(export: str | os.PathLike[str], id_column: str | None = None) -> Predictor:
     """Make a predictor of a version of an exported model, with the decisions that it makes.
 
     Raises:
@@ -115,9 +115,11 @@ def export_predictor(folder: str | os.PathLike[str], id_column: str | None = Non
     """
     import tensorflow as tf
 
-    described = describe_export(folder)
+    from kerasmtl.mending import decodable
+
+    described = describe_export(export)
     columns = described.get("columns") or None
-    loaded = tf.saved_model.load(str(folder))
+    loaded = tf.saved_model.load(str(export))
     function = loaded.signatures["serving_default" if columns is None else "matrix"]
     ((argument, spec),) = function.structured_input_signature[1].items()
     outputs = function.structured_outputs
@@ -125,12 +127,14 @@ def export_predictor(folder: str | os.PathLike[str], id_column: str | None = Non
 
     def call(batch: Any) -> Outputs:
         loaded.signatures  # noqa: B018 – the functions live as long as what was loaded
+        if columns is None:  # training takes more formats than the export's graph decodes
+            batch = [decodable(data) for data in np.asarray(batch, object)]
         return _arrays(function(**{argument: tf.convert_to_tensor(batch, spec.dtype)}))
 
     return Predictor(
         tasks=tasks,
         call=call,
-        sha256=_sha256(_files(Path(folder)), argument),
+        sha256=_sha256(_files(Path(export)), argument),
         decided=frozenset(
             task.name
             for task in tasks
@@ -142,18 +146,18 @@ def export_predictor(folder: str | os.PathLike[str], id_column: str | None = Non
     )
 
 
-def describe_export(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def describe_export(export: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what an export says of itself, its model.json; empty if it says nothing.
 
     Raises:
         FileNotFoundError, ValueError: the folder is absent, or no SavedModel.
     """
-    path = Path(folder)
+    path = Path(export)
     if (path / "saved_model.pb").is_file():
         return description(path) or {}
     if not path.exists():
         raise FileNotFoundError(
-            f"`folder` {folder} does not exist. Expected a version of an exported model, such as "
+            f"`export` {export} does not exist. Expected a version of an exported model, such as "
             "saved_models/NAME/1."
         )
     versions = sorted(
@@ -163,10 +167,10 @@ def describe_export(folder: str | os.PathLike[str]) -> dict[str, Any]:
     )
     if versions:
         raise ValueError(
-            f"`folder` {folder} holds the versions {versions} of an exported model. Expected one "
+            f"`export` {export} holds the versions {versions} of an exported model. Expected one "
             f"of them: {path / str(versions[-1])}"
         )
-    raise ValueError(f"`folder` {folder} is no SavedModel. Expected a saved_model.pb in it.")
+    raise ValueError(f"`export` {export} is no SavedModel. Expected a saved_model.pb in it.")
 
 
 class Predicted(dict[str, Any]):
@@ -200,7 +204,6 @@ def predict_rows(predictor: Predictor, files: Sequence[str]) -> dict[str, Predic
     Raises:
         FileNotFoundError, ValueError: a file is absent or malformed, or lacks a column.
     """
-    from kerasmtl.batch import joined
     from kerasmtl.table_files import read_features
 
     read = [
@@ -213,6 +216,12 @@ def predict_rows(predictor: Predictor, files: Sequence[str]) -> dict[str, Predic
     ]
     rows = predicted_rows(predictor, joined(parts), len(features))
     return dict(zip(names, rows, strict=True))
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The outputs of several batches as those of one; of no batch, none."""
+    names = parts[0] if parts else ()
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def predicted_rows(predictor: Predictor, outputs: Outputs, count: int) -> list[Predicted]:

@@ -231,26 +231,23 @@ class Project(Settings):
 
         Example: see train.py of a generated project.
         """
-        from kerasmtl.trained import Trained, save_trained
+        from kerasmtl.trained import Trained
 
         self._check_present((train, val, test))
-        run, new = begin_run(self._folder, self.training.tracking)
+        table = self.table or TableSettings()
+        record = Trained.of(
+            (train, val, test),
+            self.training.seed,
+            table.id_column,
+            table.packed_bits,
+            self.labels_csv,
+            self._backbone_identity() if self.table is None else None,
+        )
+        run = begin_run(self._folder, record, self.training.tracking)
         if self._skipped:
             run.keep_table("skipped.csv", ["line", "image", "reason"], map(astuple, self._skipped))
         if self.table is None and self.model.backbone == "tiny" and not self._is_example:
             run.notes.append(TOY)
-        if new:
-            table = self.table or TableSettings()
-            record = Trained.of(
-                (train, val, test),
-                self.training.seed,
-                table.id_column,
-                table.packed_bits,
-                self.labels_csv,
-                self._backbone_identity() if self.table is None else None,
-            )
-            record.data["run"] = run.folder.name  # type: ignore[index]
-            save_trained(record, run.checkpoint)
         return run
 
     def _backbone_identity(self) -> dict[str, str]:
@@ -277,6 +274,11 @@ class Project(Settings):
 
         kept = self.checkpoint if run is None else self._folder / "runs" / run / CHECKPOINT
         found = load_trained(kept)
+        if found is None and run is not None:
+            raise ValueError(
+                f"`run` must be a folder in runs/ with its model.json, got {run!r}: without it "
+                "nobody knows which rows the model has seen."
+            )
         if found is None:
             warnings.warn(
                 f"{record_file(kept)} does not say what the model was trained on. What "

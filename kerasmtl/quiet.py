@@ -42,8 +42,13 @@ def _stderr_aside() -> Iterator[None]:
 
     The environment variable alone does not help: the first lines come before it is read.
     """
-    sys.stderr.flush()
-    shown = os.dup(2)
+    try:
+        shown = os.dup(2)
+    except OSError:  # closed: nobody reads it
+        yield
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:

@@ -12,11 +12,13 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from kerasmtl.faults import graph_fault
 from kerasmtl.modules.folders import write_aside
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from kerasmtl.exporting.decisions import Decision
     from kerasmtl.report import Report
+    from kerasmtl.trained import Trained
 
 LATEST = "latest"
 CHECKPOINT, STATE, SCORES = "model.keras", "state", "scores.json"
@@ -92,15 +95,11 @@ class Run:
             decisions: by task, from which probability on the answer is yes: `kerasmtl predict` and
                 `evaluate` go by it.
         """
-        by_task = {
-            name: {"threshold": each.threshold, "rule": each.rule, "known": each.known}
-            for name, each in (decisions or {}).items()
-        }
+        by_task = {name: asdict(each) for name, each in (decisions or {}).items()}
         for note in self.notes:
             print(f"Note: {note}")
         content = report.to_dict()
         write_aside(self.folder / SCORES, json.dumps({**content, "decisions": by_task}, indent=1))
-        shutil.rmtree(self.state, ignore_errors=True)
         if self.tracking == "mlflow":
             from kerasmtl.tracking import log_scores
 
@@ -110,6 +109,7 @@ class Run:
                 for score, of in scores.items()
             }
             log_scores(self.folder, {k: mean for k, mean in means.items() if mean is not None})
+        shutil.rmtree(self.state, ignore_errors=True)
 
     def keep_table(
         self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
@@ -121,16 +121,19 @@ class Run:
         writer.writerows(rows)
         write_aside(self.folder / name, text.getvalue())
 
-    def thresholds(self) -> dict[str, float]:
-        """By binary task, from which probability on the answer is yes; empty if not yet known."""
+    def decisions(self) -> dict[str, Decision]:
+        """By task what `finish` was given; empty if the run is not finished."""
+        from kerasmtl.exporting.decisions import Decision
+
         if not self.finished:
             return {}
         content = json.loads((self.folder / SCORES).read_text(encoding="utf-8"))
-        return {
-            name: each["threshold"]
-            for name, each in content.get("decisions", {}).items()
-            if each["threshold"] is not None
-        }
+        return {name: Decision(**fields) for name, fields in content["decisions"].items()}
+
+    def thresholds(self) -> dict[str, float]:
+        """By binary task, from which probability on the answer is yes; empty if not yet known."""
+        found = {name: each.threshold for name, each in self.decisions().items()}
+        return {name: threshold for name, threshold in found.items() if threshold is not None}
 
     def __enter__(self) -> Run:
         log = self._open.enter_context(open(self.folder / LOG, "a", encoding="utf-8"))
@@ -144,23 +147,34 @@ class Run:
         warnings.showwarning = lambda message, *place: print(f"Note: {message}", flush=True)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:  # the program that ends shows it where the log does not reach
+            said = str(error) or type(error).__name__
+            with open(self.folder / LOG, "a", encoding="utf-8") as log:
+                log.write(f"{type(error).__name__}: {said}\n")
         self._open.close()
+        reason = graph_fault(error)
+        if reason is not None:
+            raise ValueError(reason) from error
 
 
-def begin_run(project: Path, tracking: str = "none") -> tuple[Run, bool]:
+def begin_run(project: Path, record: Trained, tracking: str = "none") -> Run:
     """Open the newest run, if it was interrupted and nothing has changed since, or else a new one.
 
     Args:
         project: its folder.
+        record: what is going to be trained on; kept in a new run.
         tracking: as of `Run`.
 
     Returns:
-        The run, and whether it is a new one. runs/latest points to it.
+        The run. runs/latest points to it.
 
     Raises:
-        ValueError: the package that `tracking` needs is not installed.
+        ValueError: the package that `tracking` needs is not installed, or the newest run is under
+            way in another process.
     """
+    from kerasmtl.trained import load_trained, save_trained
+
     if tracking != "none" and find_spec(tracking) is None:
         raise ValueError(
             f"`tracking` = {tracking!r} needs a package that is not installed: pip install "
@@ -168,21 +182,44 @@ def begin_run(project: Path, tracking: str = "none") -> tuple[Run, bool]:
         )
     last = last_run(project)
     if last is not None and last.state.is_dir() and not last.finished:
-        changed = [name for name in KEPT if not _same(project / name, last.folder / name)]
+        name = _shown(last.folder, project)
+        if _under_way(last):
+            raise ValueError(f"`runs` must be of one training at a time, got {name} under way.")
+        changed = [file for file in KEPT if not _same(project / file, last.folder / file)]
+        then = load_trained(last.checkpoint)
+        changed += [] if then is None else record.changes_since(then)
         if not changed:
-            print(f"Resuming {_shown(last.folder, project)}, which was interrupted.")
-            return Run(last.folder, tracking), False
+            print(f"Resuming {name}, which was interrupted.")
+            return Run(last.folder, tracking)
         print(
-            f"{_shown(last.folder, project)} was interrupted, and {', '.join(changed)} changed "
-            "since: a new run begins. Undo the change to resume the other."
+            f"{name} was interrupted, and {', '.join(changed)} changed since: a new run begins. "
+            "Undo the change to resume the other."
         )
     run = Run(_new_folder(project / "runs"), tracking)
-    for name in KEPT:
-        if (project / name).is_file():
-            shutil.copyfile(project / name, run.folder / name)
+    for file in KEPT:
+        if (project / file).is_file():
+            shutil.copyfile(project / file, run.folder / file)
+    if record.data is not None:
+        record.data["run"] = run.folder.name
+    save_trained(record, run.checkpoint)
     _point_latest(run.folder)
     print(f"New run: {_shown(run.folder, project)}")
-    return run, True
+    return run
+
+
+def _under_way(run: Run) -> bool:
+    """Whether another process trains in it."""
+    from kerasmtl.feature_store import locked
+    from kerasmtl.training.state import LOCK
+
+    try:
+        with locked(run.state / LOCK, wait=False) as lock:
+            lock.unlink()
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # no locks here
+        pass
+    return False
 
 
 def last_run(project: Path, with_model: bool = False) -> Run | None:
@@ -193,8 +230,10 @@ def last_run(project: Path, with_model: bool = False) -> Run | None:
         with_model: only one that has finished an epoch.
     """
     runs = project / "runs"
-    folders = [runs / LATEST, *sorted(_folders(runs), reverse=True)]
-    for folder in folders:
+    latest = runs / LATEST
+    # Copied by what does not know links, it is a folder that stays as it was.
+    first = [latest] if latest.is_symlink() else []
+    for folder in [*first, *sorted(_folders(runs), reverse=True)]:
         if folder.is_dir() and (not with_model or (folder / CHECKPOINT).is_file()):
             return Run(folder.resolve())
     return None
@@ -219,9 +258,11 @@ def _new_folder(runs: Path) -> Path:
 def _point_latest(folder: Path) -> None:
     """runs/latest becomes a link to the folder; where links are not allowed, names tell."""
     aside = folder.parent / f".{LATEST}-{folder.name}"
-    with contextlib.suppress(OSError):
+    try:
         aside.symlink_to(folder.name, target_is_directory=True)
         os.replace(aside, folder.parent / LATEST)
+    except OSError:
+        aside.unlink(missing_ok=True)
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -240,14 +281,21 @@ class _Tee:
         self._stream, self._log, self._line = stream, log, ""
 
     def write(self, text: str) -> int:
-        self._line += text
-        *whole, self._line = self._line.split("\n")
+        *whole, self._line = (self._line + text).split("\n")
         for line in whole:
-            # A bar overwrites its line: the last state stands at its end.
-            last = re.split(r"[\r\b]+", line.rstrip("\r\b"))[-1]
-            self._log.write(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last) + "\n")
-        self._log.flush()
+            self._log.write(_last_state(line) + "\n")
+        if whole:
+            self._log.flush()
+        else:
+            end = "\r" if self._line.endswith(("\r", "\b")) else ""
+            self._line = _last_state(self._line) + end
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _last_state(line: str) -> str:
+    """A line as it looks at its end: a bar overwrites it, in colours."""
+    last = re.split(r"[\r\b]+", line.rstrip("\r\b"))[-1]
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last)

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import distribution
 from importlib.resources import files
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kerasmtl._version import __version__
 from kerasmtl.at_hand import trained_backbones
 from kerasmtl.embedded import DATASETS, TOY
+from kerasmtl.listing import SHOWN, columns_text, listed
 from kerasmtl.modules.handles import check_backbone, from_folder
 from kerasmtl.tasks import Task
 
@@ -23,9 +25,8 @@ if TYPE_CHECKING:
     from kerasmtl.manifest import Manifest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SHOWN = 12  # names in a line
 _PLAIN = ("_toy", "_requirement")  # answers that are no values of project.toml
-_LOOKED_AT = 100  # images that are decoded before a project is made
+_LOOKED_AT = 100  # images that are decoded, and rows that are split, before a project is made
 
 # Answers that only one of the two kinds of templates takes, and what stands there instead.
 _OF_PICTURES = {
@@ -158,7 +159,7 @@ def _settings(
     if own:
         labels = os.path.abspath(os.path.expanduser(labels))
         manifest = (_read_table if table else _read_manifest)(labels, given)
-        tell(_columns_told(manifest))
+        tell(columns_text(manifest))
         _check_tasks(manifest)
         named = {task.name: task for task in map(_as_task, given.get("_tasks") or ())}
         given["_tasks"] = [named.get(task.name, task.name) for task in manifest.tasks]
@@ -216,13 +217,20 @@ def _check_tasks(manifest: Manifest) -> None:
     faults = manifest.class_faults()
     if faults:
         first, why = next(iter(faults.items()))
-        more = f"; likewise {_listed(list(faults)[1:])}" if len(faults) > 1 else ""
+        more = f"; likewise {listed(list(faults)[1:])}" if len(faults) > 1 else ""
         good = [task.name for task in manifest.tasks if task.name not in faults]
-        named = " ".join(f"--task {name}" for name in good[:_SHOWN])
+        remedy = "No task is left."
+        if good:
+            named = " ".join(f"--task {name}" for name in good)
+            remedy = f"Name the others: {named if len(good) <= SHOWN else '--task NAME …'}"
         raise ValueError(
             f"`tasks` must be columns with two answers or more, got {first!r}: {why}{more}. "
-            + (f"Leave it out: {named}" if good else "No task is left.")
+            f"{remedy}"
         )
+    if len(manifest) <= _LOOKED_AT:  # of more rows no part stays empty
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training says it again
+            manifest.split()
 
 
 def _check_images(manifest: Manifest, policy: str) -> None:
@@ -291,18 +299,3 @@ def _read_table(labels: str, answers: dict[str, Any]) -> Manifest:
         ignore=answers.get("_ignore", ()),
         **_column_options(answers, "split_column", "group_column", "id_column"),
     )
-
-
-def _columns_told(manifest: Manifest) -> str:
-    """What the columns of a file are taken for, in a line."""
-    parts = {
-        "tasks": [task.name for task in manifest.tasks],
-        "features": getattr(manifest, "columns", ()),  # of a table
-        "ignored": manifest.ignored,
-    }
-    return "; ".join(f"{part}: {_listed(names)}" for part, names in parts.items() if names)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

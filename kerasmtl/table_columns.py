@@ -13,6 +13,7 @@ import pandas as pd
 
 from kerasmtl.columns import infer_tasks, is_missing, read_labels
 from kerasmtl.csv_table import place
+from kerasmtl.listing import check_columns
 from kerasmtl.table_files import as_text, read_npz
 from kerasmtl.tasks import Task, as_tasks
 
@@ -23,11 +24,8 @@ _SHOWN = 20
 def check_named(known: Sequence[str], named: dict[str, str | None], source: Path) -> None:
     """Raise ValueError for a column that an argument names and that is absent."""
     for argument, name in named.items():
-        if name is not None and name not in known:
-            raise ValueError(
-                f"`{argument}` {name!r} is not in {source}. Expected one of the columns "
-                f"{list(known)[:100]}"
-            )
+        if name is not None:
+            check_columns(argument, [name], known, source)
 
 
 def check_ignored(known: Sequence[str], ignore: Sequence[str], source: Path) -> None:
@@ -37,12 +35,7 @@ def check_ignored(known: Sequence[str], ignore: Sequence[str], source: Path) -> 
             f"`ignore` is a single name. Expected a list. Received: {ignore!r}. "
             f"Call with ignore=[{ignore!r}]."
         )
-    absent = [name for name in ignore if name not in set(known)]
-    if absent:
-        raise ValueError(
-            f"`ignore` names columns that {source} lacks: {absent[:_SHOWN]}. Expected some of: "
-            f"{list(known)[:100]}"
-        )
+    check_columns("ignore", ignore, known, source)
 
 
 def check_roles(first: str, some: set[str], second: str, others: set[str], source: Path) -> None:

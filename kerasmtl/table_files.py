@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.csv_table import place, read_table
+from kerasmtl.listing import check_columns
 from kerasmtl.masking import MISSING_CODES
 from kerasmtl.narrowing import check_finite, lost_numbers, warn_of_collapse, warn_of_lost
 
@@ -124,12 +125,7 @@ def read_columns(
         ValueError: a column is absent, or a cell is text, infinite or beyond float32; names lines
             and columns.
     """
-    absent = [name for name in columns if name not in frame]
-    if absent:
-        raise ValueError(
-            f"`features` names columns that {source} lacks: {absent[:20]}. Expected some of: "
-            f"{list(frame.columns)[:100]}"
-        )
+    check_columns("features", columns, frame.columns, source)
     values = np.empty((len(frame), len(columns)), dtype="float32")
     faults, collapsed = [], {}
     for position, name in enumerate(columns):

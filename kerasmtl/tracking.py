@@ -83,17 +83,7 @@ class MLflow(keras.callbacks.Callback):
         self.folder = folder
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        import mlflow
-
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            place = self.folder.parent.absolute()
-            mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
-        kept = self.folder / MLFLOW_RUN
-        known = kept.read_text().strip() if kept.is_file() else None
-        active = mlflow.start_run(run_id=known, run_name=None if known else self.folder.name)
-        kept.write_text(active.info.run_id)
-        if known is None:
-            mlflow.log_params(_settings(self.folder / "project.toml"))
+        _start(self.folder)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         import mlflow
@@ -117,8 +107,23 @@ def log_scores(folder: Path, scores: dict[str, float]) -> None:
     """Log the final scores to the MLflow run of a training's folder."""
     import mlflow
 
-    with mlflow.start_run(run_id=(folder / MLFLOW_RUN).read_text().strip()):
+    with _start(folder):
         mlflow.log_metrics(scores)
+
+
+def _start(folder: Path) -> Any:
+    """Open the MLflow run of a training's folder, or make it."""
+    import mlflow
+
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri(f"sqlite:///{folder.parent.absolute() / 'mlflow.db'}")
+    kept = folder / MLFLOW_RUN
+    known = kept.read_text().strip() if kept.is_file() else None
+    active = mlflow.start_run(run_id=known, run_name=None if known else folder.name)
+    if known is None:
+        write_aside(kept, active.info.run_id)
+        mlflow.log_params(_settings(folder / "project.toml"))
+    return active
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -90,6 +90,17 @@ class Trained:
         none = np.empty(0, dtype="u8"), np.empty(0, dtype="u1")
         return cls(tasks, columns, id_column, packed_bits, seed, *none)
 
+    def changes_since(self, then: Trained) -> list[str]:
+        """Name what this training has otherwise than another one: labels, rows, backbone."""
+        now, before = ((each.data or {}).get("sha256") for each in (self, then))
+        rows = zip((self.rows, self.parts), (then.rows, then.parts), strict=True)
+        same = {
+            "the labels file": now == before,
+            "which images can be used": now != before or all(np.array_equal(*p) for p in rows),
+            "the backbone": self.backbone == then.backbone,
+        }
+        return [name for name, kept in same.items() if not kept]
+
     def parts_of(self, manifest: Manifest) -> tuple[dict[str, Manifest], list[str]]:
         """The rows of each part, as the training had them, and what is to be said about it.
 

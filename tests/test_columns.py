@@ -119,7 +119,7 @@ def test_rows_without_a_group_are_groups_of_their_picture():
     images = ["a", "b", "c", "c"]
     groups = read_groups(frame, "video", images, "labels.csv")
     assert groups[0] == groups[1] == "v" and groups[2] == groups[3] != "c"
-    with pytest.raises(ValueError, match=r"`group_column` 'patient' is not in .*\['video'\]"):
+    with pytest.raises(ValueError, match="`group_column`.*'patient'.*'video'"):
         read_groups(frame, "patient", images, "labels.csv")
 
 

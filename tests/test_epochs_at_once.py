@@ -239,8 +239,8 @@ def test_the_progress_is_that_of_each_batch(shared_pictures, capfd):
     for callbacks in ([], [Batches()]):
         train(shared_pictures, callbacks=callbacks, verbose=2)
         lines = capfd.readouterr().out.partition("Epoch 1/3")[2]  # features are computed before
-        shown.append(re.sub(r"\d+[mu]?s(/step)?", "", lines))
-    assert shown[0].count("\n3/3 -") == 3
+        shown.append(re.sub(r"[\d.]+ s  ", "", lines))
+    assert shown[0].count("\nEpoch ") == 2
     assert shown[0] == shown[1]
 
 

@@ -78,7 +78,7 @@ def test_without_the_labels_only_int8_is_refused(project, tmp_path):
     done = run(tmp_path, "--to", "onnx")
     assert done.exit_code == 0 and "on 4 rows" in done.output
     refused = run(tmp_path, "--to", "litert-int8")
-    assert refused.exit_code == 1 and "`samples` are missing" in refused.output
+    assert refused.exit_code == 1 and "--samples are missing" in refused.output
 
 
 def test_an_absent_extra_is_a_plain_line(project, tmp_path, monkeypatch):

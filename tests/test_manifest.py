@@ -207,12 +207,12 @@ def test_columns_of_the_same_name_are_refused(read, header):
 
 
 def test_an_absent_image_column_is_refused_with_the_columns(read):
-    with pytest.raises(ValueError, match=r"'image' is not in .*\['picture', 'a'\].*image_column="):
+    with pytest.raises(ValueError, match=r"`image_column`.*'image'.*'picture', 'a'"):
         read("picture,a\nx,1\n")
 
 
 def test_absent_tasks_are_refused_with_the_columns(read):
-    with pytest.raises(ValueError, match=r"lacks: \['c', 'd'\].*\['image', 'a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"`tasks`.*'c', 'd'.*'image', 'a', 'b'"):
         read("image,a,b\nx,1,1\n", tasks=["c", "a", "d"])
 
 
@@ -586,7 +586,7 @@ def test_two_hundred_thousand_rows_of_twenty_tasks_are_read(read):
 
 def test_a_split_column_that_is_named_must_be_there(read):
     text = "image,a,fold\nx,1,train\ny,0,test\n"
-    with pytest.raises(ValueError, match=r"`split_column` 'Fold' is not in .*'fold'"):
+    with pytest.raises(ValueError, match=r"`split_column`.*'Fold'.*mean 'fold'"):
         read(text, split_column="Fold")
     assert read(text, split_column="split").splits is None
     assert read(text).ignored == ("fold",) and read(text, split_column="fold").ignored == ()

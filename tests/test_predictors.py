@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from conftest import write_pictures
+from PIL import Image
 
 import kerasmtl as kt
 import kerasmtl.export
 from kerasmtl.cli import main
+from kerasmtl.exporting.description import read_description
 from kerasmtl.predictors import ExportScorer, export_predictor, model_predictor, predict_images
 
 TASKS = [
@@ -136,6 +138,43 @@ def test_files_that_are_all_absent_are_named_without_loading_tensorflow(project)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "absent.jpg: absent" in done.stderr
+
+
+def test_an_export_is_scored_on_all_formats_that_training_takes(project, tmp_path):
+    folder, export = project
+    with Image.open(folder / NAMES[0]) as image:
+        image.save(tmp_path / "same.tif")
+    (one,) = predict_images(export_predictor(export), [str(folder / NAMES[0])])[0].values()
+    (other,) = predict_images(export_predictor(export), [str(tmp_path / "same.tif")])[0].values()
+    assert one == other
+
+
+def test_an_absent_export_is_named_by_its_option(project):
+    folder, _ = project
+    for words in (["evaluate"], ["predict", folder / NAMES[0]]):
+        done = run(*words, "--model", "nowhere", "--project", folder)
+        assert done.exit_code == 1 and "--model nowhere" in done.stderr
+
+
+def test_an_export_by_the_command_decides_as_training_did(project, monkeypatch):
+    folder, _ = project
+    monkeypatch.setattr(kerasmtl.export, "prove", lambda *args: None)
+    done = run("export", folder / "again", "--project", folder)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{folder / 'again' / '1'}\n"
+    assert "binary" in done.stderr and "Yes: cat from 0.45, dog from 0.55" in done.stderr
+    described = read_description(folder / "again" / "1")
+    rules = {task["name"]: task["threshold"] for task in described["tasks"]}
+    assert (rules["cat"], rules["dog"]) == (0.45, 0.55)
+    done = run("export", folder / "again", "--project", folder, "--thresholds", "cat:fixed")
+    assert "Yes: cat from 0.5, dog from 0.55" in done.stderr
+
+
+def test_an_export_of_a_run_that_is_gone_is_not_scored(project, tmp_path):
+    folder, export = project
+    kept = kt.Project.load(folder)
+    with pytest.raises(ValueError, match="`run`.*'gone'"):
+        kept.part("test", "gone")
 
 
 def test_a_damaged_image_is_named_and_the_others_predicted(project, tmp_path):

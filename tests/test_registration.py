@@ -38,8 +38,13 @@ def test_every_registered_class_is_known_before_its_module_is_imported():
         assert own[name] is getattr(importlib.import_module(module), name)
 
 
+# Others ask whether a package is installed before they import it.
+LOOKED = "import kerasmtl, importlib.util; importlib.util.find_spec('keras'); import keras"
+
+
 @pytest.mark.parametrize(
-    "imports", ["import keras, kerasmtl", "import kerasmtl, keras", "import kerasmtl.cli, keras"]
+    "imports",
+    ["import keras, kerasmtl", "import kerasmtl, keras", "import kerasmtl.cli, keras", LOOKED],
 )
 def test_keras_loads_a_compiled_and_trained_model(tmp_path, imports):
     keras.utils.set_random_seed(0)

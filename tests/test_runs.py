@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import sys
 
 import keras
@@ -13,8 +14,10 @@ import tensorflow as tf
 
 import kerasmtl as kt
 from kerasmtl import runs
+from kerasmtl.feature_store import locked
 from kerasmtl.report import BinaryScores, Report
 from kerasmtl.tracking import HistoryFile
+from kerasmtl.training.state import LOCK
 
 REPORT = Report(rows=4, tasks={"leak": BinaryScores(4, 2, 0.75, 0.8, 0.5)})
 
@@ -104,6 +107,48 @@ def test_an_interrupted_run_is_resumed_and_a_changed_one_is_not(
     assert start(project).folder not in (first.folder, second.folder)
 
 
+def test_other_labels_or_another_backbone_begin_a_new_run(project, tmp_path, capsys):
+    first = start(project)
+    first.state.mkdir()
+    labels = tmp_path / "t.csv"
+    labels.write_text(labels.read_text().replace(",1\n", ",?\n", 1))
+    second = start(project)
+    second.state.mkdir()
+    assert second.folder != first.folder
+    assert "the labels file changed since" in capsys.readouterr().out
+    record = json.loads((second.folder / "model.json").read_text())
+    record["backbone"] = {"handle": "tiny", "sha256": "0" * 64}
+    (second.folder / "model.json").write_text(json.dumps(record))
+    assert start(project).folder != second.folder
+    assert "the backbone changed since" in capsys.readouterr().out
+
+
+def test_a_run_that_is_under_way_is_left_alone(project):
+    run = start(project)
+    run.state.mkdir()
+    with locked(run.state / LOCK), pytest.raises(ValueError, match="`runs`.*under way"):
+        start(project)
+    assert start(project).folder == run.folder
+    assert not any(run.state.iterdir())
+
+
+def test_a_copy_of_latest_does_not_hide_what_is_newer(project, tmp_path):
+    first = start(project)
+    fit(first)
+    first.finish(REPORT)
+    latest = tmp_path / "runs" / "latest"
+    latest.unlink()
+    shutil.copytree(first.folder, latest)  # as `cp -rL`, an archive or a cloud's folder make it
+    second = start(project)
+    fit(second)
+    assert project.checkpoint == second.checkpoint
+    assert {path.name for path in latest.parent.iterdir()} == {
+        "latest",
+        first.folder.name,
+        second.folder.name,
+    }
+
+
 def test_a_finished_run_has_its_scores_and_no_state(project):
     run = start(project)
     run.state.mkdir()
@@ -129,8 +174,27 @@ def test_the_log_has_what_was_printed_without_bars_and_colours(project, capsys):
     assert "1/2\r" in said.out and said.err == "told\n" and "after it" in said.out
     with pytest.raises(ValueError), run:
         print("again")
-        raise ValueError
-    assert (run.folder / "train.log").read_text().endswith("told\nagain\n")
+        raise ValueError("too late")
+    assert (run.folder / "train.log").read_text().endswith("told\nagain\nValueError: too late\n")
+
+
+def test_what_a_graph_finds_wrong_with_data_is_raised_in_a_line(project):
+    def refuse(value):
+        raise ValueError("labels.csv, line 7: image 'a.jpg' is truncated")
+
+    with pytest.raises(ValueError, match="^labels.csv, line 7: image 'a.jpg' is truncated$"):
+        with start(project) as run:
+            tf.numpy_function(refuse, [1.0], tf.float32)
+    assert "truncated" in (run.folder / "train.log").read_text()
+
+
+def test_a_bar_of_many_states_is_one_line_of_the_log(project):
+    with start(project) as run:
+        for step in range(5):
+            sys.stdout.write(f"\r\x1b[1m{step}/4\x1b[0m ")
+            sys.stdout.write("loss 1")
+        print()
+    assert (run.folder / "train.log").read_text() == "4/4 loss 1\n"
 
 
 def test_the_history_has_a_line_per_epoch(project):
@@ -185,6 +249,7 @@ def test_mlflow_gets_settings_metrics_and_scores(project, monkeypatch):
     run = runs.Run(start(project).folder, "mlflow")
     history = fit(run, 2).history.history
     fit(runs.Run(run.folder, "mlflow"), 1)  # resumed: the same run of MLflow
+    mlflow.set_tracking_uri(None)  # as in a process that has only the scores to log
     run.finish(REPORT)
     client = mlflow.MlflowClient(f"sqlite:///{run.folder.parent / 'mlflow.db'}")
     (kept,) = client.search_runs([e.experiment_id for e in client.search_experiments()])

@@ -13,7 +13,7 @@ from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
 
 import kerasmtl as kt
-from kerasmtl.at_hand import trained_backbones
+from kerasmtl.at_hand import WEIGHTS, trained_backbones
 from kerasmtl.modules.handles import APPLICATIONS
 from kerasmtl.scaffold import new_project, templates, toml_value
 
@@ -74,7 +74,7 @@ def test_tasks_can_be_named(tmp_path, labels):
     answers = {"labels": str(labels), "_tasks": ["bus"]}
     made = new_project("multitask-image", tmp_path / "p", answers)
     assert settings(made)["data"]["tasks"] == ["bus"]
-    with pytest.raises(ValueError, match=r"lacks: \['tram'\]"):
+    with pytest.raises(ValueError, match="`tasks`.*got 'tram'"):
         new_project("multitask-image", tmp_path / "q", {**answers, "_tasks": ["tram"]})
 
 
@@ -172,8 +172,10 @@ def test_names_and_paths_of_any_characters_are_kept(tmp_path):
     folder.mkdir()
     names = ["😀", "a\x7fb", "{{ b }}", 'c"\\d']
     quoted = ",".join('"' + name.replace('"', '""') + '"' for name in names)
-    (folder / "l.csv").write_text(f"image,{quoted}\na.jpg,1,0,1,0\nb.jpg,0,1,0,1\n", "utf-8")
-    write_pictures(folder, ["a.jpg", "b.jpg"])
+    (folder / "l.csv").write_text(
+        f"image,{quoted}\na.jpg,1,0,1,0\nb.jpg,0,1,0,1\nc.jpg,?,?,1,1\n", "utf-8"
+    )
+    write_pictures(folder, ["a.jpg", "b.jpg", "c.jpg"])
     made = new_project("multitask-image", tmp_path / "p", {"labels": str(folder / "l.csv")})
     project = kt.Project.load(made)
     assert [task.name for task in project.data.tasks] == names
@@ -249,8 +251,9 @@ def test_a_backbone_that_is_none_is_refused_at_once(tmp_path, monkeypatch, case)
 
 def test_a_preset_without_its_package_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("kerasmtl.modules.handles.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"kerasmtl\[keras-hub\]"):
-        new_project("multitask-image", tmp_path / "p", {"backbone": "keras_hub:resnet"})
+    for handle, extra in {"keras_hub:resnet": "keras-hub", "hf:owner/repo": "hf"}.items():
+        with pytest.raises(ValueError, match=rf"kerasmtl\[{extra}\]"):
+            new_project("multitask-image", tmp_path / "p", {"backbone": handle})
 
 
 def test_the_names_of_keras_applications_are_known():
@@ -264,6 +267,20 @@ def test_constant_columns_are_refused_with_the_call_that_leaves_them_out(tmp_pat
     labels = write_labels(tmp_path, ["a.png,1,1", "b.png,0,1"])
     with pytest.raises(ValueError, match="`tasks`.*'b'.*--task a"):
         new_project("multitask-image", tmp_path / "p", {"labels": str(labels)})
+    names = [f"t{number}" for number in range(30)]
+    rows = [f"{image}.png,1{f',{label}' * 30}" for image, label in (("a", 0), ("b", 1))]
+    write_labels(tmp_path, rows, f"image,b,{','.join(names)}")
+    with pytest.raises(ValueError, match="`tasks`.*'b'") as error:
+        new_project("multitask-image", tmp_path / "p", {"labels": str(labels)})
+    assert "t0" not in str(error.value)  # the call would drop what it does not list
+
+
+def test_too_few_rows_for_three_parts_are_refused_at_once(tmp_path):
+    write_pictures(tmp_path, ["a.png", "b.png"])
+    labels = write_labels(tmp_path, ["a.png,1,0", "b.png,0,1"])
+    with pytest.raises(ValueError, match="2 rows"):
+        new_project("multitask-image", tmp_path / "p", {"labels": str(labels)})
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize("name, reason", [("absent.png", "absent"), ("sound.wav", "not a picture")])
@@ -287,9 +304,10 @@ def test_a_file_without_a_single_image_is_refused_whatever_is_skipped(tmp_path):
 
 
 def test_images_outside_need_to_be_meant(tmp_path):
-    write_pictures(tmp_path, ["a.png", "b.png"])
+    write_pictures(tmp_path, ["a.png", "b.png", "c.png"])
     (tmp_path / "labels").mkdir()
-    labels = write_labels(tmp_path / "labels", ["../a.png,1,0", "../b.png,0,1"])
+    rows = ["../a.png,1,0", "../b.png,0,1", "../c.png,0,0"]
+    labels = write_labels(tmp_path / "labels", rows)
     answers = {"labels": str(labels)}
     with pytest.raises(ValueError, match="--allow-outside"):
         new_project("multitask-image", tmp_path / "p", answers)
@@ -322,8 +340,8 @@ def own(folder, tell=None, **answers):
     images = folder / "images"
     if not images.exists():
         images.mkdir()
-        write_pictures(images, ["a.png", "b.png"])
-    labels = write_labels(images, ["a.png,1,0", "b.png,0,1"])
+        write_pictures(images, ["a.png", "b.png", "c.png"])
+    labels = write_labels(images, ["a.png,1,0", "b.png,0,1", "c.png,0,0"])
     told = []
     made = new_project(
         "multitask-image", folder / "p", {"labels": str(labels), **answers}, told.append
@@ -343,8 +361,10 @@ def test_without_a_trained_backbone_tiny_is_taken_and_its_price_told(caches):
 def test_keras_own_weights_are_found(caches):
     folder = caches / "KERAS_HOME" / "models"
     folder.mkdir()
-    (folder / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5").touch()
-    (folder / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5").touch()
+    for name in ("ResNet50", "MobileNetV2"):
+        with open(folder / WEIGHTS[name], "wb") as file:
+            file.truncate(5_000_000)
+    (folder / WEIGHTS["EfficientNetB0"]).write_bytes(b"of a download that was interrupted")
     toml, told = own(caches)
     assert 'backbone = "MobileNetV2"' in toml and "backbone: MobileNetV2, found in" in told
     assert "drawings" not in toml + told
@@ -376,7 +396,8 @@ def test_a_model_of_kaggle_is_found_if_it_is_whole(caches):
 
 def test_what_is_named_is_taken(caches):
     (caches / "KERAS_HOME" / "models").mkdir()
-    (caches / "KERAS_HOME" / "models" / "efficientnetb0_notop.h5").touch()
+    with open(caches / "KERAS_HOME" / "models" / WEIGHTS["EfficientNetB0"], "wb") as file:
+        file.truncate(5_000_000)
     toml, _ = own(caches, backbone="tiny")
     assert 'backbone = "tiny"' in toml
     embedded = new_project("multitask-image", caches / "q", {})

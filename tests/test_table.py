@@ -5,11 +5,11 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from modules import shared
 
 import kerasmtl as kt
 from kerasmtl.duplicates import row_keys
 from kerasmtl.table_files import as_text, read_features
-from modules import shared
 
 CSV = """\
 name,heat,speed,leak,worn,split
@@ -151,11 +151,11 @@ def test_tasks_and_binary_features_are_not_guessed_apart(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"tasks": ["nope"]}, r"lacks: \['nope'\]"),
-        ({"tasks": ["leak"], "features": ["nope"]}, r"`features` names columns.*'nope'"),
+        ({"tasks": ["nope"]}, "`tasks`.*'nope'"),
+        ({"tasks": ["leak"], "features": ["nope"]}, "`features`.*'nope'"),
         ({"tasks": ["leak"], "features": ["leak"]}, "none of them a task"),
         ({"tasks": ["leak"], "features": ["heat", "heat"]}, r"twice \['heat'\]"),
-        ({"id_column": "nope"}, "`id_column` 'nope' is not in"),
+        ({"id_column": "nope"}, "`id_column`.*'nope'"),
         ({"tasks": ["heat"], "features": ["speed"]}, "line 2, column 'heat': '1.5'"),
     ],
 )
@@ -230,7 +230,7 @@ def test_features_for_prediction_need_no_labels_and_any_order(tmp_path):
     features, lines = read_features(path, ["heat", "speed"])
     np.testing.assert_array_equal(features, [[np.nan, 7], [9, 8]])
     assert lines.tolist() == [2, 3]
-    with pytest.raises(ValueError, match=r"lacks: \['flow'\]"):
+    with pytest.raises(ValueError, match="`features`.*'flow'"):
         read_features(path, ["heat", "flow"])
 
 
@@ -320,9 +320,12 @@ def test_features_of_two_or_of_many_values_do_not_look_like_labels(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"ignore": ["name", "typo"]}, r"`ignore` names columns that .* lacks: \['typo'\]"),
+        ({"ignore": ["name", "typo"]}, "`ignore`.*got 'typo'"),
         ({"ignore": "name"}, r"`ignore` is a single name.*ignore=\['name'\]"),
-        ({"ignore": ["name"], "split_column": "Split"}, r"`split_column` 'Split' is not in .*heat"),
+        (
+            {"ignore": ["name"], "split_column": "Split"},
+            "`split_column`.*'Split'.*heat.*mean 'split'",
+        ),
     ],
 )
 def test_columns_to_leave_out_or_to_split_by_must_be_there(tmp_path, options, message):

@@ -153,8 +153,8 @@ def check(
 
     found = checking.check(manifest, seed, leaks=not no_leaks, quiet=json_)
     click.echo(json.dumps(found.to_dict(), indent=2) if json_ else found.text())
-    if found.faults and skips:
-        click.echo('Training skips these images: on_invalid_image = "skip".', err=True)
+    if found.faults and skips and not json_:
+        click.echo('Training skips these images: on_invalid_image = "skip".')
     if (found.faults and not skips) or found.class_faults:
         raise SystemExit(1)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kerasmtl.commands.models import trained_model, trusting
 from kerasmtl.commands.shared import in_project, load_project, plain_errors
+from kerasmtl.listing import listed
 
 if TYPE_CHECKING:
     from kerasmtl.tasks import Task
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     metavar="[TASK:]RULE",
     help="From which probability on an answer is yes: f1 (the best F1), precision=0.9 (the best "
     "recall at that precision or more), recall=0.9 (likewise), fitted by task on the validation "
-    "part; fixed (0.5), or a number. With TASK: for that one; may be repeated.  [default: f1 if "
-    "there is a validation part, else fixed]",
+    "part; fixed (0.5), or a number. With TASK: for that one; may be repeated.  [default: as in "
+    "training]",
 )
 @click.option(
     "--calibrate",
@@ -60,7 +61,7 @@ def export(
     require = dict(_score(text) for text in required)
     rules = dict(_rule(text) for text in thresholds)
     project = load_project(folder)
-    from kerasmtl.export import data_of, export_saved_model
+    from kerasmtl.export import data_of, export_saved_model, read_description
 
     model = trained_model(project, trust)
     of = project.trained()
@@ -74,22 +75,41 @@ def export(
             if require or calibrate or not fixed:
                 raise
             click.echo(f"Nothing is fitted or measured: {error}", err=True)
-    click.echo(
-        export_saved_model(
-            model,
-            out or project.export_folder,
-            of.tasks,
-            columns=of.columns,
-            packed_bits=of.packed_bits,
-            validation=validation,
-            thresholds=_by_task(rules, of.tasks),
-            calibrate=calibrate,
-            require=require or None,
-            data=data,
-            licence=licence,
-            name=project.name,
-        )
+    # Calibrated probabilities are others: their thresholds are fitted here.
+    decided = {} if calibrate or None in rules else project.run.decisions()
+    chosen = _by_task(rules, of.tasks)
+    made = export_saved_model(
+        model,
+        out or project.export_folder,
+        of.tasks,
+        columns=of.columns,
+        packed_bits=of.packed_bits,
+        validation=validation,
+        thresholds={**decided, **(chosen or {})} if decided else chosen,
+        calibrate=calibrate,
+        require=require or None,
+        data=data,
+        licence=licence,
+        name=project.name,
     )
+    for line in _worth(read_description(made) or {}):
+        click.echo(line, err=True)  # the folder alone is the output
+    click.echo(made)
+
+
+def _worth(described: Mapping[str, Any]) -> list[str]:
+    """What an export scores on the validation part, and from which probability on it says yes."""
+    lines = []
+    for kind, scores in ((described.get("metrics") or {}).get("macro") or {}).items():
+        means = {name: of["mean"] for name, of in scores.items() if of["mean"] is not None}
+        shown = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        lines.append(f"Validation, mean over the {kind} tasks: {shown}")
+    yes = [
+        f"{task['name']} from {task['threshold']:.3g}"
+        for task in described.get("tasks", ())
+        if task.get("threshold") is not None
+    ]
+    return [*lines, *([f"Yes: {listed(yes)}"] if yes else [])]
 
 
 def _score(text: str) -> tuple[str, float]:

@@ -172,7 +172,7 @@ def predict(
     _refuse_folders(files)
     table = _is_table(export_, folder)
     # What is wrong with a file is said before TensorFlow and the model are loaded.
-    bad = {} if table else _bad_images(files)
+    bad = _bad_files(files, table)
     good = [file for file in files if file not in bad]
     found: dict[str, Predicted] = {}
     if good:
@@ -206,10 +206,15 @@ def _is_table(export_: str | None, folder: str) -> bool:
     return describe_export(export_).get("kind") == "table"
 
 
-def _bad_images(files: Sequence[str]) -> dict[str, str]:
+def _bad_files(files: Sequence[str], table: bool) -> dict[str, str]:
     from kerasmtl.mending import picture_fault
 
-    faults = {file: picture_fault(file) for file in files}
+    def fault(file: str) -> str | None:
+        if table:
+            return None if Path(file).is_file() else "absent"
+        return picture_fault(file)
+
+    faults = {file: fault(file) for file in files}
     return {file: fault for file, fault in faults.items() if fault}
 
 
@@ -218,7 +223,7 @@ def _as_json(
 ) -> list[dict[str, Any]]:
     """One object per image or row, in the order of the command line."""
     first, values = ("row", "predictions") if table else ("image", "probabilities")
-    names = list(found) if table else [file for file in files if file in found or file in bad]
+    names = [*found, *bad] if table else [file for file in files if file in found or file in bad]
     return [
         {first: name, "error": bad[name]}
         if name in bad

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kerasmtl.commands.words import in_cli_words
+from kerasmtl.faults import graph_fault
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,7 +42,7 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 said = in_cli_words(str(error), click.get_current_context().command)
                 raise click.ClickException(said) from error
             except Exception as error:
-                said = _of_the_graph(error)
+                said = graph_fault(error)
                 if said is None:
                     raise
                 raise click.ClickException(said) from error
@@ -51,19 +50,6 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
                 warnings.showwarning = default
 
     return wrapped
-
-
-def _of_the_graph(error: Exception) -> str | None:
-    """What TensorFlow says of data that a graph cannot take; None of other errors."""
-    tensorflow = sys.modules.get("tensorflow")  # which is not loaded for this alone
-    if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
-        return None
-    lines = [re.sub(r"\{\{[^}]*\}\}\s*", "", line).strip() for line in error.message.splitlines()]
-    own = [line.removeprefix("ValueError: ") for line in lines if line.startswith("ValueError: ")]
-    if own:
-        return own[0]
-    what = next((line for line in lines if line), type(error).__name__)
-    return f"{what}. If it is a picture: `kerasmtl check` lists those that cannot be used."
 
 
 def _plain_warning(message: Warning | str, *place: Any, **more: Any) -> None:

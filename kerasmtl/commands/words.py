@@ -14,7 +14,13 @@ _SETTING = re.compile(rf", (\w+)=({_TEXT}|{_LIST}|[^,]+)")
 _BOTH = re.compile(r"(?:\w+=\S* )?\((?:[^()]*; )?command line: (--[\w-]+)\)")
 _IN_TOML = re.compile(r" In project\.toml: \{[^}]*\}\.")
 # Arguments of the library that are called otherwise on the command line.
-_OTHERWISE = {"tasks": "task", "target": "folder", "images": "labels", "path": "labels"}
+_OTHERWISE = {
+    "export": "export_",
+    "tasks": "task",
+    "target": "folder",
+    "images": "labels",
+    "path": "labels",
+}
 
 
 def in_cli_words(message: str, command: click.Command) -> str:

@@ -182,7 +182,7 @@ def labels_fault(wrong: Any, y: Any, must_be: str) -> Fault:
         wrong,
         y,
         f"`y_true` must be {must_be}, or NaN (= missing)",
-        "of the batch: name another code of missing labels to the loss, such as missing=-1",
+        "of the batch: if it stands for a missing label, pass missing=-1 to the loss",
     )
 
 

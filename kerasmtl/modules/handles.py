@@ -77,6 +77,10 @@ def check_backbone(handle: str) -> None:
             raise ValueError(f"`backbone` {handle!r} must name a weight file, got no such file.")
     elif kaggle.is_kaggle(handle):
         kaggle.parse(handle)
+    elif handle.startswith(stores.HF_PREFIX) and find_spec("huggingface_hub") is None:
+        raise ValueError(
+            f"`backbone` {handle!r} needs huggingface_hub: pip install 'kerasmtl[hf]'."
+        )
     elif not is_remote(handle):
         path = Path(handle).expanduser()
         if path.is_dir():

@@ -93,7 +93,7 @@ def check_refusal(error: Exception, epoch: int, batch: int, rows: Sequence[str] 
     """
     found = _REFUSAL.search(str(error))
     if found:
-        what, reason = "the loss stops", f"{found[1].replace('] [', ' ')}."
+        what, reason = "the loss refuses it", f"{found[1].replace('] [', ' ')}."
         message = _message(what, epoch, f"batch {batch + 1}", rows, reason)
         raise LossNotFinite(message) from error
 

@@ -73,8 +73,8 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit(
-            "\nStopped. `python train.py` resumes after the last finished epoch, which is in "
-            "runs/latest/model.keras: kerasmtl evaluate, export and predict use it."
+            "\nStopped. `python train.py` resumes after the last finished epoch. If there was one, "
+            "it is in runs/latest/model.keras: kerasmtl evaluate, export and predict use it."
         ) from None
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         raise SystemExit(f"Error: {error}") from None

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from modules import shared
+from PIL import Image
 
 COUNT = 80
 SKIES = ("clear", "clouds", "rain")

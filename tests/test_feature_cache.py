@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from modules import save_reusable
 from PIL import Image
 
 import kerasmtl as kt
@@ -19,7 +20,6 @@ from kerasmtl.sources import permutation, source_of
 from kerasmtl.training import feature_cache, feature_computing, feature_dataset, feature_key
 from kerasmtl.training.feature_cache import cache_features
 from kerasmtl.training.features import split_model
-from modules import save_reusable
 
 L = keras.layers
 ROWS, COLUMNS = 150, 6

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from modules import save_reusable
 from test_portable import classifier, edit, edit_layers, forget, hub, pictures
 
 import kerasmtl as kt
@@ -16,7 +17,6 @@ from kerasmtl.embedded import extractor_folder
 from kerasmtl.modules.content import content_sha256
 from kerasmtl.project import Project
 from kerasmtl.scaffold import new_project
-from modules import save_reusable
 
 REFUSED = "`safe_mode` is on, and this file runs the graph of a foreign SavedModel"
 

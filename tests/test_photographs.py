@@ -155,6 +155,8 @@ def test_the_server_and_its_client_say_the_same(project, photographs):
         for name, value in row["probabilities"].items():
             value = list(value.values()) if kind == "multiclass" else value
             assert answer["outputs"][name] == pytest.approx(value, rel=1e-4, abs=1e-4)
+        for name, decided in row["decisions"].items():
+            assert answer["outputs"][f"{name}_decision"] == decided
 
 
 @pytest.mark.parametrize("to, package", [("litert", "ai_edge_litert"), ("onnx", "tf2onnx")])

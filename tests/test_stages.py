@@ -203,24 +203,6 @@ def test_a_schedule_needs_to_know_the_length():
     assert fine_tune(model_of(), unknown, plan=[Stage("all", 1, 0.1)], verbose=0).epoch == [0]
 
 
-@pytest.mark.parametrize("name", ["head", "last-layers", "full", "gradual"])
-def test_a_model_is_exported_and_saved_after_a_plan(tmp_path, name):
-    model = model_of()
-    fine_tune(model, data(), plan=make_plan(name, epochs=2), verbose=0)
-    kt.save_model(model, tmp_path / "model.keras")
-    kt.export_saved_model(model, tmp_path / "exported", TASKS)
-    picture = tf.io.encode_png(tf.constant(np.arange(192, dtype="uint8").reshape(8, 8, 3)))
-    found = []
-    for one in (model, kt.load_model(tmp_path / "model.keras")):
-        one.export(tmp_path / f"plain {len(found)}", verbose=False)
-        served = tf.saved_model.load(str(tmp_path / f"plain {len(found)}"))
-        found.append(served.serve(np.ones((1, 8, 8, 3), "float32")))
-    np.testing.assert_array_equal(*found)
-    served = tf.saved_model.load(str(tmp_path / "exported" / "1"))
-    outputs = served.signatures["serving_default"](image_bytes=tf.stack([picture]))
-    assert set(outputs) == {*TASKS, *(f"{task}_decision" for task in TASKS)}
-
-
 class SetRate(keras.callbacks.Callback):
     """Sets a rate at the beginning of an epoch."""
 

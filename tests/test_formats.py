@@ -438,12 +438,11 @@ print(json.dumps({key: value.tolist() for key, value in first.items()}))
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # MobileNet is converted in tests/wheel
 @pytest.mark.parametrize("to", ["litert", "litert-dynamic", "litert-int8", "onnx"])
-@pytest.mark.parametrize("name", ["tiny", "mobilenet_v1_025_224"])
-def test_real_extractors(tmp_path, to, name):
+def test_the_embedded_extractor(tmp_path, to):
     keras.utils.set_random_seed(0)
-    model = kt.build_model(name if name == "tiny" else str(shared("models", name)), ["a", "b"])
+    model = kt.build_model("tiny", ["a", "b"])
     images = pictures(12, model.input_shape[1])
     made = convert_model(model, file_for(tmp_path, to), ["a", "b"], to, samples=images)
     off = np.abs(made.predict(images)["a"] - model.predict(images, verbose=0)[:, 0]).max()

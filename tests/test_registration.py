@@ -44,7 +44,7 @@ LOOKED = "import kerasmtl, importlib.util; importlib.util.find_spec('keras'); im
 
 @pytest.mark.parametrize(
     "imports",
-    ["import keras, kerasmtl", "import kerasmtl, keras", "import kerasmtl.cli, keras", LOOKED],
+    ["import keras, kerasmtl", "import kerasmtl.cli, keras", LOOKED],
 )
 def test_keras_loads_a_compiled_and_trained_model(tmp_path, imports):
     keras.utils.set_random_seed(0)

@@ -460,7 +460,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_as_the_whole_run(tmp_path,
     assert running.wait() == 0
     longest = time.monotonic() - began
     choice, killed = random.Random(0), 0
-    while killed < 4:
+    while killed < 3:
         running, _ = start(folders[1])
         try:
             assert running.wait(choice.uniform(0.0, longest)) == 0

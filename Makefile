@@ -5,6 +5,9 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 DEMO := demo/street_scenes-$(shell date +%Y%m%d-%H%M%S)
 INSTALLED := $(VENV)/.installed
+WORKERS = 2
+# In the order of tests/conftest.py, the longest files first.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-wheel test-lowest lint bench bench-plans bench-tox21 clean
@@ -25,16 +28,17 @@ demo: $(INSTALLED)  ## install, make a project with the embedded data, train, re
 		kerasmtl predict $(CURDIR)/datasets/street_scenes/images/00000.jpg
 
 test: $(INSTALLED)  ## install, run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
-test-all: ARGS = -m "not wheel"
-test-all: test  ## the same, with the slow tests
+test-all: WORKERS = 3
+test-all: ARGS = -m ""
+test-all: test  ## all tests, also the slow ones and those of the wheel
 
 test-wheel: $(INSTALLED)  ## what users get: the wheel in fresh environments; FOR=3.13 for another Python
-	KERASMTL_PYTHON=$(FOR) $(BIN)/python -m pytest -n 2 --dist loadfile -m wheel tests/wheel $(ARGS)
+	KERASMTL_PYTHON=$(FOR) $(PYTEST) -m wheel tests/wheel $(ARGS)
 
 test-lowest: $(INSTALLED)  ## the same, with the lowest versions that setup.cfg allows
-	KERASMTL_PYTHON=$(FOR) KERASMTL_RESOLUTION=lowest-direct $(BIN)/python -m pytest -n 2 --dist loadfile -m wheel tests/wheel $(ARGS)
+	KERASMTL_PYTHON=$(FOR) KERASMTL_RESOLUTION=lowest-direct $(PYTEST) -m wheel tests/wheel $(ARGS)
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Shared fixtures: a small folder of pictures with labels."""
+"""What all tests share: settings, the order of the files, and a small folder of pictures."""
 
 import gc
 import os
@@ -10,45 +10,29 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-import numpy as np
 import pytest
-from PIL import Image
+from pictures import write_picture_folder
 
 # Background jobs, `nohup` and some CI runners ignore Ctrl-C, and whatever they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LABELS = """\
-image,cat,dog,bird
-00.jpg,1,0,?
-01.png,0,1,
-02.jpg,1,,0
-03.png,0,0,1
-04.jpg,,1,1
-05.png,1,0,0
-06.jpg,0,?,?
-07.png,1,1,0
-08.jpg,0,,1
-09.png,?,0,0
-10.jpg,1,1,NA
-11.png,0,0,1
-"""
-HEIGHT, WIDTH = 20, 24
+# Files that take minutes start first, so that at the end no worker waits long for another.
+FIRST = (
+    "test_extras.py",
+    "test_plain_install.py",
+    "test_photographs.py",
+    "test_hub_laws.py",
+    "test_end_to_end.py",
+    "test_state.py",
+    "test_tabular_template.py",
+    "test_stages.py",
+    "test_formats.py",
+)
 
 
-def write_pictures(folder, names, size=(HEIGHT, WIDTH), seed=0):
-    """Pictures of random smooth colours, in the formats of their names."""
-    rng = np.random.default_rng(seed)
-    for name in names:
-        coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype="uint8"))
-        coarse.resize(size[::-1], Image.Resampling.BILINEAR).save(folder / name)
-
-
-def write_picture_folder(folder):
-    """Twelve pictures, JPEG and PNG by turns, and `labels.csv`: three tasks, with holes."""
-    names = [line.split(",")[0] for line in LABELS.splitlines()[1:]]
-    write_pictures(folder, names)
-    (folder / "labels.csv").write_text(LABELS)
-    return folder
+def pytest_collection_modifyitems(items):
+    """Sort the longest files to the front; the order within a file stays."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else 99)
 
 
 @pytest.fixture(scope="session")

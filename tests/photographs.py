@@ -8,7 +8,7 @@ from PIL import Image
 
 COUNT = 80
 SKIES = ("clear", "clouds", "rain")
-LARGE, SMALL = (1600, 1200), (60, 45)
+LARGE, SMALL = (640, 480), (60, 45)
 
 
 def write_photographs(folder: Path) -> Path:

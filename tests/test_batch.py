@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
-from conftest import write_pictures
+from pictures import write_pictures
 from served import CLASSES, environment, mean_of, picture, save_pictures
 
 import kerasmtl as kt

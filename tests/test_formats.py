@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import write_picture_folder
 from modules import save_arguments_module, save_reusable, save_text_module, shared
+from pictures import write_picture_folder
 
 import kerasmtl as kt
 from kerasmtl.formats import FORMATS

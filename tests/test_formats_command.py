@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import write_picture_folder
+from pictures import write_picture_folder
 
 import kerasmtl as kt
 from kerasmtl.commands.formats import convert

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_pictures
+from pictures import write_pictures
 
 from kerasmtl.manifest import Fault, Manifest
 from kerasmtl.tasks import Task

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import HEIGHT, WIDTH
+from pictures import HEIGHT, WIDTH
 from PIL import Image
 
 from kerasmtl.manifest import Manifest

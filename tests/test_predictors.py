@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import write_pictures
+from pictures import write_pictures
 from PIL import Image
 
 import kerasmtl as kt

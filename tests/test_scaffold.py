@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import write_pictures
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
+from pictures import write_pictures
 
 import kerasmtl as kt
 from kerasmtl.at_hand import WEIGHTS, trained_backbones

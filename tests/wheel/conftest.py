@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from modules import shared
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared"
 # Of the environments, not of the one that runs these tests: make test-wheel, make test-lowest.
 PYTHON = os.environ.get("KERASMTL_PYTHON") or f"{sys.version_info[0]}.{sys.version_info[1]}"
 RESOLUTION = os.environ.get("KERASMTL_RESOLUTION") or "highest"
@@ -116,13 +116,6 @@ def environment(wheel, tmp_path_factory):
 @pytest.fixture(scope="session")
 def plain(environment):
     return environment()
-
-
-def shared(*parts):
-    path = SHARED.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"real test data is not at hand: {Path(*parts)}")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import subprocess
 import urllib.request
 
 import pytest
-from conftest import shared
+from modules import shared
 
 pytestmark = pytest.mark.wheel
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import shared
+from modules import shared
 
 pytestmark = pytest.mark.wheel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -17,7 +18,9 @@ def quiet_tensorflow() -> None:
 
     They tell of oneDNN, of CPU instructions and, on a machine without a GPU, of a CUDA error that
     is none; what does go wrong is raised as an exception as well. A failing import shows all that
-    was written. Does nothing if TensorFlow is imported already or `TF_CPP_MIN_LOG_LEVEL` is 0.
+    was written. What TensorFlow's import makes is left out of garbage collection (`gc.freeze`),
+    which saves seconds in a short program. Does nothing if TensorFlow is imported already or
+    `TF_CPP_MIN_LOG_LEVEL` is 0.
 
     Example:
         >>> import kerasmtl as kt
@@ -32,8 +35,26 @@ def quiet_tensorflow() -> None:
 
 def _start_quietly(execute: Any, tensorflow: Any) -> None:
     with _stderr_aside():
-        execute(tensorflow)
+        with _out_of_collection():
+            execute(tensorflow)
         tensorflow.config.list_physical_devices()  # looks for a GPU, and logs that
+
+
+@contextmanager
+def _out_of_collection() -> Iterator[None]:
+    """Leave what is made meanwhile out of garbage collection for good.
+
+    To look through TensorFlow's million objects again and again takes a fifth of the time of
+    `kerasmtl evaluate` on a few images.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+        gc.freeze()
 
 
 @contextmanager

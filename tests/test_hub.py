@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 from modules import REAL, save_dict_module, save_reusable, shared
 
-import kerasmtl as kt
 from kerasmtl.backbones import HubLayer
 
 INPUTS = {
@@ -87,22 +86,6 @@ def test_frozen_is_bit_for_bit_unchanged(folder, how):
     model.fit(pictures(), targets(), epochs=3, verbose=0)
     assert changed(before, layer) == []
     assert len(model.trainable_variables) == 2
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v1_025_224"])
-@pytest.mark.parametrize("trainable", [False, True])
-def test_a_real_backbone_moves_with_adam_only_if_trainable(name, trainable):
-    layer = HubLayer(shared("models", name), trainable=trainable)
-    before = values(layer)
-    model = kt.build_model(layer, ["a", "b"])
-    model.compile("adam", kt.MaskedBinaryCrossentropy())
-    x = pictures(4, 224)
-    y = np.array([[0, 1], [1, np.nan], [np.nan, np.nan], [1, 0]], "float32")
-    model.fit(x, y, epochs=1, batch_size=4, verbose=0)
-    moved = changed(before, layer)
-    assert bool(moved) == trainable
-    if trainable:
-        assert {v.name for v in layer.non_trainable_variables} <= set(moved)  # moving statistics
 
 
 @pytest.mark.parametrize(

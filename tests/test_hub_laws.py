@@ -205,10 +205,10 @@ def test_frozen_is_bit_for_bit_unchanged(known):
 @pytest.mark.parametrize(
     "known, optimizer",
     [
-        # Adam shows that the large one trains at all; that takes seconds.
+        # Adam for all; the others where statistics move, and where gradients are sparse.
         (k, o)
         for k in TRAINABLE
-        for o in (["adam"] if k == "mobilenet" else OPTIMIZERS)
+        for o in (OPTIMIZERS if k in ("reusable", "text") else ["adam"])
     ],
     indirect=["known"],
 )

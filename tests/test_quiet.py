@@ -60,3 +60,10 @@ def test_a_tensorflow_that_fails_shows_all_it_said(tmp_path):
 def test_nothing_is_imported_by_it_and_a_late_call_does_no_harm():
     run("import sys, kerasmtl as kt\nkt.quiet_tensorflow()\nassert 'tensorflow' not in sys.modules")
     assert "Traceback" not in run("import keras, kerasmtl as kt\nkt.quiet_tensorflow()")
+
+
+def test_garbage_collection_goes_on_without_what_tensorflow_made():
+    run(
+        "import gc, kerasmtl as kt\nkt.quiet_tensorflow()\nimport tensorflow\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000"
+    )

@@ -2,6 +2,7 @@
 
 import email
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 # Of the environments, not of the one that runs these tests: make test-wheel, make test-lowest.
 PYTHON = os.environ.get("KERASMTL_PYTHON") or f"{sys.version_info[0]}.{sys.version_info[1]}"
 RESOLUTION = os.environ.get("KERASMTL_RESOLUTION") or "highest"
+THREADS = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}  # as in tests/conftest.py
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Environment:
             capture_output=True,
             text=True,
             timeout=600,
-            env={**left, "PATH": path, "TFHUB_CACHE_DIR": cache, **variables},
+            env={**left, **THREADS, "PATH": path, "TFHUB_CACHE_DIR": cache, **variables},
         )
         assert done.returncode == code, done.stdout[-2000:] + done.stderr[-4000:]
         if code == 0 and quiet:
@@ -93,14 +95,22 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def environment(wheel, tmp_path_factory):
-    """From an extra, or "", to a fresh environment with the wheel and it; each is made once."""
+    """From an extra, or "", to an environment with the wheel and it; each is made once.
+
+    Those with an extra begin as copies of the one without, and not from nothing, because of the
+    minutes that Python takes to compile TensorFlow anew.
+    """
     made = {}
 
     def make(extra=""):
         if extra not in made:
             base = tmp_path_factory.mktemp(f"with-{extra or 'none'}")
             (base / "work").mkdir()
-            uv("venv", "--quiet", "--python", PYTHON, base / "venv")
+            if extra:
+                plain = make().folder
+                shutil.copytree(plain, base / "venv", symlinks=True, copy_function=os.link)
+            else:
+                uv("venv", "--quiet", "--relocatable", "--python", PYTHON, base / "venv")
             uv(
                 *("pip", "install", "--quiet", "--python", base / "venv" / "bin" / "python"),
                 *("--resolution", RESOLUTION),

@@ -26,8 +26,7 @@ import tensorflow as tf
 from PIL import Image
 
 import kerasmtl as kt
-from kerasmtl.decoding import PARALLEL, RATIOS, SPARE
-from kerasmtl.inputs import resize_image
+from kerasmtl.data.images import PARALLEL, RATIOS, SPARE, resize_image
 
 HEADING = "## Export: the bytes signature against decoding and the bare graph"
 PICTURES = Path(__file__).resolve().parent.parent / "datasets" / "street_scenes" / "images"

@@ -27,13 +27,12 @@ import tensorflow as tf
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 import kerasmtl as kt
-from kerasmtl.embedded import dataset_csv
-from kerasmtl.formats import FORMATS
-from kerasmtl.formats.convert import convert_model
-from kerasmtl.formats.face import SIGNATURE, Face, write_saved_model
-from kerasmtl.formats.parity import decisions_agree
-from kerasmtl.formats.runtimes import ConvertedModel
-from kerasmtl.heads import by_task
+from kerasmtl.export.convert import convert_model, decisions_agree
+from kerasmtl.export.converted_model import ConvertedModel
+from kerasmtl.export.formats import FORMATS
+from kerasmtl.export.interface import SIGNATURE, Face, write_saved_model
+from kerasmtl.models.build import by_task
+from kerasmtl.models.hub.embedded import dataset_csv
 from kerasmtl.tasks import as_tasks
 
 HEADINGS = (
@@ -64,14 +63,14 @@ def trained(train: kt.Manifest, val: kt.Manifest, seed: int, folder: Path) -> ke
     size = model.input_shape[1:3]
     model.compile(
         keras.optimizers.Adam(RATE),
-        loss=kt.default_losses(train.tasks, train.labels),
-        metrics=kt.default_metrics(train.tasks),
+        loss=kt.losses.for_tasks(train.tasks, train.labels),
+        metrics=kt.metrics.for_tasks(train.tasks),
     )
     model.fit(
         kt.make_dataset(train, size, training=True, seed=seed),
         validation_data=kt.make_dataset(val, size),
         epochs=EPOCHS,
-        callbacks=[kt.Checkpoint(folder / "model.keras")],
+        callbacks=[kt.callbacks.Checkpoint(folder / "model.keras")],
         shuffle=False,
         verbose=0,
     )

@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 import kerasmtl as kt
-from kerasmtl.embedded import dataset_csv
+from kerasmtl.models.hub.embedded import dataset_csv
 
 HERE = Path(__file__).resolve().parent
 HEADING = "## Head training: features computed once"
@@ -66,15 +66,15 @@ def run(labels: str, backbone: str, epochs: int, cached: bool) -> dict[str, Any]
     data = kt.make_dataset(train, size, training=True)
     held = kt.make_dataset(validation, size)
     if cached:
-        plan = [kt.Stage("head", epochs, 1e-3)]
+        plan = [kt.plans.Stage("head", epochs, 1e-3)]
         history = kt.fine_tune(
             model, data, held, plan=plan, cache=True, callbacks=[times], verbose=0
         )
     else:
         model.compile(
             keras.optimizers.Adam(1e-3),
-            loss=kt.default_losses(train.tasks),
-            metrics=kt.default_metrics(train.tasks),
+            loss=kt.losses.for_tasks(train.tasks),
+            metrics=kt.metrics.for_tasks(train.tasks),
         )
         history = model.fit(
             data, validation_data=held, epochs=epochs, callbacks=[times], shuffle=False, verbose=0

@@ -36,7 +36,7 @@ Step = Callable[[], Any]
 def tiny(hub: bool, trainable: bool) -> tuple[Any, int]:
     """The embedded network and its picture size: through `HubLayer`, or as plain Keras."""
     import kerasmtl as kt
-    from kerasmtl.backbones.own import tiny_network
+    from kerasmtl.saved_models.tiny.network import tiny_network
 
     if hub:
         return kt.HubLayer("tiny", trainable=trainable), 128
@@ -113,7 +113,7 @@ def step_of(case: Case, backbone: Any, size: int) -> Step:
     features = next(iter(features.values())) if isinstance(features, dict) else features
     outputs = keras.layers.Dense(TASKS, activation="sigmoid")(features)
     model = keras.Model(image, outputs)
-    model.compile(keras.optimizers.Adam(1e-4), kt.MaskedBinaryCrossentropy())
+    model.compile(keras.optimizers.Adam(1e-4), kt.losses.MaskedBinaryCrossentropy())
     rng = np.random.default_rng(0)
     x = tf.constant(rng.random((BATCH, size, size, 3), dtype="float32"))
     y = rng.integers(0, 2, (BATCH, TASKS)).astype("float32")

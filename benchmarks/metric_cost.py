@@ -105,7 +105,7 @@ def compare(
 def with_and_without(tasks: int, hidden: tuple[int, ...], rows: int, args: Any) -> str:
     """The line of masked loss and metric against stock loss and no metric."""
     x, holed = batch(tasks, rows, 0.3)
-    ours = trainer(tasks, hidden, kt.MaskedBinaryCrossentropy(), [kt.MaskedAUC()])
+    ours = trainer(tasks, hidden, kt.losses.MaskedBinaryCrossentropy(), [kt.metrics.MaskedAUC()])
     stock = trainer(tasks, hidden, keras.losses.BinaryCrossentropy(), [])
     own, other, ratio = compare(
         stepper(ours, x, holed),
@@ -124,7 +124,7 @@ def against_many(tasks: int, rows: int, args: Any) -> str:
     """The line of MaskedAUC against one keras.metrics.AUC a task."""
     x, holed = batch(tasks, rows, 0.3)
     full = tf.where(tf.math.is_nan(holed), 0.0, holed)
-    ours = trainer(tasks, (64,), kt.MaskedBinaryCrossentropy(), [kt.MaskedAUC()])
+    ours = trainer(tasks, (64,), kt.losses.MaskedBinaryCrossentropy(), [kt.metrics.MaskedAUC()])
     many = trainer(tasks, (64,), keras.losses.BinaryCrossentropy(), [ManyAUCs(tasks)])
     other, own, ratio = compare(
         stepper(many, x, full), stepper(ours, x, holed), max(3, args.rounds // 3), 2
@@ -160,7 +160,7 @@ def metrics_alone(tasks: int, rows: int, args: Any) -> str:
     """The line of the metrics by themselves."""
     _, holed = batch(tasks, rows, 0.3)
     full = tf.where(tf.math.is_nan(holed), 0.0, holed)
-    many, ours = alone(ManyAUCs(tasks), full), alone(kt.MaskedAUC(), holed)
+    many, ours = alone(ManyAUCs(tasks), full), alone(kt.metrics.MaskedAUC(), holed)
     other, own, ratio = compare(many, ours, max(3, args.rounds // 3), 5)
     return (
         f"| {tasks} | none: update and result | MaskedAUC: {1e3 * own:.1f} | {tasks} "
@@ -170,7 +170,7 @@ def metrics_alone(tasks: int, rows: int, args: Any) -> str:
 
 def state_bytes(tasks: int, rows: int) -> int:
     """Size of a MaskedAUC after that many rows."""
-    metric = kt.MaskedAUC()
+    metric = kt.metrics.MaskedAUC()
     rng = np.random.default_rng(0)
     for _ in range(0, rows, 1000):
         p = rng.random((1000, tasks)).astype("float32")

@@ -54,7 +54,7 @@ def work(path: str) -> None:
         steps[step] = time.perf_counter() - began
         began = time.perf_counter()
 
-    from kerasmtl.manifest import Manifest
+    from kerasmtl.data.manifest import Manifest
 
     done("import")
     manifest = Manifest.from_csv(path, group_column="patient")

@@ -81,7 +81,7 @@ def run(folder: Path, plan: str, size: int, seed: int, workers: int) -> dict:
     image_size = model.input_shape[1:3]
     data = kt.make_dataset(train, image_size, training=True, seed=seed)
     held = kt.make_dataset(validation, image_size, batch_size=100)
-    chosen = kt.plan_for(model, data, plan)
+    chosen = kt.plans.plan_for(model, data, plan)
     history = kt.fine_tune(model, data, held, plan=plan, verbose=0)
     report = kt.evaluate(model, kt.make_dataset(test, image_size, batch_size=100), train.tasks)
     epochs = len(history.epoch)

@@ -29,21 +29,21 @@ import os
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras, numpy as np, tensorflow as tf
 import kerasmtl as kt
-from kerasmtl.embedded import dataset_csv
+from kerasmtl.models.hub.embedded import dataset_csv
 
 tf.config.experimental.enable_op_determinism()
 keras.utils.set_random_seed(0)
 print("ready", flush=True)
 train, validation, _ = kt.Manifest.from_csv(dataset_csv("street_scenes")).split()
 model = kt.build_model("tiny", train.tasks, hidden=[64], dropout=0.5)
-model.compile("adam", kt.MaskedBinaryCrossentropy(), metrics=[kt.MaskedAUC()])
+model.compile("adam", kt.losses.MaskedBinaryCrossentropy(), metrics=[kt.metrics.MaskedAUC()])
 size = model.input_shape[1:3]
 history = kt.fine_tune(
     model,
     kt.make_dataset(train.take(range(300)), size, training=True),
     kt.make_dataset(validation.take(range(100)), size),
-    plan=kt.make_plan("gradual", head_epochs=6, epochs=6),
-    callbacks=[kt.Checkpoint("runs/model.keras")],
+    plan=kt.plans.make_plan("gradual", head_epochs=6, epochs=6),
+    callbacks=[kt.callbacks.Checkpoint("runs/model.keras")],
     directory="runs/state",
     verbose=0,
 )

@@ -32,7 +32,7 @@ PICTURES = Path(__file__).resolve().parent.parent / "datasets" / "street_scenes"
 TASKS = ["pedestrian", "stop_sign", "traffic_light"]
 ROUNDS = 6
 WARM_UP = 10  # seconds
-SERVE = "from kerasmtl.serve_command import serve; serve()"
+SERVE = "from kerasmtl.cli.serve import serve; serve()"
 
 
 def exported(folder: Path, size: int) -> Path:

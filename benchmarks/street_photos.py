@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import kerasmtl as kt
-from kerasmtl.scaffold import new_project
+from kerasmtl.cli.new import new_project
 
 HERE = Path(__file__).resolve().parent
 HEADING = "## Street photos: default settings on real photographs"

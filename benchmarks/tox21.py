@@ -28,7 +28,7 @@ import tomlkit
 from sklearn.metrics import roc_auc_score
 
 import kerasmtl as kt
-from kerasmtl.scaffold import new_project
+from kerasmtl.cli.new import new_project
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data" / "tox21"
@@ -141,7 +141,7 @@ def fit(project: kt.Project, build: Callable[..., Any], train: kt.Table, seed: i
         keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
         ),
-        loss=kt.default_losses(train.tasks),
+        loss=kt.losses.for_tasks(train.tasks),
         jit_compile=False,
     )
     model.fit(data.repeat(), steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False)

@@ -81,7 +81,7 @@ def head_on_random(train: Part, validation: Part, test: Part, seed: int) -> np.n
     """A new head on the same network, frozen with random weights."""
     import keras
 
-    from kerasmtl.backbones.own import tiny_network
+    from kerasmtl.saved_models.tiny.network import tiny_network
 
     keras.utils.set_random_seed(seed)
     network = tiny_network()
@@ -98,7 +98,7 @@ def from_random_weights(train: Part, validation: Part, test: Part, seed: int) ->
     """The same network trained as a whole from random weights."""
     import keras
 
-    from kerasmtl.backbones.own import tiny_network
+    from kerasmtl.saved_models.tiny.network import tiny_network
 
     keras.utils.set_random_seed(seed)
     network = tiny_network()
@@ -110,7 +110,7 @@ def fine_tuned(train: Part, validation: Part, test: Part, seed: int) -> np.ndarr
     import keras
     import tensorflow as tf
 
-    from kerasmtl.backbones.own import tiny_network
+    from kerasmtl.saved_models.tiny.network import tiny_network
 
     keras.utils.set_random_seed(seed)
     network = tiny_network()

@@ -58,7 +58,7 @@ def kerasmtl_auc(code: float) -> Callable[[np.ndarray, np.ndarray], float]:
     """The streaming metric, missing labels coded as `code`."""
 
     def score(y: np.ndarray, p: np.ndarray) -> float:
-        metric = kt.MaskedAUC(missing=None if np.isnan(code) else code)
+        metric = kt.metrics.MaskedAUC(missing=None if np.isnan(code) else code)
         metric.update_state(np.where(np.isnan(y), np.float32(code), y), p)
         return float(metric.result())
 
@@ -108,8 +108,8 @@ def torchmetrics_auc(y: np.ndarray, p: np.ndarray) -> float:
 CONTESTANTS = {
     "scikit-learn by task on deleted cells: the truth": truth,
     "`kerasmtl.evaluate`, NaN": exact,
-    "`kerasmtl.MaskedAUC`, NaN (streaming)": kerasmtl_auc(float("nan")),
-    "`kerasmtl.MaskedAUC(missing=-1)`, -1 (streaming)": kerasmtl_auc(-1.0),
+    "`kerasmtl.metrics.MaskedAUC`, NaN (streaming)": kerasmtl_auc(float("nan")),
+    "`kerasmtl.metrics.MaskedAUC(missing=-1)`, -1 (streaming)": kerasmtl_auc(-1.0),
     "`keras.metrics.AUC(multi_label=True)`, NaN": keras_auc(float("nan")),
     "`keras.metrics.AUC(multi_label=True)`, -1": keras_auc(-1.0),
     "DeepChem's default, 0 with unused weight 0": filled_with_zero,

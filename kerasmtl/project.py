@@ -8,30 +8,119 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
-
-from kerasmtl.embedded import DATASETS, TOY, dataset_csv
-from kerasmtl.faults import Fault
-from kerasmtl.modules.handles import from_folder
-from kerasmtl.progress_bars import progress_bar
-from kerasmtl.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
-from kerasmtl.settings import (
-    DataSettings,
-    ModelSettings,
-    Settings,
-    TableSettings,
-    TrainingSettings,
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
 )
+
+from kerasmtl.data.image_files import Fault
+from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
+from kerasmtl.models.hub.handles import from_folder
+from kerasmtl.tasks import KINDS, Task
+from kerasmtl.tasks import POLICIES as UNCERTAIN
+from kerasmtl.training.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
+from kerasmtl.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from kerasmtl.backbones import HubLayer
-    from kerasmtl.manifest import Manifest
-    from kerasmtl.trained import Trained
+    from kerasmtl.data.manifest import Manifest
+    from kerasmtl.models.backbones import HubLayer
+    from kerasmtl.training.record import Trained
+
+Pixels = Annotated[int, Field(gt=0)]
+Code = str | int | float
+Codes = tuple[Code, ...] | Code
+
+
+class Settings(BaseModel):
+    """A section: what it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSettings(Settings):
+    """One of [data] tasks, written {name = "grade", kind = "multiclass"}: see `kerasmtl.Task`."""
+
+    name: str
+    kind: Literal[KINDS] = "binary"
+    classes: Codes = ()
+    weight: float = 1.0
+    missing: Codes = ()
+    uncertain: Codes = ()
+    uncertain_as: Literal[UNCERTAIN] | float = "ignore"
+
+    @model_validator(mode="after")
+    def _is_a_task(self) -> TaskSettings:
+        self.task()  # whose messages pydantic passes on
+        return self
+
+    def task(self) -> Task:
+        """The task that it describes."""
+        return Task(**self.model_dump())
+
+
+def _named(task: Any) -> Any:
+    return {"name": task} if isinstance(task, str) else task
+
+
+class DataSettings(Settings):
+    """Section [data]: the labels file, and how to read and split it."""
+
+    labels: str
+    tasks: list[Annotated[TaskSettings, BeforeValidator(_named)]] = []
+    image_column: str = "image"
+    split_column: str | None = None
+    group_column: str | None = None
+    split: Literal["stratified", "hash"] = "stratified"
+    allow_outside: bool = False
+    on_invalid_image: Literal["error", "skip"] = "error"
+
+
+class TableSettings(Settings):
+    """Section [table]: the labels file is a table of numbers, and these are what to learn from."""
+
+    features: list[str] = []
+    ignore: list[str] = []
+    id_column: str | None = None
+    packed_bits: bool = False
+
+
+class ModelSettings(Settings):
+    """Section [model]: the backbone, and the head on top of it; or the layers, for a table."""
+
+    backbone: str = "tiny"
+    backbone_sha256: str | None = Field(None, pattern=r"^[0-9A-Fa-f]{64}$")
+    image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = "auto"
+    hidden: list[Annotated[int, Field(gt=0)]] = [512]
+    dropout: float = Field(0.5, ge=0, lt=1)
+    input_dropout: float = Field(0.0, ge=0, lt=1)
+    batch_norm: bool = False
+    indicators: bool = False
+
+
+class TrainingSettings(Settings):
+    """Section [training]: the head first, then as much more as the plan says, at a lower rate."""
+
+    plan: Literal["auto", "head", "last-layers", "full", "gradual"] = "auto"
+    epochs: int = Field(20, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    fine_tune_epochs: int = Field(20, ge=1)
+    fine_tune_learning_rate: float = Field(1e-4, gt=0)
+    augment: bool = False
+    flip: bool = True
+    batch_size: int = Field(32, ge=1)
+    tracking: Literal["none", "tensorboard", "mlflow"] = "none"
+    seed: int = Field(0, ge=0)
+
 
 FILE = "project.toml"
 # Settings that only one of the two kinds of projects reads, by section.
@@ -144,7 +233,7 @@ class Project(Settings):
             ValueError: it is unknown or unreachable, cannot be trained, or differs from the pin.
         """
         # Heavy: reading settings must stay quick.
-        from kerasmtl.backbones import load_backbone
+        from kerasmtl.models.backbones import load_backbone
 
         return load_backbone(self.backbone, trainable=trainable, sha256=self.model.backbone_sha256)
 
@@ -159,8 +248,8 @@ class Project(Settings):
                 project.toml and the file have now.
             every_row: keep the rows of such images nevertheless.
         """
-        from kerasmtl.manifest import Manifest
-        from kerasmtl.table import Table
+        from kerasmtl.data.manifest import Manifest
+        from kerasmtl.data.table import Table
 
         named = [task.task() for task in self.data.tasks]
         options: dict[str, Any] = {
@@ -231,7 +320,7 @@ class Project(Settings):
 
         Example: see train.py of a generated project.
         """
-        from kerasmtl.trained import Trained
+        from kerasmtl.training.record import Trained
 
         self._check_present((train, val, test))
         table = self.table or TableSettings()
@@ -251,8 +340,8 @@ class Project(Settings):
         return run
 
     def _backbone_identity(self) -> dict[str, str]:
-        from kerasmtl.modules.content import content_sha256
-        from kerasmtl.modules.handles import resolve_handle
+        from kerasmtl.models.hub.cache import content_sha256
+        from kerasmtl.models.hub.handles import resolve_handle
 
         try:
             sha256 = self.model.backbone_sha256 or content_sha256(resolve_handle(self.backbone))
@@ -269,8 +358,8 @@ class Project(Settings):
         Raises:
             ValueError: the record is broken, or of the other kind of project.
         """
-        from kerasmtl.table import Table
-        from kerasmtl.trained import Trained, load_trained, record_file
+        from kerasmtl.data.table import Table
+        from kerasmtl.training.record import Trained, load_trained, record_file
 
         kept = self.checkpoint if run is None else self._folder / "runs" / run / CHECKPOINT
         found = load_trained(kept)
@@ -328,9 +417,8 @@ class Project(Settings):
         Raises:
             ValueError: the model takes something else than the rows hold.
         """
-        from kerasmtl.pipeline import make_dataset
-        from kerasmtl.table import Table
-        from kerasmtl.table_pipeline import make_table_dataset
+        from kerasmtl.data.dataset import make_dataset, make_table_dataset
+        from kerasmtl.data.table import Table
 
         if not isinstance(rows, Table):
             return make_dataset(rows, model.input_shape[1:3], self.training.batch_size)

@@ -10,8 +10,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-import pytest
-from pictures import write_picture_folder
+# Programs that tests start find the helpers, and the test files whose functions they use.
+_HERE = os.path.dirname(__file__)
+_ROOMS = ("helpers", "losses", "metrics", "models", "training", "evaluation")
+os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(_HERE, room) for room in _ROOMS)
+
+import pytest  # noqa: E402
+from pictures import write_picture_folder  # noqa: E402
 
 # Background jobs, `nohup` and some CI runners ignore Ctrl-C, and whatever they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -107,7 +107,7 @@ def test_every_finite_float32_is_read_to_the_bit(numbers):
 
 def test_the_text_half_needs_neither_keras_nor_tensorflow():
     code = (
-        "import sys, pandas, kerasmtl.manifest; from kerasmtl.masking import parse_labels;"
+        "import sys, pandas, kerasmtl.data.manifest; from kerasmtl.masking import parse_labels;"
         "parse_labels(pandas.Series(['1']), kerasmtl.tasks.Task('a'));"
         "assert not {'keras', 'tensorflow'} & set(sys.modules)"
     )

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import kerasmtl as kt
-from kerasmtl.embedded import extractor_folder
-from kerasmtl.modules.content import content_sha256
-from kerasmtl.report import Report
+from kerasmtl.evaluation.report import Report
+from kerasmtl.models.hub.cache import content_sha256
+from kerasmtl.models.hub.embedded import extractor_folder
 
 NAN = float("nan")
 GOOD = 'name = "street"\n[data]\nlabels = "street_scenes"\n'

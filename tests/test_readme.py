@@ -10,7 +10,8 @@ from loss_table import CASES
 from test_balancing import BALANCERS
 
 import kerasmtl as kt
-from kerasmtl import balancing, losses
+from kerasmtl import losses
+from kerasmtl.losses import balancing
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -92,9 +93,9 @@ def test_what_the_guarantee_leaves_out_is_what_the_tests_leave_out():
 
 
 def test_the_handles_of_the_table_are_understood():
-    from kerasmtl.backbones.applications import parse_application
-    from kerasmtl.backbones.keras_hub import is_preset
-    from kerasmtl.modules.handles import is_remote
+    from kerasmtl.models.applications import parse_application
+    from kerasmtl.models.hub.handles import is_remote
+    from kerasmtl.models.keras_hub import is_preset
 
     table = README[README.index("| handle |") : README.index("`build_model` takes any")]
     handles = re.findall(

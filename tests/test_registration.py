@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kerasmtl as kt
-from kerasmtl.registration import PACKAGE, REGISTERED
+from kerasmtl.utils.registration import PACKAGE, REGISTERED
 
 
 def run(code):
@@ -26,7 +26,7 @@ def run(code):
 def test_every_registered_class_is_known_before_its_module_is_imported():
     for found in pkgutil.walk_packages(kt.__path__, "kerasmtl."):
         # Not what needs extras, and not the script that shuts kerasmtl out of its process.
-        if not found.name.startswith(("kerasmtl.serving", "kerasmtl.exporting.proof_process")):
+        if not found.name.startswith(("kerasmtl.serving", "kerasmtl.export.verify_process")):
             importlib.import_module(found.name)
     own = {
         name.removeprefix(f"{PACKAGE}>"): value
@@ -35,7 +35,8 @@ def test_every_registered_class_is_known_before_its_module_is_imported():
     }
     assert own.keys() == REGISTERED.keys()
     for name, module in REGISTERED.items():
-        assert own[name] is getattr(importlib.import_module(module), name)
+        home, _, other = module.partition(":")
+        assert own[name] is getattr(importlib.import_module(home), other or name)
 
 
 # Others ask whether a package is installed before they import it.
@@ -49,9 +50,11 @@ LOOKED = "import kerasmtl, importlib.util; importlib.util.find_spec('keras'); im
 def test_keras_loads_a_compiled_and_trained_model(tmp_path, imports):
     keras.utils.set_random_seed(0)
     model = kt.build_model("tiny", ["a", "b"], 32, hidden=[4])
-    loss = kt.MaskedBinaryCrossentropy(balancer=kt.UncertaintyWeighting(2))
-    optimizer = kt.ScaledUpdates(keras.optimizers.Adam(kt.WarmupCosine(1e-3, 10, 2)))
-    model.compile(optimizer, loss, metrics=[kt.MaskedAUC(), kt.MaskedF1()])
+    loss = kt.losses.MaskedBinaryCrossentropy(balancer=kt.losses.UncertaintyWeighting(2))
+    optimizer = kt.optimizers.LayerwiseDecay(
+        keras.optimizers.Adam(kt.optimizers.WarmupCosine(1e-3, 10, 2))
+    )
+    model.compile(optimizer, loss, metrics=[kt.metrics.MaskedAUC(), kt.metrics.MaskedF1()])
     images = np.random.default_rng(0).random((4, 32, 32, 3), dtype="float32")
     model.fit(images, np.array([[1, np.nan], [0, 1], [1, 0], [np.nan, 0]]), verbose=0)
     model.save(tmp_path / "model.keras")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
@@ -11,8 +12,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kerasmtl.balancing import Balancer
-from kerasmtl.losses.logits import cast_with_notes
+from kerasmtl.losses.balancing import Balancer
 from kerasmtl.masking import (
     check_row_weights,
     checked_missing,
@@ -20,6 +20,45 @@ from kerasmtl.masking import (
     is_known,
     of_same_shape,
 )
+
+# Keras notes them on tensors: the logits that a sigmoid or softmax was taken of, and the mask. No
+# public call reads the former. Keras' own losses read it in backend.nn.
+LOGITS = "_keras_logits"
+NOTES = (LOGITS, "_keras_mask")
+
+
+def logits_of(y_pred: Any) -> Any | None:
+    """The logits that Keras took the sigmoid or softmax of to make `y_pred`; None if unknown."""
+    logits = getattr(y_pred, LOGITS, None)
+    if logits is None or tuple(logits.shape) != tuple(y_pred.shape):
+        return None
+    return ops.cast(logits, y_pred.dtype)
+
+
+def cast_with_notes(y_pred: Any, dtype: str) -> Any:
+    """`y_pred` as `dtype`, with what Keras noted on it, which a cast loses."""
+    converted = ops.convert_to_tensor(y_pred, dtype=dtype)
+    for name in NOTES:
+        note = getattr(y_pred, name, None)
+        if note is not None and converted is not y_pred:
+            setattr(converted, name, ops.cast(note, dtype) if name == LOGITS else note)
+    return converted
+
+
+def values_and_kind(y_pred: Any, from_logits: bool) -> tuple[Any, bool]:
+    """What to compute a loss from, and whether that is logits: always, where there are any."""
+    logits = logits_of(y_pred)
+    if logits is None:
+        return y_pred, from_logits
+    if from_logits:
+        warnings.warn(
+            "`from_logits` is True, and the predictions come from a sigmoid or softmax. Expected "
+            "from_logits=False, or an output without activation. As in Keras, the logits before "
+            "the activation are used.",
+            stacklevel=2,
+        )
+    return logits, True
+
 
 NORMALIZATIONS = ("sum", "mean")
 DTYPES = ("float32", "float64")
@@ -82,7 +121,7 @@ class MaskedLoss(keras.losses.Loss):
         self.task_weights = checked_weights("task_weights", task_weights)
         if balancer is not None and not isinstance(balancer, Balancer):
             raise ValueError(
-                "`balancer` is none. Expected a kerasmtl.balancing.Balancer. "
+                "`balancer` is none. Expected a kerasmtl.losses.balancing.Balancer. "
                 f"Received: {balancer!r}"
             )
         self.balancer = balancer

@@ -15,8 +15,8 @@ from kerasmtl.losses.base import (
     checked_weights,
     outside_of_0_and_1,
     per_task,
+    values_and_kind,
 )
-from kerasmtl.losses.logits import values_and_kind
 
 
 class BinaryLoss(MaskedLoss):
@@ -85,7 +85,7 @@ class MaskedBinaryCrossentropy(BinaryLoss):
         task_weights: v, one a task, such as `counts.inverse_known_count(labels)`.
         normalization: "sum"; "mean" divides by the `Σ v_j` of the example's known cells; a number
             divides by it, such as `counts.mean_known(labels)`.
-        balancer: weighs the tasks while they are trained, see `kerasmtl.balancing`.
+        balancer: weighs the tasks while they are trained, see `kerasmtl.losses.balancing`.
         reduction, name: as in `keras.losses.Loss`.
         dtype: in which the loss is computed: "float32", the default, or "float64".
 

@@ -2,13 +2,10 @@
 
 from kerasmtl.metrics.base import MaskedMetric
 from kerasmtl.metrics.calibration import MaskedBrier, MaskedECE
+from kerasmtl.metrics.defaults import for_tasks
 from kerasmtl.metrics.ranking import MaskedAUC, MaskedAveragePrecision, MaskedPrecisionAtRecall
-from kerasmtl.metrics.thresholded import (
-    MaskedBinaryAccuracy,
-    MaskedCategoricalAccuracy,
-    MaskedF1,
-)
-from kerasmtl.metrics.values import MaskedMAE, MaskedR2, MaskedRMSE
+from kerasmtl.metrics.regression import MaskedMAE, MaskedR2, MaskedRMSE
+from kerasmtl.metrics.thresholded import MaskedBinaryAccuracy, MaskedCategoricalAccuracy, MaskedF1
 
 __all__ = [
     "MaskedAUC",
@@ -23,4 +20,5 @@ __all__ = [
     "MaskedPrecisionAtRecall",
     "MaskedR2",
     "MaskedRMSE",
+    "for_tasks",
 ]

@@ -19,15 +19,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kerasmtl._version import __version__
-from kerasmtl.serving import bodies, kserve, tfserving
+from kerasmtl.serving import middleware as bodies
+from kerasmtl.serving import protocols as kserve
+from kerasmtl.serving import protocols as tfserving
 from kerasmtl.serving.batching import Arrays, Batcher, Examples
-from kerasmtl.serving.limits import Limits
-from kerasmtl.serving.metrics import KIND, Metrics
-from kerasmtl.serving.observed import Observed
+from kerasmtl.serving.config import Limits
+from kerasmtl.serving.errors import BadRows, Refused
+from kerasmtl.serving.middleware import Observed
 from kerasmtl.serving.page import page, policy
-from kerasmtl.serving.problems import BadRows, Refused
-from kerasmtl.serving.served import Served
-from kerasmtl.serving.values import parsed
+from kerasmtl.serving.prometheus import KIND, Metrics
+from kerasmtl.serving.protocols import parsed
+from kerasmtl.serving.served_model import Served
 from kerasmtl.serving.versions import Versions
 
 log = logging.getLogger("kerasmtl.serving")
@@ -100,7 +102,7 @@ class Server:
 
     async def model(self, request: Request) -> Response:
         served = self._served(request)
-        return answer(kserve.metadata(self.name, served, self.versions.numbers))
+        return answer(kserve.metadata_kserve(self.name, served, self.versions.numbers))
 
     async def model_ready(self, request: Request) -> Response:
         self._served(request)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from kerasmtl.serving.limits import Limits
-from kerasmtl.serving.problems import BadRows
-from kerasmtl.serving.served import Served
+from kerasmtl.serving.config import Limits
+from kerasmtl.serving.errors import BadRows
+from kerasmtl.serving.served_model import Served
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,9 +13,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from kerasmtl.serving.folders import GOLDEN
-from kerasmtl.serving.limits import Limits
-from kerasmtl.serving.served import DEFAULT, Served, Signature
+from kerasmtl.export.versions import GOLDEN
+from kerasmtl.serving.config import Limits
+from kerasmtl.serving.served_model import DEFAULT, Served, Signature
 
 SAMPLES = 2**18  # bytes; a larger golden request would make the page slow to load
 NAMED = 5  # tasks named in the note; of more it says how many

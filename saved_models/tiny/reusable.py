@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from kerasmtl.backbones.own import BN_EPSILON, BN_MOMENTUM, FILTERS_AND_STRIDES, L2
+from kerasmtl.saved_models.tiny.network import BN_EPSILON, BN_MOMENTUM, FILTERS_AND_STRIDES, L2
 
 STRIDES = tuple(stride for _, stride in FILTERS_AND_STRIDES)
 IMAGES = tf.TensorSpec((None, None, None, 3), tf.float32, name="inputs")

@@ -205,7 +205,7 @@ def main() -> None:
     drawn = time.time()
     import keras
 
-    from kerasmtl.backbones.own import tiny_network
+    from kerasmtl.saved_models.tiny.network import tiny_network
     from kerasmtl.saved_models.tiny.reusable import export
 
     keras.utils.set_random_seed(args.seed)

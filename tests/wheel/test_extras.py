@@ -60,12 +60,12 @@ def test_plot_draws_the_curve_of_learning_rates(environment):
     plot = environment("plot")
     plot.python(
         "import kerasmtl as kt\nkt.quiet_tensorflow()\n"
-        "from kerasmtl.embedded import dataset_csv\n"
+        "from kerasmtl.models.hub.embedded import dataset_csv\n"
         "table = kt.Table.load(dataset_csv('pump_faults'))\n"
-        "model = kt.build_model(kt.mlp_backbone(table.features, [8]), table.tasks)\n"
-        "model.compile('adam', loss=kt.MaskedBinaryCrossentropy())\n"
+        "model = kt.build_model(kt.backbones.mlp(table.features, [8]), table.tasks)\n"
+        "model.compile('adam', loss=kt.losses.MaskedBinaryCrossentropy())\n"
         "data = kt.make_table_dataset(table, 64, training=True)\n"
-        "kt.find_learning_rate(model, data).plot('rates.png')\n"
+        "kt.optimizers.find_learning_rate(model, data).plot('rates.png')\n"
     )
     assert (plot.work / "rates.png").read_bytes().startswith(b"\x89PNG")
 

@@ -45,7 +45,10 @@ for path in sys.argv[1:]:
     model = keras.Model(inputs, keras.layers.Dense(2, "sigmoid")(hidden))
     before = [v.numpy() for v in layer.trainable_variables]
     model.compile(
-        "adam", kt.MaskedBinaryCrossentropy(), metrics=[kt.MaskedAUC()], jit_compile=False
+        "adam",
+        kt.losses.MaskedBinaryCrossentropy(),
+        metrics=[kt.metrics.MaskedAUC()],
+        jit_compile=False,
     )
     y = np.array([[1, 0], [0, np.nan], [np.nan, 1], [1, 0]], "float32")
     history = model.fit(x, y, epochs=2, verbose=0)
@@ -73,7 +76,9 @@ def test_the_demo_runs_with_its_three_commands(plain):
     said = plain.run("python", "train.py", cwd=plain.work / "demo")
     for told in ("New run: runs/", "Stage 1 of", "Best epoch:", "SavedModel:"):
         assert told in said
-    image = plain.python("from kerasmtl.embedded import *; print(dataset_csv('street_scenes'))")
+    image = plain.python(
+        "from kerasmtl.models.hub.embedded import *; print(dataset_csv('street_scenes'))"
+    )
     image = image.strip().replace("labels.csv", "images/00000.jpg")
     table = plain.run("kerasmtl", "predict", image, cwd=plain.work / "demo")
     assert "pedestrian" in table and ("yes" in table or "no" in table)
@@ -113,7 +118,9 @@ def test_a_project_of_photographs_is_evaluated_without_a_line_on_stderr(plain, p
 def test_a_table_is_trained_and_predicted(plain):
     plain.run("kerasmtl", "new", "multitask-tabular", "pumps", "--no-input")
     assert "SavedModel:" in plain.run("python", "train.py", cwd=plain.work / "pumps")
-    labels = plain.python("from kerasmtl.embedded import *; print(dataset_csv('pump_faults'))")
+    labels = plain.python(
+        "from kerasmtl.models.hub.embedded import *; print(dataset_csv('pump_faults'))"
+    )
     rows = plain.run("kerasmtl", "predict", "--json", labels.strip(), cwd=plain.work / "pumps")
     assert len(json.loads(rows)) == 1500
 

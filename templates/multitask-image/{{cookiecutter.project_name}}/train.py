@@ -22,7 +22,7 @@ def main() -> None:
     with project.start_run(train, val, test) as run:
         model = build(project, train)
         size = model.input_shape[1:3]
-        augment = kt.default_augmentation(flip=settings.flip) if settings.augment else None
+        augment = kt.data.default_augmentation(flip=settings.flip) if settings.augment else None
         train_data = kt.make_dataset(
             train, size, settings.batch_size, training=True, seed=settings.seed, augment=augment
         )
@@ -31,10 +31,10 @@ def main() -> None:
 
         model.compile(
             "adam",
-            loss=kt.default_losses(manifest.tasks, train.labels),
-            metrics=kt.default_metrics(manifest.tasks),
+            loss=kt.losses.for_tasks(manifest.tasks, train.labels),
+            metrics=kt.metrics.for_tasks(manifest.tasks),
         )
-        plan = kt.plan_for(
+        plan = kt.plans.plan_for(
             model,
             train_data,
             settings.plan,
@@ -53,7 +53,9 @@ def main() -> None:
         )
         kt.save_model(model, run.checkpoint)  # with the weights of the best epoch
 
-        decisions = kt.fit_decisions(model, val_data, manifest.tasks)  # from which probability: yes
+        decisions = kt.calibration.fit_decisions(
+            model, val_data, manifest.tasks
+        )  # from which probability: yes
         report = kt.evaluate(model, test_data, manifest.tasks, threshold=decisions)
         print(report)
         run.finish(report, decisions)

@@ -8,7 +8,7 @@ import kerasmtl as kt
 def build(project: kt.Project, train: kt.Table) -> keras.Model:
     """Rows of numbers in, NaN = missing; one output per task. Normalisation learns from `train`."""
     settings = project.model
-    backbone = kt.mlp_backbone(
+    backbone = kt.backbones.mlp(
         train.features,
         hidden=settings.hidden,
         dropout=settings.dropout,

@@ -30,21 +30,23 @@ def main() -> None:
             keras.optimizers.Adam(
                 keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
             ),
-            loss=kt.default_losses(table.tasks, train.labels),
-            metrics=kt.default_metrics(table.tasks),
+            loss=kt.losses.for_tasks(table.tasks, train.labels),
+            metrics=kt.metrics.for_tasks(table.tasks),
             jit_compile=False,  # compiling takes longer than training so small a network
         )
         model.fit(
             train_data,
             validation_data=val_data,
             epochs=settings.epochs,
-            callbacks=[kt.BestEpoch(), *run.callbacks()],
+            callbacks=[kt.callbacks.BestEpoch(), *run.callbacks()],
             shuffle=False,  # the data set shuffles itself
             verbose=run.verbose,
         )
         kt.save_model(model, run.checkpoint)  # with the weights of the best epoch
 
-        decisions = kt.fit_decisions(model, val_data, table.tasks)  # from which probability: yes
+        decisions = kt.calibration.fit_decisions(
+            model, val_data, table.tasks
+        )  # from which probability: yes
         report = kt.evaluate(model, test_data, table.tasks, threshold=decisions)
         print(report)
         run.finish(report, decisions)

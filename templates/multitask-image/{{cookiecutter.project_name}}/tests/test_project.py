@@ -9,8 +9,8 @@ import tensorflow as tf
 from model import build
 
 import kerasmtl as kt
-from kerasmtl.backbones import backbone_layers
-from kerasmtl.heads import by_task
+from kerasmtl.models.backbones import backbone_layers
+from kerasmtl.models.build import by_task
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_training_moves_the_head_and_not_the_frozen_backbone(model, manifest, im
     frozen = [v for layer in backbone_layers(model) for v in layer.variables]
     frozen_before = [v.numpy().copy() for v in frozen]
     head_before = [v.numpy().copy() for v in model.trainable_variables]
-    model.compile("adam", loss=kt.default_losses(manifest.tasks, manifest.labels))
+    model.compile("adam", loss=kt.losses.for_tasks(manifest.tasks, manifest.labels))
     history = model.fit(images, epochs=1, shuffle=False, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     for before, variable in zip(frozen_before, frozen, strict=True):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from model import build
 
 import kerasmtl as kt
-from kerasmtl.heads import by_task
+from kerasmtl.models.build import by_task
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_missing_numbers_make_no_missing_predictions(model, rows):
 def test_training_moves_the_network_and_not_the_normalisation(model, rows):
     fixed = [v.numpy().copy() for v in model.non_trainable_variables if "columns" in v.path]
     moved = [v.numpy().copy() for v in model.trainable_variables]
-    model.compile("adam", loss=kt.default_losses(rows.tasks, rows.labels), jit_compile=False)
+    model.compile("adam", loss=kt.losses.for_tasks(rows.tasks, rows.labels), jit_compile=False)
     data = kt.make_table_dataset(rows, 16)
     history = model.fit(data, epochs=1, shuffle=False, verbose=0)
     assert np.isfinite(history.history["loss"]).all()

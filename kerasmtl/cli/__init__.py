@@ -1,0 +1,79 @@
+"""The command line. A command's module is imported when that command is called, and no other."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import click
+
+from kerasmtl._version import __version__
+from kerasmtl.utils.tf import quiet_tensorflow
+
+# Each command: its module and function, and its line in `kerasmtl --help`.
+COMMANDS = {
+    "new": ("data:new", "Make a project FOLDER from TEMPLATE."),
+    "templates": ("data:list_templates", "List the templates."),
+    "check": ("data:check", "Check a labels file: rows, broken images, missing labels."),
+    "evaluate": ("predict:evaluate", "Score the trained model, or an export, on known labels."),
+    "export": ("export:export", "Write the trained model as a SavedModel."),
+    "predict": ("predict:predict", "Predict for files, from the trained model or an export."),
+    "vendor": ("vendor:vendor_module", "Copy a TF-Hub or Kaggle module into the project."),
+    "inspect": ("vendor:inspect", "Show what a backbone takes, gives and holds."),
+    "cache": ("cache:cache", "List or clear the kept features of frozen backbones."),
+    "serve": ("serve:serve", "Serve exported models over HTTP, with a page to try them."),
+    "convert": ("export:convert", "Convert a model to LiteRT or ONNX."),
+    "deploy": ("serve:deploy", "Write the files for TensorFlow Serving or KServe."),
+    "client": ("serve:client", "Predict for files, from a server."),
+}
+
+
+class Commands(click.Group):
+    """Commands that are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(f"kerasmtl.cli.{module}"), name)
+        if verbose not in command.params:
+            command.params.append(verbose)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _start(context: click.Context, option: click.Parameter, verbose: bool) -> None:
+    if verbose:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+    if not isinstance(context.command, click.Group):  # whose commands may say --verbose themselves
+        quiet_tensorflow()
+
+
+verbose = click.Option(
+    ["--verbose"],
+    is_flag=True,
+    expose_value=False,
+    callback=_start,
+    help="Show TensorFlow's own log lines.",
+)
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, params=[verbose]
+)
+@click.version_option(__version__, prog_name="kerasmtl")
+def main() -> None:
+    """From a CSV with missing labels to a served model.
+
+    Make a project with `kerasmtl new`, train it with `python train.py`; inside the project `check`,
+    `evaluate` and `export` need no arguments, and `predict` only the files.
+    """

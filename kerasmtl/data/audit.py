@@ -1,0 +1,361 @@
+"""What the known labels say about the missing ones, and what to do about it.
+
+Whether a label is missing at random cannot be seen where it matters, in the missing label itself.
+What can be seen is whether something else in the file predicts that it is missing; and a task
+without a single negative has not been labelled at random.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kerasmtl.tasks import Task, all_binary
+
+
+def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
+    """By task: kind, labels known, positive and negative, and the share known.
+
+    Shapes: labels (rows, tasks), NaN = missing. With tasks of other kinds, also `classes`, the rows
+    of each by name, `mean` and `std`; what a kind does not have is NA. A soft label is neither
+    positive nor negative.
+    """
+    known = (~np.isnan(labels)).sum(axis=0)
+    table = pd.DataFrame(
+        {
+            "kind": [task.kind for task in tasks],
+            "known": known,
+            "positive": (labels == 1).sum(axis=0),
+            "negative": (labels == 0).sum(axis=0),
+            "share": known / max(len(labels), 1),
+        },
+        index=pd.Index([task.name for task in tasks], name="task"),
+    )
+    if all_binary(tasks):
+        return table
+    for column in ("positive", "negative"):
+        table[column] = table[column].astype("Int64").where(table["kind"] == "binary")
+    table["classes"] = pd.Series(
+        [_classes(labels[:, at], task) for at, task in enumerate(tasks)], table.index, dtype=object
+    )
+    numbers = [_numbers(labels[:, at], task) for at, task in enumerate(tasks)]
+    table[["mean", "std"]] = np.array(numbers)
+    return table
+
+
+def _classes(column: np.ndarray, task: Task) -> object:
+    if task.kind != "multiclass":
+        return pd.NA
+    counts = np.bincount(column[~np.isnan(column)].astype(int), minlength=task.outputs)
+    return {name: int(count) for name, count in zip(task.classes, counts, strict=True)}
+
+
+def _numbers(column: np.ndarray, task: Task) -> tuple[float, float]:
+    known = column[~np.isnan(column)].astype("float64")
+    if task.kind != "regression" or not len(known):
+        return float("nan"), float("nan")
+    return float(known.mean()), float(known.std())
+
+
+def class_faults(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, str]:
+    """Why a task cannot be learnt from these rows, by its name: no label, or no two different.
+
+    Shapes: labels (rows, tasks), NaN = missing.
+    """
+    faults = {}
+    for column, task in zip(labels.T, tasks, strict=True):
+        known = column[~np.isnan(column)]
+        if not len(known):
+            faults[task.name] = f"no known label among {len(labels)} rows"
+        elif (known == known[0]).all():
+            what = "one value" if task.kind == "regression" else "one class"
+            one = task.classes[int(known[0])] if task.kind == "multiclass" else f"{known[0]:g}"
+            faults[task.name] = (
+                f"{what} only among {len(labels)} rows: all {len(known)} known labels are {one}"
+            )
+    return faults
+
+
+def check_classes(
+    labels: np.ndarray, tasks: Sequence[Task], source: Path, stacklevel: int = 3
+) -> None:
+    """Warn of tasks with one class only; raise ValueError for tasks with no known label."""
+    faults = class_faults(labels, tasks)
+    known = (~np.isnan(labels)).any(axis=0)
+    unknown = {
+        task.name: faults[task.name] for task, some in zip(tasks, known, strict=True) if not some
+    }
+    if unknown:
+        raise ValueError(
+            f"`tasks` cannot be learnt from {source}: {unknown}. Expected at least two "
+            "different labels each. Label some, or leave them out of tasks=…"
+        )
+    for name, fault in faults.items():
+        warnings.warn(
+            f"task {name!r} has {fault} (of {source}); nothing can be learnt from it.",
+            stacklevel=stacklevel,
+        )
+
+
+def co_known(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
+    """How many rows have the labels of both tasks, (tasks, tasks); the diagonal: of the one."""
+    names = [task.name for task in tasks]
+    both = np.zeros((len(names), len(names)))
+    for at in range(0, len(labels), 2**16):  # blocks: a float copy of all would be large
+        known = (~np.isnan(labels[at : at + 2**16])).astype("float32")
+        both += known.T @ known
+    return pd.DataFrame(both.astype(int), index=names, columns=names)
+
+
+def nothing_known(labels: np.ndarray) -> int:
+    """How many rows have no label at all: they teach nothing."""
+    return int(np.isnan(labels).all(axis=1).sum())
+
+
+SOURCES = ("known", "labels", "split")
+SIMILAR = 3  # the most known labels against the fewest, up to which tasks count as alike
+_ROWS = 4_000  # looked at, drawn with a fixed seed: enough for a stable AUC, and quick
+_TASKS = 40  # tasks looked at, and tasks that serve to predict them
+_FOLDS = 3
+_FEWEST = 20  # rows with, and rows without a label, for a verdict
+_LEVEL = 0.01  # of the test, for all tasks together
+_SLIPS = 0.02  # share of negatives below which a task counts as one of positives only,
+_FEW = 0.5  # if less than this share of its labels is known
+_COUNTED = "AssumeNegative (WAN), ExpectedPositives (EPR) or LargeLoss (LL-R)"
+_NAMED = 5  # tasks that a sentence names
+_EFFECT = 0.6  # AUC below which predictability does not matter
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found.
+
+    `tasks`: by task, `from_known`, `from_labels` and `from_split`, the cross-validated AUC with
+    which that a label is known can be predicted from which others are known, from what the others
+    say, and from the part the row is in (NaN: not tested); `predictable`, those of the three with
+    evidence; `policy` and `reason`. `co_known` (tasks, tasks) int. `nothing_known`: rows without
+    any label. `advice`: sentences.
+    """
+
+    rows: int
+    tasks: pd.DataFrame
+    co_known: pd.DataFrame
+    nothing_known: int
+    advice: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+        table = self.tasks.astype(object).where(self.tasks.notna(), None)
+        return {
+            "rows": self.rows,
+            "nothing_known": self.nothing_known,
+            "tasks": table.to_dict(orient="index"),
+            "co_known": self.co_known.to_dict(orient="index"),
+            "advice": self.advice,
+        }
+
+
+def audit(labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None = None) -> Audit:
+    """Coverage's causes and consequences.
+
+    Shapes: labels (rows, tasks) float32, NaN = missing; splits (rows,) of any label, or None.
+
+    That a label is known counts as predictable if a logistic regression, three-fold on at most
+    4,000 rows, reaches an AUC of 0.6 with p < 0.01 (Mann-Whitney on the held-out scores, its
+    variance doubled for what folds share; Bonferroni over all tests). Tasks with less than 20 known
+    or 20 missing labels, and those beyond the first 40, are not tested.
+    """
+    table = coverage(labels, tasks)
+    found = _predictability(labels, tasks, splits)
+    rows = []
+    for at, task in enumerate(tasks):
+        auc = {source: found.get((at, source), (math.nan, 1.0)) for source in SOURCES}
+        level = _LEVEL / max(len(found), 1)
+        sure = [s for s, (value, p) in auc.items() if value >= _EFFECT and p < level]
+        policy, reason = _policy(table.loc[task.name], sure, auc)
+        rows.append(
+            {f"from_{source}": value for source, (value, _) in auc.items()}
+            | {"predictable": ", ".join(sure), "policy": policy, "reason": reason}
+        )
+    empty = nothing_known(labels)
+    only = [task.name for task, row in zip(tasks, rows, strict=True) if row["policy"] == _COUNTED]
+    return Audit(
+        rows=len(labels),
+        tasks=pd.DataFrame(rows, index=table.index),
+        co_known=co_known(labels, tasks),
+        nothing_known=empty,
+        advice=list(_advice(table, len(labels), empty, only)),
+    )
+
+
+def _policy(
+    row: pd.Series, sure: list[str], auc: dict[str, tuple[float, float]]
+) -> tuple[str, str]:
+    if not row.known:
+        return "leave out", "no label is known"
+    if row["kind"] == "binary" and row.known == row.negative:
+        return "leave out", "negatives only: all known labels are 0, and nothing can be learnt"
+    if row["kind"] == "binary" and row.known == row.positive and row.share == 1:
+        return "leave out", "positives only: every label is 1, and nothing can be learnt"
+    if row["kind"] == "binary" and _positives_only(row):
+        said = (
+            f"positives only: all {row.known} known labels are 1"
+            if row.known == row.positive
+            else f"nearly positives only: {row.negative} of {row.known} known labels are 0"
+        )
+        return _COUNTED, f"{said}, so that ignoring the missing ones teaches to say yes"
+    if row.share == 1:
+        return "ignore", "every label is known"
+    if not sure:
+        tested = any(not math.isnan(value) for value, _ in auc.values())
+        return "ignore", (
+            "nothing in the file predicts which labels are missing"
+            if tested
+            else "too few labels, or too few missing ones, to test whether they are so at random"
+        )
+    shown = ", ".join(f"{_SOURCE_NAMES[source]} (AUC {auc[source][0]:.2f})" for source in sure)
+    reason = f"not at random: predicted by {shown}"
+    if "labels" in sure:
+        reason += "; scores on known labels may not hold for the others: label a random sample"
+    elif "split" in sure:
+        reason += "; the parts were labelled unlike, so compare their scores with care"
+    else:
+        reason += "; tasks were labelled together, which ignoring allows"
+    return "ignore", reason
+
+
+def _positives_only(row: pd.Series) -> bool:
+    """Whether negatives are so few that they look like slips, in a task of few known labels."""
+    none = row.known == row.positive and row.share < 1
+    return none or row.share < _FEW and 0 < row.positive and row.negative < _SLIPS * row.known
+
+
+_SOURCE_NAMES = {
+    "known": "which other labels are known",
+    "labels": "what the other labels say",
+    "split": "the split",
+}
+
+
+def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> Iterator[str]:
+    """Rules of thumb, with the figures they rest on; `only`: tasks of positives only."""
+    if empty:
+        yield f"{empty} of {rows} rows have no label at all: they teach nothing, and cost time."
+    known = table.known[table.known > 0]
+    if len(known) > 1:
+        small, large = known.idxmin(), known.idxmax()
+        ratio = known[large] / known[small]
+        if ratio <= SIMILAR:
+            yield (
+                f"Amounts are similar: {known[small]} to {known[large]} known labels a task. "
+                "Learning the tasks together is worth trying first."
+            )
+        else:
+            yield (
+                f"Amounts differ: {known[large]} known labels of {large!r}, {known[small]} of "
+                f"{small!r}, {ratio:.0f} times fewer. The small task may gain from the others if "
+                "it is related, or be drowned by them: compare with a network of its own, or "
+                "weigh it up."
+            )
+    if only:
+        yield _call(table, only)
+
+
+def _call(table: pd.DataFrame, only: list[str]) -> str:
+    """How to count the missing labels of some tasks; all binary ones share one output and loss."""
+    binary = [str(name) for name in table.index[table["kind"] == "binary"]]
+    weak = round(1.0 / max(len(binary) - 1, 1), 3)
+    if set(only) == set(binary):
+        weight = '"weak"'
+    else:
+        weight = f"[{', '.join(f'{weak:g}' if name in only else '0' for name in binary)}]"
+    call = f"kt.losses.AssumeNegative(unknown_weight={weight})"
+    if len(binary) < len(table):
+        call = f'{{"binary": {call}, …}}'
+    return f"To count missing labels of {_few(only)} as 0: model.compile(loss={call}, …)."
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (
+        f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
+    )
+
+
+def _predictability(
+    labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None
+) -> dict[tuple[int, str], tuple[float, float]]:
+    """By task and source: the AUC of "is known", and its p-value, one-sided."""
+    rows = np.random.default_rng(0).permutation(len(labels))[:_ROWS]
+    sample = labels[rows]
+    known = ~np.isnan(sample)
+    amount = known.sum(axis=0)
+    testable = np.flatnonzero((amount >= _FEWEST) & (len(rows) - amount >= _FEWEST))[:_TASKS]
+    helpers = np.argsort(-amount, kind="stable")[: _TASKS + 1]
+    sides = None
+    if splits is not None and len(set(splits)) > 1:
+        sides = pd.get_dummies(pd.Series(splits[rows])).to_numpy(dtype=float)
+    values = _centred(sample, tasks)
+    found = {}
+    for at in testable:
+        others = [other for other in helpers if other != at and amount[other]][:_TASKS]
+        features = {
+            "known": known[:, others].astype(float),
+            "labels": np.column_stack([values[other] for other in others]) if others else None,
+            "split": sides,
+        }
+        for source, matrix in features.items():
+            if matrix is not None and (matrix.std(axis=0) > 0).any():
+                found[int(at), source] = _auc(matrix, known[:, at])
+    return found
+
+
+def _centred(sample: np.ndarray, tasks: Sequence[Task]) -> list[np.ndarray]:
+    """What each task's labels say, (rows, 1 or classes): known ones standardised, missing ones 0.
+
+    Zero is the mean, so that a label says nothing by being there.
+    """
+    columns = []
+    for column, task in zip(sample.T, tasks, strict=True):
+        known = ~np.isnan(column)
+        raw = column[:, None]
+        if task.kind == "multiclass":
+            raw = (raw == np.arange(task.outputs)).astype(float)
+        some = raw[known].astype(float)
+        centred = np.zeros(raw.shape)
+        if len(some):
+            spread = some.std(axis=0)
+            centred[known] = (some - some.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        columns.append(centred)
+    return columns
+
+
+def _auc(features: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Held-out AUC, and how likely one as high is by chance (Mann-Whitney, normal)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold
+
+    scores = np.empty(len(target))
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+    aucs, sizes = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no convergence only makes the claim weaker
+        for train, held in folds.split(features, target):
+            model = LogisticRegression(C=0.1, max_iter=50, solver="liblinear").fit(
+                features[train], target[train]
+            )
+            scores[held] = model.decision_function(features[held])
+            aucs.append(roc_auc_score(target[held], scores[held]))
+            sizes.append((int(target[held].sum()), int((~target[held]).sum())))
+    # Ranks are compared within a fold, whose model is the same for all. Folds share training rows,
+    # which spreads their mean wider than that of independent ones: hence twice the variance.
+    variance = 2 * sum((n + m + 1) / (12 * n * m) for n, m in sizes) / _FOLDS**2
+    auc = float(np.mean(aucs))
+    return auc, 0.5 * math.erfc((auc - 0.5) / math.sqrt(2 * variance))

@@ -1,0 +1,268 @@
+"""The columns of a table of text become tasks, labels, splits and checked picture names."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kerasmtl.data.readers import place
+from kerasmtl.masking import MISSING_CODES, find_classes, parse_labels
+from kerasmtl.tasks import Task, as_number, as_tasks, code_text
+from kerasmtl.utils.text import check_columns
+
+_SPLIT_CODES = {
+    **{code: "train" for code in ("train", "training")},
+    **{code: "val" for code in ("val", "valid", "validation", "dev")},
+    **{code: "test" for code in ("test", "testing")},
+}
+_SHOWN = 3  # how many faults one message lists
+_FEW = 20  # up to so many distinct values look like classes, more like a quantity
+_TOML = " In project.toml: {{name = {0!r}, …}}."
+_EXPECTED = {
+    "binary": "0, 1 or missing",
+    "multiclass": "a class or missing",
+    "regression": "a finite number or missing",
+}
+
+
+def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
+    """The columns that look like binary labels, as tasks.
+
+    A named column is a task if 0 and 1 stand in it at least as often as what is no label, or if
+    both stand in it besides one other number. A column of labels with a typing error, or of three
+    states, is thus a task, whose error `read_labels` then reports.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    found, left_out = [], []
+    for name in table.columns:
+        labels, invalid = parse_labels(table[name], Task("any"))
+        known = int((~np.isnan(labels)).sum())
+        majority = known and known >= invalid.sum()
+        if name and (majority or _has_three_states(table[name], labels, invalid)):
+            found.append(name)
+        else:
+            left_out.append(name)
+    if not found:
+        raise ValueError(
+            f"`tasks` cannot be inferred: {source} has no column of 0, 1 and missing. Expected "
+            f"at least one. Received the columns: {left_out}. Call with tasks=[…]; a column of "
+            'classes or of numbers is Task(name, kind="multiclass") or Task(name, '
+            'kind="regression").'
+        )
+    return as_tasks(found)
+
+
+def _has_three_states(cells: pd.Series, labels: np.ndarray, invalid: np.ndarray) -> bool:
+    other = {code_text(cell) for cell in cells[invalid].unique()[:100]}
+    return (
+        len(other) == 1
+        and as_number(other.pop()) is not None
+        and (labels == 0).any()
+        and (labels == 1).any()
+    )
+
+
+def read_labels(
+    table: pd.DataFrame, tasks: tuple[Task, ...], source: Path
+) -> tuple[tuple[Task, ...], np.ndarray]:
+    """The tasks, their classes found, and the labels.
+
+    Shapes: table (rows, columns) of str; returns labels (rows, tasks) float32, NaN = missing.
+
+    Raises:
+        ValueError: a task has no column or less than two classes, or a cell is no label; names
+            lines and columns, and the call that reads them.
+    """
+    check_columns("tasks", [task.name for task in tasks], table.columns, source)
+    tasks = tuple(_with_classes(table[task.name], task, source) for task in tasks)
+    labels = np.empty((len(table), len(tasks)), dtype="float32")
+    faults: dict[Task, np.ndarray] = {}
+    for column, task in enumerate(tasks):
+        labels[:, column], invalid = parse_labels(table[task.name], task)
+        if invalid.any():
+            faults[task] = np.flatnonzero(invalid)
+    if faults:
+        raise ValueError(_label_faults(table, faults, source))
+    return tasks, labels
+
+
+def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
+    if task.kind != "multiclass" or task.classes:
+        return task
+    classes = find_classes(cells, task)
+    if len(classes) < 2:
+        raise ValueError(
+            f"`classes` of task {task.name!r} cannot be found in {source}. Expected two or more "
+            f"labels in its column. Received: {list(classes)}. Name them: Task({task.name!r}, "
+            'kind="multiclass", classes=(…)).'
+        )
+    infinite = [label for label in classes if math.isinf(as_number(label) or 0.0)]
+    if infinite:
+        line = cells.index[cells.str.strip() == infinite[0]][0]
+        raise ValueError(
+            f"`labels` in {source}, {place(source)} {line}, column {task.name!r}: infinity is no "
+            f"class. Expected labels, or missing. Received: {infinite[0]!r}. If it is one, name "
+            f'all: Task({task.name!r}, kind="multiclass", classes=(…)).'
+        )
+    return replace(task, classes=classes)
+
+
+def uncertain_cells(table: pd.DataFrame, tasks: tuple[Task, ...]) -> np.ndarray | None:
+    """True where a cell is uncertain and still counts as a label, (rows, tasks); None if nowhere.
+
+    Shapes: table (rows, columns) of str.
+    """
+    if all(task.uncertain_as == "ignore" or not task.uncertain for task in tasks):
+        return None
+    doubtful = np.zeros((len(table), len(tasks)), dtype=bool)
+    for at, task in enumerate(tasks):
+        if task.uncertain and task.uncertain_as != "ignore":
+            codes, distinct = pd.factorize(table[task.name], use_na_sentinel=False)
+            marks = {code_text(code) for code in task.uncertain}
+            doubtful[:, at] = np.array([code_text(cell) in marks for cell in distinct])[codes]
+    return doubtful
+
+
+def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: Path) -> str:
+    """The first cells that are no labels, and how to read the first column and those like it."""
+    places = [
+        (table.index[row], task.name, table[task.name].iloc[row])
+        for task, rows in faults.items()
+        for row in rows[: _SHOWN + 1]
+    ]
+    count = sum(len(rows) for rows in faults.values())
+    at = place(source)
+    shown = [f"{at} {line}, column {name!r}: {cell!r}" for line, name, cell in sorted(places)]
+    more = f"; and {count - _SHOWN} more" if count > _SHOWN else ""
+    expected = ", or ".join(dict.fromkeys(_EXPECTED[task.kind] for task in faults))
+    hints = {
+        task: _hint(table[task.name], task, table[task.name].iloc[rows])
+        for task, rows in faults.items()
+    }
+    first = next((task for task in faults if hints[task]), next(iter(faults)))
+    alike = [
+        task.name
+        for task in faults
+        if task != first and hints[task] == hints[first].replace(repr(first.name), repr(task.name))
+    ]
+    likewise = f" Likewise: {', '.join(alike[:_SHOWN])}" if alike else ""
+    likewise += f" and {len(alike) - _SHOWN} more." if len(alike) > _SHOWN else "." * bool(alike)
+    toml = _TOML.format(first.name) if "Task(" in hints[first] else ""
+    return (
+        f"`labels` in {source} must be {expected} (empty or ?), got {'; '.join(shown[:_SHOWN])}"
+        f"{more}. {hints[first]}{likewise}{toml} If a column is no task, name those that are: "
+        "tasks=[…] (command line: --task)."
+    ).replace("  ", " ")
+
+
+def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
+    """What the values of a column suggest that it is, and how to say so."""
+    others = list(dict.fromkeys(code_text(cell) for cell in wrong.unique()[:1000]))
+    name = repr(task.name)
+    if task.kind == "multiclass":
+        return f"The classes of {name} are {list(task.classes)}; name all, or name none."
+    if task.kind == "regression":
+        texts = [other for other in others if as_number(other) is None][:3]  # never infinity
+        call = f"Task({name}, kind='regression', missing={texts})"
+        return f"If that means missing: {call}." if texts else ""
+    if any(math.isinf(as_number(other) or 0.0) for other in others):
+        return f"Infinite values are no labels: empty those cells of {name}."
+    values = find_classes(cells, Task(task.name, "multiclass"))
+    numbers = [as_number(other) for other in others]
+    if others == ["-1"]:
+        return (
+            f"If -1 means missing: Task({name}, missing=-1); if it means uncertain: "
+            f"Task({name}, uncertain=-1)."
+        )
+    if len(values) > _FEW and None not in numbers:
+        return f"If {name} is a quantity: Task({name}, kind='regression')."
+    if len(values) == 2:
+        return f"Write 1 and 0 for {' and '.join(values)}, or Task({name}, kind='multiclass')."
+    if len(values) <= _FEW:
+        return f"If these are classes: Task({name}, kind='multiclass')."
+    return ""
+
+
+def read_splits(cells: pd.Series, source: Path) -> np.ndarray:
+    """The part, "train", "val" or "test", of every row, shape (rows,).
+
+    Raises:
+        ValueError: a cell is another text; names its line.
+    """
+    splits = cells.str.strip().str.lower().map(_SPLIT_CODES)
+    wrong = cells[splits.isna()]
+    if len(wrong):
+        raise ValueError(
+            f"`split_column` in {source}, {place(source)} {wrong.index[0]}, column {cells.name!r} "
+            "is unknown. "
+            f"Expected train, val or test. Received: {wrong.iloc[0]!r} ({len(wrong)} such rows). "
+            "Call with another split_column=… if this column means something else."
+        )
+    return splits.to_numpy(dtype=object)
+
+
+def read_groups(
+    table: pd.DataFrame, column: str, names: Sequence[object] | np.ndarray, source: Path
+) -> np.ndarray:
+    """The group of every row, shape (rows,) str; without one, a name is a group of its own.
+
+    Shapes: names (rows,), one for all ways to write the name of a row.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    check_columns("group_column", [column], table.columns, source)
+    groups = table[column].str.strip().to_numpy(dtype=object, copy=True)
+    alone = np.flatnonzero(is_missing(table[column]))
+    names = np.asarray(names, dtype=object)
+    groups[alone] = [f"\0{name}" for name in names[alone]]  # no cell holds a \0
+    return groups
+
+
+def is_missing(cells: pd.Series) -> np.ndarray:
+    """Which cells of text mean missing, (rows,) bool."""
+    codes, distinct = pd.factorize(cells, use_na_sentinel=False)
+    empty = np.array([str(cell).strip().lower() in MISSING_CODES for cell in distinct], dtype=bool)
+    return empty[codes]
+
+
+def check_split_column(columns: Sequence[str], split_column: str | None, source: Path) -> None:
+    """Raise ValueError for a split column that was named and is absent; "split" need not be there.
+
+    No typing error reads "split", so that it can be the default.
+    """
+    if split_column and split_column != "split":
+        check_columns("split_column", [split_column], columns, source)
+
+
+def check_images(
+    images: pd.Series, source: Path, column: str, root: Path, allow_outside: bool
+) -> None:
+    """Raise ValueError for a row without a picture, or with one outside of the root."""
+    unnamed = images.index[images == ""]
+    if len(unnamed):
+        raise ValueError(
+            f"`images` in {source}, line {unnamed[0]}, column {column!r} is empty. Expected the "
+            f"path of a picture. {len(unnamed)} such rows."
+        )
+    if allow_outside:
+        return
+    inside = os.path.join(root, "")
+    for line, image in zip(images.index, images, strict=True):
+        if image != "." and ".." not in image and ":" not in image and image[0] not in "/\\":
+            continue  # a plain name below the root, without a look at every part of the path
+        if not os.path.normpath(os.path.join(root, image)).startswith(inside):
+            raise ValueError(
+                f"`images` in {source}, line {line}, column {column!r} leaves the data folder "
+                f"{root}. Expected a path inside it. Received: {image!r}. If that is meant: "
+                "allow_outside=True (in a project: allow_outside = true; command line: "
+                "--allow-outside)."
+            )

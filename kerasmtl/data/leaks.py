@@ -1,0 +1,195 @@
+"""Pictures that stand in two parts of a split: the same file, or nearly the same picture.
+
+A picture is known by its difference hash: made grey and shrunk, is a pixel darker than its right
+neighbour? 64 such bits find candidates, 256 finer ones decide; they mostly survive another size,
+another compression and another brightness, and neither a crop, a turn nor a mirror image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from kerasmtl.data.duplicates import identical_files
+
+COARSE, FINE = 8, 16  # bits a side
+FINE_BITS = 30  # how many of the 256 may differ
+_FLAT = 3.0  # grey levels: below that spread a picture is plain, and its bits are noise
+_BANDS = 4  # parts of the 64 bits; candidates agree in one, as they must if 3 bits differ or less
+_WINDOW = 500  # candidates looked at for each picture and band, so that time stays linear
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two rows of different parts with the same picture, or group.
+
+    `kind`: "same file", "same bytes", "near-duplicate", "same row" or "same group"; `first` and
+    `second` are the rows' numbers.
+    """
+
+    kind: str
+    first: int
+    second: int
+
+
+def find_leaks(
+    paths: Sequence[str],
+    parts: np.ndarray,
+    groups: np.ndarray | None = None,
+    pictures: bool = True,
+    progress: Callable[[], None] | None = None,
+) -> list[Leak]:
+    """What stands on both sides of a split, worst first; for each row one partner is named.
+
+    Shapes: paths (rows,) str; parts (rows,) of any label; groups (rows,) or None. Pictures that
+    cannot be read are passed over.
+
+    Args:
+        paths: of the pictures.
+        parts: which part a row is in.
+        groups: what should not stand in two parts.
+        pictures: look at the pictures, too, for near-duplicates; reads each file once.
+        progress: called once a picture looked at.
+    """
+    found = _Pairs(parts)
+    found.add("same file", [os.path.realpath(path) for path in paths])
+    found.add("same bytes", identical_files(paths).tolist())
+    if pictures:
+        coarse, fine = _hashes(paths, progress)
+        for first, second in _near(coarse, fine, parts):
+            found.keep("near-duplicate", min(first, second), max(first, second))
+    if groups is not None:
+        found.add("same group", groups.tolist())
+    return found.leaks
+
+
+def find_row_leaks(
+    alike: np.ndarray, parts: np.ndarray, groups: np.ndarray | None = None
+) -> list[Leak]:
+    """Identical rows that stand in two parts: "same row", and "same group".
+
+    Shapes: alike, the same value for identical rows, parts and groups (rows,).
+    """
+    found = _Pairs(parts)
+    found.add("same row", alike.tolist())
+    if groups is not None:
+        found.add("same group", groups.tolist())
+    return found.leaks
+
+
+def leak_table(
+    leaks: Sequence[Leak], parts: np.ndarray, lines: np.ndarray, images: np.ndarray
+) -> pd.DataFrame:
+    """One row for each leak: its kind, and part, line and image of both sides.
+
+    Shapes: parts, lines and images (rows,).
+    """
+    sides = {
+        f"{side}{name}": [values[getattr(leak, row)] for leak in leaks]
+        for side, row in (("", "first"), ("other_", "second"))
+        for name, values in (("part", parts), ("line", lines.tolist()), ("image", images))
+    }
+    return pd.DataFrame({"kind": [leak.kind for leak in leaks], **sides})
+
+
+class _Pairs:
+    """Collects leaks; rows that an earlier kind has paired are not paired again."""
+
+    def __init__(self, parts: np.ndarray) -> None:
+        self.parts = parts
+        self.leaks: list[Leak] = []
+        self.paired: set[int] = set()
+
+    def keep(self, kind: str, first: int, second: int) -> None:
+        if second not in self.paired:
+            self.paired.add(second)
+            self.leaks.append(Leak(kind, int(first), int(second)))
+
+    def add(self, kind: str, keys: Sequence[object]) -> None:
+        """Rows of one key, None = no key, in different parts; each with the first in another."""
+        first: dict[object, int] = {}
+        for row, key in enumerate(keys):
+            if key is not None:
+                other = first.setdefault(key, row)
+                if self.parts[other] != self.parts[row]:
+                    self.keep(kind, other, row)
+
+
+def _hashes(
+    paths: Sequence[str], progress: Callable[[], None] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Difference hashes, (rows, 8) and (rows, 32) uint8; zeros: plain or unreadable."""
+    coarse = np.zeros((len(paths), COARSE**2 // 8), dtype="uint8")
+    fine = np.zeros((len(paths), FINE**2 // 8), dtype="uint8")
+
+    def look(rows: range) -> None:
+        for row in rows:
+            grey = _grey(paths[row])
+            if grey is not None and grey.std() >= _FLAT:
+                coarse[row], fine[row] = _bits(grey, COARSE), _bits(grey, FINE)
+            if progress is not None:
+                progress()
+
+    # Blocks, since every call that waits in the pool takes memory.
+    with ThreadPoolExecutor() as pool:
+        blocks = range(0, len(paths), _BLOCK)
+        list(pool.map(look, (range(at, min(at + _BLOCK, len(paths))) for at in blocks)))
+    return coarse, fine
+
+
+def _grey(path: str) -> np.ndarray | None:
+    """A picture as 72 x 72 grey levels, float32; None if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.draft("L", (144, 144))  # a JPEG is decoded at an eighth, where that is enough
+            grey = picture.convert("L").resize((72, 72), Image.Resampling.BOX)
+            return np.asarray(grey, dtype="float32")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return None  # `check_images` says why
+
+
+def _bits(grey: np.ndarray, side: int) -> np.ndarray:
+    rows = np.array_split(np.arange(72), side)
+    columns = np.array_split(np.arange(72), side + 1)
+    lines = np.stack([grey[at].mean(axis=0) for at in rows])
+    means = np.stack([lines[:, at].mean(axis=1) for at in columns], axis=1)
+    return np.packbits(means[:, 1:] > means[:, :-1])
+
+
+def _near(
+    coarse: np.ndarray, fine: np.ndarray, parts: np.ndarray
+) -> Iterator[tuple[np.intp, np.intp]]:
+    """Pairs of rows in different parts whose hashes are near; one row stands for all like it."""
+    seen = np.flatnonzero(coarse.any(axis=1))
+    if not len(seen):
+        return
+    codes = np.unique(parts, return_inverse=True)[1]
+    keys = np.column_stack([coarse[seen], fine[seen], codes[seen].astype("uint8")])
+    _, first = np.unique(keys, axis=0, return_index=True)
+    rows = seen[first]  # in the order of their hashes: the nearest are near
+    width = coarse.shape[1] // _BANDS
+    for band in range(_BANDS):
+        values = coarse[rows, band * width : (band + 1) * width].copy().view(f">u{width}")[:, 0]
+        order = np.argsort(values, kind="stable")
+        starts = np.flatnonzero(np.diff(values[order].astype(int), prepend=-1))
+        for bucket in np.split(order, starts[1:]):
+            if len(bucket) > 1 and values[bucket[0]] not in (0, 2 ** (8 * width) - 1):
+                yield from _near_in(rows[bucket], fine, codes)
+
+
+def _near_in(
+    bucket: np.ndarray, fine: np.ndarray, codes: np.ndarray
+) -> Iterator[tuple[np.intp, np.intp]]:
+    for at, row in enumerate(bucket[:-1]):
+        others = bucket[at + 1 : at + 1 + _WINDOW]
+        others = others[codes[others] != codes[row]]
+        for other in others[np.bitwise_count(fine[others] ^ fine[row]).sum(axis=1) <= FINE_BITS]:
+            yield row, other

@@ -1,0 +1,1 @@
+"""Scores on known labels, reports, thresholds and temperatures."""

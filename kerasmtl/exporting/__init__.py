@@ -1,1 +1,0 @@
-"""The parts of an exported model: signatures, decisions, description, golden requests, proof."""

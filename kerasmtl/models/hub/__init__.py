@@ -1,0 +1,1 @@
+"""Handles of SavedModels: resolved, downloaded, hashed and kept, without TensorFlow."""

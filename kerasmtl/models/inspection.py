@@ -1,0 +1,218 @@
+"""What a backbone takes, gives and holds, before anything is built on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from kerasmtl.models.applications import application, application_size, parse_application
+from kerasmtl.models.backbones import default_image_size as made_for
+from kerasmtl.models.backbones import load_backbone
+from kerasmtl.models.hub.cache import module_files
+from kerasmtl.models.hub_layer import HubLayer
+from kerasmtl.models.layer_groups import LayerGroup, Unit, hub_units, model_units
+from kerasmtl.models.saved_model import Call, Module, describe
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found; `to_dict` for JSON, `table` for the terminal.
+
+    `inputs` and `outputs` are those of the call for inference, by name; `calls` are all of them,
+    each with its inputs, the training mode it serves (None: both) and further arguments;
+    `input_range` are the pixels taken, and `range_source` how that is known. `size` is in bytes.
+    """
+
+    handle: str
+    kind: str
+    folder: str | None
+    sha256: str | None
+    size: int | None
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    image_size: tuple[int, int] | None
+    input_range: tuple[float, float] | None
+    range_source: str | None
+    calls: list[dict[str, Any]]
+    signatures: list[str]
+    groups: list[LayerGroup]
+    parameters: int
+    trainable_parameters: int
+    regularization_losses: int
+    can_be_trained: bool
+    why_not: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def table(self) -> Group:
+        """For the terminal."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        facts = Table(show_header=False)
+        for name, value in self._facts():
+            facts.add_row(name, Text(value, overflow="fold"))
+        groups = Table("depth", "group", "parameters", "can be trained")
+        for group in self.groups:
+            groups.add_row(
+                str(group.depth),
+                Text(group.name, overflow="fold"),
+                f"{group.parameters:,}",
+                f"{group.trainable:,}",
+            )
+        return Group(facts, groups) if self.groups else Group(facts)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        rows = [("handle", self.handle), ("kind", self.kind)]
+        if self.folder:
+            rows += [("folder", self.folder), ("sha256", str(self.sha256))]
+            rows += [("size", f"{(self.size or 0) / 1e6:.1f} MB")]
+        rows += [(f"input {name}".strip(), text) for name, text in self.inputs.items()]
+        if self.input_range:
+            low, high = self.input_range
+            rows.append(("pixels", f"{low:g} to {high:g} ({self.range_source})"))
+        if self.image_size:
+            rows.append(("picture size", f"{self.image_size[0]} x {self.image_size[1]}"))
+        rows += [(f"output {name}".strip(), text) for name, text in self.outputs.items()]
+        rows += [("call", _line(call)) for call in self.calls]
+        if self.signatures:
+            rows.append(("signatures", ", ".join(self.signatures)))
+        rows.append(("parameters", f"{self.parameters:,}"))
+        rows.append(("regularization losses", str(self.regularization_losses)))
+        trained = f"yes, {self.trainable_parameters:,} parameters in {len(self.groups)} groups"
+        rows.append(("can be trained", trained if self.can_be_trained else f"no: {self.why_not}"))
+        return rows
+
+
+def summary(backbone: str | HubLayer | keras.Model) -> Inspection:
+    """What a backbone takes, gives and holds.
+
+    A handle is fetched and loaded; its calls are not run, but loading a SavedModel runs what it
+    does to restore itself: vendor what you do not trust, and look at it elsewhere.
+
+    Args:
+        backbone: what `load_backbone` takes. For a keras.applications name no weights are
+            downloaded.
+
+    Raises:
+        ValueError: the handle is unknown or unreachable, or holds no SavedModel.
+    """
+    named = parse_application(backbone) if isinstance(backbone, str) else None
+    if named:
+        model = application(named[0], weights=None if named[1] == "imagenet" else named[1])
+        return _of_model(model, backbone, "keras.applications model", application_size(named[0]))
+    loaded = load_backbone(backbone)
+    if isinstance(loaded, HubLayer):
+        return _of_layer(loaded)
+    handle = backbone if isinstance(backbone, str) else loaded.name
+    return _of_model(loaded, handle, "Keras model", made_for(loaded))
+
+
+def _of_layer(layer: HubLayer) -> Inspection:
+    module = layer.module
+    call = module.inference_call
+    groups = _groups(hub_units(layer))
+    return Inspection(
+        handle=layer.handle,
+        kind=_kind(module),
+        folder=str(module.folder),
+        sha256=layer.sha256,
+        size=sum(path.stat().st_size for path in module_files(module.folder).values()),
+        inputs={name: describe(spec) for name, spec in call.inputs.items()},
+        outputs=_outputs(call.outputs),
+        image_size=layer.image_size,
+        input_range=layer.input_range if module.picture is not None else None,
+        range_source=layer.range_source if module.picture is not None else None,
+        calls=_distinct([_call(call) for call in module.calls]),
+        signatures=sorted(getattr(module.loaded, "signatures", {})),
+        groups=groups,
+        parameters=layer.count_params(),
+        trainable_parameters=sum(group.trainable for group in groups),
+        regularization_losses=len(module.losses),
+        can_be_trained=module.why_not_trainable is None,
+        why_not=module.why_not_trainable,
+    )
+
+
+def _of_model(
+    model: keras.Model, handle: str, kind: str, image_size: tuple[int, int] | None
+) -> Inspection:
+    groups = _groups(model_units(model))
+    parameters = model.count_params()
+    return Inspection(
+        handle=handle,
+        kind=kind,
+        folder=None,
+        sha256=None,
+        size=None,
+        inputs={t.name: describe(t) for t in model.inputs},
+        outputs=_outputs(model.output),
+        image_size=image_size,
+        input_range=(0.0, 1.0) if len(getattr(model, "input_shape", ())) == 4 else None,
+        range_source="as every picture backbone that is a Keras model",
+        calls=[],
+        signatures=[],
+        groups=groups,
+        parameters=parameters,
+        trainable_parameters=sum(group.trainable for group in groups),
+        regularization_losses=len(model.losses),
+        can_be_trained=parameters > 0,
+        why_not=None if parameters else "it has no weights",
+    )
+
+
+def _kind(module: Module) -> str:
+    if module.signature is None:
+        return "TF2 reusable SavedModel" if callable(module.loaded) else "export of a Keras model"
+    if (module.folder / "tfhub_module.pb").is_file():
+        return "TF1 Hub format"
+    return f"SavedModel with signatures only, {module.signature!r} is run"
+
+
+def _outputs(outputs: Any, name: str = "") -> dict[str, str]:
+    if isinstance(outputs, Mapping):
+        parts = outputs.items()
+    elif isinstance(outputs, list | tuple):
+        parts = enumerate(outputs)
+    else:
+        return {name: describe(outputs)}
+    found: dict[str, str] = {}
+    for key, part in parts:
+        found |= _outputs(part, f"{name}[{key!r}]")
+    return found
+
+
+def _call(call: Call) -> dict[str, Any]:
+    mode = call.training if isinstance(call.training, bool) else None
+    others = {name: repr(value) for name, value in call.arguments.items() if value is not None}
+    inputs = {name: describe(spec) for name, spec in call.inputs.items()}
+    return {"inputs": inputs, "training": mode, "arguments": others}
+
+
+def _line(call: dict[str, Any]) -> str:
+    parts = [f"{name}: {text}" for name, text in call["inputs"].items()]
+    if call["training"] is not None:
+        parts.append(f"training={call['training']}")
+    parts += [f"{name}={value}" for name, value in call["arguments"].items()]
+    return f"({', '.join(parts)})"
+
+
+def _distinct(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [call for number, call in enumerate(calls) if call not in calls[:number]]
+
+
+def _groups(units: Sequence[Unit]) -> list[LayerGroup]:
+    """The groups with what could be trained, whatever is trained now."""
+    return [
+        LayerGroup(unit.name, unit.depth, unit.group().parameters, unit.potential())
+        for unit in units
+    ]

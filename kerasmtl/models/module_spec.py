@@ -1,0 +1,196 @@
+"""What a saved layer says of its module, so that it can be built before the module is there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kerasmtl._version import __version__
+from kerasmtl.models import graph
+from kerasmtl.models.hub.cache import holds, kept_module
+from kerasmtl.models.hub.handles import is_remote, resolve_handle
+from kerasmtl.models.saved_model import Module, over_replicas
+from kerasmtl.utils.files import is_module
+
+FORMAT = 1
+MOST_CALLS = 32  # that are remembered, by shapes
+OTHER = 64  # height and width to try a module with that takes any
+
+_loaded: dict[str, Path] = {}  # in this process: SHA-256 → folder
+
+
+@dataclass
+class Description:
+    """A module without its graph: content hash, variables, and what it takes and gives.
+
+    `order` says which of the variables that loading creates each one is; `calls` are the inputs
+    and outputs met so far, as pairs of nested `keras.KerasTensor`s.
+    """
+
+    sha256: str
+    paths: list[str]  # of the variables, as the publisher named them
+    shapes: list[list[int]]
+    dtypes: list[str]
+    trainable: list[bool]
+    order: list[int]
+    depths: list[int]  # of the variables, in the order of first use
+    inputs: Any
+    takes_pictures: bool
+    image_size: tuple[int, int] | None
+    input_range: tuple[float, float] | None
+    why_not_trainable: str | None
+    xla: str | None = None  # why XLA cannot compile it, "" if it can, None: not tried yet
+    calls: list[tuple[Any, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, module: Module, sha256: str) -> Description:
+        """The description of a loaded module."""
+        _loaded[sha256] = module.folder
+        function = module.inference_call.function
+        held = module.variables
+        by_use = graph.variable_order(function, held)
+        depths = [0] * len(held)
+        for depth, index in enumerate(by_use):
+            depths[index] = depth
+        inputs = tf.nest.map_structure(_symbol, module.inference_call.inputs)
+        return cls(
+            sha256=sha256,
+            paths=[v.name.removesuffix(":0") for v in held],
+            shapes=[list(v.shape) for v in held],
+            dtypes=[v.dtype.name for v in held],
+            trainable=list(module.trainable),
+            order=[next((i for i, c in enumerate(module.created) if c is v), -1) for v in held],
+            depths=depths,
+            inputs=next(iter(inputs.values())) if len(inputs) == 1 else inputs,
+            takes_pictures=module.takes_pictures,
+            image_size=module.image_size,
+            input_range=graph.input_range(function) if module.picture is not None else None,
+            why_not_trainable=module.why_not_trainable,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The variables' paths in letters that every optimizer accepts."""
+        return [re.sub(r"[^0-9A-Za-z_.-]", "_", path) for path in self.paths]
+
+    def empty_variables(self) -> list[tf.Variable]:
+        """Variables of zeros, to be filled when the module is there."""
+        return [
+            tf.Variable(
+                tf.zeros(shape, dtype),
+                trainable=trained,
+                name=name,
+                **({} if trained else over_replicas(dtype)),
+            )
+            for shape, dtype, trained, name in zip(
+                self.shapes, self.dtypes, self.trainable, self.names, strict=True
+            )
+        ]
+
+    def remember(self, inputs: Any, outputs: Any) -> None:
+        """Keep what a call gave, for the time when the module is not at hand."""
+        if len(self.calls) == MOST_CALLS or any(_same(inputs, known) for known, _ in self.calls):
+            return
+        bare = (tf.nest.map_structure(_bare, inputs), tf.nest.map_structure(_bare, outputs))
+        self.calls.append(bare)
+
+    def outputs_of(self, inputs: Any, name: str) -> Any:
+        """The outputs that a call with these inputs gave.
+
+        Raises:
+            ValueError: there was no such call.
+        """
+        batch = tf.nest.flatten(inputs)[0].shape[0]
+        for known, outputs in self.calls:
+            if _same(inputs, known):
+                return tf.nest.map_structure(
+                    lambda o: keras.KerasTensor(_with_batch(o.shape, batch), dtype=o.dtype), outputs
+                )
+        raise ValueError(
+            f"`HubLayer` {name!r} waits for its module, and was never called with inputs of these "
+            "shapes. Load the file with the module's folder in place."
+        )
+
+    def example(self, image_size: tuple[int, int] | None) -> Any:
+        """Zeros of a shape that the module takes."""
+        height, width = image_size or (OTHER, OTHER)
+
+        def zeros(spec: keras.KerasTensor) -> tf.Tensor:
+            free = {1: height, 2: width} if len(spec.shape) == 4 else {}
+            shape = [1 if i == 0 else free.get(i, 1) if n is None else n
+                     for i, n in enumerate(spec.shape)]  # fmt: skip
+            return tf.zeros(shape, spec.dtype)
+
+        return tf.nest.map_structure(zeros, self.inputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = {key: value for key, value in vars(self).items() if key not in ("inputs", "calls")}
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            **plain,
+            "inputs": keras.saving.serialize_keras_object(self.inputs),
+            "calls": [keras.saving.serialize_keras_object(list(pair)) for pair in self.calls],
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Description:
+        """From `to_dict`, with or without further keys."""
+        known = {key: saved[key] for key in cls.__dataclass_fields__ if key in saved}
+        known["inputs"] = keras.saving.deserialize_keras_object(saved["inputs"])
+        known["calls"] = [
+            tuple(keras.saving.deserialize_keras_object(pair)) for pair in saved["calls"]
+        ]
+        for key in ("image_size", "input_range"):
+            known[key] = known[key] and tuple(known[key])
+        return cls(**known)
+
+
+def runs_already(sha256: str) -> bool:
+    """Whether this process has loaded a module with that content."""
+    return sha256 in _loaded
+
+
+def module_at_hand(handle: str, sha256: str) -> Path | None:
+    """The folder of a module at hand with that content, or None. Nothing is downloaded."""
+    candidates = [_loaded.get(sha256), None if is_remote(handle) else Path(handle)]
+    try:
+        if not is_remote(handle):
+            candidates.append(resolve_handle(handle))
+    except ValueError:
+        pass  # gone, which is what the copy in the file is for
+    for folder in candidates:
+        if folder is not None and is_module(folder) and holds(folder, sha256):
+            return folder
+    return kept_module(sha256)
+
+
+def _symbol(spec: Any) -> keras.KerasTensor | None:
+    shape = getattr(spec, "shape", None)
+    if shape is None or shape.rank is None:
+        return keras.KerasTensor((None,), dtype=spec.dtype.name)
+    return keras.KerasTensor(tuple(shape), dtype=spec.dtype.name)
+
+
+def _bare(tensor: Any) -> keras.KerasTensor:
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return keras.KerasTensor(_with_batch(tuple(tensor.shape), None), dtype=dtype)
+
+
+def _with_batch(shape: tuple[int | None, ...], batch: int | None) -> tuple[int | None, ...]:
+    return (batch, *shape[1:]) if shape else shape
+
+
+def _same(inputs: Any, known: Any) -> bool:
+    a, b = tf.nest.flatten(inputs), tf.nest.flatten(known)
+    return len(a) == len(b) and all(
+        tuple(x.shape)[1:] == tuple(y.shape)[1:]
+        and keras.backend.standardize_dtype(x.dtype) == y.dtype
+        for x, y in zip(a, b, strict=True)
+    )

@@ -1,0 +1,1 @@
+"""What several rooms need: files, text, progress, lazy names, TensorFlow helpers."""

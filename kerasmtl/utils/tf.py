@@ -1,0 +1,104 @@
+"""TensorFlow's start-up lines, hidden."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from kerasmtl.utils.registration import wrap_import
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def as_written(function: F) -> F:
+    """The function, which AutoGraph shall leave alone: for `Dataset.map`."""
+    import tensorflow as tf
+
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def traced(function: Callable[..., Any], on_call: bool = False) -> Callable[..., Any]:
+    """A `tf.function`; the graphs that call the same one share its trace, so keep it.
+
+    `on_call`: in a graph it stays a function of its own, which is made ready at its first call. As
+    a branch, all its operations would be made ready at once, and passed through, idle.
+    """
+    import tensorflow as tf
+
+    attributes = {"_noinline": True} if on_call else None
+    return tf.function(function, autograph=False, experimental_attributes=attributes)
+
+
+def quiet_tensorflow() -> None:
+    """Hide the log lines of TensorFlow's C++ code; call it before importing Keras.
+
+    They tell of oneDNN, of CPU instructions and, on a machine without a GPU, of a CUDA error that
+    is none; what does go wrong is raised as an exception as well. A failing import shows all that
+    was written. What TensorFlow's import makes is left out of garbage collection (`gc.freeze`),
+    which saves seconds in a short program. Does nothing if TensorFlow is imported already or
+    `TF_CPP_MIN_LOG_LEVEL` is 0.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> kt.quiet_tensorflow()
+        >>> import keras
+    """
+    if "tensorflow" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    wrap_import("tensorflow", _start_quietly)
+
+
+def _start_quietly(execute: Any, tensorflow: Any) -> None:
+    with _stderr_aside():
+        with _out_of_collection():
+            execute(tensorflow)
+        tensorflow.config.list_physical_devices()  # looks for a GPU, and logs that
+
+
+@contextmanager
+def _out_of_collection() -> Iterator[None]:
+    """Leave what is made meanwhile out of garbage collection for good.
+
+    To look through TensorFlow's million objects again and again takes a fifth of the time of
+    `kerasmtl evaluate` on a few images.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+        gc.freeze()
+
+
+@contextmanager
+def _stderr_aside() -> Iterator[None]:
+    """Hold back what C++ writes to file descriptor 2; show it after all if there is an error.
+
+    The environment variable alone does not help: the first lines come before it is read.
+    """
+    try:
+        shown = os.dup(2)
+    except OSError:  # closed: nobody reads it
+        yield
+        return
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(shown, held.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)

@@ -1,0 +1,390 @@
+"""Templates become projects that work at once."""
+
+import os
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cookiecutter.exceptions import FailedHookException
+from cookiecutter.main import cookiecutter
+from pictures import write_pictures
+
+import kerasmtl as kt
+from kerasmtl.cli.new import new_project, templates, toml_value
+from kerasmtl.models.hub.handles import APPLICATIONS
+from kerasmtl.models.hub.local import WEIGHTS, trained_backbones
+
+ROOT = Path(__file__).parents[2]
+FILES = {
+    ".gitignore",
+    "README.md",
+    "model.py",
+    "project.toml",
+    "pytest.ini",
+    "requirements.txt",
+    "tests/test_project.py",
+    "train.py",
+}
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+def settings(folder):
+    return tomllib.loads((folder / "project.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def labels(tmp_path):
+    path = tmp_path / "data" / 'my "labels".csv'
+    path.parent.mkdir()
+    path.write_text(
+        'image,"car, parked",note,bus\na.jpg,1,x,0\nb.jpg,?,y,1\nc.jpg,0,z,\n', encoding="utf-8"
+    )
+    write_pictures(path.parent, ["a.jpg", "b.jpg", "c.jpg"])
+    return path
+
+
+def test_a_project_has_its_files_and_no_others(tmp_path):
+    assert files(new_project("multitask-image", tmp_path / "street", {})) == FILES
+
+
+def test_each_label_column_becomes_a_task_and_paths_are_kept(tmp_path, labels, monkeypatch):
+    monkeypatch.chdir(labels.parent)
+    (labels.parent / "module").mkdir()
+    (labels.parent / "module" / "saved_model.pb").touch()
+    answers = {"labels": labels.name, "backbone": "module"}
+    folder = new_project("multitask-image", tmp_path / "p", answers)
+    made = settings(folder)
+    assert made["data"]["labels"] == f"../data/{labels.name}"  # so that they can move together
+    assert made["data"]["tasks"] == ["car, parked", "bus"]
+    assert made["model"]["backbone"] == "../data/module"
+    project = kt.Project.load(folder)
+    assert project.labels_csv.resolve() == labels
+    elsewhere = settings(new_project("multitask-image", tmp_path / "deep" / "p", answers))
+    assert elsewhere["data"]["labels"] == str(labels)
+    assert elsewhere["model"]["backbone"] == str(labels.parent / "module")
+
+
+def test_tasks_can_be_named(tmp_path, labels):
+    answers = {"labels": str(labels), "_tasks": ["bus"]}
+    made = new_project("multitask-image", tmp_path / "p", answers)
+    assert settings(made)["data"]["tasks"] == ["bus"]
+    with pytest.raises(ValueError, match="`tasks`.*got 'tram'"):
+        new_project("multitask-image", tmp_path / "q", {**answers, "_tasks": ["tram"]})
+
+
+def test_a_handle_that_is_no_path_stays_as_it_is(tmp_path):
+    handle = "https://tfhub.dev/google/imagenet/mobilenet_v2_100_224/feature_vector/5"
+    made = new_project("multitask-image", tmp_path / "p", {"backbone": handle})
+    assert settings(made)["model"]["backbone"] == handle
+
+
+def test_plain_cookiecutter_works_too(tmp_path):
+    made = cookiecutter(
+        str(ROOT / "templates" / "multitask-image"),
+        no_input=True,
+        output_dir=str(tmp_path),
+        default_config=True,
+    )
+    assert files(Path(made)) == FILES
+    project = kt.Project.load(made)
+    names = [task.name for task in project.manifest().tasks]
+    assert names == ["pedestrian", "car", "stop_sign", "traffic_light"]
+
+
+def test_at_most_six_questions_each_with_a_default():
+    for template in templates().values():
+        asked = {"project_name", *template.questions}
+        assert len(asked) <= 6
+        assert all(question and default for question, default in template.questions.values())
+
+
+def test_python_files_are_not_rendered(tmp_path):
+    made = new_project("multitask-image", tmp_path / "street", {})
+    source = ROOT / "templates" / "multitask-image" / "{{cookiecutter.project_name}}"
+    for path in made.rglob("*.py"):
+        assert path.read_bytes() == (source / path.relative_to(made)).read_bytes()
+
+
+def test_model_and_training_are_short_with_fit_in_plain_sight(tmp_path):
+    made = new_project("multitask-image", tmp_path / "street", {})
+    text = (made / "model.py").read_text() + (made / "train.py").read_text()
+    assert len(text.splitlines()) <= 100
+    assert "model.fit(" in text and "model.compile(" in text
+
+
+def test_the_pinned_version_is_this_one():
+    context = (ROOT / "templates" / "multitask-image" / "cookiecutter.json").read_text()
+    assert f'"_requirement": "kerasmtl~={".".join(kt.__version__.split(".")[:2])}"' in context
+
+
+def test_an_existing_folder_is_never_overwritten(tmp_path):
+    (tmp_path / "street").mkdir()
+    (tmp_path / "street" / "mine").write_text("kept")
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        new_project("multitask-image", tmp_path / "street", {})
+    assert files(tmp_path / "street") == {"mine"}
+
+
+@pytest.mark.parametrize(
+    "template, name, answers, error, message",
+    [
+        ("nope", "p", {}, ValueError, "'nope' is unknown. Expected one of .*'multitask-image'"),
+        ("multitask-image", "-p", {}, ValueError, "is no project name"),
+        ("multitask-image", "my project", {}, ValueError, "is no project name"),
+        ("multitask-image", "p", {"labels": "no.csv"}, FileNotFoundError, "is no file"),
+    ],
+)
+def test_wrong_requests_are_named_and_leave_nothing(
+    tmp_path, template, name, answers, error, message
+):
+    with pytest.raises(error, match=message):
+        new_project(template, tmp_path / name, answers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_template_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "rename", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        new_project("multitask-image", tmp_path / "street", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_and_paths_of_any_characters_are_kept(tmp_path):
+    folder = tmp_path / "x{{ 7*7 }}"
+    folder.mkdir()
+    names = ["😀", "a\x7fb", "{{ b }}", 'c"\\d']
+    quoted = ",".join('"' + name.replace('"', '""') + '"' for name in names)
+    (folder / "l.csv").write_text(
+        f"image,{quoted}\na.jpg,1,0,1,0\nb.jpg,0,1,0,1\nc.jpg,?,?,1,1\n", "utf-8"
+    )
+    write_pictures(folder, ["a.jpg", "b.jpg", "c.jpg"])
+    made = new_project("multitask-image", tmp_path / "p", {"labels": str(folder / "l.csv")})
+    project = kt.Project.load(made)
+    assert [task.name for task in project.data.tasks] == names
+    assert project.labels_csv.resolve() == folder / "l.csv"
+
+
+def test_an_answer_that_is_no_setting_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"q/project.toml` .*TOML"):
+        new_project("multitask-image", tmp_path / "q", {"epochs": "many"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (kt.Task("a"), '"a"'),
+        (kt.Task("a", missing=-1), '{name = "a", missing = [-1]}'),
+        (
+            kt.Task("b", "multiclass", classes=("x", "y"), weight=0.5),
+            '{name = "b", kind = "multiclass", classes = ["x", "y"], weight = 0.5}',
+        ),
+        (["a", kt.Task("c", "regression")], '["a", {name = "c", kind = "regression"}]'),
+        (True, "true"),
+    ],
+)
+def test_values_as_toml(value, text):
+    assert toml_value(value) == text
+    tomllib.loads(f"value = {text}")
+
+
+ORIGINS = {
+    None: "kerasmtl~=0.1",
+    '{"url": "file:///src/kerasmtl", "dir_info": {"editable": true}}': "kerasmtl @ file:///src/kerasmtl",
+    '{"url": "https://host/kerasmtl.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}}': (
+        "kerasmtl @ git+https://host/kerasmtl.git@abc"
+    ),
+}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_requirements_name_what_can_be_installed(tmp_path, monkeypatch, origin):
+    installed = SimpleNamespace(read_text=lambda name: origin)
+    monkeypatch.setattr("kerasmtl.cli.new.distribution", lambda name: installed)
+    made = new_project("multitask-image", tmp_path / "p", {})
+    assert ORIGINS[origin] in (made / "requirements.txt").read_text().splitlines()
+
+
+# ---------------------------------------------------------------- refused at once
+
+
+def write_labels(folder, rows, header="image,a,b"):
+    (folder / "labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder / "labels.csv"
+
+
+REFUSED = {
+    "unknown backbone": ({"backbone": "MobilNetV2"}, "Did you mean MobileNetV2"),
+    "absent folder": ({"backbone": "nowhere/module"}, "`backbone`"),
+    "a folder without a module": ({"backbone": "."}, "no SavedModel"),
+    "absent weights": ({"backbone": "MobileNetV2:nope.h5"}, "`backbone`"),
+    "kaggle without version": ({"backbone": "kaggle:a/b/c/d"}, "no version"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_backbone_that_is_none_is_refused_at_once(tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    answers, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        new_project("multitask-image", tmp_path / "p", answers)
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_preset_without_its_package_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("kerasmtl.models.hub.handles.find_spec", lambda name: None)
+    for handle, extra in {"keras_hub:resnet": "keras-hub", "hf:owner/repo": "hf"}.items():
+        with pytest.raises(ValueError, match=rf"kerasmtl\[{extra}\]"):
+            new_project("multitask-image", tmp_path / "p", {"backbone": handle})
+
+
+def test_the_names_of_keras_applications_are_known():
+    keras = pytest.importorskip("keras")
+    names = {n for n in dir(keras.applications) if callable(getattr(keras.applications, n))}
+    assert names == set(APPLICATIONS)
+
+
+def test_constant_columns_are_refused_with_the_call_that_leaves_them_out(tmp_path):
+    write_pictures(tmp_path, ["a.png", "b.png"])
+    labels = write_labels(tmp_path, ["a.png,1,1", "b.png,0,1"])
+    with pytest.raises(ValueError, match="`tasks`.*'b'.*--task a"):
+        new_project("multitask-image", tmp_path / "p", {"labels": str(labels)})
+    names = [f"t{number}" for number in range(30)]
+    rows = [f"{image}.png,1{f',{label}' * 30}" for image, label in (("a", 0), ("b", 1))]
+    write_labels(tmp_path, rows, f"image,b,{','.join(names)}")
+    with pytest.raises(ValueError, match="`tasks`.*'b'") as error:
+        new_project("multitask-image", tmp_path / "p", {"labels": str(labels)})
+    assert "t0" not in str(error.value)  # the call would drop what it does not list
+
+
+def test_too_few_rows_for_three_parts_are_refused_at_once(tmp_path):
+    write_pictures(tmp_path, ["a.png", "b.png"])
+    labels = write_labels(tmp_path, ["a.png,1,0", "b.png,0,1"])
+    with pytest.raises(ValueError, match="2 rows"):
+        new_project("multitask-image", tmp_path / "p", {"labels": str(labels)})
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("name, reason", [("absent.png", "absent"), ("sound.wav", "not a picture")])
+def test_images_that_training_would_refuse_are_refused_at_once(tmp_path, name, reason):
+    write_pictures(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "sound.wav").write_bytes(b"RIFF" + bytes(100))
+    labels = write_labels(tmp_path, ["a.png,1,0", f"{name},0,1", "b.png,0,1"])
+    answers = {"labels": str(labels)}
+    with pytest.raises(ValueError, match=f"line 3: '{name}' is {reason}.*on-invalid-image skip"):
+        new_project("multitask-image", tmp_path / "p", answers)
+    made = new_project("multitask-image", tmp_path / "p", {**answers, "_on_invalid_image": "skip"})
+    assert settings(made)["data"]["on_invalid_image"] == "skip"
+
+
+def test_a_file_without_a_single_image_is_refused_whatever_is_skipped(tmp_path):
+    (tmp_path / "sound.wav").write_bytes(b"RIFF" + bytes(100))
+    labels = write_labels(tmp_path, ["sound.wav,1,0", "sound.wav,0,1"][:1] + ["x.wav,0,1"])
+    answers = {"labels": str(labels), "_on_invalid_image": "skip"}
+    with pytest.raises(ValueError, match="sound.wav"):
+        new_project("multitask-image", tmp_path / "p", answers)
+
+
+def test_images_outside_need_to_be_meant(tmp_path):
+    write_pictures(tmp_path, ["a.png", "b.png", "c.png"])
+    (tmp_path / "labels").mkdir()
+    rows = ["../a.png,1,0", "../b.png,0,1", "../c.png,0,0"]
+    labels = write_labels(tmp_path / "labels", rows)
+    answers = {"labels": str(labels)}
+    with pytest.raises(ValueError, match="--allow-outside"):
+        new_project("multitask-image", tmp_path / "p", answers)
+    made = new_project("multitask-image", tmp_path / "p", {**answers, "_allow_outside": True})
+    assert settings(made)["data"]["allow_outside"] is True
+    assert kt.Project.load(made).manifest().missing_files() == []
+
+
+def test_plain_cookiecutter_refuses_a_name_that_commands_would_refuse(tmp_path):
+    template = str(ROOT / "templates" / "multitask-image")
+    context = {"project_name": "My Project-1"}
+    with pytest.raises(FailedHookException):
+        cookiecutter(template, no_input=True, extra_context=context, output_dir=str(tmp_path))
+    assert not (tmp_path / "My Project-1").exists()
+
+
+# ---------------------------------------------------------------- a trained backbone at hand
+
+
+@pytest.fixture
+def caches(tmp_path, monkeypatch):
+    for name in ("KERAS_HOME", "TFHUB_CACHE_DIR", "KAGGLEHUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def own(folder, tell=None, **answers):
+    """The [model] section for images of one's own, and what was told."""
+    images = folder / "images"
+    if not images.exists():
+        images.mkdir()
+        write_pictures(images, ["a.png", "b.png", "c.png"])
+    labels = write_labels(images, ["a.png,1,0", "b.png,0,1", "c.png,0,0"])
+    told = []
+    made = new_project(
+        "multitask-image", folder / "p", {"labels": str(labels), **answers}, told.append
+    )
+    return (made / "project.toml").read_text(), "\n".join(told)
+
+
+def test_without_a_trained_backbone_tiny_is_taken_and_its_price_told(caches):
+    toml, told = own(caches)
+    assert 'backbone = "tiny"' in toml
+    for text in (toml, told):
+        assert (
+            "trained on drawings" in text and "0.847" in text and 'backbone = "MobileNetV2"' in text
+        )
+
+
+def test_keras_own_weights_are_found(caches):
+    folder = caches / "KERAS_HOME" / "models"
+    folder.mkdir()
+    for name in ("ResNet50", "MobileNetV2"):
+        with open(folder / WEIGHTS[name], "wb") as file:
+            file.truncate(5_000_000)
+    (folder / WEIGHTS["EfficientNetB0"]).write_bytes(b"of a download that was interrupted")
+    toml, told = own(caches)
+    assert 'backbone = "MobileNetV2"' in toml and "backbone: MobileNetV2, found in" in told
+    assert "drawings" not in toml + told
+
+
+def test_a_module_of_tfhub_is_found_by_the_note_beside_it(caches):
+    handle = "https://tfhub.dev/google/imagenet/mobilenet_v2_035_96/feature_vector/5"
+    for name, text in (
+        ("1" * 40, "https://tfhub.dev/google/universal-sentence-encoder/4"),
+        ("2" * 40, handle),
+    ):
+        folder = caches / "TFHUB_CACHE_DIR" / name
+        folder.mkdir()
+        (folder / "saved_model.pb").touch()
+        folder.with_name(f"{name}.descriptor.txt").write_text(f"Module: {text}\nDownload Time: x\n")
+    toml, told = own(caches)
+    assert f'backbone = "{handle}"' in toml and handle in told
+
+
+def test_a_model_of_kaggle_is_found_if_it_is_whole(caches):
+    folder = caches / "KAGGLEHUB_CACHE/models/google/mobilenet-v2/tensorFlow2/100-feature-vector/2"
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").touch()
+    assert trained_backbones() == []
+    folder.with_name("2.complete").touch()
+    toml, _ = own(caches)
+    assert 'backbone = "kaggle:google/mobilenet-v2/tensorFlow2/100-feature-vector/2"' in toml
+
+
+def test_what_is_named_is_taken(caches):
+    (caches / "KERAS_HOME" / "models").mkdir()
+    with open(caches / "KERAS_HOME" / "models" / WEIGHTS["EfficientNetB0"], "wb") as file:
+        file.truncate(5_000_000)
+    toml, _ = own(caches, backbone="tiny")
+    assert 'backbone = "tiny"' in toml
+    embedded = new_project("multitask-image", caches / "q", {})
+    assert "drawings" not in (embedded / "project.toml").read_text()

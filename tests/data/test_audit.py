@@ -1,0 +1,159 @@
+"""Missing at random or not: said with evidence, and not without."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kerasmtl.data.audit import audit
+from kerasmtl.tasks import Task
+
+NAN = float("nan")
+
+
+def tasks(count):
+    return [Task(f"t{at}") for at in range(count)]
+
+
+def related(rows, count, seed=0):
+    """Binary labels that share a cause."""
+    rng = np.random.default_rng(seed)
+    cause = rng.normal(size=(rows, 1))
+    return (cause + rng.normal(size=(rows, count)) > 0).astype("float32"), rng
+
+
+def with_holes(labels, missing):
+    return np.where(missing, np.float32(NAN), labels)
+
+
+@pytest.mark.parametrize("rows", [60, 400, 3_000])
+def test_labels_missing_at_random_are_never_called_predictable(rows):
+    claims = 0
+    for seed in range(3):
+        labels, rng = related(rows, 4, seed)
+        splits = rng.choice(["train", "test"], rows)
+        found = audit(with_holes(labels, rng.random(labels.shape) < 0.4), tasks(4), splits)
+        claims += (found.tasks.predictable != "").sum()
+        assert (found.tasks.policy == "ignore").all()
+    assert claims == 0
+
+
+def test_chance_is_called_significant_no_more_often_than_promised():
+    from kerasmtl.data.audit import _auc
+
+    rng = np.random.default_rng(0)
+    p = np.array([_auc(rng.normal(size=(90, 3)), rng.random(90) < 0.5)[1] for _ in range(200)])
+    assert (p < 0.01).sum() <= 6 and 0.02 < (p < 0.1).mean() < 0.2
+
+
+def test_labels_missing_because_of_another_label_are_found():
+    labels, rng = related(2_000, 4)
+    missing = np.zeros(labels.shape, dtype=bool)
+    missing[:, 0] = rng.random(2_000) < np.where(labels[:, 1] == 1, 0.8, 0.2)
+    found = audit(with_holes(labels, missing), tasks(4)).tasks
+    assert found.predictable.tolist() == ["labels", "", "", ""]
+    assert found.from_labels["t0"] == pytest.approx(0.8, abs=0.05)
+    assert "not at random" in found.reason["t0"] and "random sample" in found.reason["t0"]
+    assert found.policy["t0"] == "ignore"
+
+
+def test_tasks_labelled_together_are_found_and_their_values_say_nothing():
+    labels, rng = related(2_000, 4)
+    missing = rng.random((2_000, 4)) < 0.5
+    missing[:, 1] = missing[:, 0]
+    found = audit(with_holes(labels, missing), tasks(4)).tasks
+    assert found.predictable.tolist() == ["known", "known", "", ""]
+    assert found.from_known["t0"] > 0.99 and found.from_labels["t2"] < 0.6
+
+
+def test_a_split_that_was_labelled_unlike_is_found():
+    labels, rng = related(2_000, 3)
+    splits = rng.choice(["train", "test"], 2_000)
+    missing = rng.random((2_000, 3)) < 0.5
+    missing[:, 2] = rng.random(2_000) < np.where(splits == "test", 0.1, 0.9)
+    found = audit(with_holes(labels, missing), tasks(3), splits).tasks
+    assert found.predictable.tolist() == ["", "", "split"]
+    assert "compare their scores with care" in found.reason["t2"]
+    assert np.isnan(audit(with_holes(labels, missing), tasks(3)).tasks.from_split).all()
+
+
+def test_positives_only_asks_for_another_loss():
+    labels, rng = related(500, 3)
+    labels[:, 1] = np.where(labels[:, 1] == 1, 1, NAN)
+    found = audit(labels, tasks(3)).tasks
+    other = "AssumeNegative (WAN), ExpectedPositives (EPR) or LargeLoss (LL-R)"
+    assert found.policy.tolist() == ["ignore", other, "ignore"]
+    assert found.reason["t1"].startswith("positives only: all")
+    assert found.reason["t0"] == "every label is known"
+
+
+@pytest.mark.parametrize("negatives, only", [(0, True), (3, True), (30, False)])
+def test_a_few_negatives_do_not_change_the_advice(negatives, only):
+    labels = np.full((3_000, 2), NAN, "float32")
+    labels[:443, 0] = 1
+    labels[443 : 443 + negatives, 0] = 0
+    labels[:, 1] = np.arange(3_000) % 2
+    found = audit(labels, tasks(2))
+    assert found.tasks.policy["t0"].startswith("AssumeNegative") == only
+    if negatives and only:
+        assert "nearly positives only: 3 of 446" in found.tasks.reason["t0"]
+    call = "model.compile(loss=kt.losses.AssumeNegative(unknown_weight=[1, 0]), …)"
+    assert any(f"labels of t0 as 0: {call}" in line for line in found.advice) == only
+
+
+def test_one_class_only_is_left_out():
+    labels = np.full((200, 3), NAN, "float32")
+    labels[:90, 0], labels[:, 1], labels[:, 2] = 0, 1, np.arange(200) % 2
+    found = audit(labels, tasks(3)).tasks
+    assert found.policy.tolist() == ["leave out", "leave out", "ignore"]
+    assert "negatives only" in found.reason["t0"] and "every label is 1" in found.reason["t1"]
+
+
+def test_mostly_positive_tasks_with_many_labels_are_no_matter_of_positives_only():
+    labels = (np.random.default_rng(0).random((2_000, 1)) < 0.99).astype("float32")
+    labels[::4] = NAN
+    assert audit(labels, tasks(1)).tasks.policy["t0"] == "ignore"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 30])
+def test_tiny_data_are_not_judged(rows):
+    labels, rng = related(rows, 3)
+    holed = with_holes(labels, rng.random(labels.shape) < 0.5)
+    found = audit(holed, tasks(3), np.array(["train", "test"] * rows)[:rows])
+    assert (found.tasks.predictable == "").all()
+    assert found.tasks[["from_known", "from_labels", "from_split"]].isna().all().all()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_kinds_may_be_mixed():
+    rng = np.random.default_rng(0)
+    labels = np.column_stack(
+        [rng.integers(0, 3, 1_500), rng.normal(5, 2, 1_500), rng.integers(0, 2, 1_500)]
+    ).astype("float32")
+    labels[(labels[:, 0] == 1) & (rng.random(1_500) < 0.9), 1] = NAN
+    mixed = [Task("g", "multiclass", classes=("a", "b", "c")), Task("s", "regression"), Task("x")]
+    assert audit(labels, mixed).tasks.predictable.tolist() == ["", "labels", ""]
+
+
+def advice(labels):
+    return " ".join(audit(labels, tasks(labels.shape[1])).advice)
+
+
+def test_advice_names_amounts():
+    labels, _ = related(1_500, 2)
+    assert "Amounts are similar: 1500 to 1500" in advice(labels)
+    labels[100:, 1] = NAN
+    assert "1500 known labels of 't0', 100 of 't1', 15 times fewer" in advice(labels)
+
+
+def test_rows_without_labels_do_not_count():
+    labels = np.zeros((2_100, 1), "float32")
+    labels[:200] = NAN
+    assert "200 of 2100 rows have no label at all" in advice(labels)
+
+
+def test_six_hundred_tasks_are_audited():
+    labels, rng = related(300, 600)
+    found = audit(with_holes(labels, rng.random(labels.shape) < 0.5), tasks(600))
+    assert len(found.tasks) == 600 and found.co_known.shape == (600, 600)
+    assert found.tasks.from_labels.notna().sum() == 40

@@ -1,0 +1,152 @@
+"""Columns of text as tasks and labels: what each looks like, and how to say what it is."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kerasmtl.data.labels import infer_tasks, read_groups, read_labels
+from kerasmtl.tasks import Task, as_tasks
+
+NAN = float("nan")
+
+
+def table(**columns):
+    size = max(map(len, columns.values()))
+    return pd.DataFrame(columns, index=range(2, size + 2), dtype=object)
+
+
+def labels(frame, *tasks):
+    return read_labels(frame, as_tasks(tasks), "labels.csv")
+
+
+def fault(frame, *tasks):
+    with pytest.raises(ValueError) as error:
+        labels(frame, *tasks)
+    return str(error.value)
+
+
+def test_mixed_kinds_are_read_and_classes_found():
+    frame = table(a=["1", "?", "0"], grade=["mid", "low", "mid"], size=["2.5", "-1", "NA"])
+    tasks, values = labels(frame, "a", Task("grade", "multiclass"), Task("size", "regression"))
+    assert tasks[1].classes == ("low", "mid")
+    np.testing.assert_array_equal(values, np.array([[1, 1, 2.5], [NAN, 0, -1], [0, 1, NAN]], "f"))
+
+
+def test_named_classes_keep_their_order():
+    frame = table(grade=["high", "low", "?"])
+    task = Task("grade", "multiclass", classes=("low", "mid", "high"))
+    tasks, values = labels(frame, task)
+    assert tasks == (task,)
+    np.testing.assert_array_equal(values[:, 0], [2, 0, NAN])
+
+
+def test_a_class_that_is_not_named_is_a_fault():
+    message = fault(
+        table(grade=["high", "x", "low"]), Task("grade", "multiclass", classes=("low", "high"))
+    )
+    assert "line 3, column 'grade': 'x'" in message and "must be a class or missing" in message
+    assert "The classes of 'grade' are ['low', 'high']" in message
+
+
+@pytest.mark.parametrize("cells", [["?", ""], ["a", "a"], ["1", "1.0"]])
+def test_less_than_two_classes_are_refused(cells):
+    message = fault(table(grade=cells), Task("grade", "multiclass"))
+    assert "`classes` of task 'grade' cannot be found" in message and "classes=(…)" in message
+
+
+@pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e39"])
+def test_an_infinite_value_is_named_by_line_and_column(cell):
+    message = fault(table(size=["1", cell, "2"]), Task("size", "regression"))
+    assert f"line 3, column 'size': '{cell}'" in message
+    assert "must be a finite number or missing" in message and "missing=" not in message
+
+
+@pytest.mark.parametrize("majority", ["0", "1", "2"])
+def test_a_column_of_three_values_looks_like_a_task_and_is_refused_with_the_call(majority):
+    frame = table(grade=["0", "1", "2", *[majority] * 9])
+    tasks = infer_tasks(frame, "labels.csv")
+    assert tasks == (Task("grade"),)
+    message = fault(frame, *tasks)
+    assert "If these are classes: Task('grade', kind='multiclass')." in message
+    assert "'2'" in message and "line" in message
+
+
+def test_minus_one_may_be_uncertain_or_missing():
+    frame = table(a=["0", "1", "-1.0", "-1"])
+    message = fault(frame, *infer_tasks(frame, "labels.csv"))
+    assert "Task('a', uncertain=-1)" in message
+    assert "Task('a', missing=-1)" in message
+    _, ignored = labels(frame, Task("a", uncertain=-1, uncertain_as="ignore"))
+    np.testing.assert_array_equal(ignored[:, 0], [0, 1, NAN, NAN])
+
+
+@pytest.mark.parametrize("cell", ["0.5", "1.2", "-0.1", "2", "yes", "truth"])
+def test_a_binary_target_that_is_neither_0_nor_1_is_refused(cell):
+    message = fault(table(a=["1", "0", cell]), "a")
+    assert f"line 4, column 'a': '{cell}'" in message and "must be 0, 1 or missing" in message
+
+
+def test_yes_and_no_may_be_classes():
+    message = fault(table(a=["yes", "no", "yes"]), "a")
+    assert "Write 1 and 0 for no and yes, or Task('a', kind='multiclass')" in message
+    tasks, values = labels(table(a=["yes", "no", "yes"]), Task("a", "multiclass"))
+    assert tasks[0].classes == ("no", "yes") and values[:, 0].tolist() == [1, 0, 1]
+
+
+def test_many_numbers_look_like_a_quantity():
+    message = fault(table(a=[str(n / 7) for n in range(50)]), "a")
+    assert "Task('a', kind='regression')" in message
+
+
+def test_a_code_of_a_number_is_offered_as_missing():
+    message = fault(table(size=["1.5", "unknown", "2"]), Task("size", "regression"))
+    assert "Task('size', kind='regression', missing=['unknown'])" in message
+
+
+def test_faults_of_several_kinds_are_all_explained():
+    frame = table(a=["2", "0"], size=["inf", "1"])
+    message = fault(frame, "a", Task("size", "regression"))
+    assert "must be 0, 1 or missing, or a finite number or missing" in message
+
+
+def test_three_texts_or_another_number_without_both_labels_are_no_task():
+    frame = table(a=["1", "0"] * 3, b=["1", "2", "2", "2", "2", "2"], c=["0", "1", *"xxxx"])
+    assert infer_tasks(frame, "labels.csv") == (Task("a"),)
+
+
+def test_rows_without_a_group_are_groups_of_their_picture():
+    frame = table(video=["v", " v ", "", ""])
+    images = ["a", "b", "c", "c"]
+    groups = read_groups(frame, "video", images, "labels.csv")
+    assert groups[0] == groups[1] == "v" and groups[2] == groups[3] != "c"
+    with pytest.raises(ValueError, match="`group_column`.*'patient'.*'video'"):
+        read_groups(frame, "patient", images, "labels.csv")
+
+
+@pytest.mark.parametrize("cell", ["", "NA", " nan", "?"])
+def test_a_missing_group_is_no_group(cell):
+    groups = read_groups(table(video=["v", cell, cell]), "video", ["a", "b", "c"], "labels.csv")
+    assert groups[0] == "v" and len(set(groups)) == 3
+
+
+def test_infinity_is_no_class_and_no_hint():
+    message = fault(table(grade=["1", "2", "inf"]), Task("grade", "multiclass"))
+    assert "line 4, column 'grade': infinity is no class" in message and "'inf'" in message
+    message = fault(table(a=["1", "0", "inf"]), "a")
+    assert "Infinite values are no labels" in message and "multiclass" not in message
+
+
+def test_true_and_false_are_labels_in_any_case():
+    frame = table(a=["TRUE", "False", "?", "true", "1"])
+    assert infer_tasks(frame, "labels.csv") == (Task("a"),)
+    np.testing.assert_array_equal(labels(frame, "a")[1][:, 0], [1, 0, NAN, 1, 1])
+    _, values = labels(frame, Task("a", missing="false"))
+    np.testing.assert_array_equal(values[:, 0], [1, NAN, NAN, 1, 1])
+
+
+def test_many_columns_with_the_same_code_are_told_once_and_in_short():
+    frame = table(**{f"finding {n}": ["1", "0", "-1", "-1"] for n in range(14)})
+    message = fault(frame, *infer_tasks(frame, "labels.csv"))
+    assert "Task('finding 0', missing=-1)" in message and message.count("Task(") == 2
+    assert "Likewise: finding 1, finding 2, finding 3 and 10 more." in message
+    assert "; and 25 more." in message and len(message) < 500

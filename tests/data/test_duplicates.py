@@ -1,0 +1,185 @@
+"""Rows of one picture: merged where they agree, refused with both lines where they do not."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kerasmtl.data import duplicates
+from kerasmtl.data.duplicates import identical_files, merge_duplicates, row_keys
+from kerasmtl.data.manifest import Manifest
+from kerasmtl.tasks import Task
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def read(tmp_path):
+    def from_rows(*rows, columns="image,a,b", **options):
+        path = tmp_path / "labels.csv"
+        path.write_text("\n".join([columns, *rows]) + "\n")
+        return Manifest.from_csv(path, **options)
+
+    return from_rows
+
+
+def test_rows_that_complement_each_other_become_one_with_a_warning(read):
+    with pytest.warns(UserWarning, match="1 pictures more than once.*'x' in lines 2 and 4"):
+        manifest = read("x,1,?", "y,0,0", "x,?,1", "z,?,?")
+    assert manifest.images.tolist() == ["x", "y", "z"] and manifest.lines.tolist() == [2, 3, 5]
+    np.testing.assert_array_equal(manifest.labels, np.array([[1, 1], [0, 0], [NAN, NAN]], "f"))
+
+
+def test_the_warning_points_at_the_caller(read):
+    with pytest.warns(UserWarning) as caught:
+        read("x,1,0", "x,1,0")
+    assert caught[0].filename == __file__
+
+
+def test_rows_that_contradict_each_other_are_refused_with_both_lines(read):
+    with pytest.raises(ValueError) as error:
+        read("x,1,?", "y,0,0", "x,?,1", "x,1,0")
+    assert "picture 'x', column 'b'" in str(error.value)
+    assert "Received: 1 in line 4 and 0 in line 5" in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["./x.jpg", "sub/../x.jpg", ".//x.jpg", "{root}/x.jpg"])
+def test_one_picture_may_be_written_in_many_ways(read, tmp_path, other):
+    with pytest.raises(ValueError, match="1 in line 2 and 0 in line 3"):
+        read("x.jpg,1,0", f"{other.format(root=tmp_path)},0,0")
+
+
+def test_a_contradiction_of_other_kinds_shows_their_labels(read):
+    tasks = [Task("a", "multiclass"), Task("b", "regression")]
+    with pytest.raises(ValueError, match="'low' in line 2 and 'high' in line 3"):
+        read("x,low,1", "x,high,1", tasks=tasks)
+    with pytest.raises(ValueError, match=r"column 'b'.*1\.5 in line 2 and 1 in line 3"):
+        read("x,low,1.5", "x,?,1", "y,high,2", tasks=tasks)
+
+
+@pytest.mark.parametrize(("column", "cells"), [("split", ("train", "test")), ("video", "vw")])
+def test_one_picture_is_in_one_part_and_one_group(read, column, cells):
+    rows = [f"x,1,0,{cells[0]}", f"x,1,0,{cells[1]}"]
+    options = {"columns": f"image,a,b,{column}"}
+    if column == "video":
+        options["group_column"] = "video"
+    with pytest.raises(ValueError, match=f"column '{column}'.*line 2 and .* in line 3"):
+        read(*rows, **options)
+
+
+def test_different_pictures_pass_in_silence(read):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read("x,1,0", "X,0,1", "d/x,0,1")) == 3
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), *[st.sampled_from([0, 1, None])] * 2), max_size=12))
+@settings(max_examples=80, deadline=None)
+def test_merging_is_what_pandas_groups_say(rows):
+    frame = pd.DataFrame(rows, columns=["image", "a", "b"]).astype({"a": float, "b": float})
+    images = frame.image.astype(str).to_numpy(dtype=object)
+    lines = np.arange(2, len(frame) + 2)
+    labels = frame[["a", "b"]].to_numpy("float32")
+    grouped = frame.groupby("image", sort=False)[["a", "b"]]
+    arguments = (images, labels, lines, {}, (Task("a"), Task("b")), "f.csv", "/root")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if (grouped.nunique() > 1).any().any():
+            with pytest.raises(ValueError, match="contradict"):
+                merge_duplicates(*arguments)
+            return
+        kept, merged = merge_duplicates(*arguments)
+    np.testing.assert_array_equal(merged, grouped.first().to_numpy("float32").reshape(-1, 2))
+    assert images[kept].tolist() == list(dict.fromkeys(images))
+
+
+@pytest.mark.parametrize("other", ["./x.jpg", ".//x.jpg"])
+def test_a_picture_without_a_group_may_be_written_in_many_ways(read, other):
+    with pytest.warns(UserWarning, match="1 pictures more than once"):
+        manifest = read(
+            "x.jpg,1,0,", f"{other},?,0,NA", columns="image,a,b,video", group_column="video"
+        )
+    assert len(manifest) == 1
+
+
+@pytest.mark.parametrize("policy", ["zero", "one", 0.5])
+@pytest.mark.parametrize("rows", [("x,-1", "x,0"), ("x,0", "x,-1"), ("x,-1", "x,-1", "x,0.0")])
+def test_a_certain_label_wins_over_an_uncertain_one(read, policy, rows):
+    task = Task("a", uncertain=-1, uncertain_as=policy)
+    with pytest.warns(UserWarning, match="are merged"):
+        manifest = read(*rows, "y,1", columns="image,a", tasks=[task])
+    assert manifest.labels.tolist() == [[0], [1]]
+    with pytest.warns(UserWarning, match="are merged"):
+        manifest = read("x,-1", "x,-1.0", "y,1", columns="image,a", tasks=[task])
+    assert manifest.labels[0, 0] == {"zero": 0, "one": 1}.get(policy, policy)
+
+
+def test_certain_labels_contradict_each_other_beside_an_uncertain_one(read):
+    with pytest.raises(ValueError, match="1 in line 3 and 0 in line 4"):
+        task = Task("a", uncertain=-1, uncertain_as="zero")
+        read("x,-1", "x,1", "x,0", columns="image,a", tasks=[task])
+
+
+def test_keys_know_rows_by_their_numbers_alone():
+    rng = np.random.default_rng(0)
+    features = rng.integers(-2, 3, (500, 4)).astype("float32")
+    features[rng.random(features.shape) < 0.2] = NAN
+    keys = row_keys(features, list("abcd"))
+    text = [str([f"{abs(cell) if cell == 0 else cell}" for cell in row]) for row in features]
+    np.testing.assert_array_equal(pd.factorize(keys)[0], pd.factorize(pd.Series(text))[0])
+    np.testing.assert_array_equal(row_keys(features[:, ::-1], list("dcba")), keys)
+    assert (row_keys(features[:, ::-1], list("abcd")) != keys).any()
+    zeros = np.array([[0.0], [-0.0]], "float32")
+    assert len(set(row_keys(zeros, ["a"]).tolist())) == 1
+
+
+def numbers(folder, contents):
+    """The codes of files of these contents, None = absent."""
+    for at, content in enumerate(contents):
+        if content is not None:
+            (folder / str(at)).write_bytes(content)
+    return identical_files([str(folder / str(at)) for at in range(len(contents))]).tolist()
+
+
+def test_files_are_the_same_by_their_bytes(tmp_path):
+    long = b"x" * 20_000
+    contents = [b"one", b"two", b"one", long, b"y" + long[1:], long, b"one!", long[:-1] + b"y"]
+    codes = numbers(tmp_path, contents)
+    assert [codes.index(code) for code in codes] == [contents.index(c) for c in contents]
+
+
+def test_links_are_the_file_that_they_name(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "c").hardlink_to(tmp_path / "a")
+    assert len(set(identical_files([str(tmp_path / name) for name in "abc"]).tolist())) == 1
+
+
+def test_what_cannot_be_read_is_like_nothing_else(tmp_path):
+    (tmp_path / "5").mkdir()
+    (tmp_path / "6").mkdir()
+    assert len(set(numbers(tmp_path, [None, None, b"", b"", b"x"]))) == 5
+    assert len(set(identical_files([str(tmp_path / name) for name in "56"]).tolist())) == 2
+    assert identical_files([]).shape == (0,)
+
+
+def test_only_files_of_equal_size_are_opened_and_read_whole_if_their_ends_are_equal(
+    tmp_path, monkeypatch
+):
+    opened = []
+
+    def spy(path, *arguments, **options):
+        opened.append(path[-1])
+        return open(path, *arguments, **options)
+
+    monkeypatch.setattr(duplicates, "open", spy, raising=False)
+    size = 20_000
+    contents = [b"a" * size, b"b" * size, b"c" * (size - 1), b"b" * (size - 1) + b"x", b"xy"]
+    numbers(tmp_path, contents)
+    assert sorted(opened) == ["0", "1", "3"]
+    opened.clear()
+    numbers(tmp_path, [*contents, b"y" + b"b" * (size - 1)])
+    assert sorted(opened) == ["0", "1", "1", "3", "5", "5"]

@@ -1,0 +1,592 @@
+"""The labels file: every fault is named by file, line and column, and nothing is guessed."""
+
+import os
+import re
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from pictures import write_pictures
+
+from kerasmtl.data.manifest import Fault, Manifest
+from kerasmtl.tasks import Task
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a text, or bytes, as tmp_path/labels.csv."""
+
+    def from_text(text, **options):
+        path = tmp_path / "labels.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return Manifest.from_csv(path, **options)
+
+    return from_text
+
+
+def names(manifest):
+    return [task.name for task in manifest.tasks]
+
+
+def table(rows, columns=("image", "a")):
+    return "\n".join([",".join(columns), *rows]) + "\n"
+
+
+# What is read
+
+
+def test_a_row_has_its_picture_labels_and_line(read):
+    manifest = read("image,a,b\nx.jpg,1,?\ny.jpg,0.0,1\n")
+    assert len(manifest) == 2 and names(manifest) == ["a", "b"]
+    assert manifest.labels.dtype == np.float32
+    np.testing.assert_array_equal(manifest.labels, [[1, NAN], [0, 1]])
+    assert manifest.images.tolist() == ["x.jpg", "y.jpg"]
+    assert manifest.lines.tolist() == [2, 3]
+    assert manifest.splits is None
+
+
+@pytest.mark.parametrize("cell", ["", "?", "NA", "nan", "n/a", "None", "NULL", "  ", " NA "])
+def test_every_missing_code_is_read_as_missing(read, cell):
+    manifest = read(f"image,a,b\nx,{cell},1\ny,1,{cell}\nz,0,0\n")
+    np.testing.assert_array_equal(manifest.labels, [[NAN, 1], [1, NAN], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "image,a\nä x.jpg,1\n信号.png,0\n",
+        "\ufeffimage,a\nä x.jpg,1\n信号.png,0\n",
+        "image,a\r\nä x.jpg,1\r\n信号.png,0\r\n",
+        "image,a\rä x.jpg,1\r信号.png,0\r",
+        "image,a\nä x.jpg,1\n信号.png,0",
+        ' image , a \n ä x.jpg , 1 \n信号.png,"0"\n',
+        '"image","a"\n"ä x.jpg","1"\n"信号.png","0"\n',
+    ],
+    ids=["plain", "bom", "crlf", "cr", "no last newline", "blanks", "quoted"],
+)
+def test_the_ways_to_write_a_csv_read_alike(read, data):
+    manifest = read(data)
+    assert manifest.images.tolist() == ["ä x.jpg", "信号.png"]
+    assert names(manifest) == ["a"] and manifest.labels.tolist() == [[1], [0]]
+    assert manifest.lines.tolist() == [2, 3]
+
+
+def test_a_quoted_cell_may_hold_commas_quotes_and_blanks(read):
+    manifest = read('image,a,note\n"x, ""1"".jpg",1,"so, ""so"""\n')
+    assert manifest.images.tolist() == ['x, "1".jpg']
+
+
+@pytest.mark.parametrize("blank", ["", "   ", ",,", '"",,'])
+def test_blank_lines_are_left_out_and_counted(read, blank):
+    manifest = read(f"image,a,b\n{blank}\nx,1,0\n{blank}\n{blank}\ny,0,1\n{blank}\n")
+    assert manifest.lines.tolist() == [3, 6]
+
+
+def test_blank_lines_above_the_header_are_counted(read):
+    assert read("\n\nimage,a\nx,1\n").lines.tolist() == [4]
+
+
+def test_a_cell_of_several_lines_is_counted_as_such(read):
+    manifest = read('image,a,note\nx,1,"one\ntwo\r\nthree"\ny,0,-\n')
+    assert manifest.lines.tolist() == [2, 5]
+
+
+def test_other_encodings_are_read_if_named(read):
+    for encoding in ("latin-1", "utf-16", "UTF_8", "cp1252"):
+        manifest = read("image,a\né.jpg,1\n".encode(encoding), encoding=encoding)
+        assert manifest.images.tolist() == ["é.jpg"]
+
+
+def test_columns_may_have_other_names_and_any_order(read):
+    manifest = read("b,fold,file,a\n1,dev,x,0\n", image_column="file", split_column="fold")
+    assert names(manifest) == ["b", "a"] and manifest.splits.tolist() == ["val"]
+    assert manifest.labels.tolist() == [[1, 0]]
+
+
+def test_tasks_are_read_in_the_order_asked_for(read):
+    manifest = read("image,a,b,c\nx,1,0,?\n", tasks=["c", Task("a")])
+    assert names(manifest) == ["c", "a"]
+    np.testing.assert_array_equal(manifest.labels, [[NAN, 1]])
+
+
+# Which columns are tasks
+
+
+def test_columns_of_0_1_and_missing_are_tasks_and_others_are_not(read):
+    rows = [f"{i}.jpg,{i % 2},?,{i},{i / 7:.3f},note {i},1.0,{i % 2}" for i in range(10)]
+    rows[3] = "3.jpg,,1,3,0.429,,0.0,0"
+    columns = ["image", "a", "rare", "id", "score", "text", "b", ""]
+    assert names(read(table(rows, columns))) == ["a", "rare", "b"]
+
+
+def test_a_column_without_any_label_is_no_task_unless_named(read):
+    text = "image,a,b\nx,1,?\ny,0,\n"
+    assert names(read(text)) == ["a"]
+    assert names(read(text, tasks=["a", "b"])) == ["a", "b"]
+
+
+def test_a_task_with_some_wrong_cells_is_still_meant_and_its_fault_named(read):
+    rows = ["0.jpg,1", "1.jpg,0", "2.jpg,yes", "3.jpg,no"]
+    with pytest.raises(ValueError, match="line 4, column 'a': 'yes'"):
+        read(table(rows))
+
+
+def test_a_column_with_mostly_other_text_is_no_task(read):
+    rows = ["0.jpg,1,1", "1.jpg,0,yes", "2.jpg,0,no", "3.jpg,0,no"]
+    assert names(read(table(rows, ["image", "a", "b"]))) == ["a"]
+
+
+def test_no_task_at_all_is_refused_with_the_columns(read):
+    with pytest.raises(ValueError, match=r"cannot be inferred.*\['b', 'c'\]"):
+        read("image,b,c\nx,?,two\ny,,three\n")
+
+
+# What is refused
+
+
+def test_a_wrong_label_is_named_by_file_line_and_column(read):
+    with pytest.raises(ValueError, match=r"labels\.csv.* line 4, column 'b': '2'"):
+        read("image,a,b\nx,1,0\n\ny,0,2\n", tasks=["a", "b"])
+
+
+def test_wrong_labels_are_listed_together_in_the_order_of_lines(read):
+    with pytest.raises(ValueError) as error:
+        read("image,a,b\nx,1,yes\ny,-1,0\nz,0,0.5\n", tasks=["a", "b"])
+    places = re.findall(r"line (\d), column '(.)': '([^']+)'", str(error.value))
+    assert places == [("2", "b", "yes"), ("3", "a", "-1"), ("4", "b", "0.5")]
+
+
+def test_of_many_wrong_labels_the_first_three_are_listed(read):
+    with pytest.raises(ValueError) as error:
+        read(table([f"{i},no" for i in range(50)]), tasks=["a"])
+    assert re.findall(r"line (\d+)", str(error.value)) == ["2", "3", "4"]
+    assert "'no'; and 47 more. " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "fault"),
+    [
+        (["x,1,0,1", "y,1,0"], 2, "too many"),
+        (["x,1,0,", "y,1,0,"], 2, "too many"),
+        (["x,1,0", "", "y,1,0", "z,1,0,1,1"], 5, "too many"),
+        (["x,1", "y,1,0"], 2, "too few"),
+        (["x,1,0", "", "y,1", "z,1"], 4, "too few"),
+        (["x,1,0", "y", "z,1,0"], 3, "too few"),
+        (['"x', 'x",1,0', "y,1"], 4, "too few"),
+    ],
+)
+def test_a_line_of_another_length_is_named(read, rows, line, fault):
+    with pytest.raises(ValueError, match=rf"labels\.csv, line {line} has {fault} cells.*3"):
+        read(table(rows, ["image", "a", "b"]))
+
+
+def test_a_quote_that_is_never_closed_is_named_by_its_line(read):
+    with pytest.raises(ValueError, match="line 3 is malformed.*quote"):
+        read('image,a\nx,1\n"y,0\nz,1\n')
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\n\n", ",,\n", "\ufeff"])
+def test_an_empty_file_is_refused(read, text):
+    with pytest.raises(ValueError, match=r"labels\.csv is empty"):
+        read(text)
+
+
+@pytest.mark.parametrize("text", ["image,a", "image,a\n", "image,a\n\n,\n"])
+def test_a_file_with_a_header_only_is_refused(read, text):
+    with pytest.raises(ValueError, match=r"labels\.csv has no rows"):
+        read(text)
+
+
+@pytest.mark.parametrize("header", ["image,a,a", "image,a, a ", "image,b,a,c,a", "image,image,a"])
+def test_columns_of_the_same_name_are_refused(read, header):
+    with pytest.raises(ValueError, match=r"same name.*\['(a|image)'\]"):
+        read(f"{header}\n{','.join('1' * len(header.split(',')))}\n")
+
+
+def test_an_absent_image_column_is_refused_with_the_columns(read):
+    with pytest.raises(ValueError, match=r"`image_column`.*'image'.*'picture', 'a'"):
+        read("picture,a\nx,1\n")
+
+
+def test_absent_tasks_are_refused_with_the_columns(read):
+    with pytest.raises(ValueError, match=r"`tasks`.*'c', 'd'.*'image', 'a', 'b'"):
+        read("image,a,b\nx,1,1\n", tasks=["c", "a", "d"])
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_another_separator_is_refused_as_such(read, separator):
+    with pytest.raises(ValueError, match="not comma-separated"):
+        read(f"image{separator}a\nx{separator}1\n")
+
+
+@pytest.mark.parametrize("far", [0, 20_000])
+def test_a_wrong_encoding_is_named_with_line_byte_and_a_way_out(read, far):
+    data = b"image,a\n" + b"x.jpg,1\n" * far + "é.jpg,1\n".encode("latin-1")
+    with pytest.raises(ValueError) as error:
+        read(data)
+    place = f"'utf-8' does not read .*labels.csv .line {far + 2}, byte {8 + 8 * far}:"
+    assert re.search(place, str(error.value)) and "encoding='latin-1'" in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf_16_is_refused_as_utf_8(read, encoding):
+    data = "image,a\né.jpg,1\n".encode(encoding)
+    with pytest.raises(ValueError, match="`encoding` 'utf-8' does not read") as error:
+        read(data)
+    assert ("encoding='utf-16'" in str(error.value)) == (encoding == "utf-16")
+
+
+def test_an_unknown_encoding_is_refused(read):
+    with pytest.raises(ValueError, match="unknown encoding: latin-one"):
+        read("image,a\nx,1\n", encoding="latin-one")
+
+
+@pytest.mark.parametrize("path", ["absent.csv", "."])
+def test_a_path_that_is_no_file_is_refused(tmp_path, path):
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        Manifest.from_csv(tmp_path / path)
+
+
+@pytest.mark.parametrize("cell", ["", "  ", '""'])
+def test_a_row_without_a_picture_is_refused(read, cell):
+    with pytest.raises(ValueError, match=r"labels\.csv, line 3, column 'image' is empty"):
+        read(f"image,a\nx,1\n{cell},0\n")
+
+
+OUTSIDE = ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg", "..", "a/..", ".", "a/../../{name}x/y.jpg"]
+
+
+@pytest.mark.parametrize("image", OUTSIDE)
+def test_a_picture_outside_of_the_folder_is_refused_unless_allowed(read, tmp_path, image):
+    text = f"image,a\nx.jpg,1\n{image.format(name=tmp_path.name)},0\n"
+    with pytest.raises(ValueError, match="line 3, column 'image' leaves the data folder"):
+        read(text)
+    assert len(read(text, allow_outside=True)) == 2
+
+
+@pytest.mark.parametrize("image", ["{root}/x.jpg", "a/../b.jpg", "./x.jpg", "a..b.jpg", "a/b/c"])
+def test_a_picture_inside_of_the_folder_is_accepted_however_it_is_written(read, tmp_path, image):
+    manifest = read(f"image,a\n{image.format(root=tmp_path)},1\n")
+    path = os.path.normpath(manifest.paths[0])
+    assert path.startswith(f"{tmp_path}{os.sep}")
+
+
+def test_paths_start_from_the_root_if_one_is_given(read, tmp_path):
+    root = tmp_path / "pictures"
+    manifest = read("image,a\nx.jpg,1\n", root=root)
+    assert manifest.paths == [str(root / "x.jpg")]
+    with pytest.raises(ValueError, match="leaves the data folder .*pictures"):
+        read("image,a\n../x.jpg,1\n", root=root)
+
+
+# Coverage and classes
+
+
+def test_coverage_counts_what_pandas_counts(read):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.choice(["0", "1", "?"], (200, 3)), columns=["a", "b", "c"])
+    frame.insert(0, "image", [f"{i}.jpg" for i in range(200)])
+    manifest = read(frame.to_csv(index=False))
+    labels = frame.drop(columns="image")
+    coverage = manifest.coverage()
+    assert coverage.index.tolist() == ["a", "b", "c"]
+    assert coverage.known.tolist() == labels.ne("?").sum().tolist()
+    assert coverage.positive.tolist() == labels.eq("1").sum().tolist()
+    assert coverage.negative.tolist() == labels.eq("0").sum().tolist()
+    np.testing.assert_allclose(coverage.share, labels.ne("?").mean())
+
+
+def test_a_task_without_labels_or_with_one_class_is_a_fault_of_its_name(read):
+    manifest = read("image,ok,none,ones,zeros\nx,1,?,1,0\ny,0,,1,?\n", tasks=TASKS)
+    faults = manifest.class_faults()
+    assert set(faults) == {"none", "ones", "zeros"}
+    assert faults["none"] == "no known label among 2 rows"
+    assert "all 2 known labels are 1" in faults["ones"]
+    assert "all 1 known labels are 0" in faults["zeros"]
+
+
+TASKS = ["ok", "none", "ones", "zeros"]
+
+
+def test_tasks_without_labels_are_refused_by_name(read):
+    manifest = read("image,ok,none,ones,zeros\nx,1,?,1,0\ny,0,,1,?\n", tasks=TASKS)
+    with pytest.raises(ValueError, match="cannot be learnt.*'none'") as error:
+        manifest.check_classes()
+    assert "ones" not in str(error.value)
+
+
+def test_tasks_with_one_class_are_warned_of_by_name(read):
+    manifest = read("image,ok,ones\nx,1,1\ny,0,1\n")
+    with pytest.warns(UserWarning, match="'ones' has one class only"):
+        manifest.check_classes()
+
+
+def test_tasks_with_both_classes_pass_in_silence(read):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read("image,a\nx,1\ny,0\n").check_classes()
+
+
+# Splits
+
+CODES = {
+    "train": ["train", "TRAIN", " training "],
+    "val": ["val", "valid", "Validation", "dev"],
+    "test": ["test", "Testing"],
+}
+
+
+@pytest.mark.parametrize(("part", "code"), [(p, c) for p, codes in CODES.items() for c in codes])
+def test_every_split_code_has_its_part(read, part, code):
+    assert read(f"image,a,split\nx,1,{code}\n").splits.tolist() == [part]
+
+
+@pytest.mark.parametrize("code", ["holdout", "", "0"])
+def test_an_unknown_split_is_named_by_line_and_column(read, code):
+    with pytest.raises(ValueError, match=rf"line 3, column 'split' is unknown.*'{code}'"):
+        read(f"image,a,split\nx,1,train\ny,0,{code}\n")
+
+
+def numbered(read, rows, splits=None):
+    columns = ["image", "a", "split"] if splits else ["image", "a"]
+    return read(
+        table([f"{i},{i % 2}" + (f",{splits[i]}" if splits else "") for i in range(rows)], columns)
+    )
+
+
+def lines(parts):
+    return [part.lines.tolist() for part in parts]
+
+
+@pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.5, 0.5), (0.2, 0.3, 0.4, 0.1)])
+def test_parts_are_disjoint_complete_and_of_the_asked_sizes(read, fractions):
+    manifest = numbered(read, 200)
+    parts = lines(manifest.split(fractions, seed=3))
+    assert [len(part) for part in parts] == [round(200 * share) for share in fractions]
+    assert sorted(sum(parts, [])) == manifest.lines.tolist()
+    assert all(part == sorted(part) for part in parts)
+
+
+def test_a_split_depends_on_the_seed_alone(read):
+    manifest = numbered(read, 100)
+    assert lines(manifest.split(seed=1)) == lines(manifest.split(seed=1))
+    assert lines(manifest.split(seed=1)) != lines(manifest.split(seed=2))
+    assert lines(manifest.split()) == lines(manifest.split(np.array([0.7, 0.15, 0.15])))
+
+
+def test_a_part_keeps_the_labels_of_its_rows(read):
+    manifest = numbered(read, 40)
+    for part in manifest.split():
+        np.testing.assert_array_equal(part.labels[:, 0], (part.lines - 2) % 2)
+        assert part.images.tolist() == [str(line - 2) for line in part.lines]
+        assert (part.source, part.root, part.tasks) == (
+            manifest.source,
+            manifest.root,
+            manifest.tasks,
+        )
+
+
+def test_the_split_column_decides(read):
+    splits = ["test", "train", "val", "train", "dev"]
+    assert lines(numbered(read, 5, splits).split()) == [[3, 5], [4, 6], [2]]
+
+
+def test_fractions_overrule_the_split_column(read):
+    manifest = numbered(read, 10, ["train"] * 5 + ["test"] * 5)
+    assert [len(part) for part in manifest.split((0.6, 0.4))] == [6, 4]
+
+
+@pytest.mark.parametrize("named", [["train", "test"], ["train", "val"], ["train"]])
+def test_a_part_that_the_column_does_not_name_is_drawn_from_the_train_rows(read, named):
+    splits = ["train"] * 80 + [named[-1]] * 20
+    manifest = numbered(read, 100, splits)
+    parts = dict(zip(["train", "val", "test"], lines(manifest.split(seed=1)), strict=True))
+    assert sorted(sum(parts.values(), [])) == manifest.lines.tolist()
+    for part in {"val", "test"} - set(named):
+        assert len(parts[part]) == 15
+        assert {splits[line - 2] for line in parts[part]} == {"train"}
+    for part in set(named) - {"train"}:
+        assert parts[part] == list(range(82, 102))
+    assert lines(manifest.split(seed=1)) == list(parts.values())
+
+
+@pytest.mark.parametrize(
+    "fractions", [(0.7, 0.2), (1.2, -0.2), (1.0, 0.0), (0.5, NAN), (), np.array([0.5, 0.6])]
+)
+def test_fractions_that_are_no_partition_are_refused(read, fractions):
+    with pytest.raises(ValueError, match="`fractions` is no partition"):
+        numbered(read, 10).split(fractions)
+
+
+def test_an_empty_part_is_refused_by_name(read):
+    with pytest.raises(ValueError, match="leaves the part test empty.*2 rows"):
+        numbered(read, 2).split()
+    with pytest.raises(ValueError, match="leaves the part train empty"):
+        numbered(read, 4, ["test", "val", "test", "val"]).split()
+
+
+def test_answers_are_in_every_part_by_their_share(read):
+    rows = [f"{i},{int(i % 10 == 0)},{'?' if i % 3 else i % 2}" for i in range(600)]
+    manifest = read(table(rows, ["image", "a", "b"]))
+    for part, share in zip(manifest.split(), (0.7, 0.15, 0.15), strict=True):
+        wanted = manifest.coverage()[["known", "positive"]] * share
+        assert (abs(part.coverage()[["known", "positive"]] - wanted) <= 1).all().all()
+
+
+def grouped(read, rows, splits=None):
+    columns = ["image", "a", "video", *(["split"] if splits else [])]
+    cells = [f"{i},{i % 2},v{i // 10}" + (f",{splits[i]}" if splits else "") for i in range(rows)]
+    return read(table(cells, columns), group_column="video")
+
+
+@pytest.mark.parametrize("by", ["stratified", "hash"])
+def test_rows_of_a_group_stay_together(read, by):
+    manifest = grouped(read, 300)
+    assert names(manifest) == ["a"]
+    parts = manifest.split(by=by)
+    held = [set(part.groups) for part in parts]
+    assert sum(map(len, held)) == 30 and sum(map(len, parts)) == 300
+
+
+def test_groups_may_be_given_to_the_split(read):
+    manifest = numbered(read, 60)
+    parts = manifest.split((0.5, 0.5), groups=np.arange(60) // 6)
+    assert not set(parts[0].groups) & set(parts[1].groups)
+    parts = manifest.split((0.5, 0.5), groups=[None] * 30 + ["v"] * 30)
+    assert sorted(map(len, parts)) == [30, 30] and "v" not in {*parts[0].groups} & {
+        *parts[1].groups
+    }
+    with pytest.raises(ValueError, match="`groups` does not fit.*60 rows"):
+        manifest.split(groups=[1, 2])
+
+
+def test_fewer_groups_than_parts_leave_one_empty_and_say_so(read):
+    with pytest.raises(ValueError, match="empty.*20 rows in 2 groups"):
+        grouped(read, 20).split()
+
+
+def test_by_hash_every_part_that_the_column_lacks_is_drawn_and_stays(read):
+    few, many = numbered(read, 200, ["train"] * 200), numbered(read, 300, ["train"] * 300)
+    before, after = (
+        {image: at for at, part in enumerate(m.split(by="hash")) for image in part.images}
+        for m in (few, many)
+    )
+    assert set(before.values()) == {0, 1, 2}
+    assert {image: after[image] for image in before} == before
+
+
+def test_images_of_the_same_bytes_stay_together_and_join_their_groups(read, tmp_path):
+    for at in range(60):  # rows 0 to 9 are one image; 20 and 30, of two videos, another
+        content = "one" if at < 10 else "other" if at in (20, 30) else f"image {at}"
+        (tmp_path / str(at)).write_text(content)
+    for manifest in (numbered(read, 60), grouped(read, 60)):
+        for seed in range(3):
+            side = {
+                image: at
+                for at, part in enumerate(manifest.split(seed=seed))
+                for image in part.images
+            }
+            assert len({side[str(at)] for at in range(10)}) == 1 and side["20"] == side["30"]
+            assert manifest.leaks(seed=seed, pictures=False).empty
+    assert len({side[str(at)] for at in range(20, 40)}) == 1
+
+
+def test_parts_drawn_from_the_train_rows_part_no_identical_ones(read, tmp_path):
+    for at in range(100):
+        (tmp_path / str(at)).write_text(f"image {at // 4}")
+    parts = numbered(read, 100, ["train"] * 80 + ["test"] * 20).split(seed=1)
+    images = [{int(image) // 4 for image in part.images} for part in parts]
+    assert sum(map(len, images)) == 25 and images[2] == set(range(20, 25))
+
+
+def test_a_manifest_carries_how_it_is_split(read):
+    text = table([f"{i},{i % 2}" for i in range(50)])
+    manifest = read(text, split_by="hash")
+    assert lines(manifest.split()) == lines(manifest.split(by="hash"))
+    assert lines(manifest.split()) != lines(manifest.split(by="stratified"))
+    assert manifest.take([1, 2]).split_by == "hash"
+
+
+@pytest.mark.parametrize("argument", ["split_by", "by"])
+def test_another_way_to_split_is_refused(read, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` is no way to split.*'random'"):
+        if argument == "split_by":
+            read("image,a\nx,1\n", split_by="random")
+        else:
+            numbered(read, 20).split(by="random")
+
+
+def test_a_group_on_both_sides_of_the_split_column_is_a_leak(read):
+    splits = (["train"] * 5 + ["test"] * 5 + ["val"] * 10) * 2
+    leaks = grouped(read, 40, splits).leaks(pictures=False)
+    assert set(leaks.kind) == {"same group"} and set(leaks.line) == {2, 22}
+    assert sorted(leaks.other_line) == [*range(7, 12), *range(27, 32)]
+
+
+# Pictures
+
+
+def test_absent_files_are_named_by_line(read, tmp_path):
+    write_pictures(tmp_path, ["x.png"])
+    (tmp_path / "folder").mkdir()
+    manifest = read("image,a\nx.png,1\n\ngone.png,0\nfolder,1\n")
+    assert manifest.missing_files() == [
+        Fault(4, "gone.png", "absent"),
+        Fault(5, "folder", "absent"),
+    ]
+
+
+def test_every_picture_that_cannot_be_used_is_found_with_its_reason(read, tmp_path):
+    good = [f"good{i}.{suffix}" for i in range(70) for suffix in ("jpg", "png")]
+    write_pictures(tmp_path, good)
+    for suffix in ("jpg", "png"):
+        data = (tmp_path / f"good0.{suffix}").read_bytes()
+        (tmp_path / f"cut.{suffix}").write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no picture at all\n" * 20)
+    bad = ["gone.jpg", "cut.jpg", "cut.png", "empty.jpg", "text.png"]
+    images = bad[:2] + good + bad[2:]
+    calls = []
+    faults = read(table([f"{image},1" for image in images])).check_images(
+        progress=lambda: calls.append(1)
+    )
+    assert [(fault.line, fault.image) for fault in faults] == [
+        (images.index(image) + 2, image) for image in bad
+    ]
+    reasons = [fault.reason for fault in faults]
+    assert reasons == ["absent", "truncated", "truncated", "empty", "not a picture"]
+    assert len(calls) == len(images)
+
+
+def test_take_gives_the_rows_in_the_order_asked_for(read):
+    part = numbered(read, 5, ["train", "val", "test", "train", "val"]).take([3, 1])
+    assert part.lines.tolist() == [5, 3] and part.splits.tolist() == ["train", "val"]
+    assert part.where(0).endswith("labels.csv, line 5: picture '3'")
+
+
+def test_two_hundred_thousand_rows_of_twenty_tasks_are_read(read):
+    rng = np.random.default_rng(0)
+    cells = rng.choice(["0", "1", "0.0", "1.0", "", "?"], (200_000, 20))
+    rows = [f"pictures/{i}.jpg,{','.join(row)}" for i, row in enumerate(cells)]
+    manifest = read(table(rows, ["image", *(f"task{i}" for i in range(20))]))
+    assert manifest.labels.shape == cells.shape
+    missing = np.isin(cells, ["", "?"])
+    np.testing.assert_array_equal(np.isnan(manifest.labels), missing)
+    np.testing.assert_array_equal(manifest.labels == 1, np.char.startswith(cells, "1"))
+    parts = manifest.split()
+    assert [len(part) for part in parts] == [140_000, 30_000, 30_000]
+    assert manifest.coverage().known.tolist() == (~missing).sum(0).tolist()
+
+
+# Requests that the file does not answer
+
+
+def test_a_split_column_that_is_named_must_be_there(read):
+    text = "image,a,fold\nx,1,train\ny,0,test\n"
+    with pytest.raises(ValueError, match=r"`split_column`.*'Fold'.*mean 'fold'"):
+        read(text, split_column="Fold")
+    assert read(text, split_column="split").splits is None
+    assert read(text).ignored == ("fold",) and read(text, split_column="fold").ignored == ()

@@ -1,0 +1,347 @@
+"""Manifest → data set: shapes, order, holes, and errors that name the line."""
+
+import errno
+import io
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from pictures import HEIGHT, WIDTH
+from PIL import Image
+
+from kerasmtl.data.dataset import make_dataset, source_of
+from kerasmtl.data.manifest import Manifest
+from kerasmtl.tasks import Task
+
+ROWS = 17
+
+
+@pytest.fixture(scope="module")
+def greys(tmp_path_factory):
+    """Pictures whose grey is 10 times the number of their row: the order can be read off them."""
+    folder = tmp_path_factory.mktemp("greys")
+    lines = ["image,a,b"]
+    for row in range(ROWS):
+        Image.new("RGB", (3, 2), (10 * row,) * 3).save(folder / f"{row}.png")
+        lines.append(f"{row}.png,{row % 2},{'?' if row % 3 else row % 2}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    return Manifest.from_csv(folder / "labels.csv")
+
+
+@pytest.fixture
+def manifest(shared_pictures):
+    return Manifest.from_csv(shared_pictures / "labels.csv")
+
+
+def order(dataset):
+    return [int(row) for x, _ in dataset for row in np.round(x[:, 0, 0, 0].numpy() * 25.5)]
+
+
+def collected(dataset):
+    return [np.concatenate(parts) for parts in zip(*dataset.as_numpy_iterator(), strict=True)]
+
+
+def test_batches_have_the_shapes_and_types_that_the_docstring_says(manifest):
+    dataset = make_dataset(manifest, image_size=(10, 16), batch_size=5)
+    batches = list(dataset)
+    assert [x.shape for x, _ in batches] == [(5, 10, 16, 3), (5, 10, 16, 3), (2, 10, 16, 3)]
+    assert [y.shape for _, y in batches] == [(5, 3), (5, 3), (2, 3)]
+    assert all(x.dtype == y.dtype == tf.float32 for x, y in batches)
+    assert dataset.element_spec[0].shape.as_list() == [None, 10, 16, 3]
+    assert dataset.element_spec[1].shape.as_list() == [None, 3]
+    assert len(dataset) == 3
+
+
+def test_pictures_and_labels_are_those_of_the_manifest(manifest):
+    images, labels = collected(make_dataset(manifest, (HEIGHT, WIDTH), batch_size=4))
+    np.testing.assert_array_equal(labels, manifest.labels)
+    assert np.isnan(labels).sum() == np.isnan(manifest.labels).sum() > 0
+    for image, path in zip(images, manifest.paths, strict=True):
+        expected = np.asarray(Image.open(path)) / np.float32(255)
+        np.testing.assert_allclose(image, expected, atol=4 / 255)
+
+
+def test_mixed_kinds_come_as_a_dict_of_the_models_outputs(picture_folder):
+    files = ["00.jpg", "01.png", "02.jpg", "03.png", "04.jpg", "05.png"]
+    rows = [
+        f"{file},{i % 2},{'abc'[i % 3]},{i / 4},{i if i < 2 else '?'}"
+        for i, file in enumerate(files)
+    ]
+    path = picture_folder / "mixed.csv"
+    path.write_text("image,x,grade,size,y\n" + "\n".join(rows) + "\n")
+    tasks = ["x", Task("grade", "multiclass"), Task("size", "regression"), Task("y")]
+    manifest = Manifest.from_csv(path, tasks)
+    for training in (False, True):
+        dataset = make_dataset(manifest, 8, batch_size=4, training=training)
+        assert {key: spec.shape.as_list() for key, spec in dataset.element_spec[1].items()} == {
+            "binary": [None, 2], "grade": [None, 1], "size": [None, 1]
+        }  # fmt: skip
+    batches = [labels for _, labels in make_dataset(manifest, 8, batch_size=4)]
+    values = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+    np.testing.assert_array_equal(values["grade"][:, 0], [0, 1, 2, 0, 1, 2])
+    np.testing.assert_array_equal(values["size"][:, 0], np.arange(6) / 4)
+    np.testing.assert_array_equal(values["binary"], manifest.labels[:, [0, 3]])
+
+
+def test_one_number_is_the_size_of_a_square(manifest):
+    images, _ = collected(make_dataset(manifest, 8))
+    assert images.shape == (12, 8, 8, 3) and images.min() >= 0 and images.max() <= 1
+
+
+@pytest.mark.parametrize("cache", [True, False, None])
+def test_without_training_the_order_is_that_of_the_rows_in_every_epoch(greys, cache):
+    dataset = make_dataset(greys, 2, batch_size=4, cache=cache)
+    assert order(dataset) == order(dataset) == list(range(ROWS))
+    assert order(make_dataset(greys.take([5, 3, 3]), 2)) == [5, 3, 3]
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_in_training_every_epoch_has_all_rows_in_a_new_order(greys, cache):
+    dataset = make_dataset(greys, 2, batch_size=4, training=True, cache=cache)
+    epochs = [order(dataset) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(ROWS)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(ROWS)]}) == 4
+
+
+def test_the_order_depends_on_the_seed_alone(greys):
+    def epochs(seed, cache):
+        dataset = make_dataset(greys, 2, batch_size=4, training=True, seed=seed, cache=cache)
+        return [order(dataset) for _ in range(2)]
+
+    assert epochs(0, True) == epochs(0, True) == epochs(0, False)
+    assert epochs(0, True) != epochs(1, True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_cache_changes_no_bit_of_any_batch(manifest, training):
+    cached, fresh = (
+        make_dataset(manifest, 8, batch_size=5, training=training, cache=cache)
+        for cache in (True, False)
+    )
+    for _ in range(2):
+        for ours, theirs in zip(collected(cached), collected(fresh), strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def test_shuffling_keeps_picture_and_labels_together(greys):
+    for images, labels in make_dataset(greys, 2, batch_size=4, training=True):
+        rows = np.round(images[:, 0, 0, 0].numpy() * 25.5).astype(int)
+        np.testing.assert_array_equal(labels, greys.labels[rows])
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(
+    ("image", "line", "reason"),
+    [("02.jpg", 4, "truncated"), ("03.png", 5, "truncated"), ("04.jpg", 6, "empty")],
+)
+def test_a_damaged_picture_raises_an_error_with_its_name_and_line(
+    picture_folder, image, line, reason, cache
+):
+    path = picture_folder / image
+    data = path.read_bytes()
+    path.write_bytes(b"" if reason == "empty" else data[: len(data) - 60])
+    dataset = make_dataset(
+        Manifest.from_csv(picture_folder / "labels.csv"), 8, batch_size=2, cache=cache
+    )
+    with pytest.raises(tf.errors.OpError) as error:
+        list(dataset)
+    assert f"labels.csv, line {line}: picture '{image}' is {reason}" in str(error.value)
+    assert "`kerasmtl check`" in str(error.value)
+
+
+def test_what_is_no_picture_raises_an_error_with_its_name_and_line(picture_folder):
+    (picture_folder / "05.png").write_text("a,b\n1,2\n")
+    manifest = Manifest.from_csv(picture_folder / "labels.csv").take([7, 5])
+    with pytest.raises(tf.errors.OpError, match=r"line 7: picture '05\.png' is not a picture"):
+        list(make_dataset(manifest, 8, training=False))
+
+
+def test_a_name_beyond_ascii_is_found_and_named(picture_folder):
+    (picture_folder / "信号 ä.jpg").write_bytes((picture_folder / "00.jpg").read_bytes()[:-9])
+    (picture_folder / "more.csv").write_text("image,a\n信号 ä.jpg,1\n", "utf-8")
+    dataset = make_dataset(Manifest.from_csv(picture_folder / "more.csv"), 8)
+    with pytest.raises(tf.errors.OpError, match="line 2: picture '信号 ä.jpg' is truncated"):
+        list(dataset)
+
+
+def test_absent_pictures_are_refused_before_the_first_batch(picture_folder):
+    (picture_folder / "02.jpg").unlink()
+    (picture_folder / "05.png").unlink()
+    manifest = Manifest.from_csv(picture_folder / "labels.csv")
+    with pytest.raises(FileNotFoundError, match=r"2 pictures .*line 4: '02\.jpg'; line 7: '05"):
+        make_dataset(manifest, 8)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(manifest, batch_size):
+    with pytest.raises(ValueError, match=f"`batch_size` is too small.*{batch_size}"):
+        make_dataset(manifest, 8, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("image_size", [0, (8, 8, 3), (8, -8), None, 7.5])
+def test_a_wrong_image_size_is_refused(manifest, image_size):
+    with pytest.raises(ValueError, match="`image_size` is no size"):
+        make_dataset(manifest, image_size)
+
+
+def test_a_manifest_without_rows_is_refused(manifest):
+    with pytest.raises(ValueError, match="`manifest` has no rows"):
+        make_dataset(manifest.take([]), 8)
+
+
+def test_training_refuses_a_task_without_labels_and_validation_takes_it(greys):
+    part = greys.take([1, 2, 4, 5])
+    with pytest.raises(ValueError, match="cannot be learnt.*'b': 'no known label among 4 rows'"):
+        make_dataset(part, 2, training=True)
+    assert order(make_dataset(part, 2)) == [1, 2, 4, 5]
+
+
+def test_training_warns_of_a_task_with_one_class_at_the_line_of_the_caller(greys):
+    part = greys.take([0, 1, 6])
+    with pytest.warns(UserWarning, match="'b' has one class only") as caught:
+        make_dataset(part, 2, training=True)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_dataset(part, 2)
+
+
+@pytest.fixture
+def own(manifest, tmp_path):
+    """The manifest with a copy of its pictures, to change."""
+    folder = tmp_path / "own"
+    shutil.copytree(manifest.root, folder)
+    return Manifest.from_csv(folder / "labels.csv")
+
+
+def remove_pictures(manifest):
+    for path in set(manifest.paths):
+        (manifest.root / path).unlink()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_second_epoch_of_a_cached_data_set_reads_no_file(own, training):
+    dataset = make_dataset(own, 8, batch_size=5, training=training, cache=True)
+    first = collected(dataset)
+    remove_pictures(own)
+    second = collected(dataset)
+    assert sorted(map(np.ndarray.tobytes, first[0])) == sorted(map(np.ndarray.tobytes, second[0]))
+    with pytest.raises(FileNotFoundError):
+        make_dataset(own, 8)
+
+
+def test_a_cache_on_disk_changes_no_bit_and_is_found_again(own, tmp_path):
+    folder = tmp_path / "cache"
+    expected = collected(make_dataset(own, 8, batch_size=5, training=True, cache=False))
+    for _ in range(2):
+        stored = collected(make_dataset(own, 8, batch_size=5, training=True, cache=folder))
+        for ours, theirs in zip(stored, expected, strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+        (file,) = folder.iterdir()  # one file, and nothing left aside
+    written = file.stat().st_mtime_ns
+    collected(make_dataset(own, 8, cache=str(folder)))
+    assert file.stat().st_mtime_ns == written
+    make_dataset(own, 9, cache=folder)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_one_changed_pixel_makes_a_new_entry_in_the_cache_on_disk(own, tmp_path):
+    before = collected(make_dataset(own, 8, cache=tmp_path / "cache"))[0]
+    path = own.root / own.images[3]
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    image.putpixel((0, 0), tuple(255 - value for value in image.getpixel((0, 0))))
+    image.save(path)
+    after = collected(make_dataset(own, 8, cache=tmp_path / "cache"))[0]
+    assert [row for row in range(len(own)) if after[row].tobytes() != before[row].tobytes()] == [3]
+
+
+class Full(io.BytesIO):
+    """A file on a full disk."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("failure", ["picture", "disk"])
+def test_a_cache_that_was_not_finished_leaves_nothing(own, tmp_path, monkeypatch, failure):
+    folder = tmp_path / "cache"
+    if failure == "picture":
+        path = own.root / own.images[11]
+        path.write_bytes(path.read_bytes()[:-60])
+        with pytest.raises(tf.errors.OpError, match="line 13: picture"):
+            make_dataset(own, 8, cache=folder)
+    else:
+        monkeypatch.setattr("kerasmtl.data.dataset.Path.open", lambda *args, **options: Full())
+        with pytest.raises(OSError, match=r"`cache` folder .*cannot hold.*9,216 bytes.*No space"):
+            make_dataset(own, 8, cache=folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_hash_is_that_of_all_bytes_in_order_and_of_the_size(own):
+    def hashed(rows=own, size=8):
+        return source_of(make_dataset(rows, size)).content_sha256()
+
+    first = hashed()
+    assert first == hashed() == hashed(own.take(range(len(own)))) and len(first) == 64
+    assert len({first, hashed(size=9), hashed(size=(8, 9)), hashed(own.take(range(11)))}) == 4
+    assert hashed(own.take(range(len(own))[::-1])) != first
+    path = own.root / own.images[3]
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert hashed() != first
+
+
+def test_pictures_are_read_once_for_their_hash_while_they_stay_the_same(
+    picture_folder, monkeypatch
+):
+    from kerasmtl.data import dataset as picture_source
+
+    read, plain = [], picture_source._file_sha256
+    monkeypatch.setattr(picture_source, "_file_sha256", lambda p: (read.append(p), plain(p))[1])
+    source = source_of(make_dataset(Manifest.from_csv(picture_folder / "labels.csv"), 8))
+    before = source.content_sha256()
+    assert source.content_sha256() == before and len(read) == source.count
+    picture = picture_folder / "03.png"
+    kept = picture.stat()
+    changed = bytearray(picture.read_bytes())
+    changed[-1] ^= 1
+    picture.write_bytes(bytes(changed))
+    os.utime(picture, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
+    assert source.content_sha256() != before and len(read) == 2 * source.count
+
+
+def test_the_source_of_pictures_gives_them_in_the_order_of_the_rows(manifest):
+    source = source_of(make_dataset(manifest, 8, batch_size=5, training=True, seed=4))
+    assert (source.count, source.batch_size, source.training, source.seed) == (12, 5, True, 4)
+    assert source.random is None and source.where(2) == manifest.where(2)
+    np.testing.assert_array_equal(source.labels, manifest.labels)
+    expected, _ = collected(make_dataset(manifest, 8))
+    for inputs in (source.inputs(7), source.augmented_inputs(3, 5)):
+        images = np.concatenate(list(inputs.as_numpy_iterator()))
+        assert images.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_determinism_every_picture_still_comes_once_with_its_labels(greys, training):
+    dataset = make_dataset(
+        greys, 2, batch_size=4, training=training, cache=False, deterministic=False
+    )
+    assert not source_of(dataset).deterministic
+    assert sorted(order(dataset)) == list(range(ROWS))
+    for images, labels in dataset:
+        rows = np.round(images[:, 0, 0, 0].numpy() * 25.5).astype(int)
+        np.testing.assert_array_equal(labels, greys.labels[rows])
+
+
+def test_keras_does_not_warn_of_its_own_default_of_shuffling(manifest, recwarn):
+    import keras
+
+    model = keras.Sequential(
+        [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    model.compile("sgd", lambda y_true, y_pred: keras.ops.mean(y_pred))
+    model.fit(make_dataset(manifest, 4, training=True), verbose=0)
+    assert not [w for w in recwarn if "shuffle" in str(w.message)]

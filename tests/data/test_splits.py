@@ -1,0 +1,282 @@
+"""Rows into parts: sizes, shares of every answer, groups, and rows that stay where they are."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kerasmtl.data.splits import split_rows
+from kerasmtl.tasks import Task
+
+NAN = float("nan")
+SHARES = (0.7, 0.15, 0.15)
+
+
+def holed(rows, tasks, seed=0):
+    """Binary labels, 1 % to 50 % positive, 5 % to 95 % known."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((rows, tasks)) < np.geomspace(0.01, 0.5, tasks)).astype("float32")
+    labels[rng.random((rows, tasks)) >= rng.permutation(np.linspace(0.05, 0.95, tasks))] = NAN
+    return labels
+
+
+def names(rows):
+    return np.array([f"{row}.jpg" for row in range(rows)], dtype=object)
+
+
+def split(labels, shares=SHARES, tasks=None, ids=None, **options):
+    tasks = tasks or [Task(f"t{at}") for at in range(labels.shape[1])]
+    return split_rows(labels, tasks, names(len(labels)) if ids is None else ids, shares, **options)
+
+
+def deviation(labels, parts, shares, answers=(0, 1)):
+    """In rows, the largest difference of an answer's number in a part from its share."""
+    return max(
+        np.abs((labels[part] == answer).sum(0) - share * (labels == answer).sum(0)).max()
+        for part, share in zip(parts, shares, strict=True)
+        for answer in answers
+    )
+
+
+@given(st.integers(0, 120), st.integers(1, 4), st.integers(0, 5), st.sampled_from([None, 3, 20]))
+@settings(max_examples=60, deadline=None)
+def test_every_row_is_in_one_part_and_the_sizes_are_those_asked_for(rows, tasks, seed, groups):
+    labels = holed(rows, tasks, seed)
+    chosen = None if groups is None else np.random.default_rng(seed).integers(0, groups, rows)
+    for by in ("stratified", "hash"):
+        parts = split(labels, seed=seed, by=by, groups=chosen)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(rows))
+        assert all((np.diff(part) > 0).all() for part in parts)
+        if chosen is not None:
+            held = [set(chosen[part]) for part in parts]
+            assert sum(map(len, held)) == len(set(chosen))
+        elif by == "stratified":
+            ends = np.round(np.cumsum(SHARES) * rows).astype(int)
+            sizes = [len(part) for part in parts]
+            if rows >= 7 or rows < 3:
+                assert sizes == np.diff(ends, prepend=0).tolist()
+            else:  # one for each part
+                assert min(sizes) == 1 and sizes[0] == rows - 2
+
+
+@pytest.mark.parametrize("rows", [300, 3_000, 30_000])
+def test_every_answer_is_in_each_part_by_its_share_to_within_a_few_rows(rows):
+    labels = holed(rows, 8)
+    parts = split(labels)
+    assert deviation(labels, parts, SHARES) < 3
+    rng = np.random.default_rng(1)
+    chance = np.split(rng.permutation(rows), [len(parts[0]), rows - len(parts[2])])
+    assert deviation(labels, chance, SHARES) > 4 * deviation(labels, parts, SHARES)
+
+
+def test_known_shares_are_kept_as_well():
+    labels = holed(5_000, 6)
+    for part in split(labels):
+        known = (~np.isnan(labels[part])).mean(0)
+        np.testing.assert_allclose(known, (~np.isnan(labels)).mean(0), atol=0.005)
+
+
+def test_the_rarest_answer_is_in_every_part():
+    labels = np.zeros((1_000, 3), "float32")
+    labels[::143, 0] = 1  # seven positives
+    parts = split(labels, (0.4, 0.3, 0.3))
+    assert sorted(int(labels[part, 0].sum()) for part in parts) == [2, 2, 3]
+
+
+def test_groups_stay_whole_and_answers_are_still_balanced():
+    labels = holed(6_000, 5)
+    groups = np.random.default_rng(3).integers(0, 600, 6_000)
+    parts = split(labels, groups=groups)
+    assert not set(groups[parts[0]]) & (set(groups[parts[1]]) | set(groups[parts[2]]))
+    assert deviation(labels, parts, SHARES) < 12
+    assert abs(len(parts[1]) - 900) < 20
+
+
+def test_one_group_larger_than_a_part_goes_into_one_part():
+    labels = holed(100, 2)
+    groups = np.where(np.arange(100) < 60, 0, np.arange(100))
+    parts = split(labels, (0.5, 0.5), groups=groups)
+    assert {len(set(parts[at]) & set(range(60))) for at in (0, 1)} == {0, 60}
+
+
+def test_classes_and_quartiles_are_answers_too():
+    rng = np.random.default_rng(0)
+    labels = np.column_stack(
+        [rng.choice([0, 1, 2], 2_000, p=[0.9, 0.08, 0.02]), rng.lognormal(size=2_000)]
+    ).astype("float32")
+    labels[rng.random(2_000) < 0.5, 1] = NAN
+    tasks = [Task("grade", "multiclass", classes=("a", "b", "c")), Task("size", "regression")]
+    parts = split(labels, tasks=tasks)
+    assert deviation(labels[:, :1], parts, SHARES, (0, 1, 2)) < 3
+    quartiles = np.nanquantile(labels[:, 1], [0.25, 0.5, 0.75])
+    bins = np.where(np.isnan(labels[:, 1]), -1, np.searchsorted(quartiles, labels[:, 1]))
+    assert deviation(bins[:, None], parts, SHARES, (0, 1, 2, 3)) < 3
+
+
+def test_a_part_depends_on_the_seed_alone():
+    labels = holed(400, 3)
+    first, again, other = (split(labels, seed=seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+
+
+@given(st.integers(0, 50), st.integers(51, 200), st.integers(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_by_hash_no_row_changes_sides_when_others_are_added(few, many, seed):
+    def sides(rows, order):
+        ids = names(rows)[order]
+        parts = split(holed(rows, 2), ids=ids, by="hash", seed=seed)
+        return {ids[row]: at for at, part in enumerate(parts) for row in part}
+
+    before = sides(few, np.arange(few))
+    after = sides(many, np.random.default_rng(0).permutation(many))
+    assert {name: after[name] for name in before} == before
+
+
+def test_by_hash_the_sizes_are_near_and_the_seed_matters():
+    labels = holed(20_000, 1)
+    parts = split(labels, by="hash")
+    np.testing.assert_allclose([len(part) / 20_000 for part in parts], SHARES, atol=0.01)
+    assert not np.array_equal(parts[0], split(labels, by="hash", seed=1)[0])
+
+
+def test_another_policy_is_refused():
+    with pytest.raises(ValueError, match="`by` is no way to split.*'random'"):
+        split(holed(10, 1), by="random")
+
+
+@pytest.mark.parametrize("shares", [(), (0.5, 0.4), (1.5, -0.5), (1.0, 0.0), (NAN, 1.0)])
+def test_shares_that_are_no_partition_are_refused(shares):
+    with pytest.raises(ValueError, match="`fractions` is no partition"):
+        split(holed(10, 1), shares)
+
+
+@pytest.mark.parametrize("positives", [3, 4, 5, 7])
+def test_no_part_lacks_a_positive_if_there_are_enough(positives):
+    for seed in range(20):
+        labels = np.zeros((400, 1), "float32")
+        labels[np.random.default_rng(seed).permutation(400)[:positives]] = 1
+        counts = [labels[part].sum() for part in split(labels, seed=seed)]
+        assert min(counts) >= 1 and abs(counts[0] - 0.7 * positives) <= 1.2
+
+
+def test_no_part_lacks_an_answer_of_many_rare_tasks():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = np.full((400, 6), NAN, "float32")
+        for at, positives in enumerate([3, 4, 6, 10, 40, 150]):
+            rows = rng.permutation(400)
+            labels[rows[:positives], at] = 1
+            labels[rows[positives : positives + 150], at] = 0
+        for part in split(labels, seed=seed):
+            assert (labels[part] == 1).any(axis=0).all() and (labels[part] == 0).any(axis=0).all()
+
+
+def test_no_part_lacks_a_rare_answer_of_groups():
+    groups = np.repeat(np.arange(40), 10)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = np.zeros((400, 3), "float32")
+        for at in range(3):
+            for group in rng.permutation(40)[:4]:
+                labels[np.flatnonzero(groups == group)[:4], at] = 1
+        parts = split(labels, seed=seed, groups=groups)
+        assert all((labels[part] == 1).any(axis=0).all() for part in parts)
+        assert [len(part) for part in parts] == [280, 60, 60]
+
+
+@pytest.mark.parametrize(
+    "sizes, expected",
+    [
+        ([100] * 4, [200, 100, 100]),
+        ([134, 133, 133], None),
+        ([380, 10, 10], [380, 10, 10]),
+        ([1, 1, 1], [1, 1, 1]),
+        ([300, *[1] * 100], [300, 50, 50]),
+    ],
+)
+def test_no_part_stays_empty_if_there_are_enough_groups(sizes, expected):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    labels = (np.random.default_rng(0).random((len(groups), 2)) > 0.5).astype("float32")
+    for seed in range(5):
+        found = [len(part) for part in split(labels, seed=seed, groups=groups)]
+        assert min(found) >= 1 and (expected is None or found == expected)
+
+
+def together(groups, alike):
+    """The rows of each connected component, by a search that knows nothing of matrices."""
+    left, found = set(range(len(alike))), []
+    while left:
+        reached = {min(left)}
+        while True:
+            more = {
+                row
+                for row in left
+                if any(groups[row] == groups[r] or alike[row] == alike[r] for r in reached)
+            }
+            if more <= reached:
+                break
+            reached |= more
+        found.append(sorted(reached))
+        left -= reached
+    return found
+
+
+@given(st.integers(1, 60), st.integers(1, 40), st.sampled_from([None, 5, 30]), st.integers(0, 5))
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_identical_rows_and_groups_that_share_them_stay_together(rows, values, groups, seed):
+    rng = np.random.default_rng(seed)
+    labels, alike = holed(rows, 2, seed), rng.integers(0, values, rows)
+    chosen = None if groups is None else rng.integers(0, groups, rows)
+    for by in ("stratified", "hash"):
+        parts = split(labels, seed=seed, by=by, groups=chosen, alike=alike)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(rows))
+        side = np.empty(rows, int)
+        for at, part in enumerate(parts):
+            side[part] = at
+        for members in together(np.arange(rows) if chosen is None else chosen, alike):
+            assert len(set(side[members])) == 1
+
+
+GROUPS = np.random.default_rng(3).integers(0, 15, 60)
+BEFORE = {  # the val and test rows as they were drawn before identical rows were kept together
+    ("stratified", False): (
+        [0, 10, 15, 16, 27, 30, 43, 45, 47],
+        [2, 6, 11, 31, 37, 46, 53, 54, 55],
+    ),
+    ("stratified", True): (
+        [8, 12, 18, 26, 35, 36, 41, 48, 50, 57],
+        [3, 11, 14, 20, 21, 24, 25, 52, 58],
+    ),
+    ("hash", False): ([10, 12, 13, 15, 18, 22, 30], [2, 5, 16, 24, 38, 42, 45, 48, 59]),
+    ("hash", True): (
+        [17, 29, 30, 31, 32, 40, 43, 44, 55],
+        [12, 13, 23, 26, 35, 36, 50, 53, 56],
+    ),
+}
+
+
+@pytest.mark.parametrize(("by", "grouped"), list(BEFORE))
+def test_without_identical_rows_nothing_has_moved(by, grouped):
+    groups = GROUPS if grouped else None
+    alike = np.random.default_rng(0).permutation(60)
+    # Rows of one group may be identical, too: they are together anyway.
+    for same in [alike, np.where(np.isin(GROUPS, [2, 7]), -GROUPS, alike)][: 1 + grouped]:
+        _, *parts = split(holed(60, 3), seed=5, by=by, groups=groups, alike=same)
+        assert tuple(part.tolist() for part in parts) == BEFORE[by, grouped]
+
+
+def test_identical_rows_leave_the_shares_as_exact_as_groups_do():
+    labels = holed(6_000, 5)
+    alike = np.random.default_rng(3).integers(0, 5_000, 6_000)
+    parts = split(labels, alike=alike)
+    assert [len(part) for part in parts] == [4_200, 900, 900]
+    assert deviation(labels, parts, SHARES) < 12
+
+
+def test_by_hash_a_copy_follows_the_first_name_and_moves_no_other_row():
+    alike = np.arange(60)
+    alike[59] = 12  # "59.jpg" is a copy of "12.jpg", which sorts first
+    _, val, test = split(holed(60, 3), seed=5, by="hash", alike=alike)
+    assert val.tolist() == [*BEFORE["hash", False][0], 59]
+    assert test.tolist() == BEFORE["hash", False][1][:-1]

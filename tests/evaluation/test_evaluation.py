@@ -1,0 +1,399 @@
+"""Exact scores against scikit-learn on deleted cells."""
+
+import keras
+import numpy as np
+import pytest
+import reference
+import reference_scores as truth
+import tensorflow as tf
+from sklearn import metrics
+from sklearn.metrics import average_precision_score
+
+import kerasmtl as kt
+
+NAN = float("nan")
+
+
+def echo(tasks):
+    """A model that predicts its input."""
+    inputs = keras.Input((tasks,))
+    return keras.Model(inputs, keras.layers.Activation("linear")(inputs))
+
+
+def scored(y, p, names=None, batch=16, **options):
+    dataset = tf.data.Dataset.from_tensor_slices((p, y)).batch(batch)
+    names = names or [f"task {j}" for j in range(y.shape[1])]
+    return kt.evaluate(echo(p.shape[1]), dataset, tasks=names, **options)
+
+
+def column(report, score):
+    return [getattr(scores, score) for scores in report.tasks.values()]
+
+
+@pytest.mark.parametrize("known", [0.1, 0.6, 1.0])
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_scores_are_those_of_the_known_cells(known, threshold):
+    y, p = reference.case(rows=300, tasks=5, known=known)
+    report = scored(y, p, threshold=threshold)
+    precision = [average_precision_score(*reference.cells(y[:, j], p[:, j])) for j in range(5)]
+    accuracy = reference.accuracy_per_task(y, p, threshold)
+    assert report.rows == 300
+    assert column(report, "known") == (~np.isnan(y)).sum(0).tolist()
+    assert column(report, "positive") == (y == 1).sum(0).tolist()
+    np.testing.assert_allclose(column(report, "auc"), reference.auc_per_task(y, p), rtol=1e-12)
+    np.testing.assert_allclose(column(report, "average_precision"), precision, rtol=1e-12)
+    np.testing.assert_allclose(column(report, "accuracy"), accuracy, rtol=1e-12)
+    np.testing.assert_allclose(report.macro_auc, reference.auc_per_task(y, p).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, np.float64(0.7)])
+def test_a_probability_at_the_threshold_is_a_one(threshold):
+    y = np.array([[0.0], [1.0], [0.0], [0.0]], "float32")
+    report = scored(y, np.full((4, 1), threshold, "float32"), threshold=threshold, bootstrap=3)
+    assert column(report, "accuracy") == [0.25] and column(report, "f1") == [pytest.approx(0.4)]
+    assert 0 < report.bootstrap.tasks["task 0"]["f1"].high
+
+
+def test_each_task_may_have_a_threshold_of_its_own():
+    y, p = reference.case(rows=300)
+    names = [f"task {column}" for column in range(y.shape[1])]
+    at = dict(zip(names, np.linspace(0.2, 0.8, len(names)), strict=True))
+    del at[names[-1]]  # 0.5
+    report = scored(y, p, threshold=at, bootstrap=2)
+    assert report.thresholds == at | {names[-1]: 0.5} == report.to_dict()["thresholds"]
+    decided = np.stack([p[:, n] >= report.thresholds[name] for n, name in enumerate(names)], 1)
+    known = ~np.isnan(y)
+    for column, name in enumerate(names):
+        cells = known[:, column]
+        expected = (decided[cells, column] == (y[cells, column] == 1)).mean()
+        assert report.tasks[name].accuracy == pytest.approx(expected)
+    assert report.micro["binary"].accuracy == pytest.approx((decided == (y == 1))[known].mean())
+    with pytest.raises(ValueError, match="`threshold`.*'nobody'"):
+        scored(y, p, threshold={"nobody": 0.5})
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, NAN, "0.5", True])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    y, p = reference.case(rows=20, tasks=2)
+    with pytest.raises(ValueError, match="`threshold`"):
+        scored(y, p, threshold=threshold)
+
+
+@pytest.mark.parametrize("hidden", [0.0, 1.0, NAN, np.inf])
+def test_predictions_under_missing_labels_have_no_influence(hidden):
+    y, p = reference.case(rows=60, tasks=3)
+    assert scored(y, np.where(np.isnan(y), np.float32(hidden), p)) == scored(y, p)
+
+
+def test_scores_that_are_not_defined_are_nan_and_not_in_the_mean():
+    y, p = reference.case(rows=60, tasks=4, known=1.0)
+    y[:, 1], y[:, 2], y[:, 3] = NAN, 1, 0
+    report = scored(y, p, ["both", "none", "ones", "zeros"])
+    none, ones, zeros = (report.tasks[name] for name in ("none", "ones", "zeros"))
+    assert (none.known, none.positive) == (0, 0)
+    assert np.isnan([none.auc, none.average_precision, none.accuracy]).all()
+    assert np.isnan([ones.auc, zeros.auc, zeros.average_precision]).all()
+    assert ones.accuracy == (p[:, 2] >= 0.5).mean() and ones.average_precision == 1
+    assert report.macro_auc == report.tasks["both"].auc == reference.auc_per_task(y, p)[0]
+
+
+def test_without_any_label_the_mean_is_nan():
+    y, p = np.full((4, 2), NAN, "float32"), np.zeros((4, 2), "float32")
+    assert np.isnan(scored(y, p).macro_auc)
+
+
+def test_the_tasks_name_the_columns_in_order():
+    y, p = reference.case(rows=60, tasks=3)
+    forward = scored(y, p, ["a", "b", "c"])
+    assert list(forward.tasks) == ["a", "b", "c"]
+    assert scored(y[:, ::-1], p[:, ::-1], ["c", "b", "a"]).tasks == forward.tasks
+
+
+def test_the_streaming_metrics_agree():
+    y, p = reference.case(rows=2000, tasks=3)
+    report = scored(y, p)
+    auc, accuracy = kt.metrics.MaskedAUC(), kt.metrics.MaskedBinaryAccuracy()
+    auc.update_state(y, p)
+    accuracy.update_state(y, p)
+    np.testing.assert_allclose(auc.per_task(), column(report, "auc"), atol=2e-3)
+    np.testing.assert_allclose(accuracy.per_task(), column(report, "accuracy"), rtol=1e-6)
+
+
+def test_labels_and_predictions_of_a_shuffled_data_set_stay_together():
+    y, p = reference.case(rows=100, tasks=2)
+    dataset = tf.data.Dataset.from_tensor_slices((p, y)).shuffle(100).batch(7)
+    report = kt.evaluate(echo(2), dataset, ["a", "b"])
+    np.testing.assert_allclose(column(report, "auc"), reference.auc_per_task(y, p), rtol=1e-12)
+
+
+def test_any_iterable_of_batches_will_do():
+    y, p = reference.case(rows=20, tasks=2)
+    batches = iter([(p[:8], y[:8]), (p[8:], y[8:])])
+    assert kt.evaluate(echo(2), batches, ["a", "b"]) == scored(y, p, ["a", "b"])
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
+def test_a_number_of_tasks_that_does_not_fit_is_refused_with_both_shapes(names):
+    y, p = reference.case(rows=20, tasks=2)
+    with pytest.raises(ValueError, match=r"`tasks` does not fit.*\(20, 2\).*\(20, 2\)"):
+        scored(y, p, names)
+
+
+def test_labels_that_do_not_fit_the_model_are_refused():
+    y, p = reference.case(rows=20, tasks=3)
+    with pytest.raises(ValueError, match=r"labels \(20, 2\), predictions \(20, 3\)"):
+        scored(y[:, :2], p, ["a", "b", "c"])
+
+
+def test_nan_predictions_of_known_labels_are_refused_by_task():
+    y, p = reference.case(rows=20, tasks=2, known=1.0)
+    p[3:5, 1] = NAN
+    with pytest.raises(ValueError, match="predicts NaN for 2 known labels of task 'b'"):
+        scored(y, p, ["a", "b"])
+
+
+@pytest.mark.parametrize("code", [-1.0, 0.5, 2.0])
+def test_labels_that_are_none_of_0_1_and_nan_are_refused_not_counted(code):
+    y, p = reference.case(rows=20, tasks=2)
+    y[3, 1] = code
+    with pytest.raises(ValueError, match=f"labels of task 'b' other than 0, 1 and NaN.*{code}"):
+        scored(y, p, ["a", "b"])
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(ValueError, match="`dataset` is empty"):
+        kt.evaluate(echo(2), [], ["a", "b"])
+
+
+MIXED = [
+    kt.Task("colour", "multiclass", classes=("red", "green", "blue")),
+    "cat",
+    kt.Task("size", "regression"),
+    "dog",
+]
+
+
+def mixed_data(rows=90, known=0.7, seed=0):
+    """Labels and predictions by output, with holes."""
+    rng = np.random.default_rng(seed)
+    y, p = reference.case(seed, rows, 2, known)
+    size = rng.normal(5, 2, (rows, 1)).astype("float32")
+    colour = rng.integers(0, 3, (rows, 1)).astype("float32")
+    labels = {"colour": colour, "binary": y, "size": size}
+    predictions = {
+        "colour": rng.dirichlet(np.ones(3), rows).astype("float32"),
+        "binary": p,
+        "size": (size + rng.normal(size=size.shape)).astype("float32"),
+    }
+    for key in ("colour", "size"):
+        labels[key] = np.where(rng.random((rows, 1)) > known, np.float32(NAN), labels[key])
+    return labels, predictions
+
+
+def echo_dict(predictions):
+    """A model that predicts its inputs."""
+    inputs = {key: keras.Input(p.shape[1:], name=key) for key, p in predictions.items()}
+    layer = keras.layers.Activation("linear")
+    return keras.Model(inputs, {key: layer(tensor) for key, tensor in inputs.items()})
+
+
+def scored_mixed(labels, predictions, tasks=MIXED, **options):
+    dataset = tf.data.Dataset.from_tensor_slices((predictions, labels)).batch(16)
+    return kt.evaluate(echo_dict(predictions), dataset, tasks, **options)
+
+
+def known_of(labels, predictions, key):
+    keep = np.flatnonzero(~np.isnan(labels[key][:, 0]))
+    return labels[key][keep, 0].astype("float64"), predictions[key][keep].astype("float64")
+
+
+def test_each_kind_has_its_scores():
+    labels, predictions = mixed_data()
+    report = scored_mixed(labels, predictions)
+    assert list(report.tasks) == ["colour", "cat", "size", "dog"]
+    y, p = known_of(labels, predictions, "colour")
+    colour = report.tasks["colour"]
+    assert (colour.known, colour.classes) == (len(y), 3)
+    np.testing.assert_allclose(colour.accuracy, (p.argmax(1) == y).mean())
+    np.testing.assert_allclose(
+        colour.auc, metrics.roc_auc_score(y, p / p.sum(1, keepdims=True), multi_class="ovr")
+    )
+    np.testing.assert_allclose(
+        colour.log_loss, -np.log(p[np.arange(len(y)), y.astype(int)]).mean(), rtol=1e-6
+    )
+    y, p = known_of(labels, predictions, "size")
+    size = report.tasks["size"]
+    np.testing.assert_allclose(size.mae, np.abs(y - p[:, 0]).mean())
+    np.testing.assert_allclose(size.rmse, np.sqrt(((y - p[:, 0]) ** 2).mean()))
+    np.testing.assert_allclose(size.r2, 1 - ((y - p[:, 0]) ** 2).sum() / (len(y) * y.var()))
+    aucs = reference.auc_per_task(labels["binary"], predictions["binary"])
+    np.testing.assert_allclose([report.tasks["cat"].auc, report.tasks["dog"].auc], aucs)
+    np.testing.assert_allclose(report.macro("auc"), aucs.mean())
+    assert report.defined("auc") == 2 and report.defined("r2", "regression") == 1
+
+
+def test_binary_scores_beyond_auc_are_those_of_the_known_cells():
+    y, p = reference.case(rows=300, tasks=4)
+    report = scored(y, p)
+    for name in ("f1", "brier", "ece"):
+        expected = truth.per_task(getattr(truth, name), y, p)
+        np.testing.assert_allclose(column(report, name), expected, rtol=1e-6)
+        np.testing.assert_allclose(report.macro(name), expected.mean(), rtol=1e-6)
+        pooled = truth.pooled(getattr(truth, name), y, p)
+        np.testing.assert_allclose(getattr(report.micro["binary"], name), pooled, rtol=1e-6)
+    np.testing.assert_allclose(report.micro["binary"].auc, truth.pooled(truth.auc, y, p))
+    assert report.micro["binary"].known == (~np.isnan(y)).sum()
+
+
+def test_a_class_that_no_known_label_has_is_not_in_the_auc():
+    labels, predictions = mixed_data(known=1.0)
+    labels["colour"][labels["colour"] == 2] = 0
+    y, p = known_of(labels, predictions, "colour")
+    expected = np.mean([metrics.roc_auc_score(y == label, p[:, label]) for label in (0, 1)])
+    colour = scored_mixed(labels, predictions).tasks["colour"]
+    np.testing.assert_allclose(colour.auc, expected)
+    labels["colour"][:] = 1
+    one = scored_mixed(labels, predictions).tasks["colour"]
+    assert np.isnan(one.auc) and one.classes == 1 and one.log_loss > 0
+    labels["colour"][:], labels["size"][:] = NAN, 3
+    none = scored_mixed(labels, predictions)
+    assert none.tasks["colour"].known == 0 and np.isnan(none.tasks["colour"].accuracy)
+    assert np.isnan(none.tasks["size"].r2) and none.tasks["size"].mae > 0
+
+
+def test_one_task_that_is_not_binary_needs_no_dict():
+    labels, predictions = mixed_data()
+    y, p = labels["size"], predictions["size"]
+    report = kt.evaluate(echo(1), [(p, y)], [MIXED[2]])
+    assert report.tasks["size"] == scored_mixed(labels, predictions).tasks["size"]
+    assert np.isnan(report.macro_auc)
+    assert kt.evaluate(echo(1), [(p, y[:, 0])], [MIXED[2]]) == report
+
+
+def test_an_output_that_the_model_lacks_is_named():
+    labels, predictions = mixed_data()
+    del predictions["size"]
+    with pytest.raises(ValueError, match="`model` lacks the output 'size'.*Received.*colour"):
+        scored_mixed(labels, predictions)
+    labels, predictions = mixed_data()
+    del labels["colour"]
+    with pytest.raises(ValueError, match="`dataset` lacks the output 'colour'"):
+        scored_mixed(labels, predictions)
+    y, p = reference.case(rows=20, tasks=4)
+    with pytest.raises(ValueError, match="no output for each kind.*'colour', 'binary', 'size'"):
+        kt.evaluate(echo(4), [(p, y)], MIXED)
+
+
+def test_columns_and_classes_that_do_not_fit_name_the_task():
+    labels, predictions = mixed_data()
+    labels["binary"] = labels["binary"][:, :1]
+    with pytest.raises(ValueError, match=r"does not fit.*Without a column: \['dog'\]"):
+        scored_mixed(labels, predictions)
+    labels, predictions = mixed_data()
+    predictions["colour"] = predictions["colour"][:, :2]
+    with pytest.raises(ValueError, match=r"task 'colour'.*\(rows, 3\).*\(90, 2\)"):
+        scored_mixed(labels, predictions)
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "message"),
+    [
+        ("colour", 3.0, "'colour' other than 0 to 2 and NaN.*3.0"),
+        ("colour", 0.5, "'colour' other than 0 to 2 and NaN.*0.5"),
+        ("size", np.inf, "'size' other than finite numbers and NaN.*inf"),
+    ],
+)
+def test_labels_that_are_none_are_refused(key, label, message):
+    labels, predictions = mixed_data()
+    labels[key][4] = label
+    with pytest.raises(ValueError, match=message):
+        scored_mixed(labels, predictions)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("colour", NAN, "predicts NaN for 1 known labels of task 'colour'"),
+        ("size", NAN, "predicts NaN for 1 known labels of task 'size'"),
+        ("size", np.inf, "task 'size'. Expected finite numbers"),
+        ("binary", 1.5, "task 'cat'. Expected numbers from 0 to 1.*1.5"),
+        ("colour", 0.9, "task 'colour'. Expected probabilities that sum to 1"),
+        ("colour", -2.0, "task 'colour'. Expected probabilities that sum to 1"),
+    ],
+)
+def test_predictions_that_cannot_be_scored_are_refused(key, value, message):
+    labels, predictions = mixed_data()
+    row = int(np.flatnonzero(~np.isnan(labels[key][:, 0]))[0])
+    predictions[key][row] = value
+    with pytest.raises(ValueError, match=message):
+        scored_mixed(labels, predictions)
+    labels[key][row] = NAN
+    assert scored_mixed(labels, predictions).rows == 90
+
+
+def test_a_softened_uncertain_label_is_not_scored():
+    y, p = reference.case(rows=40, tasks=1, known=1.0)
+    task = kt.Task("a", uncertain=(-1,), uncertain_as=0.3)
+    y[5:9, 0] = 0.3
+    report = kt.evaluate(echo(1), [(p, y)], [task])
+    y[5:9, 0] = NAN
+    assert report == kt.evaluate(echo(1), [(p, y)], ["a"]) and report.tasks["a"].known == 36
+
+
+def test_weights_in_the_data_set_are_refused_not_dropped():
+    y, p = reference.case(rows=20, tasks=2)
+    with pytest.raises(ValueError, match="`dataset` does not yield pairs.*3 parts"):
+        kt.evaluate(echo(2), [(p, y, np.ones(20))], ["a", "b"])
+    with pytest.raises(ValueError, match="`bootstrap` is no number of draws"):
+        scored(y, p, bootstrap=-1)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "float32"])
+def test_whole_labels_are_scored_beside_a_softened_policy(dtype):
+    p = np.array([[0.1], [0.8], [0.3], [0.9]], "float32")
+    y = np.array([[0], [1], [0], [1]], dtype)
+    task = kt.Task("a", uncertain=(-1,), uncertain_as=0.3)
+    scores = kt.evaluate(echo(1), [(p, y)], [task]).tasks["a"]
+    assert (scores.known, scores.positive, scores.accuracy) == (4, 2, 1.0)
+    if dtype != "int64":
+        y[0] = 0.3
+        assert kt.evaluate(echo(1), [(p, y)], [task]).tasks["a"].known == 3
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.9, 1.0])
+def test_precision_at_a_recall_is_that_of_the_known_cells(wanted):
+    y, p = reference.case(rows=200, tasks=4)
+    y[:, 3] = np.where(np.isnan(y[:, 3]), NAN, 0)
+    report = scored(y, p, recall=wanted)
+
+    def score(labels, predictions):
+        return truth.precision_at_recall(labels, predictions, wanted)
+
+    expected = truth.per_task(score, y, p)
+    np.testing.assert_allclose(column(report, "precision_at_recall"), expected, rtol=1e-12)
+    np.testing.assert_allclose(report.macro("precision_at_recall"), np.nanmean(expected))
+    pooled = report.micro["binary"].precision_at_recall
+    np.testing.assert_allclose(pooled, truth.pooled(score, y, p), rtol=1e-12)
+    assert report.defined("precision_at_recall") == 3 and report.recall == wanted
+    headers = [" ".join(str(column.header).split()) for column in report.table().columns]
+    assert any(f"precision at {wanted:g}" in header for header in headers)
+    found = report.to_dict()
+    assert found["recall"] == wanted and found["tasks"]["task 3"]["precision_at_recall"] is None
+    without = scored(y, p)
+    assert "precision_at_recall" not in str(without.to_dict()) + str(without)
+
+
+@pytest.mark.parametrize("recall", [0, 1.5, "0.9", NAN])
+def test_a_recall_that_is_no_share_is_refused(recall):
+    y, p = reference.case(rows=20, tasks=2)
+    with pytest.raises(ValueError, match="`recall` is no share.*Received: "):
+        scored(y, p, recall=recall)
+
+
+def test_outputs_and_columns_without_a_task_are_named():
+    labels, predictions = mixed_data()
+    with pytest.raises(ValueError, match=r"none for the model's outputs \['size'\].*Expected"):
+        scored_mixed(labels, predictions, [MIXED[0], "cat", "dog"])
+    y, p = reference.case(rows=20, tasks=3)
+    with pytest.raises(ValueError, match=r"does not fit.*Without a task: columns \[1, 2\]"):
+        scored(y, p, ["a"])

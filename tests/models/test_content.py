@@ -1,0 +1,221 @@
+"""Content hashes: what changes them, and modules kept by them."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kerasmtl.models.hub.cache import (
+    check_content,
+    content_sha256,
+    keep_module,
+    kept_module,
+    listing,
+)
+
+FILES = {"saved_model.pb": b"graph", "variables/variables.index": b"1", "assets/a b.txt": b"words"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "module")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write(folder, files=FILES):
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_the_hash_is_that_of_the_sorted_listing(folder):
+    text = "".join(f"{sha(FILES[name])}  {name}\n" for name in sorted(FILES))
+    assert listing(folder) == text.encode()
+    assert content_sha256(folder) == sha(text.encode())
+
+
+def test_sha256sum_reads_the_listing(folder):
+    if shutil.which("sha256sum") is None:
+        pytest.skip("sha256sum is not installed")
+    (folder / "SHA256SUMS").write_bytes(listing(folder))
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+
+
+def test_place_time_and_what_is_no_part_of_the_module_do_not_count(folder, tmp_path):
+    before = content_sha256(folder)
+    write(folder, {".hidden": b"x", ".git/config": b"x", "SHA256SUMS": b"x"})
+    write(folder, {"__pycache__/a.pyc": b"x", "assets/.DS_Store": b"x"})
+    os.utime(folder / "saved_model.pb", (0, 0))
+    os.rename(folder, tmp_path / "moved")
+    assert content_sha256(tmp_path / "moved") == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"saved_model.pb": b"Graph"},
+        {"variables/more": b""},
+        {"variables/SHA256SUMS": b"only the one at the top is left out"},
+    ],
+)
+def test_a_changed_or_added_file_counts(folder, change):
+    before = content_sha256(folder)
+    write(folder, change)
+    assert content_sha256(folder) != before
+
+
+def test_a_renamed_or_removed_file_counts(folder):
+    before = content_sha256(folder)
+    os.rename(folder / "assets" / "a b.txt", folder / "assets" / "c.txt")
+    renamed = content_sha256(folder)
+    os.remove(folder / "assets" / "c.txt")
+    assert len({before, renamed, content_sha256(folder)}) == 3
+
+
+def test_links_inside_and_into_the_store_of_a_snapshot_count_as_their_files(folder, tmp_path):
+    repo = tmp_path / "models--owner--repo"
+    snapshot = repo / "snapshots" / "0123" / "sub"
+    (repo / "blobs").mkdir(parents=True)
+    for name, data in FILES.items():
+        (repo / "blobs" / sha(data)).write_bytes(data)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(repo / "blobs" / sha(data))
+    assert content_sha256(snapshot) == content_sha256(folder)
+    (tmp_path / "linked").symlink_to(folder)
+    assert content_sha256(tmp_path / "linked") == content_sha256(folder)
+    write(folder, {"twice": b"graph"})
+    copied = content_sha256(folder)
+    os.remove(folder / "twice")
+    (folder / "twice").symlink_to("saved_model.pb")
+    assert content_sha256(folder) == copied
+
+
+@pytest.mark.parametrize("target", ["../secret", "../other", "nowhere", "assets"])
+def test_links_that_lead_out_or_to_folders_are_refused(folder, tmp_path, target):
+    (tmp_path / "secret").write_bytes(b"x")
+    write(tmp_path / "other")
+    (folder / "link").symlink_to(target)
+    with pytest.raises(ValueError, match="a link that cannot be followed: link.*cp -rL"):
+        content_sha256(folder)
+
+
+def test_a_name_that_breaks_the_listing_is_refused(folder):
+    write(folder, {"a\nb": b"x"})
+    with pytest.raises(ValueError, match="breaks a listing"):
+        content_sha256(folder)
+
+
+def test_the_expected_content_passes_in_any_case(folder):
+    check_content(folder, content_sha256(folder).upper(), "the-handle")
+
+
+def test_a_difference_names_the_handle_both_hashes_and_what_to_do(folder):
+    wrong = "0" * 64
+    with pytest.raises(ValueError) as error:
+        check_content(folder, wrong, "the-handle")
+    message = str(error.value)
+    assert "`sha256` of 'the-handle'" in message and f"Expected: {wrong}" in message
+    assert f"Received: {content_sha256(folder)}" in message and "fetch the module" in message
+    assert "Files" not in message
+
+
+def test_a_trusted_listing_names_the_files_that_differ(folder):
+    pin = content_sha256(folder)
+    (folder / "SHA256SUMS").write_bytes(listing(folder))
+    write(folder, {"saved_model.pb": b"tampered", "extra": b"x"})
+    os.remove(folder / "assets" / "a b.txt")
+    with pytest.raises(ValueError) as error:
+        check_content(folder, pin, "m")
+    message = str(error.value)
+    assert "Files changed: saved_model.pb. Files added: extra. Files missing: assets/a b.txt." in (
+        message
+    )
+    (folder / "SHA256SUMS").write_bytes(listing(folder))  # not the listing that the pin is of
+    with pytest.raises(ValueError) as error:
+        check_content(folder, pin, "m")
+    assert "Files" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", ["", "abc", "g" * 64, "0" * 63, None, 7])
+def test_what_is_no_hash_is_refused(folder, wrong):
+    with pytest.raises(ValueError, match="`sha256` is no hash.*64 hexadecimal"):
+        check_content(folder, wrong, "m")
+
+
+def test_a_module_is_kept_once_and_found_by_its_hash(folder, cache):
+    digest = content_sha256(folder)
+    assert kept_module(digest) is None
+    write(folder, {".hidden": b"left out"})
+    kept = keep_module(folder)
+    assert kept == kept_module(digest) == cache / "modules" / digest
+    assert {p.relative_to(kept).as_posix() for p in kept.rglob("*") if p.is_file()} == set(FILES)
+    before = kept.stat().st_ino
+    assert keep_module(folder, digest) == kept and kept.stat().st_ino == before
+    assert [p.name for p in (cache / "modules").iterdir()] == [digest]
+
+
+@pytest.mark.parametrize("harm", ["change", "remove", "add", "link"])
+def test_a_harmed_entry_is_not_found_and_is_made_anew(folder, cache, harm):
+    kept = keep_module(folder)
+    digest = kept.name
+    if harm == "change":
+        (kept / "saved_model.pb").write_bytes(b"tampered")
+    elif harm == "remove":
+        os.remove(kept / "saved_model.pb")
+    elif harm == "add":
+        write(kept, {"more": b"x"})
+    else:
+        (kept / "link").symlink_to("/etc/passwd")
+    assert kept_module(digest) is None
+    assert keep_module(folder) == kept == kept_module(digest)
+    assert [p.name for p in (cache / "modules").iterdir()] == [digest]
+
+
+def test_nothing_is_kept_under_a_hash_that_is_not_its_own(folder, cache):
+    with pytest.raises(ValueError, match="is another one"):
+        keep_module(folder, "0" * 64)
+    assert list((cache / "modules").iterdir()) == []
+
+
+def test_several_at_once_all_keep_it(folder, cache):
+    with ThreadPoolExecutor(8) as pool:
+        kept = set(pool.map(keep_module, [folder] * 24))
+    assert kept == {kept_module(content_sha256(folder))}
+    assert len(list((cache / "modules").iterdir())) == 1
+
+
+def test_hashing_does_not_import_tensorflow(folder):
+    code = (
+        "import sys, kerasmtl.models.hub.handles, kerasmtl.cli.vendor\n"
+        "from kerasmtl.models.hub.cache import content_sha256\n"
+        f"content_sha256({str(folder)!r})\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_hidden_asset_counts(tmp_path):
+    folder = tmp_path / "module"
+    (folder / "assets").mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"graph")
+    (folder / "assets" / ".vocab").write_text("one")
+    before = content_sha256(folder)
+    (folder / ".git").mkdir()
+    (folder / "assets" / ".DS_Store").write_text("litter")
+    assert content_sha256(folder) == before
+    (folder / "assets" / ".vocab").write_text("two")
+    assert content_sha256(folder) != before

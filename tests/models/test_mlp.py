@@ -1,0 +1,145 @@
+"""The backbone for tables: normalisation inside the model, and layers on top."""
+
+import keras
+import numpy as np
+import pytest
+
+import kerasmtl as kt
+from kerasmtl.models.mlp import ColumnNormalization, column_statistics
+
+
+def rows(count=200, seed=0):
+    rng = np.random.default_rng(seed)
+    table = rng.normal([5, -3e6, 0.2], [2, 1e5, 1e-4], (count, 3))
+    bits = rng.random((count, 1)) < 0.02
+    table = np.hstack([table, bits, np.full((count, 1), 7.0)])
+    table[rng.random(table.shape) < 0.1] = np.nan
+    table[:3, 3] = [0, 1, 0]
+    return table.astype("float32")
+
+
+def normalised(layer, x):
+    return keras.ops.convert_to_numpy(layer(x))
+
+
+def test_columns_are_standardised_and_missing_ones_are_the_mean():
+    x = rows()
+    layer = ColumnNormalization()
+    layer.adapt(x)
+    out = normalised(layer, x)
+    wide = x[:, :3].astype("float64")
+    expected = (wide - np.nanmean(wide, axis=0)) / np.nanstd(wide, axis=0)
+    np.testing.assert_allclose(out[:, :3], np.nan_to_num(expected), atol=1e-2)
+    assert (out[np.isnan(x)] == 0).all()
+
+
+def test_bits_are_centred_only_and_a_constant_column_does_not_blow_up():
+    x = rows()
+    layer = ColumnNormalization()
+    layer.adapt(x)
+    share = np.nanmean(x[:, 3])
+    out = normalised(layer, np.float32([[0, 0, 0, 1, 7], [0, 0, 0, 0, 8]]))
+    np.testing.assert_allclose(out[:, 3], [1 - share, -share], rtol=1e-5)
+    np.testing.assert_allclose(out[:, 4], [0, 1])
+
+
+def test_a_column_with_no_value_at_all_is_left_alone():
+    center, spread = column_statistics(np.full((4, 1), np.nan))
+    assert center.tolist() == [0] and spread.tolist() == [1]
+
+
+def test_indicators_say_where_holes_were():
+    x = np.float32([[1, np.nan], [3, 4], [5, np.nan]])
+    model = kt.backbones.mlp(x, hidden=[3], indicators=True)
+    layer = model.get_layer("columns")
+    assert layer.indicators == [1]
+    np.testing.assert_array_equal(normalised(layer, x)[:, 2], [1, 0, 1])
+    assert layer.compute_output_shape((None, 2)) == (None, 3)
+
+
+def test_holes_reach_neither_predictions_nor_gradients():
+    x = rows(32)
+    model = kt.build_model(kt.backbones.mlp(x, hidden=[8], batch_norm=True), ["a", "b"])
+    y = np.random.default_rng(0).integers(0, 2, (32, 2)).astype("float32")
+    model.compile("adam", kt.losses.MaskedBinaryCrossentropy(), jit_compile=False)
+    history = model.fit(x, y, epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert all(np.isfinite(weight.numpy()).all() for weight in model.weights)
+    assert np.isfinite(model.predict(np.full((2, 5), np.nan, "float32"), verbose=0)).all()
+
+
+def test_training_leaves_the_normalisation_as_it_is():
+    x = rows(32)
+    model = kt.build_model(kt.backbones.mlp(x, hidden=[4]), ["a"])
+    assert not [v.path for v in model.trainable_variables if "columns" in v.path]
+
+
+def test_a_saved_model_keeps_its_normalisation(tmp_path):
+    x = rows()
+    model = kt.build_model(kt.backbones.mlp(x, hidden=[4], indicators=True), ["a", "b"])
+    model.save(tmp_path / "m.keras")
+    again = kt.load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(again.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_large_numbers_survive_half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        x = rows()
+        model = kt.build_model(kt.backbones.mlp(x, hidden=[4]), ["a"])
+        assert np.isfinite(model.predict(x, verbose=0)).all()
+        assert model.get_layer("mlp").get_layer("dense_1").compute_dtype == "float16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_layers_are_those_asked_for():
+    model = kt.backbones.mlp(
+        3, hidden=[5, 4], dropout=0.1, input_dropout=0.2, batch_norm=True, l2=1e-3
+    )
+    assert model.input_shape == (None, 3) and model.output_shape == (None, 4)
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds.count("BatchNormalization") == 2 and kinds.count("Dropout") == 3
+    assert len(model.losses) == 2
+
+
+def test_adapting_later_is_adapting_at_once():
+    x = rows()
+    later = kt.backbones.mlp(5, hidden=[4])
+    later.get_layer("columns").adapt(x)
+    at_once = kt.backbones.mlp(x, hidden=[4])
+    pairs = zip(
+        later.get_layer("columns").weights, at_once.get_layer("columns").weights, strict=True
+    )
+    for a, b in pairs:
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"inputs": 0}, "`inputs` is no number of columns"),
+        ({"inputs": 3, "indicators": True}, "`indicators` lack rows"),
+        ({"inputs": np.zeros(3)}, "`rows` is no matrix of numbers"),
+        ({"inputs": np.array([["a"]])}, "`rows` is no matrix of numbers"),
+        ({"inputs": np.float32([[0, np.inf]])}, "infinite value in row 0, column 1"),
+        ({"hidden": []}, "`hidden` is empty"),
+        ({"hidden": [0]}, "`hidden` is no list of widths"),
+        ({"dropout": 1.0}, "`dropout` is no share"),
+        ({"input_dropout": -0.1}, "`input_dropout` is no share"),
+        ({"l2": -1.0}, "`l2` is negative"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kt.backbones.mlp(**{"inputs": 3, **arguments})
+
+
+def test_rows_of_another_width_do_not_fit():
+    with pytest.raises(ValueError, match="Expected 3 columns. Received: 5"):
+        kt.backbones.mlp(3).get_layer("columns").adapt(rows())
+
+
+def test_a_model_of_rows_takes_no_picture_size():
+    with pytest.raises(ValueError, match="`image_size` is for pictures"):
+        kt.build_model(kt.backbones.mlp(3), ["a"], image_size=32)

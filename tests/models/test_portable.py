@@ -1,0 +1,460 @@
+"""A .keras file holds its module: what it says of it, and what becomes of it elsewhere."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from modules import (
+    HELPERS,
+    save_arguments_module,
+    save_keras_export,
+    save_nested_module,
+    save_reusable,
+)
+
+import kerasmtl as kt
+from kerasmtl.models import module_spec as portable
+from kerasmtl.models.hub.cache import content_sha256
+from kerasmtl.models.module_spec import FORMAT
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_reusable(tmp_path / "module")
+
+
+def forget(folder):
+    """As if in a new process: the module is neither in its place nor known to have been loaded."""
+    shutil.rmtree(folder, ignore_errors=True)
+    portable._loaded.clear()
+
+
+def pictures(rows=4, size=12, seed=0):
+    return np.random.default_rng(seed).random((rows, size, size, 3), dtype="float32")
+
+
+def classifier(layer, size=12):
+    image = keras.Input((size, size, 3))
+    return keras.Model(image, keras.layers.Dense(1)(layer(image)))
+
+
+def trained(layer):
+    model = classifier(layer)
+    model.compile("adam", "mse")
+    model.train_on_batch(pictures(), np.ones((4, 1), "float32"))
+    return model
+
+
+def load(path):
+    return kt.load_model(path, safe_mode=False)
+
+
+def hub(model):
+    return next(layer for layer in model.layers if isinstance(layer, kt.HubLayer))
+
+
+def same_weights(a, b):
+    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def edit(source, target, change):
+    """Write an archive anew; `change` gives the new content of a file, or None to leave it out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = change(name, old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+    return target
+
+
+def edit_layers(change):
+    def edited(name, content):
+        if name != "config.json":
+            return content
+        config = json.loads(content)
+        for layer in config["config"]["layers"]:
+            if "module" in layer["config"]:
+                change(layer["config"])
+        return json.dumps(config)
+
+    return edited
+
+
+# ---------------------------------------------------------------- the folder is gone
+
+
+def test_weights_and_optimizer_come_back_without_the_folder(folder, tmp_path):
+    model = trained(kt.HubLayer(folder, trainable=True))
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    loaded = load(tmp_path / "model.keras")
+    same_weights(loaded, model)
+    assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
+    for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+    for _ in range(2):
+        x, y = pictures(seed=1), np.zeros((4, 1), "float32")
+        assert loaded.train_on_batch(x, y) == pytest.approx(model.train_on_batch(x, y), abs=1e-6)
+
+
+def test_the_module_is_kept_under_its_hash(folder, tmp_path, cache):
+    digest = content_sha256(folder)
+    model = classifier(kt.HubLayer(folder))
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    assert hub(load(tmp_path / "model.keras")).sha256 == digest
+    assert [path.name for path in (cache / "modules").iterdir()] == [digest]
+    portable._loaded.clear()
+    again = load(tmp_path / "model.keras")  # from the cache now
+    assert hub(again).module.folder == cache / "modules" / digest
+    np.testing.assert_array_equal(again(pictures()), model(pictures()))
+
+
+@pytest.mark.parametrize("to", ["another module", "a broken one", "a link out of it"])
+def test_a_folder_with_another_content_is_left_alone(folder, tmp_path, to):
+    model = trained(kt.HubLayer(folder, trainable=True))
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    if to == "another module":
+        save_nested_module(folder)
+    else:
+        folder.mkdir()
+        (folder / "saved_model.pb").write_bytes(b"nothing of the sort")
+    if to == "a link out of it":
+        (folder / "extra").symlink_to(tmp_path)
+    before = sorted(path.name for path in folder.iterdir())
+    loaded = load(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+    assert hub(loaded).module.folder != folder
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_loaded_model_is_saved_again(folder, tmp_path):
+    model = trained(kt.HubLayer(folder, trainable=True))
+    model.save(tmp_path / "first.keras")
+    forget(folder)
+    load(tmp_path / "first.keras").save(tmp_path / "second.keras")
+    shutil.rmtree(tmp_path / "cache")
+    portable._loaded.clear()
+    loaded = load(tmp_path / "second.keras")
+    same_weights(loaded, model)
+    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+
+
+def test_weights_alone_fit_every_selection(folder, tmp_path):
+    model = trained(kt.HubLayer(folder, trainable=True))
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = classifier(kt.HubLayer(folder))
+    hub(other).unfreeze()
+    other.load_weights(tmp_path / "model.weights.h5")
+    same_weights(other, model)
+    assert len(hub(other).trainable_variables) == 1
+
+
+def test_a_clone_and_a_layer_from_json_run_without_the_folder(folder, tmp_path):
+    model = trained(kt.HubLayer(folder, trainable=True, name="spine"))
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    loaded = load(tmp_path / "model.keras")
+    for copy in (
+        keras.models.clone_model(loaded),
+        classifier(kt.HubLayer.from_config(json.loads(json.dumps(hub(loaded).get_config())))),
+    ):
+        assert hub(copy).name == "spine" and hub(copy).trainable
+        copy.set_weights(loaded.get_weights())
+        np.testing.assert_allclose(copy(pictures()), loaded(pictures()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", ["functional", "sequential"])
+def test_a_layer_shared_by_calls_of_several_shapes(folder, tmp_path, make):
+    layer = kt.HubLayer(folder)
+    small, large = keras.Input((8, 8, 3)), keras.Input((20, 16, 3))
+    if make == "functional":
+        model = keras.Model([small, large], keras.layers.Add()([layer(small), layer(large)]))
+        x = [pictures(2, 8), np.ones((2, 20, 16, 3), "float32")]
+    else:
+        model = keras.Sequential([small, layer, keras.layers.Dense(2)])
+        x = pictures(2, 8)
+    expected = model(x)
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    np.testing.assert_array_equal(load(tmp_path / "model.keras")(x), expected)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    """Holds the layer; its config carries it."""
+
+    def __init__(self, spine, **kwargs):
+        super().__init__(**kwargs)
+        self.spine = spine
+        self.top = keras.layers.Dense(1)
+
+    def call(self, x, training=None):
+        return self.top(self.spine(x, training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "spine": keras.saving.serialize_keras_object(self.spine)}
+
+    @classmethod
+    def from_config(cls, config):
+        spine = keras.saving.deserialize_keras_object(config.pop("spine"))
+        return cls(spine, **config)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("built", ["fitted", "called"])
+def test_a_subclassed_model_that_carries_the_layer_in_its_config(folder, tmp_path, built, gone):
+    model = Subclassed(kt.HubLayer(folder, trainable=True))
+    if built == "fitted":
+        model.compile("adam", "mse")
+        model.fit(pictures(), np.ones((4, 1), "float32"), verbose=0)
+    expected = model(pictures()).numpy()
+    model.save(tmp_path / "model.keras")
+    if gone:
+        forget(folder)
+    loaded = load(tmp_path / "model.keras")
+    same_weights(loaded, model)
+    np.testing.assert_array_equal(loaded(pictures()), expected)
+
+
+def test_the_embedded_module_needs_no_trust(tmp_path):
+    model = kt.build_model("tiny", ["a"], 64)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
+    x = pictures(1, 64)
+    np.testing.assert_array_equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"arguments": {"double": True}},
+        {"input_range": (0, 255), "name": "other", "output_shape": (3,)},
+    ],
+)
+def test_settings_travel(tmp_path, settings):
+    folder = save_arguments_module(tmp_path / "arguments")
+    left, right = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([left, right], kt.HubLayer(folder, **settings)([left, right]))
+    x = [np.full((2, 3), 3.0, "float32"), np.ones((2, 3), "float32")]
+    mixed = np.array([1.0, 2.0, 3.0]) * x[0] - x[1]
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    loaded = load(tmp_path / "model.keras")
+    doubled = settings.get("arguments", {}).get("double", False)
+    np.testing.assert_allclose(loaded(x), 2 * mixed if doubled else mixed, rtol=1e-6)
+    layer = hub(loaded)
+    assert layer.input_range == settings.get("input_range", (0.0, 1.0))
+    assert layer.name == settings.get("name", layer.name)
+
+
+@pytest.mark.parametrize("settings", [{"output_key": ["steps", 1]}, {"output_key": "pooled"}])
+def test_a_nested_module_travels(tmp_path, settings):
+    folder = save_nested_module(tmp_path / "nested")
+    inputs = {"ids": keras.Input((5,), dtype="int32"), "weights": keras.Input((5,))}
+    model = keras.Model(inputs, kt.HubLayer(folder, **settings)(inputs))
+    x = {
+        "ids": tf.constant([[0, 1, 2, 3, 4]]),
+        "weights": tf.constant([[1.0, 2.0, 3.0, 4.0, 5.0]]),
+    }
+    expected = model(x)
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    np.testing.assert_array_equal(load(tmp_path / "model.keras")(x), expected)
+
+
+def test_a_signature_travels(tmp_path):
+    folder = save_keras_export(tmp_path / "export")
+    layer = kt.HubLayer(folder, signature="serve")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layer(inputs))
+    expected = model(np.ones((2, 4), "float32"))
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    loaded = load(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(np.ones((2, 4), "float32")), expected)
+    with pytest.raises(ValueError, match="signatures are for inference"):
+        hub(loaded).trainable = True
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda layer: layer.unfreeze(last=2),
+        lambda layer: layer.unfreeze(match="first", normalization=True),
+        lambda layer: setattr(layer, "trainable", True),
+        lambda layer: layer.freeze(),
+    ],
+)
+def test_the_selection_and_the_mode_travel(tmp_path, choose, gone):
+    folder = save_keras_export(tmp_path / "export")
+    layer = kt.HubLayer(folder)
+    choose(layer)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layer(inputs))
+    model.save(tmp_path / "model.keras")
+    if gone:
+        forget(folder)
+    loaded = hub(load(tmp_path / "model.keras"))
+    assert [v.trainable for v in loaded.module_variables] == [
+        v.trainable for v in layer.module_variables
+    ]
+    assert (
+        loaded.get_config()["module"]["training_mode"]
+        == (layer.get_config()["module"]["training_mode"])
+    )
+    assert loaded.layer_groups() == layer.layer_groups()
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_a_changed_module_in_the_file_is_refused(folder, tmp_path, cache):
+    classifier(kt.HubLayer(folder)).save(tmp_path / "model.keras")
+    digest = content_sha256(folder)
+    forget(folder)
+    tampered = edit(
+        tmp_path / "model.keras",
+        tmp_path / "tampered.keras",
+        lambda name, content: content + b"\0" if name.endswith("saved_model.pb") else content,
+    )
+    with pytest.raises(ValueError, match="was changed since it was saved") as error:
+        load(tampered)
+    assert digest in str(error.value) and str(folder) in str(error.value)
+    assert list(cache.rglob("*.pb")) == []
+
+
+def test_a_file_without_its_module_says_so(folder, tmp_path):
+    layer = kt.HubLayer(folder, name="spine")
+    other = kt.HubLayer(save_keras_export(tmp_path / "export"))
+    inputs = [keras.Input((12, 12, 3)), keras.Input((4,))]
+    model = keras.Model(inputs, [layer(inputs[0]), other(inputs[1])])
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    half = edit(
+        tmp_path / "model.keras",
+        tmp_path / "half.keras",
+        lambda name, content: None if "assets/layers/hub_layer/" in name else content,
+    )
+    with pytest.raises(ValueError, match=f"'{folder}' is gone, and the file holds no module"):
+        load(half)
+
+
+def test_a_file_of_a_later_format_names_the_version_to_install(folder, tmp_path):
+    classifier(kt.HubLayer(folder)).save(tmp_path / "model.keras")
+    later = edit(
+        tmp_path / "model.keras",
+        tmp_path / "later.keras",
+        edit_layers(lambda config: config["module"].update(format=FORMAT + 1, version="9.9.9")),
+    )
+    with pytest.raises(
+        ValueError, match=rf"format {FORMAT + 1}. Expected format {FORMAT}.*'kerasmtl==9.9.9'"
+    ):
+        load(later)
+
+
+def test_a_key_that_a_later_version_adds_is_no_matter(folder, tmp_path):
+    model = classifier(kt.HubLayer(folder))
+    model.save(tmp_path / "model.keras")
+    more = edit(
+        tmp_path / "model.keras",
+        tmp_path / "more.keras",
+        edit_layers(lambda config: config["module"].update(further=1)),
+    )
+    np.testing.assert_array_equal(load(more)(pictures()), model(pictures()))
+
+
+def test_a_layer_whose_module_is_not_there_says_what_to_do(folder):
+    model = classifier(kt.HubLayer(folder, name="spine"))
+    config = hub(model).get_config()
+    forget(folder)
+    layer = kt.HubLayer.from_config(config)
+    assert layer(keras.Input((12, 12, 3))).shape == (None, 4)
+    for call in (lambda: layer(pictures()), lambda: layer.module):
+        with pytest.raises(ValueError, match="'spine' waits for its module.*kerasmtl.load_model"):
+            call()
+    with pytest.raises(ValueError, match="never called with inputs of these shapes"):
+        layer(keras.Input((20, 20, 3)))
+
+
+@pytest.mark.parametrize("how", ["deleted", "changed"])
+def test_saving_without_the_module_leaves_the_last_file_whole(folder, tmp_path, how):
+    model = trained(kt.HubLayer(folder, trainable=True))
+    checkpoint = kt.callbacks.Checkpoint(tmp_path / "runs" / "model.keras")
+    checkpoint.set_model(model)
+    checkpoint.on_epoch_end(0)
+    if how == "deleted":
+        shutil.rmtree(folder)
+    else:
+        (folder / "further.txt").write_text("more")
+    with pytest.warns(UserWarning, match=f"'{folder}' has changed or gone.*Put the module back"):
+        checkpoint.on_epoch_end(1)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["model.keras"]
+    forget(folder)
+    with pytest.raises(ValueError, match="holds no module in its place|waits for its module"):
+        load(tmp_path / "runs" / "model.keras")(pictures())
+    save_reusable(folder)
+    portable._loaded.clear()
+
+
+def test_a_subclassed_model_loads_in_a_new_process(folder, tmp_path):
+    model = Subclassed(kt.HubLayer(folder, trainable=True))
+    expected = model(pictures()).numpy()
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "expected.npy", expected)
+    shutil.rmtree(folder)
+    code = (
+        f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n"
+        "import numpy as np, kerasmtl as kt, test_portable as t\n"
+        "model = kt.load_model('model.keras', safe_mode=False)\n"
+        "np.testing.assert_array_equal(model(t.pictures()), np.load('expected.npy'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_cache_that_cannot_be_written_to_is_no_obstacle(folder, tmp_path, monkeypatch):
+    model = trained(kt.HubLayer(folder, trainable=True))
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    monkeypatch.setenv("TFHUB_CACHE_DIR", "/proc/nowhere")
+    loaded = load(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+    loaded.save(tmp_path / "again.keras")
+
+
+@pytest.mark.parametrize("what", ["link", "other files", "a file"])
+def test_what_now_lies_at_the_old_place_does_not_matter(folder, tmp_path, what):
+    model = trained(kt.HubLayer(folder, trainable=True))
+    model.save(tmp_path / "model.keras")
+    forget(folder)
+    if what == "a file":
+        folder.write_text("no module")
+    else:
+        folder.mkdir()
+        (folder / "saved_model.pb").write_bytes(b"another")
+        if what == "link":
+            (folder / "out").symlink_to("/etc/hostname")
+    loaded = load(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))

@@ -1,0 +1,351 @@
+"""`kerasmtl deploy`: each file parsed by what its server parses it with, or by a strict model."""
+
+import json
+import os
+import shutil
+import subprocess
+from inspect import signature
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import wrappers_pb2 as wrappers
+from pydantic import BaseModel, ConfigDict, Field
+from servers import serving
+
+from kerasmtl.cli.serve import deploy
+from kerasmtl.serving.deploy import (
+    Deployment,
+    batching_config,
+    for_kserve,
+    for_tfserving,
+    inference_service,
+    models_config,
+)
+
+WORDS = descriptor_pb2.FieldDescriptorProto
+
+
+@pytest.fixture
+def base(tmp_path):
+    """Three versions that look whole, and what must not be taken for one."""
+    folder = tmp_path / "saved models" / "street"
+    for version in (1, 3, 12):
+        (folder / str(version) / "variables").mkdir(parents=True)
+        (folder / str(version) / "saved_model.pb").touch()
+        (folder / str(version) / "variables" / "variables.index").touch()
+    (folder / ".export-x").mkdir()
+    return folder
+
+
+def run(*words):
+    return CliRunner().invoke(deploy, [str(word) for word in words])
+
+
+def config(text):
+    module = pytest.importorskip(
+        "tensorflow_serving.config.model_server_config_pb2",
+        reason="tensorflow-serving-api is not installed",
+    )
+    (found,) = text_format.Parse(text, module.ModelServerConfig()).model_config_list.config
+    return found
+
+
+def message(name, **fields):
+    """A message type as TensorFlow Serving declares it, which its Python package lacks."""
+    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", syntax="proto3")
+    file.dependency.append(wrappers.DESCRIPTOR.name)
+    made = file.message_type.add(name=name)
+    for number, (field, kind) in enumerate(fields.items(), start=1):
+        added = made.field.add(name=field, number=number, label=WORDS.LABEL_OPTIONAL)
+        if isinstance(kind, str):
+            added.type, added.type_name = WORDS.TYPE_MESSAGE, kind
+        else:
+            added.type = kind
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))()
+
+
+# ---------------------------------------------------------------- TensorFlow Serving
+
+
+def test_models_config_says_versions_and_labels(base):
+    found = config(models_config(Deployment(base, "street", {"stable": 3, "canary": 12})))
+    assert (found.name, found.base_path) == ("street", "/models/street")
+    assert found.model_platform == "tensorflow"
+    assert list(found.model_version_policy.specific.versions) == [3, 12]
+    assert dict(found.version_labels) == {"stable": 3, "canary": 12}
+
+
+def test_the_newest_version_is_stable_by_default(base):
+    found = config(models_config(Deployment(base, "street")))
+    assert dict(found.version_labels) == {"stable": 12}
+    assert list(found.model_version_policy.specific.versions) == [12]
+
+
+def test_two_labels_of_one_version_load_it_once(base):
+    found = config(models_config(Deployment(base, "street", {"a": 3, "b.c": 3})))
+    assert list(found.model_version_policy.specific.versions) == [3]
+
+
+def test_batching_parameters_are_those_of_tensorflow_serving():
+    """Its session_bundle_config.proto: wrapped numbers, so that 0 and unset differ."""
+    number = ".google.protobuf.Int64Value"
+    known = message(
+        "BatchingParameters",
+        **{name: number for name in ("max_batch_size", "batch_timeout_micros")},
+        **{name: number for name in ("max_enqueued_batches", "num_batch_threads")},
+    )
+    found = text_format.Parse(batching_config(16), known)
+    assert found.max_batch_size.value == 16 and found.max_enqueued_batches.value == 100
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Bind(Strict):
+    create_host_path: Literal[False]
+
+
+class Mount(Strict):
+    type: Literal["bind"]
+    source: str = Field(pattern=r"^\.\.?/")  # else Compose takes it for a volume's name
+    target: str = Field(pattern="^/")
+    read_only: Literal[True]
+    bind: Bind
+
+
+class Health(Strict):
+    test: list[str]
+    interval: str = Field(pattern=r"^\d+s$")
+    timeout: str = Field(pattern=r"^\d+s$")
+    start_period: str = Field(pattern=r"^\d+s$")
+
+
+class Service(Strict):
+    image: str = Field(pattern=r"^tensorflow/serving:[\w.-]+$")
+    platform: str
+    entrypoint: list[str]
+    command: list[str]
+    ports: list[str]
+    volumes: list[Mount]
+    healthcheck: Health
+    restart: Literal["unless-stopped"]
+
+
+class Compose(Strict):
+    services: dict[str, Service]
+
+
+def read_compose(folder):
+    text = (folder / "compose.yaml").read_text()
+    return Compose.model_validate(yaml.safe_load(text)).services["tfserving"]
+
+
+def test_compose_mounts_what_the_flags_name(base, tmp_path):
+    out = for_tfserving(
+        Deployment(base, "street", tag="2.19.1", port=80, grpc_port=81), tmp_path / "d"
+    )
+    service = read_compose(out)
+    assert service.image == "tensorflow/serving:2.19.1"
+    assert service.ports == ["127.0.0.1:80:8501", "127.0.0.1:81:8500"]
+    models, files = service.volumes
+    assert (out / models.source).resolve() == base and models.target == "/models/street"
+    flags = dict(flag.removeprefix("--").partition("=")[::2] for flag in service.command)
+    assert flags["allow_version_labels_for_unavailable_models"] == "true"
+    assert "enable_batching" in flags
+    for name in ("model_config_file", "monitoring_config_file", "batching_parameters_file"):
+        file = flags[name].removeprefix(files.target + "/")
+        assert (out / files.source / file).is_file()
+    assert config((out / "config" / "models.config").read_text()).base_path == models.target
+
+
+def test_without_batching_there_is_no_trace_of_it(base, tmp_path):
+    out = for_tfserving(Deployment(base, "street", batch_size=1), tmp_path / "d")
+    assert not any("batching" in flag for flag in read_compose(out).command)
+    assert sorted(os.listdir(out / "config")) == ["models.config", "monitoring.config"]
+    assert "batching" not in (out / "README.md").read_text()
+
+
+def test_a_dollar_in_a_path_is_no_variable(base, tmp_path):
+    other = shutil.copytree(base, tmp_path / "a$b" / "street")
+    out = for_tfserving(Deployment(other, "street"), tmp_path / "d")
+    assert read_compose(out).volumes[0].source == "../a$$b/street"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+@pytest.mark.parametrize("state, code", [(b"AVAILABLE", 0), (b"LOADING", 1)])
+def test_the_health_check_waits_for_the_model(base, tmp_path, state, code):
+    out = for_tfserving(Deployment(base, "street"), tmp_path / "d")
+    kind, *words = read_compose(out).healthcheck.test
+    with serving({"/v1/models/street": (200, {}, b'{"state": "' + state + b'"}')}) as server:
+        port = server.url.rpartition(":")[2]
+        words = [word.replace("8501", port) for word in words]
+        assert kind == "CMD" and subprocess.run(words, timeout=20).returncode == code
+        assert server.seen[0][:2] == ("GET", "/v1/models/street")
+    assert subprocess.run(words, timeout=20, capture_output=True).returncode == 1
+
+
+# ---------------------------------------------------------------- KServe
+
+
+class ModelFormat(Strict):
+    name: Literal["tensorflow"]
+    version: Literal["1", "2"]
+
+
+class Resources(Strict):
+    requests: dict[Literal["cpu", "memory"], str]
+    limits: dict[Literal["cpu", "memory"], str]
+
+
+class Model(Strict):
+    modelFormat: ModelFormat
+    protocolVersion: Literal["v1", "grpc-v1"]  # all that kserve-tensorflow-serving has
+    runtimeVersion: str
+    storageUri: str = Field(pattern="^(gs|s3|pvc|https?)://")
+    resources: Resources
+
+
+class Predictor(Strict):
+    minReplicas: int
+    timeout: int
+    model: Model
+
+
+class Spec(Strict):
+    predictor: Predictor
+
+
+class Metadata(Strict):
+    name: str = Field(pattern="^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+
+
+class InferenceService(Strict):
+    """serving.kserve.io/v1beta1, the fields that are used."""
+
+    apiVersion: Literal["serving.kserve.io/v1beta1"]
+    kind: Literal["InferenceService"]
+    metadata: Metadata
+    spec: Spec
+
+
+def test_the_inference_service_is_one(base, tmp_path):
+    out = for_kserve(Deployment(base, "street", storage_uri="gs://bucket/street"), tmp_path / "k")
+    found = InferenceService.model_validate(
+        yaml.safe_load((out / "inferenceservice.yaml").read_text())
+    )
+    assert found.metadata.name == "street"
+    assert found.spec.predictor.model.storageUri == "gs://bucket/street"
+    readme = (out / "README.md").read_text()
+    assert "gs://bucket/street" in readme and "/v1/models/street" in readme
+
+
+def test_kserve_s_own_classes_keep_every_field(base, monkeypatch):
+    models = pytest.importorskip("kserve.models", reason="kserve is not installed")
+    import kubernetes.client
+
+    known = {name: getattr(models, name) for name in dir(models) if name.startswith("V1")}
+    for name, kind in known.items():  # where the client looks for the types of fields
+        monkeypatch.setattr(kubernetes.client.models, name, kind, raising=False)
+    content = inference_service(Deployment(base, "street"))
+    client = kubernetes.client.ApiClient()
+    if "content_type" in signature(client.deserialize).parameters:
+        pytest.skip("this kubernetes does not read kserve's classes any more")
+    answer = SimpleNamespace(data=json.dumps(content))
+    found = client.deserialize(answer, models.V1beta1InferenceService)
+    kept = client.sanitize_for_serialization(found)
+    kept["spec"]["predictor"]["model"].pop("name")  # an empty one, which the class fills in
+    assert kept == content
+
+
+@pytest.mark.parametrize("name", ["Street", "street_1", "1street", "s" * 64, "street-"])
+def test_names_that_kubernetes_refuses_are_refused(base, tmp_path, name):
+    with pytest.raises(ValueError, match="no name for Kubernetes"):
+        for_kserve(Deployment(base, name), tmp_path / "k")
+    assert not (tmp_path / "k").exists()
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"name": "a b"}, "`name` is no name"),
+        ({"labels": {"stable": 2}}, r"versions \[12, 3, 1\].*stable=2"),
+        ({"labels": {'a"b': 3}}, "`labels` are wrong"),
+        ({"tag": "2.19 --privileged"}, "`tag` is no image's tag"),
+        ({"batch_size": 0}, "`batch_size` is too small"),
+        ({"storage_uri": "bucket/street"}, "`storage_uri` is no URI"),
+    ],
+)
+def test_wrong_wishes_are_refused(base, options, message):
+    with pytest.raises(ValueError, match=message):
+        Deployment(base, **{"name": "street", **options})
+
+
+def test_folders_without_whole_versions_are_refused(base, tmp_path):
+    with pytest.raises(ValueError, match="no exported versions"):
+        Deployment(tmp_path, "street")
+    with pytest.raises(ValueError, match="is one version. Expected the folder of all"):
+        Deployment(base / "3", "street")
+    (base / "12" / "saved_model.pb").unlink()
+    with pytest.raises(ValueError, match="stable=12 is not whole: saved_model.pb"):
+        Deployment(base, "street")
+    assert Deployment(base, "street", {"stable": 3}).labels == {"stable": 3}
+
+
+def test_nothing_is_overwritten(base, tmp_path):
+    out = tmp_path / "d"
+    out.mkdir()
+    for_tfserving(Deployment(base, "street"), out)  # an empty folder will do
+    (out / "README.md").write_text("mine")
+    for write in (for_tfserving, for_kserve):
+        with pytest.raises(FileExistsError, match="is not overwritten"):
+            write(Deployment(base, "street"), out)
+    assert (out / "README.md").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["d", "saved models"]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_writes_either(base, tmp_path):
+    words = ("--label", "stable=3", "--label", "canary=12", "--port", 9000, "--batch-size", 8)
+    result = run(base, "--for", "tfserving", "--out", tmp_path / "d", *words)
+    assert result.exit_code == 0, result.output
+    assert "README.md" in result.output
+    assert read_compose(tmp_path / "d").ports[0] == "127.0.0.1:9000:8501"
+    assert "max_batch_size { value: 8 }" in (tmp_path / "d/config/batching.config").read_text()
+    readme = (tmp_path / "d" / "README.md").read_text()
+    assert "http://127.0.0.1:9000/v1/models/street/labels/canary" in readme
+    other = shutil.copytree(base, tmp_path / "My_Street 2")
+    result = run(other, "--for", "kserve", "--out", tmp_path / "k")
+    assert result.exit_code == 0, result.output
+    assert "name: my-street-2" in (tmp_path / "k" / "inferenceservice.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--for", "tfserving", "--label", "stable"], "Expected NAME=VERSION"),
+        (["--for", "tfserving", "--storage-uri", "gs://a"], "--storage-uri cannot be set"),
+        (["--for", "kserve", "--label", "a=3", "--port", "9"], "--port, --label cannot be set"),
+    ],
+)
+def test_the_command_refuses_what_it_would_not_read(base, tmp_path, words, message):
+    result = run(base, "--out", tmp_path / "d", *words)
+    assert result.exit_code == 1 and message in result.output
+    assert not (tmp_path / "d").exists()
+
+
+def test_without_a_folder_it_is_the_project_s(tmp_path):
+    result = run("--for", "tfserving", "--out", tmp_path / "d", "--project", tmp_path)
+    assert result.exit_code == 1 and "has no project.toml" in result.output

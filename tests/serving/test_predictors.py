@@ -1,0 +1,192 @@
+"""Predictions and decisions: the same by whatever door one asks for them."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from pictures import write_pictures
+from PIL import Image
+
+import kerasmtl as kt
+import kerasmtl.export.saved_model
+from kerasmtl.cli import main
+from kerasmtl.export.description import read_description
+from kerasmtl.serving.predictor import (
+    ExportScorer,
+    export_predictor,
+    model_predictor,
+    predict_images,
+)
+
+TASKS = [
+    kt.Task("cat"),
+    kt.Task("sky", "multiclass", classes=("clear", "grey")),
+    kt.Task("size", "regression"),
+    kt.Task("dog"),
+]
+NAMES = [f"{number:02}.png" for number in range(24)]
+
+
+def run(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A finished run of a model of several kinds, and its export, whose thresholds are not 0.5."""
+    folder = tmp_path_factory.mktemp("doors")
+    write_pictures(folder, NAMES)
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"image": NAMES, "cat": [0, 1] * 12, "sky": ["clear", "grey"] * 12})
+    frame["size"] = rng.normal(size=24).round(3)
+    frame["dog"] = [0, 0, 1, 1] * 6
+    frame["split"] = ["train"] * 8 + ["val"] * 8 + ["test"] * 8
+    frame.to_csv(folder / "labels.csv", index=False)
+    (folder / "project.toml").write_text(
+        'name = "p"\n[data]\nlabels = "labels.csv"\ntasks = ["cat", '
+        '{name = "sky", kind = "multiclass", classes = ["clear", "grey"]}, '
+        '{name = "size", kind = "regression"}, "dog"]\n'
+    )
+    made = kt.Project.load(folder)
+    train, val, test = made.manifest().split()
+    kept = made.start_run(train, val, test)
+    keras.utils.set_random_seed(3)
+    model = kt.build_model("tiny", TASKS, 32, hidden=[8], labels=train.labels)
+    kt.save_model(model, kept.checkpoint)
+    decisions = kt.calibration.fit_decisions(model, None, TASKS, {"cat": 0.45, "dog": 0.55})
+    report = kt.evaluate(model, made.dataset(test, model), TASKS, decisions)
+    kept.finish(report, decisions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kerasmtl.export.saved_model, "prove", lambda *args: None)
+        export = kt.export_saved_model(
+            model, folder / "out", TASKS, thresholds=decisions, data=made.trained().data
+        )
+    return folder, export
+
+
+def test_the_same_decisions_by_every_door(project, tmp_path):
+    folder, export = project
+    files = [folder / name for name in NAMES]
+    found = {}
+    for name, words in {"trained": [], "exported": ["--model", export]}.items():
+        done = run("predict", *files, *words, "--json", "--project", folder)
+        rows = json.loads(done.stdout)
+        found[name] = pd.DataFrame([row["decisions"] for row in rows])
+        chances = pd.DataFrame([row["probabilities"] for row in rows])
+        for task, threshold in {"cat": 0.45, "dog": 0.55}.items():
+            expected = (chances[task].astype("float32") >= np.float32(threshold)).astype(int)
+            assert found[name][task].tolist() == expected.tolist()
+            assert 0 < expected.sum() < len(expected)  # both answers, so that it says something
+        likeliest = [max(row, key=row.get) for row in chances["sky"]]
+        assert found[name]["sky"].tolist() == likeliest
+        out = tmp_path / f"{name}.csv"
+        assert run("predict", *files, *words, "--out", out, "--project", folder).exit_code == 0
+        written = pd.read_csv(out)
+        for task in ("cat", "dog"):
+            assert written[f"{task}_decision"].tolist() == found[name][task].tolist()
+        printed = run("predict", *files, *words, "--project", folder).output
+        lines = [line for line in printed.splitlines() if ".png" in line]
+        for line, cat in zip(lines, found[name]["cat"], strict=True):
+            assert line.split("│")[2].split()[1] == ("yes" if cat else "no")
+    assert found["trained"].equals(found["exported"])
+
+
+def test_evaluate_scores_the_thresholds_of_the_model_or_the_export(project):
+    folder, export = project
+    reports = [
+        json.loads(run("evaluate", "--json", "--project", folder, *words).stdout)
+        for words in ([], ["--model", export])
+    ]
+    assert reports[0]["thresholds"] == {"cat": 0.45, "dog": 0.55}
+    for name, scores in reports[0]["tasks"].items():
+        other = reports[1]["tasks"][name]
+        assert other == pytest.approx(scores, abs=1e-4), name
+    assert reports[1]["thresholds"] == pytest.approx(reports[0]["thresholds"])
+    kept = json.loads((kt.Project.load(folder).run.folder / "scores.json").read_text())
+    assert kept["tasks"] == reports[0]["tasks"]
+
+
+def test_an_export_of_other_tasks_is_refused(project):
+    folder, export = project
+    with pytest.raises(ValueError, match="`model` must predict the tasks"):
+        ExportScorer(export_predictor(export), [kt.Task("cat")])
+
+
+def test_bad_files_are_named_and_do_not_keep_the_others_from_their_answers(project, tmp_path):
+    folder, _ = project
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    files = [tmp_path / "absent.jpg", folder / NAMES[0], tmp_path / "empty.jpg"]
+    done = run("predict", *files, "--project", folder)
+    assert done.exit_code == 1
+    assert NAMES[0] in done.stdout.replace("\n", "")
+    assert done.stderr.count("Error: ") == 2
+    assert "absent.jpg: absent" in done.stderr and "empty.jpg: empty" in done.stderr
+    done = run("predict", *files, "--json", "--project", folder)
+    absent, good, empty = json.loads(done.stdout)
+    assert (absent["error"], empty["error"]) == ("absent", "empty") and done.exit_code == 1
+    assert set(good["decisions"]) == {"cat", "sky", "dog"}
+
+
+def test_files_that_are_all_absent_are_named_without_loading_tensorflow(project):
+    folder, _ = project
+    code = (
+        "import sys\nfrom kerasmtl.cli import main\n"
+        f"try: main(['predict', 'absent.jpg', '--project', {str(folder)!r}])\n"
+        "except SystemExit as end: assert end.code == 1\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "absent.jpg: absent" in done.stderr
+
+
+def test_an_export_is_scored_on_all_formats_that_training_takes(project, tmp_path):
+    folder, export = project
+    with Image.open(folder / NAMES[0]) as image:
+        image.save(tmp_path / "same.tif")
+    (one,) = predict_images(export_predictor(export), [str(folder / NAMES[0])])[0].values()
+    (other,) = predict_images(export_predictor(export), [str(tmp_path / "same.tif")])[0].values()
+    assert one == other
+
+
+def test_an_absent_export_is_named_by_its_option(project):
+    folder, _ = project
+    for words in (["evaluate"], ["predict", folder / NAMES[0]]):
+        done = run(*words, "--model", "nowhere", "--project", folder)
+        assert done.exit_code == 1 and "--model nowhere" in done.stderr
+
+
+def test_an_export_by_the_command_decides_as_training_did(project, monkeypatch):
+    folder, _ = project
+    monkeypatch.setattr(kerasmtl.export.saved_model, "prove", lambda *args: None)
+    done = run("export", folder / "again", "--project", folder)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{folder / 'again' / '1'}\n"
+    assert "binary" in done.stderr and "Yes: cat from 0.45, dog from 0.55" in done.stderr
+    described = read_description(folder / "again" / "1")
+    rules = {task["name"]: task["threshold"] for task in described["tasks"]}
+    assert (rules["cat"], rules["dog"]) == (0.45, 0.55)
+    done = run("export", folder / "again", "--project", folder, "--thresholds", "cat:fixed")
+    assert "Yes: cat from 0.5, dog from 0.55" in done.stderr
+
+
+def test_an_export_of_a_run_that_is_gone_is_not_scored(project, tmp_path):
+    folder, export = project
+    kept = kt.Project.load(folder)
+    with pytest.raises(ValueError, match="`run`.*'gone'"):
+        kept.part("test", "gone")
+
+
+def test_a_damaged_image_is_named_and_the_others_predicted(project, tmp_path):
+    folder, _ = project
+    made = kt.Project.load(folder)
+    predictor = model_predictor(kt.load_model(made.checkpoint), TASKS, made.checkpoint)
+    data = (folder / NAMES[1]).read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    found, bad = predict_images(predictor, [str(tmp_path / "cut.png"), str(folder / NAMES[0])])
+    assert list(found) == [str(folder / NAMES[0])] and "truncated" in bad[str(tmp_path / "cut.png")]

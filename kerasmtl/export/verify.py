@@ -192,7 +192,7 @@ def as_lists(values: np.ndarray) -> list[Any]:
     return values.tolist()
 
 
-SCRIPT = Path(__file__).with_name("proof_process.py")
+SCRIPT = Path(__file__).with_name("verify_process.py")
 TIMEOUT = 900  # seconds, for a model of any size on a busy machine
 
 

@@ -45,7 +45,7 @@ calibration = namespace(
     "kerasmtl.calibration",
     "Decision thresholds and temperatures, fitted on known labels.",
     {
-        "fit_decisions": "kerasmtl.export.saved_model",
+        "fit_decisions": "kerasmtl.evaluation.calibration",
         "fit_temperatures": "kerasmtl.evaluation.calibration",
         "fit_thresholds": "kerasmtl.evaluation.calibration",
     },

@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 KINDS = ("binary", "multiclass", "regression")
 POLICIES = ("ignore", "zero", "one")
 BINARY = "binary"  # the output that all binary tasks share in a model of mixed kinds
+
+# What always means "missing" in a file, compared without case and surrounding blanks.
+MISSING_CODES = ("", "?", "na", "n/a", "nan", "none", "null")
 
 Code = str | int | float
 
@@ -194,3 +197,19 @@ def output_columns(tasks: Sequence[Task]) -> dict[str, tuple[int, ...]]:
         key = BINARY if task.kind == "binary" else task.name
         found[key] = (*found.get(key, ()), position)
     return found
+
+
+def by_task(outputs: Any, tasks: Sequence[Task]) -> dict[str, Any]:
+    """A model's outputs by task name.
+
+    Shapes: outputs as `task_head` makes them; returns (batch,) probabilities of a binary task,
+    (batch,) numbers of a regression task, (batch, classes) probabilities of a multiclass task.
+    """
+    if not isinstance(outputs, dict):
+        return {task.name: outputs[:, column] for column, task in enumerate(tasks)}
+    named = {}
+    for key, columns in output_columns(tasks).items():
+        for position, column in enumerate(columns):
+            whole = tasks[column].kind == "multiclass"
+            named[tasks[column].name] = outputs[key] if whole else outputs[key][:, position]
+    return {task.name: named[task.name] for task in tasks}

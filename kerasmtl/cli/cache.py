@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from kerasmtl.evaluation.report import Name, print_whole
 from kerasmtl.training.feature_store import Entry, entries, features_root, remove
+from kerasmtl.utils.tables import Name, print_whole
 
 SHOWN = 12  # characters of a key
 

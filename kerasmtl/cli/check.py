@@ -13,9 +13,9 @@ import pandas as pd
 from kerasmtl.data.audit import Audit
 from kerasmtl.data.manifest import Fault, Manifest
 from kerasmtl.data.table import Table as Rows
-from kerasmtl.evaluation.report import Name, print_whole
 from kerasmtl.training.plans import advice
 from kerasmtl.utils.progress import progress_bar
+from kerasmtl.utils.tables import Name, print_whole
 from kerasmtl.utils.text import columns_text, listed
 
 _SHOWN = 20  # leaks and tasks of the matrix that the text lists; JSON has all

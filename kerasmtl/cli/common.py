@@ -179,7 +179,7 @@ def print_table(table: RenderableType) -> None:
     """Print a table with all its numbers, for a terminal, a pipe or a file."""
     from rich.console import Console
 
-    from kerasmtl.evaluation.report import print_whole
+    from kerasmtl.utils.tables import print_whole
 
     print_whole(table, Console())
 
@@ -201,7 +201,7 @@ def print_predictions(
     from rich.table import Table
     from rich.text import Text
 
-    from kerasmtl.evaluation.report import Name
+    from kerasmtl.utils.tables import Name
 
     table = Table()
     table.add_column(first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.data.readers import place
-from kerasmtl.masking import MISSING_CODES, find_classes, parse_labels
-from kerasmtl.tasks import Task, as_number, as_tasks, code_text
+from kerasmtl.tasks import MISSING_CODES, Task, as_number, as_tasks, code_text
 from kerasmtl.utils.text import check_columns
 
 _SPLIT_CODES = {
@@ -21,6 +20,8 @@ _SPLIT_CODES = {
     **{code: "val" for code in ("val", "valid", "validation", "dev")},
     **{code: "test" for code in ("test", "testing")},
 }
+_LABEL_CODES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
+_LARGEST = 3.4028234663852886e38  # of float32
 _SHOWN = 3  # how many faults one message lists
 _FEW = 20  # up to so many distinct values look like classes, more like a quantity
 _TOML = " In project.toml: {{name = {0!r}, …}}."
@@ -29,6 +30,79 @@ _EXPECTED = {
     "multiclass": "a class or missing",
     "regression": "a finite number or missing",
 }
+
+
+def parse_labels(cells: pd.Series, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Text cells as the labels of a task, NaN = missing, and a mask of the cells that are none.
+
+    Shapes: cells (rows,) str; returns (rows,) float32 and (rows,) bool, True = invalid. NaN
+    stands under an invalid cell, too. A binary label is 1, 0 or what `uncertain_as` makes of an
+    uncertain one; a multiclass label is the position of its class, of those found if the task names
+    none; a regression label is any number that float32 holds, and infinity is invalid.
+    """
+    if task.kind == "multiclass" and not task.classes:
+        task = replace(task, classes=find_classes(cells, task))
+    meaning = _meanings(task)
+    codes, distinct = pd.factorize(cells, use_na_sentinel=False)
+    values = np.full(len(distinct), np.nan, dtype="float32")
+    invalid = np.zeros(len(distinct), dtype=bool)
+    for position, cell in enumerate(distinct):
+        value = meaning(str(cell).strip().lower())
+        if value is None:
+            invalid[position] = True
+        else:
+            values[position] = value
+    return values[codes], invalid[codes]
+
+
+def find_classes(cells: pd.Series, task: Task) -> tuple[str, ...]:
+    """The labels in the cells, sorted, numbers by size; case does not count, and 1.0 is 1."""
+    missing = _missing(task)
+    found: dict[str, str] = {}
+    for cell in sorted({str(cell).strip() for cell in cells.unique()}):
+        if cell.lower() not in MISSING_CODES and code_text(cell) not in missing:
+            found.setdefault(code_text(cell), cell)
+    numbers = {text: as_number(text) for text in found}
+    if all(number is not None for number in numbers.values()):
+        return tuple(found[text] for text in sorted(found, key=numbers.__getitem__))
+    return tuple(found[text] for text in sorted(found))
+
+
+def _missing(task: Task) -> set[str]:
+    return {code_text(code) for code in task.missing}
+
+
+def _meanings(task: Task) -> Callable[[str], float | None]:
+    """From a cell's text, lower case, to its label: NaN = missing, None = no label."""
+    nan, missing = float("nan"), _missing(task)
+    both = sorted(set(map(code_text, task.uncertain)) & set(MISSING_CODES))
+    if both:
+        raise ValueError(
+            f"`uncertain` of task {task.name!r} names codes that always mean missing. Expected "
+            f"codes other than {MISSING_CODES}. Received: {both}"
+        )
+    doubt = {"ignore": nan, "zero": 0.0, "one": 1.0}.get(task.uncertain_as, task.uncertain_as)
+    special = dict.fromkeys(MISSING_CODES, nan)
+    special |= dict.fromkeys(missing, nan)
+    special |= dict.fromkeys(map(code_text, task.uncertain), doubt)
+    classes = {code_text(label): float(at) for at, label in enumerate(task.classes)}
+
+    def binary(text: str) -> float | None:
+        if text in special:  # first: a task may say that "false" means missing
+            return special[text]
+        return _LABEL_CODES.get(text, special.get(code_text(text)))
+
+    def multiclass(text: str) -> float | None:
+        known = classes.get(code_text(text))
+        return known if known is not None else special.get(text, special.get(code_text(text)))
+
+    def regression(text: str) -> float | None:
+        if text in special or missing and code_text(text) in missing:
+            return nan
+        number = as_number(text)
+        return number if number is not None and abs(number) <= _LARGEST else None
+
+    return {"binary": binary, "multiclass": multiclass, "regression": regression}[task.kind]
 
 
 def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:

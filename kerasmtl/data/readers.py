@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kerasmtl.masking import MISSING_CODES
+from kerasmtl.tasks import MISSING_CODES
 from kerasmtl.utils.text import check_columns
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+import keras
 import numpy as np
 
+from kerasmtl.evaluation.evaluate import scores_and_cells
 from kerasmtl.masking import is_known
-from kerasmtl.tasks import Task
+from kerasmtl.tasks import Task, as_tasks
 
 DEFAULT = 0.5
+NOTES = 5  # that are shown
 BELOW = 1e-3  # a threshold under all probabilities is that much under them
 FEWEST = 5  # known labels of each class; fewer say too little
 TEMPERATURES = (0.05, 20.0)  # the range that is searched
@@ -115,6 +119,48 @@ def calibrated(p: np.ndarray, temperature: float, classes: bool = False) -> np.n
     if classes:
         return softmax(np.log(np.maximum(p, TINY)) / temperature, axis=1)
     return expit(_logit(p) / temperature)
+
+
+def fit_decisions(
+    model: keras.Model,
+    validation: Any,
+    tasks: Iterable[Task | str],
+    thresholds: Rule | Mapping[str, Rule] | None = None,
+) -> dict[str, Decision]:
+    """Fit from which probability on the answer of each task is yes, on known validation labels.
+
+    The probabilities are those of the model, not calibrated.
+
+    Shapes: validation yields (inputs, labels), as `evaluate` takes them, NaN = missing.
+
+    Args:
+        model: as `build_model` makes it.
+        validation: batches, or None: then every threshold is 0.5.
+        tasks: what the outputs predict, in order.
+        thresholds: as of `export_saved_model`.
+
+    Returns:
+        By task a `Decision`, for `evaluate(threshold=…)` and `export_saved_model(thresholds=…)`.
+
+    Raises:
+        ValueError: as `export_saved_model`. Warns where a threshold is not what was asked for.
+    """
+    chosen = as_tasks(tasks)
+    check_rules(chosen, thresholds, False, validation is not None)
+    cells = None
+    if validation is not None:
+        _, cells = scores_and_cells(model, validation, chosen)
+    decisions = decide(chosen, cells, thresholds, calibrate=False)
+    warn_of(decisions)
+    return decisions
+
+
+def warn_of(decisions: Mapping[str, Decision]) -> None:
+    """Warn where a decision is not what was asked for; the card has all of it."""
+    notes = [f"{task!r}: {note}" for task, of in decisions.items() for note in of.notes]
+    if notes:
+        more = f"; {len(notes) - NOTES} more are in the model card" if len(notes) > NOTES else ""
+        warnings.warn(f"Decisions of {'; '.join(notes[:NOTES])}{more}.", stacklevel=3)
 
 
 def decide(

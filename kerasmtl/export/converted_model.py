@@ -56,7 +56,7 @@ class ConvertedModel:
         return json.loads(text)
 
     def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs by task, float32: shapes as `kerasmtl.models.build.by_task`.
+        """The outputs by task, float32: shapes as `kerasmtl.tasks.by_task`.
 
         Shapes: inputs (batch, height, width, 3) float in [0, 1], or uint8 from 0 to 255 if the
         file takes uint8, which floats are rounded to; or (batch, columns).

@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from kerasmtl.export.description import MODEL_FILE
-from kerasmtl.models.build import by_task, check_outputs
+from kerasmtl.models.build import check_outputs
 from kerasmtl.serving.predictor import describe_export
-from kerasmtl.tasks import Task
+from kerasmtl.tasks import Task, by_task
 
 SIGNATURE = "serving_default"
 
@@ -195,7 +195,7 @@ class ExportedModel:
         self._network = _network(self._signature, self.shape)
 
     def answers(self, rows: np.ndarray, batch_size: int) -> dict[str, np.ndarray]:
-        """By task what the export itself answers, float32; see `kerasmtl.models.build.by_task`."""
+        """By task what the export itself answers, float32; see `kerasmtl.tasks.by_task`."""
         parts = [
             self._signature(**{self._argument: tf.constant(rows[at : at + batch_size])})
             for at in range(0, len(rows), batch_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -18,6 +17,7 @@ from kerasmtl.evaluation.calibration import (
     check_rules,
     decide,
     given_decisions,
+    warn_of,
 )
 from kerasmtl.evaluation.evaluate import scores_and_cells
 from kerasmtl.evaluation.report import KINDS, Report, asked_for
@@ -148,7 +148,6 @@ def _defined(value: Any) -> float | None:
 
 
 MOST_PIXELS = 100_000_000  # of one picture; a server takes pictures of strangers
-NOTES = 5  # that are shown
 
 
 def export_saved_model(
@@ -251,7 +250,7 @@ def export_saved_model(
     check_gate(scores, require)
     decisions = decide(chosen, cells, thresholds, calibrate)
     given = given_decisions(thresholds)
-    _say({name: decision for name, decision in decisions.items() if name not in given})
+    warn_of({name: decision for name, decision in decisions.items() if name not in given})
     live = Live(model, chosen, decisions)
     called = base.absolute().name if name is None else name
     about["metrics"] = scores
@@ -271,40 +270,6 @@ def export_saved_model(
         if proof:
             prove(written, cases, folder)
         return publish(written, base, first, describe_as if version is None else None)
-
-
-def fit_decisions(
-    model: keras.Model,
-    validation: Any,
-    tasks: Iterable[Task | str],
-    thresholds: Rule | Mapping[str, Rule] | None = None,
-) -> dict[str, Decision]:
-    """Fit from which probability on the answer of each task is yes, on known validation labels.
-
-    The probabilities are those of the model, not calibrated.
-
-    Shapes: validation yields (inputs, labels), as `evaluate` takes them, NaN = missing.
-
-    Args:
-        model: as `build_model` makes it.
-        validation: batches, or None: then every threshold is 0.5.
-        tasks: what the outputs predict, in order.
-        thresholds: as of `export_saved_model`.
-
-    Returns:
-        By task a `Decision`, for `evaluate(threshold=…)` and `export_saved_model(thresholds=…)`.
-
-    Raises:
-        ValueError: as `export_saved_model`. Warns where a threshold is not what was asked for.
-    """
-    chosen = as_tasks(tasks)
-    check_rules(chosen, thresholds, False, validation is not None)
-    cells = None
-    if validation is not None:
-        _, cells = scores_and_cells(model, validation, chosen)
-    decisions = decide(chosen, cells, thresholds, calibrate=False)
-    _say(decisions)
-    return decisions
 
 
 def _make(live: Live, folder: Path, about: Mapping[str, Any]) -> list[Case]:
@@ -339,11 +304,3 @@ def _given_scores(metrics: Any) -> dict[str, Any] | None:
             f"Received: {type(metrics).__name__}"
         )
     return None if metrics is None else dict(metrics)
-
-
-def _say(decisions: Mapping[str, Decision]) -> None:
-    """Warn where a decision is not what was asked for; the card has all of it."""
-    notes = [f"{task!r}: {note}" for task, of in decisions.items() for note in of.notes]
-    if notes:
-        more = f"; {len(notes) - NOTES} more are in the model card" if len(notes) > NOTES else ""
-        warnings.warn(f"Decisions of {'; '.join(notes[:NOTES])}{more}.", stacklevel=3)

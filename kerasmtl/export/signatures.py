@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from kerasmtl.data.images import prepare_images, resize_image
 from kerasmtl.evaluation.calibration import TINY, Decision
-from kerasmtl.models.build import by_task
-from kerasmtl.tasks import Task
+from kerasmtl.tasks import Task, by_task
 
 
 def kind_of_input(

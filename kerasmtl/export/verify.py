@@ -19,8 +19,7 @@ import tensorflow as tf
 from kerasmtl.data.images import prepare_image, resize_image
 from kerasmtl.evaluation.calibration import Decision, calibrated
 from kerasmtl.export.signatures import DECISION, column_inputs, embedding_model
-from kerasmtl.models.build import by_task
-from kerasmtl.tasks import Task
+from kerasmtl.tasks import Task, by_task
 
 EXAMPLES = 3
 ATTEMPTS = 8

@@ -14,11 +14,11 @@ from keras import ops
 
 from kerasmtl.losses.balancing import Balancer
 from kerasmtl.masking import (
+    check_missing,
     check_row_weights,
-    checked_missing,
     fill_missing,
     is_known,
-    of_same_shape,
+    match_shapes,
 )
 
 # Keras notes them on tensors: the logits that a sigmoid or softmax was taken of, and the mask. No
@@ -125,7 +125,7 @@ class MaskedLoss(keras.losses.Loss):
                 f"Received: {balancer!r}"
             )
         self.balancer = balancer
-        self.missing = checked_missing(missing, binary=self.binary)
+        self.missing = check_missing(missing, binary=self.binary)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         # (batch, tasks) weights would broadcast against the (batch,) losses if batch == tasks.
@@ -135,7 +135,7 @@ class MaskedLoss(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         predicted, logits = self._predictions(y_pred)
-        y_true, predicted = of_same_shape(y_true, predicted)
+        y_true, predicted = match_shapes(y_true, predicted)
         known = is_known(y_true, self.missing)
         counted = self._counted(known)
         # Labels and predictions are replaced before the formula and the result after it:

@@ -17,7 +17,7 @@ from kerasmtl.losses.base import (
     refuse,
     values_and_kind,
 )
-from kerasmtl.masking import fill_missing, is_known, one_class_a_row
+from kerasmtl.masking import fill_missing, is_known, match_classes
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
@@ -59,7 +59,7 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         predicted, logits = values_and_kind(y_pred, self.from_logits)
-        y_true, predicted = one_class_a_row(y_true, predicted)
+        y_true, predicted = match_classes(y_true, predicted)
         classes = predicted.shape[-1]
         self._check_missing(classes)
         known = is_known(y_true, self.missing)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasmtl.masking import checked_missing, is_known
+from kerasmtl.masking import check_missing, is_known
 
 
 def pos_weight(labels: Any, missing: float | None = None, limit: float = 100.0) -> np.ndarray:
@@ -96,7 +96,7 @@ def _known(
         raise ValueError(
             f"`labels` are no table. Expected shape (rows, tasks). Received: {labels.shape}"
         )
-    known = is_known(labels, checked_missing(missing, binary))
+    known = is_known(labels, check_missing(missing, binary))
     return np.where(known, labels, 0.0), known
 
 

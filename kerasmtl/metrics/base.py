@@ -15,11 +15,11 @@ import numpy as np
 from keras import ops
 
 from kerasmtl.masking import (
+    check_missing,
     check_row_weights,
-    checked_missing,
     fill_missing,
     is_known,
-    of_same_shape,
+    match_shapes,
 )
 
 AVERAGES = ("macro", "micro", "none")
@@ -82,7 +82,7 @@ class MaskedMetric(keras.metrics.Metric):
                 f"`average` is unknown. Expected one of {AVERAGES}. Received: {average!r}"
             )
         self.average = average
-        self.missing = checked_missing(missing, binary=self.BINARY)
+        self.missing = check_missing(missing, binary=self.BINARY)
         self.num_tasks: int | None = None
 
     def _layout(self) -> dict[str, tuple[int, ...]]:
@@ -103,7 +103,7 @@ class MaskedMetric(keras.metrics.Metric):
 
     def _cells(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         """Labels and predictions as (batch, tasks)."""
-        return of_same_shape(y_true, y_pred)
+        return match_shapes(y_true, y_pred)
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: y_true (batch, tasks), NaN = missing; y_pred alike; weights (batch,)."""

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasmtl.masking import fill_missing, one_class_a_row
+from kerasmtl.masking import fill_missing, match_classes
 from kerasmtl.metrics.base import NAN, SUM, BinaryMetric, MaskedMetric, ratio
 
 
@@ -153,7 +153,7 @@ class MaskedCategoricalAccuracy(MaskedMetric):
         self.num_classes: int | None = None
 
     def _cells(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-        y_true, y_pred = one_class_a_row(y_true, y_pred)
+        y_true, y_pred = match_classes(y_true, y_pred)
         classes = y_pred.shape[1]
         if self.num_classes not in (None, classes):
             raise ValueError(

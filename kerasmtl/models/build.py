@@ -107,22 +107,6 @@ def _output(features: Any, units: int, activation: str, name: str) -> Any:
     return keras.layers.Dense(units, activation=activation, dtype="float32", name=name)(features)
 
 
-def by_task(outputs: Any, tasks: Sequence[Task]) -> dict[str, Any]:
-    """A model's outputs by task name.
-
-    Shapes: outputs as `task_head` makes them; returns (batch,) probabilities of a binary task,
-    (batch,) numbers of a regression task, (batch, classes) probabilities of a multiclass task.
-    """
-    if not isinstance(outputs, dict):
-        return {task.name: outputs[:, column] for column, task in enumerate(tasks)}
-    named = {}
-    for key, columns in output_columns(tasks).items():
-        for position, column in enumerate(columns):
-            whole = tasks[column].kind == "multiclass"
-            named[tasks[column].name] = outputs[key] if whole else outputs[key][:, position]
-    return {task.name: named[task.name] for task in tasks}
-
-
 def check_outputs(model: keras.Model, tasks: Sequence[Task]) -> None:
     """Raise ValueError unless the model has the outputs that `task_head` makes for these tasks."""
     if all_binary(tasks):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerasmtl.export.versions import description
-from kerasmtl.tasks import Task, as_tasks, output_columns
+from kerasmtl.tasks import Task, as_tasks, by_task, output_columns
 
 if TYPE_CHECKING:
     import keras
@@ -74,7 +74,7 @@ def model_predictor(
 
     from kerasmtl.evaluation.calibration import DEFAULT
     from kerasmtl.evaluation.scores import decided_at
-    from kerasmtl.models.build import by_task, check_outputs
+    from kerasmtl.models.build import check_outputs
 
     chosen = as_tasks(tasks)
     check_outputs(model, chosen)

@@ -16,8 +16,8 @@ from kerasmtl.evaluation.report import (
     RegressionScores,
     Report,
     TaskScores,
-    print_whole,
 )
+from kerasmtl.utils.tables import print_whole
 
 NAN = float("nan")
 

@@ -31,9 +31,8 @@ from kerasmtl.export.convert import convert_model, decisions_agree
 from kerasmtl.export.converted_model import ConvertedModel
 from kerasmtl.export.formats import FORMATS
 from kerasmtl.export.interface import SIGNATURE, Face, write_saved_model
-from kerasmtl.models.build import by_task
 from kerasmtl.models.hub.embedded import dataset_csv
-from kerasmtl.tasks import as_tasks
+from kerasmtl.tasks import as_tasks, by_task
 
 HEADINGS = (
     "## Other formats: size, accuracy, latency",

@@ -21,7 +21,7 @@ from kerasmtl.export.description import data_of, read_description
 from kerasmtl.export.model_card import model_card
 from kerasmtl.export.saved_model import NotGoodEnough, check_gate
 from kerasmtl.export.verify import ProofFailed
-from kerasmtl.models.build import by_task
+from kerasmtl.tasks import by_task
 
 TASKS = [
     kt.Task("wet | dry"),

@@ -18,8 +18,7 @@ from kerasmtl.export.convert import compare, convert_model, decisions_agree
 from kerasmtl.export.converted_model import ConvertedModel
 from kerasmtl.export.formats import FORMATS
 from kerasmtl.export.interface import Face
-from kerasmtl.models.build import by_task
-from kerasmtl.tasks import as_tasks
+from kerasmtl.tasks import as_tasks, by_task
 
 litert = pytest.importorskip(
     "ai_edge_litert.interpreter", reason="ai-edge-litert is absent: pip install 'kerasmtl[litert]'"

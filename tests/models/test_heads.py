@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import kerasmtl as kt
-from kerasmtl.models.build import by_task, check_outputs, output_shapes
+from kerasmtl.models.build import check_outputs, output_shapes
+from kerasmtl.tasks import by_task
 
 TASKS = [
     kt.Task("a"),

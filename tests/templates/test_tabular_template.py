@@ -20,8 +20,8 @@ from kerasmtl.cli import main
 from kerasmtl.cli.new import new_project
 from kerasmtl.datasets.pump_faults.simulate import table as simulated
 from kerasmtl.export.signatures import column_inputs
-from kerasmtl.models.build import by_task
 from kerasmtl.models.hub.embedded import dataset_csv
+from kerasmtl.tasks import by_task
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ["bearing_worn", "leak", "cavitation", "filter_clogged"]

@@ -10,7 +10,7 @@ from model import build
 
 import kerasmtl as kt
 from kerasmtl.models.backbones import backbone_layers
-from kerasmtl.models.build import by_task
+from kerasmtl.tasks import by_task
 
 
 @pytest.fixture(scope="module")

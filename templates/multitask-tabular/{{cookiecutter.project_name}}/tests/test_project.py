@@ -8,7 +8,7 @@ import tensorflow as tf
 from model import build
 
 import kerasmtl as kt
-from kerasmtl.models.build import by_task
+from kerasmtl.tasks import by_task
 
 
 @pytest.fixture(scope="module")

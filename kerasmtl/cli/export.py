@@ -1,4 +1,4 @@
-"""`kerasmtl export`: the trained model as a SavedModel for any server."""
+"""`kerasmtl export` and `kerasmtl convert`: the trained model as a SavedModel, LiteRT or ONNX."""
 
 from __future__ import annotations
 
@@ -16,137 +16,7 @@ from kerasmtl.export.formats import FORMATS
 from kerasmtl.utils.text import listed
 
 if TYPE_CHECKING:
-    from kerasmtl.data.manifest import Manifest
-    from kerasmtl.export.converted_model import ConvertedModel
-    from kerasmtl.project import Project
     from kerasmtl.tasks import Task
-
-# A model or an export's folder, its tasks and columns, and a seed.
-Origin = tuple[Any, Any, Any, int]
-
-
-@click.command()
-@click.argument("out", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--to", required=True, type=click.Choice(list(FORMATS)), help="The format.")
-@click.option(
-    "--samples",
-    type=click.Path(dir_okay=False),
-    help="Labels file, whose rows set the ranges of litert-int8 and check any format; test rows "
-    "are left out.  [default: the training rows]",
-)
-@click.option(
-    "--sample-count",
-    default=300,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="How many rows of them.",
-)
-@click.option("--uint8", is_flag=True, help="litert-int8 takes pixels of 0 to 255.")
-@click.option(
-    "--float-layers",
-    type=click.IntRange(min=0),
-    help="How many of the first convolutions of litert-int8 compute in float32; 0: integers "
-    "throughout.  [default: five eighths of them]",
-)
-@click.option(
-    "--model",
-    "export",
-    type=click.Path(),
-    help="An exported SavedModel's folder, with its thresholds and temperatures.  [default: the "
-    "project's trained model]",
-)
-@in_project
-@trusting
-@as_json
-@plain_errors
-def convert(
-    out: Path | None,
-    to: str,
-    samples: str | None,
-    sample_count: int,
-    uint8: bool,
-    float_layers: int | None,
-    export: str | None,
-    folder: str,
-    trust: bool,
-    json_: bool,
-) -> None:
-    """Write the trained or an exported model as the file OUT for LiteRT (TensorFlow Lite) or ONNX.
-
-    \b
-    litert          float32
-    litert-dynamic  weights of 8 bits
-    litert-int8     integers of 8 bits, but for the first layers and the last
-    onnx            float32
-
-    OUT is converted/NAME-FORMAT.tflite or .onnx in the project by default. The file is run in its
-    own runtime before it gets its name, and what that found is printed. Needs
-    kerasmtl[litert] or kerasmtl[onnx].
-    """
-    try:
-        check_runtime(FORMATS[to].runtime)  # before anything slow
-        origin, name, rows = _from_export(export, folder) if export else _trained(folder, trust)
-        file = out or Path(folder) / "converted" / f"{name}-{to}{FORMATS[to].ending}"
-        made = _made(origin, file, to, samples or rows, sample_count, uint8, float_layers)
-    except ImportError as error:
-        raise click.ClickException(str(error)) from error
-    if json_:
-        about = {"path": str(file), "bytes": file.stat().st_size, **made.description}
-        click.echo(json.dumps(about, indent=2, ensure_ascii=False))
-        return
-    click.echo(_said(file, made.description["check"]))
-
-
-def _made(origin: Origin, file: Path, to: str, samples: Any, *options: Any) -> ConvertedModel:
-    from kerasmtl.export.convert import convert_model
-
-    model, tasks, columns, seed = origin
-    count, uint8, float_layers = options
-    return convert_model(
-        model,
-        file,
-        tasks,
-        to,
-        columns,
-        samples,
-        count,
-        uint8,
-        seed=seed,
-        float_layers=float_layers,
-    )
-
-
-def _trained(folder: str, trust: bool) -> tuple[Origin, str, Any]:
-    project = load_project(folder)
-    of = project.trained()
-    origin = (trained_model(project, trust), of.tasks, of.columns, project.training.seed)
-    return origin, project.name, _training_rows(project)
-
-
-def _from_export(export: str, folder: str) -> tuple[Origin, str, Any]:
-    """With the rows of the project that it lies in, if it lies in one."""
-    from kerasmtl.export.description import read_description
-
-    rows = None
-    if (Path(folder) / "project.toml").is_file():
-        rows = _training_rows(load_project(folder))
-    described = read_description(export) or {}
-    return (export, None, None, 0), described.get("name", "model"), rows
-
-
-def _training_rows(project: Project) -> Manifest | None:
-    """None where the labels are not at hand: most formats can do without."""
-    return project.part("train") if project.labels_csv.is_file() else None
-
-
-def _said(file: Path, check: dict[str, Any]) -> str:
-    off = max(check["largest_difference"].values())
-    agree = check["decisions_agree"]
-    decisions = "" if agree is None else f", {agree:.1%} of decisions the same"
-    return (
-        f"{file}\n{file.stat().st_size / 1e6:.2f} MB; on {check['rows']} rows at most {off:.2g} "
-        f"from the model{decisions}"
-    )
 
 
 @click.command()
@@ -156,22 +26,22 @@ def _said(file: Path, check: dict[str, Any]) -> str:
     "required",
     multiple=True,
     metavar="SCORE=NUMBER",
-    help="Publish only a model as good as that on the validation part: macro_auc=0.8, car.auc=0.7, "
-    "macro_brier=0.2 (of an error: at most); may be repeated.",
+    help="Minimum score on the validation split: macro_auc=0.8, car.auc=0.7, macro_brier=0.2 (of "
+    "an error: maximum). A worse model is not published. May be repeated.",
 )
 @click.option(
     "--thresholds",
     multiple=True,
     metavar="[TASK:]RULE",
-    help="From which probability on an answer is yes: f1 (the best F1), precision=0.9 (the best "
-    "recall at that precision or more), recall=0.9 (likewise), fitted by task on the validation "
-    "part; fixed (0.5), or a number. With TASK: for that one; may be repeated.  [default: as in "
+    help="Probability from which a decision is yes: f1 (the best F1), precision=0.9 (the best "
+    "recall at that precision or more), recall=0.9 (likewise), fitted per task on the validation "
+    "split; fixed (0.5), or a number. With TASK: for that task; may be repeated.  [default: as in "
     "training]",
 )
 @click.option(
     "--calibrate",
     is_flag=True,
-    help="Calibrate probabilities, by one temperature a task, on the validation part.",
+    help="Calibrate probabilities by one temperature per task, fitted on the validation split.",
 )
 @click.option("--licence", help="Of the model, such as CC-BY-4.0, for its card.")
 @in_project
@@ -188,21 +58,25 @@ def export(
 ) -> None:
     """Write the trained model as a SavedModel, under the next version number of OUT.
 
-    It appears after a fresh process without kerasmtl has answered golden requests as the model
-    does; OUT is by default saved_models/NAME of the project. Without the labels file nothing is
-    fitted or measured.
+    It appears after a fresh process without kerasmtl has answered as the model does. OUT is
+    saved_models/NAME of the project by default. Without the labels file nothing is fitted or
+    measured.
+
+    \b
+    Example:
+      kerasmtl export --require macro_auc=0.8 --thresholds precision=0.9 --licence CC-BY-4.0
     """
-    require = dict(_score(text) for text in required)
-    rules = dict(_rule(text) for text in thresholds)
+    require = dict(_parse_score(text) for text in required)
+    rules = dict(_parse_threshold(text) for text in thresholds)
     project = load_project(folder)
-    from kerasmtl.export.description import data_of, read_description
-    from kerasmtl.export.saved_model import export_saved_model
+    from kerasmtl.export.description import read_description
+    from kerasmtl.export.saved_model import describe_data, export_saved_model
 
     model = trained_model(project, trust)
     of = project.trained()
     validation, data = None, of.data
     if project.labels_csv.is_file():
-        data = of.data or data_of(project.labels_csv)
+        data = of.data or describe_data(project.labels_csv)
         try:
             validation = project.dataset(project.part("val"), model)
         except ValueError as error:
@@ -210,9 +84,9 @@ def export(
             if require or calibrate or not fixed:
                 raise
             click.echo(f"Nothing is fitted or measured: {error}", err=True)
-    # Calibrated probabilities are others: their thresholds are fitted here.
-    decided = {} if calibrate or None in rules else project.run.decisions()
-    chosen = _by_task(rules, of.tasks)
+    # Thresholds of the training are not those of calibrated probabilities.
+    fitted = {} if calibrate or None in rules else project.run.decisions()
+    chosen = _rules_by_task(rules, of.tasks)
     made = export_saved_model(
         model,
         out or project.export_folder,
@@ -220,46 +94,135 @@ def export(
         columns=of.columns,
         packed_bits=of.packed_bits,
         validation=validation,
-        thresholds={**decided, **(chosen or {})} if decided else chosen,
+        decisions={**fitted, **(chosen or {})} if fitted else chosen,
         calibrate=calibrate,
         require=require or None,
-        data=data,
-        licence=licence,
-        name=project.name,
+        card={"name": project.name, "licence": licence, "data": data},
     )
-    for line in _worth(read_description(made) or {}):
+    for line in _summary(read_description(made) or {}):
         click.echo(line, err=True)  # the folder alone is the output
     click.echo(made)
 
 
-def _worth(described: Mapping[str, Any]) -> list[str]:
-    """What an export scores on the validation part, and from which probability on it says yes."""
+@click.command()
+@click.argument("out", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--to", required=True, type=click.Choice(list(FORMATS)), help="The format.")
+@click.option(
+    "--decisions",
+    "version",
+    type=click.Path(),
+    metavar="VERSION",
+    help="Exported version, such as saved_models/NAME/1, whose thresholds and temperatures the "
+    "file gets.  [default: thresholds as in training]",
+)
+@click.option(
+    "--samples",
+    type=click.Path(dir_okay=False),
+    help="Labels file whose rows set the ranges of litert-int8 and check any format; rows of the "
+    "test split are left out.  [default: the training rows]",
+)
+@click.option(
+    "--sample-count",
+    default=300,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many rows of them at most.",
+)
+@click.option("--uint8", is_flag=True, help="litert-int8 takes pixels of 0 to 255.")
+@in_project
+@trusting
+@as_json
+@plain_errors
+def convert(
+    out: Path | None,
+    to: str,
+    version: str | None,
+    samples: str | None,
+    sample_count: int,
+    uint8: bool,
+    folder: str,
+    trust: bool,
+    json_: bool,
+) -> None:
+    """Write the trained model as the file OUT for LiteRT (TensorFlow Lite) or ONNX.
+
+    \b
+    litert          float32
+    litert-dynamic  weights of 8 bits
+    litert-int8     integers of 8 bits throughout
+    onnx            float32
+
+    OUT is converted/NAME-FORMAT.tflite or .onnx in the project by default. The file is run in its
+    own runtime before it appears, and how near it is to the model is printed. Needs
+    kerasmtl[litert] or kerasmtl[onnx].
+
+    \b
+    Example:
+      kerasmtl convert --to litert --decisions saved_models/NAME/1
+    """
+    try:
+        check_runtime(FORMATS[to].runtime)  # before anything slow
+    except ImportError as error:
+        raise click.ClickException(str(error)) from error
+    project = load_project(folder)
+    model, of = trained_model(project, trust), project.trained()
+    file = out or Path(folder) / "converted" / f"{project.name}-{to}{FORMATS[to].suffix}"
+    from kerasmtl.export.convert import convert_model
+    from kerasmtl.export.description import read_decisions
+
+    rows = project.part("train") if samples is None and project.labels_csv.is_file() else samples
+    made = convert_model(
+        model,
+        file,
+        of.tasks,
+        to,
+        columns=of.columns,
+        samples=rows,
+        sample_count=sample_count,
+        uint8=uint8,
+        decisions=read_decisions(version) if version else project.run.decisions(),
+        seed=project.training.seed,
+    )
+    if json_:
+        about = {"path": str(file), "bytes": file.stat().st_size, **made.description}
+        click.echo(json.dumps(about, indent=2, ensure_ascii=False))
+        return
+    check = made.description["check"]
+    agree = check["decisions_agree"]
+    click.echo(
+        f"{file}\n{file.stat().st_size / 1e6:.2f} MB; on {check['rows']} rows at most "
+        f"{max(check['largest_difference'].values()):.2g} from the model"
+        + ("" if agree is None else f", {agree:.1%} of decisions the same")
+    )
+
+
+def _summary(described: Mapping[str, Any]) -> list[str]:
+    """Say an export's mean scores on the validation split, and its thresholds."""
     lines = []
     for kind, scores in ((described.get("metrics") or {}).get("macro") or {}).items():
         means = {name: of["mean"] for name, of in scores.items() if of["mean"] is not None}
         shown = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
         lines.append(f"Validation, mean over the {kind} tasks: {shown}")
-    yes = [
-        f"{task['name']} from {task['threshold']:.3g}"
+    thresholds = [
+        f"{task['name']} {task['threshold']:.3g}"
         for task in described.get("tasks", ())
         if task.get("threshold") is not None
     ]
-    return [*lines, *([f"Yes: {listed(yes)}"] if yes else [])]
+    return [*lines, *([f"Thresholds: {listed(thresholds)}"] if thresholds else [])]
 
 
-def _score(text: str) -> tuple[str, float]:
-    name, equals, number = text.partition("=")
+def _parse_score(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
     try:
         return name.strip(), float(number)
     except ValueError:
         raise click.BadParameter(
-            f"expected SCORE=NUMBER, such as macro_auc=0.8, received {text!r}",
-            param_hint="--require",
+            f"must be SCORE=NUMBER, such as macro_auc=0.8, got {text!r}", param_hint="--require"
         ) from None
 
 
-def _by_task(rules: dict[str | None, Any], tasks: Sequence[Task]) -> Any:
-    """One rule for all, or a dict: what is said of a task goes before what is said of all."""
+def _rules_by_task(rules: dict[str | None, Any], tasks: Sequence[Task]) -> Any:
+    """Return one rule for all tasks, or a dict, where a task's own rule precedes that for all."""
     every = rules.pop(None, None)
     if not rules:
         return every
@@ -267,13 +230,13 @@ def _by_task(rules: dict[str | None, Any], tasks: Sequence[Task]) -> Any:
     return of_all | rules
 
 
-def _rule(text: str) -> tuple[str | None, Any]:
-    """The task, None for all of them, and the rule; a task's name may have colons, too."""
+def _parse_threshold(text: str) -> tuple[str | None, Any]:
+    """Return the task (None for all) and the rule; a task's name may contain colons."""
     task, colon, rule = text.rpartition(":")
-    return (task if colon else None), _rule_of(rule.strip(), text)
+    return (task if colon else None), _parse_rule(rule.strip(), text)
 
 
-def _rule_of(rule: str, text: str) -> Any:
+def _parse_rule(rule: str, text: str) -> Any:
     if rule in ("f1", "fixed"):
         return rule
     name, equals, number = rule.partition("=")
@@ -286,7 +249,7 @@ def _rule_of(rule: str, text: str) -> Any:
     if isinstance(found, tuple) and found[0] in ("precision", "recall") and 0 < found[1] <= 1:
         return found
     raise click.BadParameter(
-        "expected f1, fixed, a number from 0 to 1, or a share such as precision=0.9 or "
-        f"recall=0.9, of one task as car:recall=0.9, received {text!r}",
+        "must be f1, fixed, a number from 0 to 1, or a share such as precision=0.9 or recall=0.9; "
+        f"of one task, as car:recall=0.9; got {text!r}",
         param_hint="--thresholds",
     )

@@ -1,4 +1,4 @@
-"""A trained model as one file for LiteRT or ONNX, proven in that runtime before it has a name."""
+"""Converts a trained model to a LiteRT or ONNX file, verified in the target runtime."""
 
 from __future__ import annotations
 
@@ -14,409 +14,376 @@ import numpy as np
 import tensorflow as tf
 
 from kerasmtl._version import __version__
+from kerasmtl.data.dataset import make_dataset
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.data.table import Table
+from kerasmtl.evaluation.calibration import DEFAULT, Decision
 from kerasmtl.export.converted_model import (
     BATCH,
     ConvertedModel,
     Run,
     check_runtime,
-    describe,
     runner,
+    write_file_description,
 )
-from kerasmtl.export.formats import FORMATS, NEAR, Format
-from kerasmtl.export.interface import ExportedModel, Face, Model, answers
+from kerasmtl.export.formats import FORMATS, Format
+from kerasmtl.export.interface import ModelInterface, reference_answers
 from kerasmtl.export.litert import litert_bytes
 from kerasmtl.export.onnx import onnx_bytes
 from kerasmtl.tasks import Task, as_tasks
+from kerasmtl.utils.validation import check_choice, check_count
 
 COUNT = 300  # samples by default; TensorFlow's guide names some hundreds as enough
 NOISE = 4  # rows of noise, where no samples are given
+CALIBRATING = 2 / 3  # of the samples set the ranges of int8; the others are for the check
+AGREEMENT = 0.98  # of decisions, below which there is a warning
+NEAR = {"probability": 1e-5, "number": 1e-4}  # allowed differences; of numbers above 1, relative
 
 
-def draw_samples(source: Any, face: Face, count: int = COUNT, seed: int = 0) -> np.ndarray:
-    """Inputs drawn from a source, (up to `count`, *face.shape) float32.
+def convert_model(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    tasks: Iterable[Task | str],
+    to: str = "litert",
+    *,
+    columns: Sequence[str] | None = None,
+    samples: Any = None,
+    sample_count: int = COUNT,
+    uint8: bool = False,
+    decisions: Mapping[str, Decision | float] | None = None,
+    seed: int = 0,
+) -> ConvertedModel:
+    """Write a model as one file for another runtime, and verify it there.
+
+    The input is `pixels`, (batch, height, width, 3) float32 in [0, 1] of the model's size, or
+    `features`, (batch, columns) float32, NaN = missing. The outputs, float32, are named after the
+    tasks: (batch,) probability or number, (batch, classes) of a multiclass task. LiteRT's signature
+    is `serving_default`. The file carries its description (`ConvertedModel.description`).
+
+    Before the file is written to its final path, it runs in its own runtime on samples, or on noise
+    without: "litert" and "onnx" must give the model's probabilities to 1e-5, and its numbers to
+    1e-4 (relative above 1). The other two lose precision; the description says how much.
 
     Args:
-        source: an array; a data set of `make_dataset`, of which the first rows are taken; a
-            `Manifest` or `Table`, or the path of a labels file, of which rows are drawn. Rows that
-            the file calls test are never drawn.
-        face: of the model.
-        count: the most rows.
-        seed: of drawing.
+        model: functional or sequential, with the outputs that `build_model` makes for `tasks`.
+        path: the file to write, .tflite or .onnx; never overwritten.
+        tasks: of the outputs, in order.
+        to: "litert", float32; "litert-dynamic", weights of 8 bits; "litert-int8", integers of 8
+            bits throughout, for images; or "onnx", float32.
+        columns: of a model of rows, the names of its inputs, in order.
+        samples: rows like those that the model will see, which "litert-int8" needs: an array, a
+            data set of `make_dataset`, a manifest, or a labels file; rows of the test split are
+            not drawn. Two thirds set the ranges of the integers, the others are for the check.
+        sample_count: how many rows of `samples` are drawn at most.
+        uint8: of "litert-int8", the input is uint8 pixels 0 to 255.
+        decisions: threshold and temperature by task: `Decision`s, as `kt.export.read_decisions` of
+            an exported version or `kt.calibration.fit_decisions` return, or thresholds. By default
+            0.5. Temperatures are applied to the outputs; thresholds are part of the description.
+        seed: of drawing samples.
+
+    Returns:
+        The file, opened.
 
     Raises:
-        FileNotFoundError: the labels file or a picture is absent.
-        ValueError: rows of another shape than the model takes, none at all, or pictures that are
-            not in [0, 1].
+        FileExistsError: the file exists; nothing is changed.
+        ImportError: the runtime is not installed; names the extra.
+        ValueError: an unknown format or a wrong suffix, a model that the format cannot hold or that
+            gives other numbers there, or tasks, columns, samples or decisions that do not fit.
+
+    Example:
+        >>> import tempfile
+        >>> import kerasmtl as kt
+        >>> model = kt.build_model(kt.backbones.mlp(2, [4]), ["leak", "wear"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made = kt.export.convert_model(
+        ...         model, folder + "/pumps.onnx", ["leak", "wear"], "onnx",
+        ...         columns=["age", "load"], decisions={"leak": 0.3},
+        ...     )
+        ...     [task["threshold"] for task in made.description["tasks"]]
+        [0.3, 0.5]
     """
-    if count < 1:
-        raise ValueError(f"`sample_count` is too small. Expected at least 1. Received: {count}")
-    if isinstance(source, str | os.PathLike):
-        source = _read(Path(source), face)
-    if isinstance(source, Manifest):
-        rows = _of_manifest(source, face, count, seed)
-    elif isinstance(source, tf.data.Dataset):
-        rows = _of_dataset(source, count)
+    kind, target = _check_target(to, Path(path))
+    check_runtime(kind.runtime)
+    chosen = as_tasks(tasks)
+    interface = ModelInterface.of(model, chosen, columns, _check_decisions(chosen, decisions))
+    _check_options(to, interface, samples, uint8)
+    rows = None if samples is None else draw_samples(samples, interface, sample_count, seed)
+    cut = 0 if rows is None or len(rows) < 2 else round(len(rows) * CALIBRATING)
+    if kind.runtime == "onnx":
+        made = onnx_bytes(model, interface)
     else:
-        rows = np.asarray(source)[:count]
-    return _checked(rows, face)
+        ranges = None if rows is None else rows[: cut or None]
+        made = litert_bytes(model, interface, to.partition("-")[2] or None, ranges, uint8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
+        file = Path(folder) / target.name
+        file.write_bytes(made)
+        checked = noise(interface) if rows is None else rows[cut:]
+        check = compare(model, runner(file, interface.name), interface, checked, uint8, kind.exact)
+        check["on"] = "noise" if rows is None else "samples"
+        write_file_description(file, _describe(interface, to, uint8, check))
+        _publish(file, target)
+    agree = check["decisions_agree"]
+    if rows is not None and agree is not None and agree < AGREEMENT:
+        warnings.warn(
+            f"{target} decides differently from the model in {1 - agree:.1%} of the cases checked. "
+            "litert keeps the model's decisions.",
+            stacklevel=2,
+        )
+    return ConvertedModel(target)
 
 
-def noise(face: Face) -> np.ndarray:
-    """Rows that need no data, (rows, *face.shape) float32; of a table, one has missing cells."""
-    rng = np.random.default_rng(0)
-    if face.columns is None:
-        return rng.random((NOISE, *face.shape), dtype="float32")
-    rows = rng.normal(size=(NOISE, *face.shape)).astype("float32")
-    rows[-1, ::2] = np.nan
+def draw_samples(
+    source: Any, interface: ModelInterface, count: int = COUNT, seed: int = 0
+) -> np.ndarray:
+    """Draw inputs from a source.
+
+    Args:
+        source: as `samples` of `convert_model`. Of an array or a data set the first rows are taken.
+        interface: of the model.
+        count: how many rows at most.
+        seed: of drawing.
+
+    Returns:
+        (rows, *interface.shape) float32.
+
+    Raises:
+        FileNotFoundError: the labels file or an image is absent.
+        ValueError: rows of another shape than the model takes, none at all, or pixels outside
+            [0, 1].
+    """
+    check_count("sample_count", count)
+    if isinstance(source, str | os.PathLike):
+        if interface.columns is None:
+            source = Manifest.from_csv(source)
+        else:
+            source = Table.load(source, tasks=interface.tasks, features=interface.columns)
+    if isinstance(source, Manifest):
+        source = _drawn(source, interface, count, seed)
+    if isinstance(source, tf.data.Dataset):
+        source = _first(source, count)
+    rows = np.asarray(source)[:count]
+    if rows.dtype.kind not in "biuf" or rows.shape[1:] != interface.shape or not len(rows):
+        raise ValueError(
+            f"`samples` must be (rows, {', '.join(map(str, interface.shape))}) numbers, got "
+            f"{rows.shape} {rows.dtype}"
+        )
+    rows = rows.astype("float32")
+    if interface.columns is None and not (rows.min() >= 0 and rows.max() <= 1):  # NaN, too
+        raise ValueError(f"`samples` must be pixels in [0, 1], got {rows.min()} to {rows.max()}")
     return rows
 
 
-def _read(path: Path, face: Face) -> Manifest:
-    if face.columns is None:
-        return Manifest.from_csv(path)
-    return Table.load(path, tasks=face.tasks, features=face.columns)
-
-
-def _of_manifest(manifest: Manifest, face: Face, count: int, seed: int) -> np.ndarray:
-    from kerasmtl.data.dataset import make_dataset
-
-    if isinstance(manifest, Table) == (face.columns is None):
+def _drawn(manifest: Manifest, interface: ModelInterface, count: int, seed: int) -> Any:
+    if isinstance(manifest, Table) == (interface.columns is None):
         raise ValueError(
-            "`samples` is of another kind than the model. Expected "
-            f"{'pictures' if face.columns is None else 'a table'}. Received: {manifest!r}"
+            f"`samples` must be {'images' if interface.columns is None else 'a table'}, as the "
+            f"model takes them, got {manifest!r}"
         )
     known = manifest.splits is not None
     rows = np.flatnonzero(manifest.splits != "test") if known else np.arange(len(manifest))
     if not len(rows):
-        raise ValueError(
-            f"`samples` {manifest.source} has test rows only. Expected rows to learn from."
-        )
-    drawn = np.random.default_rng(seed).permutation(rows)[:count]
-    taken = manifest.take(drawn)
+        raise ValueError(f"`samples` must not be test rows only, got {manifest.source}")
+    taken = manifest.take(np.random.default_rng(seed).permutation(rows)[:count])
     if isinstance(taken, Table):
-        return taken.with_columns(face.columns).features
-    return _of_dataset(make_dataset(taken, face.shape[:2], cache=False), count)
+        return taken.with_columns(interface.columns).features
+    return make_dataset(taken, interface.shape[:2], cache=False)
 
 
-def _of_dataset(dataset: tf.data.Dataset, count: int) -> np.ndarray:
+def _first(dataset: tf.data.Dataset, count: int) -> np.ndarray:
     batches, found = [], 0
     for batch in dataset:
-        batches.append(np.asarray(batch[0] if isinstance(batch, tuple) else batch)[: count - found])
+        batches.append(np.asarray(batch[0] if isinstance(batch, tuple) else batch))
         found += len(batches[-1])
         if found >= count:
             break
     if not batches:
-        raise ValueError("`samples` is an empty data set. Expected at least one batch.")
+        raise ValueError("`samples` must have at least one batch, got an empty data set")
     return np.concatenate(batches)
 
 
-def _checked(rows: np.ndarray, face: Face) -> np.ndarray:
-    if rows.dtype.kind not in "biuf" or rows.shape[1:] != face.shape or not len(rows):
-        raise ValueError(
-            f"`samples` do not fit the model. Expected (rows, {', '.join(map(str, face.shape))}) "
-            f"numbers. Received: {rows.shape}, {rows.dtype}"
-        )
-    rows = rows.astype("float32")
-    if face.columns is None and not (rows.min() >= 0 and rows.max() <= 1):  # NaN is refused, too
-        raise ValueError(
-            "`samples` are no pictures as the model takes them. Expected pixels in [0, 1]. "
-            f"Received: {rows.min()} to {rows.max()}"
-        )
+def noise(interface: ModelInterface) -> np.ndarray:
+    """Return rows for a check without data, (rows, *interface.shape) float32."""
+    rng = np.random.default_rng(0)
+    if interface.columns is None:
+        return rng.random((NOISE, *interface.shape), dtype="float32")
+    rows = rng.normal(size=(NOISE, *interface.shape)).astype("float32")
+    rows[-1, ::2] = np.nan
     return rows
 
 
 def compare(
-    model: Model,
+    model: keras.Model,
     run: Run,
-    face: Face,
+    interface: ModelInterface,
     rows: np.ndarray,
-    limits: Mapping[str, float],
     uint8: bool,
     exact: bool,
 ) -> dict[str, Any]:
-    """The largest difference by task, and the share of decisions that are the same.
+    """Compare a converted model with its original.
 
     Args:
         model: the original.
         run: the converted one.
-        face: of both.
-        rows: inputs, (rows, *face.shape) float32.
-        limits: by binary task, from which probability on the answer is yes.
-        uint8: the converted one takes uint8 pixels.
-        exact: whether differences have to be within `NEAR`.
+        interface: of both.
+        rows: inputs, (rows, *interface.shape) float32.
+        uint8: whether the converted one takes uint8 pixels.
+        exact: whether differences must be within `NEAR`.
+
+    Returns:
+        "rows"; "largest_difference" by task; "decisions_agree", the share of equal decisions.
 
     Raises:
-        ValueError: an output has another shape, is NaN where the model's is not, or is beyond the
-            bounds of `NEAR`, if they are to be exact.
+        ValueError: an output has another shape, is NaN where the model's is not, or differs by more
+            than `NEAR` if `exact`.
     """
     if uint8:  # both get what uint8 can hold
         rows = np.rint(rows * 255).astype("uint8")
-    wanted = answers(model, rows / np.float32(255) if uint8 else rows, face, BATCH)
+    floats = rows / np.float32(255) if uint8 else rows
+    wanted = reference_answers(model, floats, interface, BATCH)
     try:
         parts = [run(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
-        got = {task.name: np.concatenate([p[task.name] for p in parts]) for task in face.tasks}
+        got = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
     except Exception as error:  # runtimes raise their own errors, of types that are not public
         raise ValueError(
-            f"`model` was converted, but its own runtime cannot run it: {str(error)[:300]}"
+            f"`model` was converted, but the runtime cannot run the file: {str(error)[:300]}"
         ) from error
     differences = {name: _difference(name, got[name], wanted[name]) for name in got}
-    bounds = {
-        t.name: NEAR["number" if t.kind == "regression" else "probability"] for t in face.tasks
+    beyond = {
+        task.name: differences[task.name]
+        for task in interface.tasks
+        if differences[task.name] > NEAR["number" if task.kind == "regression" else "probability"]
     }
-    beyond = {name: value for name, value in differences.items() if value > bounds[name]}
     if exact and beyond:
         raise ValueError(
-            f"`model` gives other numbers once converted, and nothing was written. Expected at "
-            f"most {NEAR} between them. Received: {beyond}"
+            f"`model` must give the same numbers once converted, to {NEAR}, got differences of "
+            f"{beyond}. Nothing was written."
         )
     return {
         "rows": len(rows),
         "largest_difference": differences,
-        "decisions_agree": decisions_agree(got, wanted, limits, face),
+        "decisions_agree": decisions_agree(got, wanted, interface),
     }
 
 
 def decisions_agree(
-    got: Mapping[str, np.ndarray],
-    wanted: Mapping[str, np.ndarray],
-    limits: Mapping[str, float],
-    face: Face,
+    got: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], interface: ModelInterface
 ) -> float | None:
-    """The share of rows and tasks with the same answer; None if no task has answers.
+    """Return the share of rows and tasks with the same decision; None if no task has decisions.
 
-    A binary task's is whether its probability reaches the limit, a multiclass task's the likeliest
-    class; a number is none.
+    A binary task's decision is whether its probability reaches the threshold, a multiclass task's
+    is the most probable class; a regression task has none.
     """
     same = []
-    for task in face.tasks:
+    for task in interface.tasks:
         both = got[task.name], wanted[task.name]
         if task.kind == "binary":
-            same.append(np.equal(*(values >= limits[task.name] for values in both)))
+            threshold = interface.decisions[task.name].threshold
+            same.append(np.equal(*(values >= threshold for values in both)))
         elif task.kind == "multiclass":
             same.append(np.equal(*(values.argmax(axis=1) for values in both)))
     return float(np.concatenate(same).mean()) if same else None
 
 
 def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> float:
-    """The largest |got - wanted| / max(1, |wanted|) where the model gives a number."""
+    """Return the largest |got - wanted| / max(1, |wanted|) where the model gives a number."""
     known = np.isfinite(wanted)
     if got.shape != wanted.shape or not np.isfinite(got[known]).all():
         raise ValueError(
-            f"`model` gives no numbers for task {name!r} once converted. Expected shape "
-            f"{wanted.shape}. Received: {got.shape}"
+            f"`model` must give finite numbers of shape {wanted.shape} for task {name!r} once "
+            f"converted, got {got.shape}"
         )
-    if not known.any():
-        return 0.0
     off = np.abs(got[known].astype("float64") - wanted[known])
-    return float((off / np.maximum(1.0, np.abs(wanted[known]))).max())
+    return float((off / np.maximum(1.0, np.abs(wanted[known]))).max(initial=0.0))
 
 
-CALIBRATING = 2 / 3  # of the samples set the ranges of int8; the others are for the check
-AGREEMENT = 0.98  # of decisions, below which there is a warning
-
-
-def convert_model(
-    model: keras.Model | str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    tasks: Iterable[Task | str] | None = None,
-    to: str = "litert",
-    columns: Sequence[str] | None = None,
-    samples: Any = None,
-    sample_count: int = COUNT,
-    uint8: bool = False,
-    thresholds: Mapping[str, float] | None = None,
-    seed: int = 0,
-    float_layers: int | None = None,
-) -> ConvertedModel:
-    """Write a model, or an exported version, as one file for another runtime, and prove it there.
-
-    Shapes: the input is `pixels` (batch, height, width, 3) float32 in [0, 1], of the model's size,
-    or `features` (batch, columns) float32, NaN = missing. The outputs, float32, are called as the
-    tasks: (batch,) probability or number, (batch, classes) of a multiclass task. LiteRT's
-    signature is `serving_default`. The file carries its description (`ConvertedModel.description`).
-
-    Before the file gets its name it runs in its own runtime on samples, or on noise without: a
-    probability of "litert" or "onnx" that is more than 1e-5 from the model's is refused, and a
-    number that is more than 1e-4 (relative, above 1); the other two lose precision, and the
-    description says how much.
-
-    Args:
-        model: as `build_model` makes it; or the folder of an exported version, whose tasks,
-            columns, temperatures and thresholds the file then has.
-        path: the file to write, .tflite or .onnx.
-        tasks: of a model, the names of the outputs, in order.
-        to: "litert", float32; "litert-dynamic", weights of 8 bits; "litert-int8", integers of 8
-            bits, see `float_layers`; or "onnx", float32.
-        columns: of a model of a table, the names of the inputs, in order.
-        samples: rows that stand for what the model will see, which "litert-int8" needs: an array, a
-            data set of `make_dataset`, a `Manifest` or `Table`, or a labels file, of which rows
-            that are not test rows are drawn. Two thirds set the ranges, the others are checked.
-        sample_count: the most rows of `samples` to take.
-        uint8: of "litert-int8" for pictures, the input is uint8 pixels from 0 to 255.
-        thresholds: by binary task, from which probability on the answer is yes; 0.5 by default. The
-            description carries them, and the check counts decisions by them.
-        seed: of drawing samples.
-        float_layers: of "litert-int8", how many convolutions compute in float32, counted from the
-            input; by default five eighths, which keeps 98 % of decisions where integers alone do
-            not. 0: integers throughout, for hardware that has nothing else; temperatures are
-            computed in float32 all the same.
-
-    Raises:
-        FileExistsError: the file exists; nothing is changed.
-        ImportError: the extra is not installed; says which one.
-        ValueError: an unknown format or a wrong ending, a model that this format cannot hold, or
-            one that gives other numbers there, tasks or columns or samples that do not fit.
-    """
-    kind, target = _checked_convert(to, Path(path))
-    check_runtime(kind.runtime)
-    origin, face = _origin(model, tasks, columns)
-    _check_options(to, face, samples, uint8, float_layers)
-    limits = _limits(face, {**getattr(origin, "thresholds", {}), **(thresholds or {})})
-    rows = None if samples is None else draw_samples(samples, face, sample_count, seed)
-    cut = 0 if rows is None or len(rows) < 2 else round(len(rows) * CALIBRATING)
-    ranges = None if rows is None else rows[: cut or None]
-    made = _bytes(origin, face, to, ranges, uint8, float_layers)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as aside:
-        file = Path(aside) / target.name
-        file.write_bytes(made)
-        checked = noise(face) if rows is None else rows[cut:]
-        run = runner(file, face.name)
-        check = compare(origin, run, face, checked, limits, uint8, kind.exact)
-        check["on"] = "noise" if rows is None else "samples"
-        describe(file, _description(origin, face, to, uint8, limits, check))
-        _place(file, target)
-    _warn(check, target, noisy=rows is None)
-    return ConvertedModel(target)
-
-
-def _origin(
-    model: keras.Model | str | os.PathLike[str],
-    tasks: Iterable[Task | str] | None,
-    columns: Sequence[str] | None,
-) -> tuple[Model, Face]:
-    if isinstance(model, str | os.PathLike):
-        if tasks is not None or columns is not None:
-            raise ValueError(
-                "`tasks` and `columns` are those of the export. Expected neither with the folder "
-                f"of one. Received: {model}"
-            )
-        exported = ExportedModel(model)
-        return exported, Face.of_export(exported)
-    if tasks is None:
-        raise ValueError(
-            "`tasks` are missing. Expected the names of the model's outputs, in order."
-        )
-    return model, Face.of(model, as_tasks(tasks), columns)
-
-
-def _checked_convert(to: str, target: Path) -> tuple[Format, Path]:
-    if to not in FORMATS:
-        raise ValueError(f"`to` is no format. Expected one of {list(FORMATS)}. Received: {to!r}")
-    if target.suffix != FORMATS[to].ending:
-        raise ValueError(
-            f"`path` does not end as a file of {to}. Expected {FORMATS[to].ending}. Received: "
-            f"{target}"
-        )
+def _check_target(to: str, target: Path) -> tuple[Format, Path]:
+    kind = FORMATS[check_choice("to", to, FORMATS)]
+    if target.suffix != kind.suffix:
+        raise ValueError(f"`path` must end with {kind.suffix} for {to}, got {target}")
     if os.path.lexists(target):
         raise _exists(target)
-    return FORMATS[to], target
+    return kind, target
 
 
 def _exists(target: Path) -> FileExistsError:
-    return FileExistsError(
-        f"`path` {target} exists, and is never overwritten. Choose another name, or remove it."
-    )
+    return FileExistsError(f"`path` must be new, got {target}, which exists. Remove it first.")
 
 
-def _check_options(
-    to: str, face: Face, samples: Any, uint8: bool, float_layers: int | None
-) -> None:
-    integers = to == "litert-int8"
-    if float_layers is not None and (not integers or float_layers < 0):
+def _check_decisions(
+    tasks: Sequence[Task], decisions: Mapping[str, Decision | float] | None
+) -> dict[str, Decision]:
+    given = dict(decisions or {})
+    kinds = {task.name: task.kind for task in tasks}
+    found = {
+        name: Decision(DEFAULT if kind == "binary" else None, None if kind == "regression" else 1.0)
+        for name, kind in kinds.items()
+    }
+    for name, each in given.items():
+        if isinstance(each, Decision) and name in kinds:
+            found[name] = each
+        elif kinds.get(name) == "binary" and not isinstance(each, bool) and 0 <= each <= 1:
+            found[name] = Decision(float(each), 1.0)
+        else:
+            raise ValueError(
+                "`decisions` must be by task a Decision or, of a binary task, a threshold from 0 "
+                f"to 1, got {name!r}: {each!r}; the tasks are {kinds}"
+            )
+    return found
+
+
+def _check_options(to: str, interface: ModelInterface, samples: Any, uint8: bool) -> None:
+    if to != "litert-int8":
+        if uint8:
+            raise ValueError(f"`uint8` must be False but for litert-int8, got True with to={to!r}")
+        return
+    if interface.columns is not None:
         raise ValueError(
-            "`float_layers` is for litert-int8. Expected 0 or more with it. Received: "
-            f"{float_layers} with to={to!r}"
+            "`to` must be litert, litert-dynamic or onnx for a table, got 'litert-int8': its "
+            "columns have no range in common, and no integer means missing"
         )
-    if uint8 and not integers:
-        raise ValueError(f"`uint8` is for litert-int8. Expected False. Received: to={to!r}")
-    if integers and face.columns is not None:
+    if samples is None:
         raise ValueError(
-            "`to` litert-int8 is for pictures. A table's columns have no range in common, and no "
-            "integer stands for a missing one. Expected litert, litert-dynamic or onnx."
+            "`samples` must be training images for litert-int8, whose ranges they set: a data set, "
+            "a manifest or a labels file; got None"
         )
-    if integers and samples is None:
+    warm = [n for n, each in interface.decisions.items() if each.temperature not in (None, 1.0)]
+    if warm:
         raise ValueError(
-            "`samples` are missing: they set the ranges of litert-int8. Expected training "
-            "pictures: a data set, a Manifest or a labels file."
+            f"`decisions` must have no temperatures for litert-int8, got some for {warm[:10]}: "
+            "integers of 8 bits cannot compute logits. Use litert-dynamic, or decisions that were "
+            "fitted without calibration."
         )
 
 
-def _limits(face: Face, thresholds: Mapping[str, float] | None) -> dict[str, float]:
-    given, binary = dict(thresholds or {}), [t.name for t in face.tasks if t.kind == "binary"]
-    wrong = {k: v for k, v in given.items() if k not in binary or not 0 <= v <= 1}
-    if wrong:
-        raise ValueError(
-            f"`thresholds` do not fit. Expected numbers in [0, 1] by binary task, of {binary}. "
-            f"Received: {wrong}"
-        )
-    return {name: float(given.get(name, 0.5)) for name in binary}
-
-
-def _bytes(
-    model: Model,
-    face: Face,
-    to: str,
-    samples: np.ndarray | None,
-    uint8: bool,
-    float_layers: int | None,
-) -> bytes:
-    if to == "onnx":
-        return onnx_bytes(model, face)
-    quantize = to.partition("-")[2] or None
-    return litert_bytes(model, face, quantize, samples, uint8, float_layers)
-
-
-def _description(
-    model: Model,
-    face: Face,
-    to: str,
-    uint8: bool,
-    limits: Mapping[str, float],
-    check: dict[str, Any],
+def _describe(
+    interface: ModelInterface, to: str, uint8: bool, check: dict[str, Any]
 ) -> dict[str, Any]:
-    import tensorflow as tf
-
-    export = model.described if isinstance(model, ExportedModel) else None
-    warm = {task["name"]: task.get("temperature") for task in (export or {}).get("tasks", ())}
-    pictures = face.columns is None
+    images = interface.columns is None
     inputs: dict[str, Any] = {
         "dtype": "uint8" if uint8 else "float32",
-        "shape": [None, *face.shape],
+        "shape": [None, *interface.shape],
     }
-    if pictures:
+    if images:
         inputs["range"] = [0, 255] if uint8 else [0, 1]
     return {
         "format": 1,
         "to": to,
-        "kind": "pictures" if pictures else "table",
-        "image_size": list(face.shape[:2]) if pictures else None,
-        "columns": None if pictures else list(face.columns or ()),
-        "inputs": {face.name: inputs},
+        "kind": "pictures" if images else "table",
+        "image_size": list(interface.shape[:2]) if images else None,
+        "columns": None if images else list(interface.columns or ()),
+        "inputs": {interface.name: inputs},
         "tasks": [
             {
                 "name": task.name,
                 "kind": task.kind,
                 "classes": list(task.classes),
-                "threshold": limits.get(task.name),
-                "temperature": warm.get(task.name),
+                "threshold": interface.decisions[task.name].threshold,
+                "temperature": interface.decisions[task.name].temperature,
             }
-            for task in face.tasks
+            for task in interface.tasks
         ],
         "check": check,
-        "export": export and {key: export[key] for key in ("name", "version", "created")},
         "versions": {
             "kerasmtl": __version__,
             "keras": keras.__version__,
@@ -425,22 +392,13 @@ def _description(
     }
 
 
-def _place(file: Path, target: Path) -> None:
+def _publish(file: Path, target: Path) -> None:
+    """Give a finished file its name, without replacing one that appeared meanwhile."""
     try:
-        os.link(file, target)  # which, unlike a rename, never replaces what came there meanwhile
+        os.link(file, target)  # which, unlike a rename, never replaces
     except FileExistsError:
         raise _exists(target) from None
     except OSError:  # a file system without links
         if os.path.lexists(target):
             raise _exists(target) from None
         os.rename(file, target)
-
-
-def _warn(check: dict[str, Any], target: Path, noisy: bool) -> None:
-    agree = check["decisions_agree"]
-    if not noisy and agree is not None and agree < AGREEMENT:
-        warnings.warn(
-            f"{target} decides otherwise than the model in {1 - agree:.1%} of the cases checked. "
-            "litert keeps the model's decisions.",
-            stacklevel=3,
-        )

@@ -1,9 +1,13 @@
-"""Converted models run in their own runtimes, and the description that each file carries."""
+"""Runs converted models in their own runtimes, and reads the description that each file carries.
+
+Needs neither TensorFlow nor Keras.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from functools import cached_property
@@ -12,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from kerasmtl.export.formats import FORMATS, needs
+from kerasmtl.export.formats import FORMATS, missing_package
 
 BATCH = 32
-DESCRIPTION = "model.json"  # in the archive behind a .tflite file
+DESCRIPTION = "model.json"  # in the zip archive at the end of a .tflite file
 PROPERTY = "kerasmtl"  # among the metadata of an .onnx file
 _MODULES = {"litert": ("ai_edge_litert.interpreter",), "onnx": ("onnx", "onnxruntime")}
 
@@ -23,46 +27,66 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class ConvertedModel:
-    """A file of `convert_model`, run by its own runtime, without TensorFlow or Keras.
+    """A file of `convert_model`, run by LiteRT or ONNX Runtime.
 
     Args:
-        path: the file.
+        path: the .tflite or .onnx file.
         threads: for the runtime; by default its own choice.
 
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: its runtime is not installed.
-        ValueError: it is no file of `convert_model`.
+
+    Example:
+        >>> import tempfile
+        >>> import kerasmtl as kt, numpy as np
+        >>> model = kt.build_model(kt.backbones.mlp(2, [4]), ["leak", "wear"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = folder + "/pumps.onnx"
+        ...     _ = kt.export.convert_model(
+        ...         model, file, ["leak", "wear"], "onnx", columns=["age", "load"]
+        ...     )
+        ...     probabilities = kt.export.ConvertedModel(file).predict(np.ones((3, 2)))
+        >>> {name: values.shape for name, values in probabilities.items()}
+        {'leak': (3,), 'wear': (3,)}
     """
 
-    def __init__(self, path: Path | str, threads: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"`path` {path} is no file. Expected a converted model.")
-        self.runtime = "onnx" if self.path.suffix == FORMATS["onnx"].ending else "litert"
+            raise FileNotFoundError(f"`path` must be a converted model, but {path} is not a file")
+        self.runtime = "onnx" if self.path.suffix == FORMATS["onnx"].suffix else "litert"
         check_runtime(self.runtime)
         self.threads = threads
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What the file says of itself: format, input, tasks with kinds and classes, check."""
+        """Format, input, tasks with classes, thresholds and temperatures, and the check.
+
+        Raises:
+            ValueError: the file is not one of `convert_model`.
+        """
         try:
             text = _READERS[self.runtime](self.path)
         except Exception as error:  # each reader has its own errors for a damaged file
             raise ValueError(
-                f"`path` {self.path} is no converted model. Expected a file of `convert_model`, "
-                f"which describes itself. Received: {error}"
+                f"`path` must be a file of `convert_model`, which describes itself, got "
+                f"{self.path}: {error}"
             ) from error
         return json.loads(text)
 
     def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs by task, float32: shapes as `kerasmtl.tasks.by_task`.
+        """Return the outputs by task, float32.
 
-        Shapes: inputs (batch, height, width, 3) float in [0, 1], or uint8 from 0 to 255 if the
-        file takes uint8, which floats are rounded to; or (batch, columns).
+        Args:
+            inputs: (batch, height, width, 3) float in [0, 1], or uint8 0 to 255 if the file takes
+                uint8 (floats are then rounded to it); or (batch, columns) numbers, NaN = missing.
+
+        Returns:
+            (batch,) probability or number, (batch, classes) of a multiclass task.
 
         Raises:
-            ValueError: inputs of another shape or type.
+            ValueError: inputs of another shape or dtype.
         """
         given = self._checked(np.asarray(inputs))
         parts = [self._run(given[start : start + BATCH]) for start in range(0, len(given), BATCH)]
@@ -78,11 +102,16 @@ class ConvertedModel:
         (takes,) = self.description["inputs"].values()
         wanted, shape = takes["dtype"], tuple(takes["shape"][1:])
         floats = inputs.dtype.kind == "f"
-        fits = floats or inputs.dtype == wanted or (len(shape) == 1 and inputs.dtype.kind in "biu")
+        # Integers may be pixels of 0 to 255, which would be taken for numbers of 0 to 1.
+        fits = (
+            floats
+            or inputs.dtype == wanted
+            or ("range" not in takes and inputs.dtype.kind in "biu")
+        )
         if inputs.shape[1:] != shape or not len(inputs) or not fits:
             raise ValueError(
-                f"`inputs` do not fit the model. Expected (batch, {', '.join(map(str, shape))}) "
-                f"{wanted}. Received: {inputs.shape}, {inputs.dtype}"
+                f"`inputs` must be (batch, {', '.join(map(str, shape))}) {wanted}, got "
+                f"{inputs.shape} {inputs.dtype}"
             )
         if wanted == "uint8" and floats:
             inputs = np.rint(np.clip(inputs, 0, 1) * 255)
@@ -90,17 +119,17 @@ class ConvertedModel:
 
 
 def check_runtime(runtime: str) -> None:
-    """Raise ImportError, with what to install, unless a runtime is there."""
+    """Raise ImportError, with what to install, if a runtime is absent."""
     for module in _MODULES[runtime]:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise needs(runtime, module.split(".")[0].replace("_", "-")) from error
+            raise missing_package(runtime, module.split(".")[0].replace("_", "-")) from error
 
 
 def runner(path: Path, name: str, threads: int | None = None) -> Run:
-    """A file as a function of its input, which is called `name`."""
-    if path.suffix == FORMATS["onnx"].ending:
+    """Return a file as a function of its input, which is called `name`."""
+    if path.suffix == FORMATS["onnx"].suffix:
         return _onnx_runner(path, name, threads)
     from ai_edge_litert.interpreter import Interpreter
 
@@ -108,17 +137,17 @@ def runner(path: Path, name: str, threads: int | None = None) -> Run:
     return lambda inputs: serve(**{name: inputs})
 
 
-def describe(path: Path, description: dict[str, Any]) -> None:
-    """Add a description to a file, which its runtime passes over."""
+def write_file_description(path: Path, description: dict[str, Any]) -> None:
+    """Add a description to a file; its runtime ignores it."""
     text = json.dumps(description, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    if path.suffix == FORMATS["onnx"].ending:
+    if path.suffix == FORMATS["onnx"].suffix:
         import onnx
 
         made = onnx.load(str(path))
         onnx.helper.set_model_props(made, {PROPERTY: text})
         onnx.save(made, str(path))
         return
-    # As TensorFlow Lite's own metadata tool packs the files that belong to a model.
+    # TensorFlow Lite's own metadata tool packs associated files in the same way.
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(DESCRIPTION), text)
 

@@ -1,4 +1,9 @@
-"""model.json: what an export says of itself."""
+"""The layout of an exported version, and `model.json`, which describes it.
+
+A version is a SavedModel folder; everything below `assets.extra` is ours, and TensorFlow ignores
+it. This module is the one definition of that layout: the server, the client's page and the
+predictor read exports through it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +23,18 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasmtl._version import __version__
 from kerasmtl.evaluation.calibration import Decision
-from kerasmtl.export.golden import EXTRA
-from kerasmtl.export.signatures import column_inputs
 from kerasmtl.tasks import Task
 
-MODEL_FILE = os.path.join(EXTRA, "model.json")
+EXTRA = "assets.extra"
+MODEL_JSON = f"{EXTRA}/model.json"
+MODEL_CARD = f"{EXTRA}/MODEL_CARD.md"
+GOLDEN = f"{EXTRA}/golden"
+GOLDEN_REQUEST = f"{GOLDEN}/rest_row.request.json"
+GOLDEN_RESPONSE = f"{GOLDEN}/rest_row.response.json"
+WARM_UP = f"{EXTRA}/tf_serving_warmup_requests"
+DEFAULT_SIGNATURE = "serving_default"
+DECISION = "_decision"  # the output with a task's decision is named after the task and this
 FORMAT = 1
-
-
-def data_of(labels: str | os.PathLike[str], rows: int | None = None) -> dict[str, Any]:
-    """What to remember of the labels file that a model was trained on: hash, rows, its name.
-
-    `rows`: how many of them it was trained on.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with open(labels, "rb") as file:
-        digest = file_digest(file, "sha256").hexdigest()
-    return {"sha256": digest, "rows": rows, "source": Path(labels).name}
-
-
-def checked_data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What a caller says of the data; raises ValueError if it is no mapping."""
-    if data is not None and not isinstance(data, Mapping):
-        raise ValueError(
-            "`data` is no description. Expected what data_of gives, a dict with sha256, rows and "
-            f"source. Received: {str(data)[:80]!r}"
-        )
-    return None if data is None else dict(data)
 
 
 def describe(
@@ -58,21 +45,23 @@ def describe(
     decisions: Mapping[str, Decision],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of model.json, for the SavedModel in a folder.
+    """Compose the content of model.json.
 
-    `about`: "kind", "image_size", "columns", "packed_bits", "max_pixels", "metrics", "data" and
-    "licence".
+    Args:
+        folder: the SavedModel, whose signatures are read from its graph.
+        name: of the model.
+        version: its number.
+        tasks: of the outputs, in order.
+        decisions: threshold and temperature by task.
+        about: further entries: what the input is, "metrics", "data" and "licence".
     """
-    columns = list(about["columns"] or [])
     return {
         **about,
         "format": FORMAT,
         "name": name,
         "version": version,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "columns": columns,
-        "inputs": column_inputs(columns) if columns else None,
-        "tasks": [_task(task, decisions[task.name]) for task in tasks],
+        "tasks": [_describe_task(task, decisions[task.name]) for task in tasks],
         "signatures": signatures_in(folder),
         "versions": {
             "kerasmtl": __version__,
@@ -84,8 +73,8 @@ def describe(
 
 
 def write_description(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write model.json: UTF-8, sorted, strict JSON, in which what is not defined is null."""
-    file = folder / MODEL_FILE
+    """Write model.json: UTF-8, sorted, strict JSON (NaN and infinity become null)."""
+    file = folder / MODEL_JSON
     file.parent.mkdir(exist_ok=True)
     text = json.dumps(
         _strict(content), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
@@ -94,28 +83,112 @@ def write_description(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_description(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What model.json in an export says; None if there is none.
+    """Read the model.json of an exported version.
+
+    Args:
+        folder: of the version, such as saved_models/NAME/1.
+
+    Returns:
+        Name, version, input, tasks, signatures, metrics and more; None without a model.json, as in
+        a SavedModel that something else wrote.
 
     Raises:
-        ValueError: it is no such description, or of a later format.
+        ValueError: the file is not such a description, or of a later format.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> import kerasmtl as kt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "assets.extra", "model.json")
+        ...     file.parent.mkdir()
+        ...     _ = file.write_text(json.dumps({"format": 1, "tasks": [{"name": "car"}]}))
+        ...     kt.export.read_description(folder)["tasks"]
+        [{'name': 'car'}]
     """
-    file = Path(folder) / MODEL_FILE
-    if not file.is_file():
-        return None
+    file = Path(folder) / MODEL_JSON
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
     except ValueError as error:
-        raise ValueError(f"`{file}` is no JSON. Received: {error}") from None
+        raise ValueError(f"`{file}` must be JSON, got an error: {error}") from None
     received = found.get("format") if isinstance(found, dict) else found
     if received != FORMAT:
-        raise ValueError(
-            f"`{file}` has another format. Expected format {FORMAT}. Received: {str(received)[:80]}"
+        raise ValueError(f"`{file}` must have format {FORMAT}, got {str(received)[:80]!r}")
+    tasks = found.get("tasks")
+    named = isinstance(tasks, list) and all(
+        isinstance(task, dict) and isinstance(task.get("name"), str) for task in tasks
+    )
+    if not named:
+        raise ValueError(f"`{file}` must list its tasks by name, got {str(tasks)[:80]!r}")
+    return found
+
+
+def check_version_folder(folder: str | os.PathLike[str]) -> Path:
+    """Check that a path is one version of an exported model.
+
+    Raises:
+        FileNotFoundError: the path is absent.
+        ValueError: it is not a SavedModel; names the newest version below it, if there are any.
+    """
+    path = Path(folder)
+    if (path / "saved_model.pb").is_file():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(
+            f"`export` must be a version of an exported model, such as saved_models/NAME/1, but "
+            f"{folder} does not exist"
+        )
+    below = [int(p.parent.name) for p in path.glob("*/saved_model.pb") if p.parent.name.isdigit()]
+    hint = f" Pass one of its versions: {path / str(max(below))}" if below else ""
+    raise ValueError(
+        f"`export` must be a folder with a saved_model.pb, got {folder}, which has none.{hint}"
+    )
+
+
+def read_decisions(folder: str | os.PathLike[str]) -> dict[str, Decision]:
+    """Read the thresholds and temperatures of an exported version.
+
+    Args:
+        folder: of the version, such as saved_models/NAME/1.
+
+    Returns:
+        A `Decision` by task: for `decisions=` of `export_saved_model` and `convert_model`, and for
+        `threshold=` of `evaluate`.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is not a version with a model.json.
+
+    Example:
+        >>> import tempfile
+        >>> import kerasmtl as kt
+        >>> model = kt.build_model(kt.backbones.mlp(2, [4]), ["leak"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     version = kt.export_saved_model(
+        ...         model, folder, ["leak"], columns=["x", "y"], decisions=0.3, verify=False
+        ...     )
+        ...     kt.export.read_decisions(version)["leak"].threshold
+        0.3
+    """
+    described = read_description(check_version_folder(folder))
+    if described is None:
+        raise ValueError(f"`folder` must contain {MODEL_JSON}, got {folder}")
+    found = {}
+    for task in described["tasks"]:
+        rule = dict(task.get("decision") or {})
+        found[task["name"]] = Decision(
+            threshold=task.get("threshold"),
+            temperature=task.get("temperature"),
+            rule=rule.pop("rule", None),
+            known=rule.pop("known", 0),
+            notes=tuple(rule.pop("notes", ())),
+            scores=rule,
         )
     return found
 
 
 def signatures_in(folder: Path) -> dict[str, Any]:
-    """By signature, dtype and shape of its inputs and outputs; None = any length."""
+    """Return dtype and shape of all inputs and outputs, by signature; None = any length."""
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     return {
         name: {"inputs": _tensors(signature.inputs), "outputs": _tensors(signature.outputs)}
@@ -134,7 +207,7 @@ def _tensors(infos: Any) -> dict[str, Any]:
     }
 
 
-def _task(task: Task, decision: Decision) -> dict[str, Any]:
+def _describe_task(task: Task, decision: Decision) -> dict[str, Any]:
     rule = None
     if decision.rule is not None:
         rule = {
@@ -154,6 +227,7 @@ def _task(task: Task, decision: Decision) -> dict[str, Any]:
 
 
 def _strict(value: Any) -> Any:
+    """Replace what JSON lacks: NumPy scalars, NaN, paths."""
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,40 +1,34 @@
-"""A trained model for runtimes other than TensorFlow's: LiteRT (TensorFlow Lite) and ONNX."""
+"""The file formats that `convert_model` writes: LiteRT (TensorFlow Lite) and ONNX."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Format:
-    """One way to write a model.
+class Format(NamedTuple):
+    """One file format.
 
-    Args:
-        runtime: "litert" or "onnx".
-        ending: of its files.
-        extra: of kerasmtl, which brings what writes and runs it.
-        exact: whether it gives the model's numbers; if not, how far it is off is measured and told.
+    `runtime` is "litert" or "onnx", and also the extra of kerasmtl that installs what writes and
+    runs it; `suffix` of its files; `exact`, whether the file must give the model's numbers (if
+    not, how far it is off is measured and reported).
     """
 
     runtime: str
-    ending: str
-    extra: str
+    suffix: str
     exact: bool
 
 
-NEAR = {"probability": 1e-5, "number": 1e-4}  # how far it may be off; a number above 1, as a share
-
 FORMATS = {
-    "litert": Format("litert", ".tflite", "litert", True),
-    "litert-dynamic": Format("litert", ".tflite", "litert", False),
-    "litert-int8": Format("litert", ".tflite", "litert", False),
-    "onnx": Format("onnx", ".onnx", "onnx", True),
+    "litert": Format("litert", ".tflite", True),
+    "litert-dynamic": Format("litert", ".tflite", False),
+    "litert-int8": Format("litert", ".tflite", False),
+    "onnx": Format("onnx", ".onnx", True),
 }
 
 
-def needs(extra: str, module: str) -> ImportError:
-    """The error for a package that an extra brings, and that is absent."""
+def missing_package(runtime: str, module: str) -> ImportError:
+    """Return the error for a package that an extra installs, and that is absent."""
     return ImportError(
         f"`to` needs the package {module}, which is not installed. Install it: pip install "
-        f"'kerasmtl[{extra}]'"
+        f"'kerasmtl[{runtime}]'"
     )

@@ -1,41 +1,41 @@
-"""MODEL_CARD.md: what an export says of itself, for people.
+"""MODEL_CARD.md, the description of an exported version for people.
 
 Source of the form: Mitchell et al. 2019, https://arxiv.org/abs/1810.03993
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kerasmtl.export.golden import EXTRA
-
-CARD_FILE = os.path.join(EXTRA, "MODEL_CARD.md")
-_HIDDEN = {"kind"}
+from kerasmtl.export.description import MODEL_CARD
 
 
 def write_card(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the card of an export, from the content of its model.json."""
-    (folder / CARD_FILE).write_text(model_card(about), encoding="utf-8")
+    (folder / MODEL_CARD).write_text(model_card(about), encoding="utf-8")
 
 
 def model_card(about: Mapping[str, Any]) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown.
+
+    Args:
+        about: the content of model.json.
+    """
     parts = [
         f"# {_plain(about['name'])}, version {about['version']}",
         _summary(about),
-        "## What it predicts",
+        "## Outputs",
         _tasks(about["tasks"]),
         *_notes(about["tasks"]),
-        "## What it takes",
+        "## Inputs",
         _inputs(about),
         _signatures(about["signatures"]),
-        "## How good it is",
+        "## Scores",
         _metrics(about["metrics"]),
-        "## How to ask it",
+        "## How to call it",
         _request(about),
     ]
     return "\n\n".join(parts) + "\n"
@@ -72,9 +72,9 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
     head = ["task", "kind", "classes", "threshold", "rule", "known labels"]
     head += ["precision", "recall", "f1", "temperature"]
     text = (
-        "A binary task's decision is 1 from its threshold on. Precision, recall and F1 are those "
-        "of the decisions, on the very labels that the threshold was fitted on, so rather too "
-        "good. A temperature of 1 leaves probabilities as they are."
+        "A binary task's decision is 1 where the probability is at least the threshold. Precision, "
+        "recall and F1 are those of the decisions on the labels that the threshold was fitted on, "
+        "so they are optimistic. A temperature of 1 leaves probabilities as they are."
     )
     return f"{_table(head, map(cells, tasks))}\n\n{text}"
 
@@ -96,10 +96,9 @@ def _inputs(about: Mapping[str, Any]) -> str:
         )
     height, width = about["image_size"]
     return (
-        f"Pictures, which the model itself resizes to {height} x {width} pixels without keeping "
-        "the aspect ratio: JPEG (EXIF orientation is applied), PNG, GIF (first frame), BMP, still "
-        "WebP; "
-        "grey, palette, CMYK and alpha (which is dropped) too. More than "
+        f"Images, which the model itself resizes to {height} x {width} pixels without keeping the "
+        "aspect ratio: JPEG (EXIF orientation is applied), PNG, GIF (first frame), BMP, still "
+        "WebP; grey, palette, CMYK and alpha (which is dropped) too. Images of more than "
         f"{about['max_pixels']} pixels are refused."
     )
 
@@ -128,16 +127,16 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
     rows = metrics.get("rows")
     of = f" of {rows} rows" if rows else ""
     if metrics.get("of") == "validation":
-        of += " of the validation part"
+        of += " of the validation split"
     parts = [
-        f"On the known labels{of}, before calibration; accuracy and F1 at the threshold of the "
-        "evaluation, 0.5 unless another was asked for, not at those above."
+        f"On the known labels{of}, before calibration. Accuracy and F1 are at the threshold of the "
+        "evaluation, 0.5 by default, not at those above."
     ]
     by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, scores in metrics["tasks"].items():
         by_kind.setdefault(scores.get("kind", ""), {})[name] = scores
     for kind, tasks in by_kind.items():
-        names = [name for name in next(iter(tasks.values())) if name not in _HIDDEN]
+        names = [name for name in next(iter(tasks.values())) if name != "kind"]
         rows = [
             [task, *(_number(scores.get(name)) for name in names)] for task, scores in tasks.items()
         ]
@@ -149,8 +148,7 @@ def _request(about: Mapping[str, Any]) -> str:
     name = about["name"]
     return (
         f"TensorFlow Serving: {_code(f'POST /v1/models/{name}:predict')}; Open Inference Protocol: "
-        f"{_code(f'POST /v2/models/{name}/infer')}. Requests and the answers that this version "
-        "gave before it was published are in `golden/`."
+        f"{_code(f'POST /v2/models/{name}/infer')}. A request and the answer to it are in `golden/`."
     )
 
 
@@ -164,15 +162,12 @@ def _number(value: Any) -> Any:
 
 
 def _plain(value: Any) -> str:
-    """Text that stays one cell and no markup."""
+    """Escape text so that it stays one cell, without markup."""
     return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", _one_line(value))
 
 
 def _code(value: Any) -> str:
-    """A code span, in which nothing is escaped: its fence is longer than any in the text.
-
-    The text must neither begin nor end with a backtick.
-    """
+    """Return a code span, in which nothing is escaped: its fence is longer than any in the text."""
     text = _one_line(value)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{text}{fence}"

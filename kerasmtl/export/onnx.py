@@ -1,41 +1,43 @@
-"""ONNX, by way of tf2onnx, which reads TensorFlow's graph and knows no Keras."""
+"""Conversion to ONNX by tf2onnx, which reads TensorFlow's graph and does not need Keras."""
 
 from __future__ import annotations
 
 import logging
 import re
 
+import keras
 import tensorflow as tf
 
-from kerasmtl.export.formats import needs
-from kerasmtl.export.interface import Face, Model, serving_function
+from kerasmtl.export.formats import missing_package
+from kerasmtl.export.interface import ModelInterface, serving_function
 
 OPSET = 18  # the highest of tf2onnx 1.17
 
 
-def onnx_bytes(model: Model, face: Face) -> bytes:
-    """The model as an .onnx file: float32, one output per task, under its name.
+def onnx_bytes(model: keras.Model, interface: ModelInterface) -> bytes:
+    """Return the model as the content of an .onnx file: float32, one output per task.
 
     Args:
         model: what is converted.
-        face: of the model.
+        interface: of the model.
 
     Raises:
         ImportError: tf2onnx is not installed.
-        ValueError: ONNX has no such operation; the message names it.
+        ValueError: ONNX lacks an operation; the message names it.
     """
     try:
         import onnx
         import tf2onnx
     except ImportError as error:
-        raise needs("onnx", error.name or "tf2onnx") from error
-    # It logs that an operation is unsupported, and writes a file that nothing can read.
+        raise missing_package("onnx", error.name or "tf2onnx") from error
+    # tf2onnx logs that an operation is unsupported, and writes a file that nothing can read.
     logger = logging.getLogger("tf2onnx")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    serve = tf.function(serving_function(model, face), input_signature=[face.spec], autograph=False)
+    spec = [interface.spec()]
+    serve = tf.function(serving_function(model, interface), input_signature=spec, autograph=False)
     try:
-        made, _ = tf2onnx.convert.from_function(serve, input_signature=[face.spec], opset=OPSET)
+        made, _ = tf2onnx.convert.from_function(serve, input_signature=spec, opset=OPSET)
         onnx.checker.check_model(made, full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         found = sorted(set(re.findall(r"No Op registered for (\w+)", str(error))))

@@ -1,181 +1,87 @@
-"""The functions of an exported model, each with named inputs and outputs."""
+"""Signatures of an exported model: named inputs, and outputs named after the tasks."""
 
 from __future__ import annotations
 
 import keyword
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from kerasmtl.data.images import prepare_images, resize_image
 from kerasmtl.evaluation.calibration import TINY, Decision
+from kerasmtl.export.description import DECISION, DEFAULT_SIGNATURE
 from kerasmtl.tasks import Task, by_task
 
+MOST_NAMED = 100  # columns; a wider table is served as a matrix only
 
-def kind_of_input(
-    model: keras.Model, columns: Iterable[str] | None, packed_bits: bool, max_pixels: int
-) -> dict[str, Any]:
-    """What the model takes, as model.json has it.
+Tensors = dict[str, tf.Tensor]
+Arrays = dict[str, np.ndarray]
+# As ExportArchive.add_endpoint takes it: name, function, input signature.
+Endpoint = tuple[str, Callable[[Tensors], Tensors], list[dict[str, tf.TensorSpec]]]
 
-    Raises:
-        ValueError: no model, one without an input shape, or one that takes something else.
+
+class Signature(NamedTuple):
+    """One way to ask an exported model.
+
+    `specs`: of the arguments by name, first axis = batch. `to_input`: from the arguments to the
+    model's input, in the graph. `sample`: from a seed to arguments, for golden requests.
     """
-    shape = _input_shape(model)
-    if columns is not None:
-        return {
-            "kind": "table",
-            "image_size": None,
-            "columns": _checked_columns(shape, columns),
-            "packed_bits": packed_bits,
-            "max_pixels": None,
-        }
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
-        raise ValueError(
-            f"`max_pixels` is no number of pixels. Expected 1 or more. Received: {max_pixels!r}"
-        )
-    return {
-        "kind": "pictures",
-        "image_size": list(_checked_size(shape)),
-        "columns": None,
-        "packed_bits": False,
-        "max_pixels": max_pixels,
-    }
+
+    name: str
+    specs: dict[str, tf.TensorSpec]
+    to_input: Callable[[Tensors], tf.Tensor]
+    sample: Callable[[int], Arrays]
 
 
-def _input_shape(model: Any) -> Any:
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "`model` is no keras.Model. Expected one, such as build_model makes. Received: "
-            f"{type(model).__name__}"
-        )
-    try:
-        model.output_shape  # noqa: B018
-        return model.input_shape
-    except (AttributeError, ValueError) as error:
-        raise ValueError(
-            "`model` has no input and output shape yet: it was neither built with an Input nor "
-            f"called. Expected a functional or sequential model with one. Received: {error}"
-        ) from None
-
-
-def _checked_size(shape: Any) -> tuple[int, int]:
-    if isinstance(shape, tuple) and len(shape) == 2:
-        raise ValueError(
-            "`model` takes no pictures but rows of numbers. Expected their names. Call with "
-            "columns=table.columns."
-        )
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:] or shape[3] != 3:
-        raise ValueError(
-            "`model` takes no pictures of a fixed size. Expected input (batch, height, width, 3), "
-            "or (batch, columns) of a table. Models of text, of several inputs and of other shapes "
-            "have no signatures here: use keras.Model.export for them. "
-            f"Received: {shape}"
-        )
-    return shape[1:3]
-
-
-def _checked_columns(shape: Any, columns: Iterable[str]) -> tuple[str, ...]:
-    names = () if isinstance(columns, str) else tuple(columns)
-    if not all(isinstance(n, str) for n in names) or not names or len(set(names)) != len(names):
-        raise ValueError(
-            f"`columns` is no list of distinct names. Received: {str(columns)[:200]!r}"
-        )
-    if shape != (None, len(names)):
-        raise ValueError(
-            f"`columns` does not fit the model. Expected input (batch, {len(names)}). "
-            f"Received: {shape}"
-        )
-    return names
-
-
-MOST_NAMED = 100  # columns; a table of more is served as a matrix
-DECISION = "_decision"
-
-Named = dict[str, Any]
-Endpoint = tuple[str, Callable[..., Named], list[Any]]
-
-
-def picture_endpoints(
-    model: keras.Model, tasks: Sequence[Task], decisions: Mapping[str, Decision], most_pixels: int
-) -> list[Endpoint]:
-    """The signatures of a model of pictures: their bytes, pixels, and features of the bytes."""
-    size = model.input_shape[1:3]
-    answer = partial(answers, tasks=tasks, decisions=decisions)
-
-    def serve(image_bytes: tf.Tensor) -> Named:
-        return answer(model(prepare_images(image_bytes, size, most_pixels), training=False))
-
-    def serve_pixels(pixels: tf.Tensor) -> Named:
-        return answer(model(resized(pixels, size), training=False))
-
-    text = [tf.TensorSpec((None,), tf.string, name="image_bytes")]
-    shape = (None, None, None, 3)
-    found: list[Endpoint] = [
-        ("serving_default", serve, text),
-        ("pixels", serve_pixels, [tf.TensorSpec(shape, tf.uint8, name="pixels")]),
-        ("pixels_float", serve_pixels, [tf.TensorSpec(shape, tf.float32, name="pixels")]),
-    ]
-    embedding = embedding_model(model)
-    if embedding is not None:
-
-        def features(image_bytes: tf.Tensor) -> Named:
-            images = prepare_images(image_bytes, size, most_pixels)
-            return {"features": embedding(images, training=False)}
-
-        found.append(("features", features, text))
-    return found
-
-
-def table_endpoints(
+def endpoints(
     model: keras.Model,
+    signatures: Sequence[Signature],
     tasks: Sequence[Task],
     decisions: Mapping[str, Decision],
-    columns: Sequence[str],
 ) -> list[Endpoint]:
-    """The signatures of a model of rows: named columns, if they are few, a matrix, and features."""
+    """Make the functions of the SavedModel.
 
-    def serve(features: tf.Tensor) -> Named:
-        return answers(model(features, training=False), tasks, decisions)
+    Each signature answers with a probability, number or class probabilities by task, and a
+    decision. `features` takes what `serving_default` takes, and gives what the head is given, if
+    the model has a head.
+    """
 
-    def stacked(values: Named) -> tf.Tensor:
-        return tf.stack([values[inputs[column]] for column in columns], axis=1)
+    def serve(signature: Signature) -> Callable[[Tensors], Tensors]:
+        return lambda raw: answers(model(signature.to_input(raw), training=False), tasks, decisions)
 
-    matrix = [tf.TensorSpec((None, len(columns)), tf.float32, name="features")]
-    inputs = column_inputs(columns)
-    named = inputs and [{n: tf.TensorSpec((None,), tf.float32, name=n) for n in inputs.values()}]
+    found: list[Endpoint] = [(each.name, serve(each), [each.specs]) for each in signatures]
     embedding = embedding_model(model)
-    found: list[Endpoint] = []
-    for name in ("serving_default", "columns") if inputs else ("serving_default",):
-        found.append(
-            (name, lambda values: serve(stacked(values)), named)
-            if inputs
-            else (name, serve, matrix)
-        )
-    found.append(("matrix", serve, matrix))
     if embedding is not None:
+        default = signatures[0]
 
-        def features(values: Any) -> Named:
-            rows = stacked(values) if inputs else values
-            return {"features": embedding(rows, training=False)}
+        def features(raw: Tensors) -> Tensors:
+            return {"features": embedding(default.to_input(raw), training=False)}
 
-        found.append(("features", features, named or matrix))
+        found.append(("features", features, [default.specs]))
     return found
 
 
-def answers(outputs: Any, tasks: Sequence[Task], decisions: Mapping[str, Decision]) -> Named:
-    """A model's outputs by name: each task's, calibrated, and its decision.
+def answers(outputs: Any, tasks: Sequence[Task], decisions: Mapping[str, Decision]) -> Tensors:
+    """Name a model's outputs after the tasks, calibrate them, and add decisions.
 
-    Shapes: "<task>" (batch,) float32, or (batch, classes) of a multiclass task; "<task>_decision"
-    (batch,), int32 1 or 0 of a binary task, string of a multiclass task.
+    Args:
+        outputs: of the model.
+        tasks: of the outputs, in order.
+        decisions: threshold and temperature by task.
+
+    Returns:
+        "<task>": (batch,) float32, or (batch, classes) of a multiclass task. "<task>_decision":
+        (batch,) int32, 1 where the probability is at least the threshold; of a multiclass task
+        (batch,) string, the most probable class.
     """
-    found: Named = {}
+    found: Tensors = {}
     for task, values in zip(tasks, by_task(outputs, tasks).values(), strict=True):
         decision = decisions[task.name]
-        values = _at_temperature(tf.cast(values, tf.float32), task, decision.temperature)
+        values = at_temperature(tf.cast(values, tf.float32), task, decision.temperature)
         found[task.name] = values
         if task.kind == "binary":
             decided = values >= tf.constant(decision.threshold, tf.float32)
@@ -186,28 +92,33 @@ def answers(outputs: Any, tasks: Sequence[Task], decisions: Mapping[str, Decisio
     return found
 
 
+def at_temperature(values: tf.Tensor, task: Task, temperature: float | None) -> tf.Tensor:
+    """Calibrate probabilities: sigmoid(logit(p) / T), or softmax(log(p) / T) over classes.
+
+    Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
+    """
+    if temperature in (None, 1.0):
+        return values
+    if task.kind == "multiclass":
+        return tf.nn.softmax(tf.math.log(tf.maximum(values, TINY)) / temperature)
+    p = tf.clip_by_value(values, TINY, 1 - TINY)
+    # Not log1p(-p), which ONNX lacks; a p that small is as near without.
+    return tf.sigmoid((tf.math.log(p) - tf.math.log(1 - p)) / temperature)
+
+
 def check_names(tasks: Sequence[Task]) -> None:
-    """Raise ValueError if a task is named as the decision of another one is."""
+    """Raise ValueError if a task has the name of another task's decision."""
     decided = {task.name + DECISION for task in tasks if task.kind != "regression"}
     clash = sorted(decided & {task.name for task in tasks})
     if clash:
         raise ValueError(
-            f"`tasks` has names that the decisions of other tasks have. Expected names that do not "
-            f"end with {DECISION!r}. Received: {clash}"
+            f"`tasks` must not be named like the decision of another task, TASK{DECISION}, got "
+            f"{clash}"
         )
 
 
-def resized(pixels: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Pictures (batch, height, width, 3), uint8 or float32 in [0, 1], as float32 of this size."""
-    return tf.map_fn(
-        lambda image: resize_image(image, size),
-        pixels,
-        fn_output_signature=tf.TensorSpec((*size, 3), tf.float32),
-    )
-
-
 def embedding_model(model: keras.Model) -> keras.Model | None:
-    """From a model's inputs to what its head takes, (batch, features); None if that is unclear.
+    """Return the model up to its head, whose output is (batch, features); None if that is unclear.
 
     The head is what `task_head` made, or else the last layer.
     """
@@ -216,7 +127,7 @@ def embedding_model(model: keras.Model) -> keras.Model | None:
     heads = [layer for layer in heads if layer.name != "head_pool"] or layers[-1:]
     try:
         features = heads[0].input
-    except (AttributeError, IndexError, ValueError):  # no graph, or several calls
+    except (AttributeError, IndexError, ValueError):  # not functional, or called several times
         return None
     inputs = {id(tensor) for tensor in model.inputs}
     if not isinstance(features, keras.KerasTensor) or id(features) in inputs:
@@ -224,11 +135,171 @@ def embedding_model(model: keras.Model) -> keras.Model | None:
     return keras.Model(model.input, features) if len(features.shape) == 2 else None
 
 
-def column_inputs(columns: Sequence[str]) -> dict[str, str] | None:
-    """Column → name of its input in the signature `columns`; None if there are too many.
+def input_shape(model: Any) -> tuple[int | None, ...]:
+    """Return the shape of the model's one input.
 
-    Names that TensorFlow would take for the same (`a b`, `a_b`) leave the matrix only, too. Words
-    of Python cannot name an argument of TensorFlow's functions.
+    Raises:
+        ValueError: not a Keras model, one without a shape yet, or with several inputs.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model, got {type(model).__name__}")
+    try:
+        model.output_shape  # noqa: B018
+        shape = model.input_shape
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            "`model` must be functional or sequential, with an Input, or called once, got one "
+            f"without a shape: {error}"
+        ) from None
+    if not isinstance(shape, tuple):
+        raise ValueError(
+            f"`model` must have one input, got {len(shape)}. Use keras.Model.export for others."
+        )
+    return shape
+
+
+def kind_of_input(
+    shape: tuple[int | None, ...],
+    columns: Iterable[str] | None,
+    packed_bits: bool,
+    max_pixels: int,
+) -> dict[str, Any]:
+    """Return what the model takes, as model.json has it.
+
+    Raises:
+        ValueError: the model takes neither images of a fixed size nor these columns.
+    """
+    if columns is not None:
+        return {
+            "kind": "table",
+            "image_size": None,
+            "columns": check_columns(shape, columns),
+            "packed_bits": packed_bits,
+            "max_pixels": None,
+        }
+    if type(max_pixels) is not int or max_pixels < 1:
+        raise ValueError(f"`max_pixels` must be a positive integer, got {max_pixels!r}")
+    if len(shape) == 2:
+        raise ValueError(
+            "`columns` must name the columns of the model's input, got None. Call with "
+            "columns=table.columns."
+        )
+    if len(shape) != 4 or None in shape[1:] or shape[3] != 3:
+        raise ValueError(
+            "`model` must take images of a fixed size, (batch, height, width, 3), or rows, "
+            f"(batch, columns), got {shape}. Use keras.Model.export for other models."
+        )
+    return {
+        "kind": "pictures",
+        "image_size": list(shape[1:3]),
+        "columns": None,
+        "packed_bits": False,
+        "max_pixels": max_pixels,
+    }
+
+
+def check_columns(shape: tuple[int | None, ...], columns: Iterable[str]) -> list[str]:
+    """Return the names of the columns, if they are distinct and as many as the model takes."""
+    names = [] if isinstance(columns, str) else list(columns)
+    if shape != (None, len(set(names))) or len(set(names)) != len(names):
+        wanted = f"{shape[1]} distinct names" if len(shape) == 2 else f"None for input {shape}"
+        raise ValueError(f"`columns` must be {wanted}, got {str(columns)[:200]}")
+    return names
+
+
+def signatures_of(about: Mapping[str, Any]) -> list[Signature]:
+    """Return the signatures of a kind of input, the default one first."""
+    if about["columns"] is not None:
+        return table_signatures(about["columns"])
+    return image_signatures(tuple(about["image_size"]), about["max_pixels"])
+
+
+def image_signatures(size: tuple[int, int], most_pixels: int) -> list[Signature]:
+    """Return the signatures of a model of images: encoded files, or pixels of any size."""
+    shape = (None, None, None, 3)
+
+    def decoded(raw: Tensors) -> tf.Tensor:
+        return prepare_images(raw["image_bytes"], size, most_pixels)
+
+    def resized(raw: Tensors) -> tf.Tensor:
+        return tf.map_fn(
+            lambda image: resize_image(image, size),
+            raw["pixels"],
+            fn_output_signature=tf.TensorSpec((*size, 3), tf.float32),
+        )
+
+    def pixels(seed: int) -> Arrays:
+        rng = np.random.default_rng(seed)
+        return {"pixels": rng.integers(0, 256, (2, 33, 47, 3), "uint8")}
+
+    def floats(seed: int) -> Arrays:
+        return {"pixels": (pixels(seed)["pixels"] / 255).astype("float32")}
+
+    def spec(name: str, shape: tuple[int | None, ...], dtype: tf.DType) -> dict[str, tf.TensorSpec]:
+        return {name: tf.TensorSpec(shape, dtype, name=name)}
+
+    files = spec("image_bytes", (None,), tf.string)
+    return [
+        Signature(DEFAULT_SIGNATURE, files, decoded, example_images),
+        Signature("pixels", spec("pixels", shape, tf.uint8), resized, pixels),
+        Signature("pixels_float", spec("pixels", shape, tf.float32), resized, floats),
+    ]
+
+
+def example_images(seed: int) -> Arrays:
+    """Draw a JPEG, a PNG with an alpha channel and a grey JPEG: noise on smooth colours."""
+    rng = np.random.default_rng(seed)
+
+    def pixels(height: int, width: int, channels: int) -> np.ndarray:
+        coarse = rng.integers(0, 256, (3, 4, channels)).astype("float32")
+        smooth = np.asarray(tf.image.resize(coarse, (height, width)))
+        return (smooth + rng.normal(0, 4, smooth.shape)).clip(0, 255).astype("uint8")
+
+    files = [
+        tf.io.encode_jpeg(pixels(48, 64, 3), quality=90).numpy(),
+        tf.io.encode_png(pixels(40, 30, 4)).numpy(),
+        tf.io.encode_jpeg(pixels(31, 57, 1), quality=90).numpy(),
+    ]
+    return {"image_bytes": np.array(files, object)}
+
+
+def table_signatures(columns: Sequence[str]) -> list[Signature]:
+    """Return the signatures of a model of rows: named columns, if they are few, and a matrix."""
+    inputs = column_inputs(columns)
+
+    def rows(seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return rng.normal(size=(3, len(columns))).round(3).astype("float32")
+
+    def matrix(seed: int) -> Arrays:
+        return {"features": rows(seed)}
+
+    def gaps(seed: int) -> Arrays:
+        # Only here: JSON has no word for a missing value that all servers take.
+        absent = np.random.default_rng(seed).random((3, len(columns))) < 0.3
+        return {"features": np.where(absent, np.float32("nan"), rows(seed))}
+
+    spec = {"features": tf.TensorSpec((None, len(columns)), tf.float32, name="features")}
+    found = [Signature("matrix", spec, lambda raw: raw["features"], gaps)]
+    if inputs is None:
+        return [Signature(DEFAULT_SIGNATURE, spec, lambda raw: raw["features"], matrix), *found]
+
+    def stacked(raw: Tensors) -> tf.Tensor:
+        return tf.stack([raw[inputs[column]] for column in columns], axis=1)
+
+    def named(seed: int) -> Arrays:
+        return dict(zip(inputs.values(), rows(seed).T, strict=True))
+
+    specs = {name: tf.TensorSpec((None,), tf.float32, name=name) for name in inputs.values()}
+    both = [Signature(name, specs, stacked, named) for name in (DEFAULT_SIGNATURE, "columns")]
+    return [*both, *found]
+
+
+def column_inputs(columns: Sequence[str]) -> dict[str, str] | None:
+    """Return the name of each column's input in the signature `columns`; None if there are many.
+
+    Columns that TensorFlow would name alike (`a b`, `a_b`) are served as a matrix only, too.
+    Keywords of Python cannot name an argument of TensorFlow's functions.
     """
     names = {}
     for column in columns:
@@ -237,12 +308,3 @@ def column_inputs(columns: Sequence[str]) -> dict[str, str] | None:
         names[column] = plain if free else f"column_{plain}"
     distinct = len({name.lower() for name in names.values()}) == len(columns)
     return names if distinct and len(columns) <= MOST_NAMED else None
-
-
-def _at_temperature(values: tf.Tensor, task: Task, temperature: float | None) -> tf.Tensor:
-    if temperature in (None, 1.0):
-        return values
-    if task.kind == "multiclass":
-        return tf.nn.softmax(tf.math.log(tf.maximum(values, TINY)) / temperature)
-    p = tf.clip_by_value(values, TINY, 1 - TINY)
-    return tf.sigmoid((tf.math.log(p) - tf.math.log1p(-p)) / temperature)

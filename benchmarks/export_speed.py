@@ -84,7 +84,7 @@ def compare(
 ) -> tuple[float, float, float]:
     """Median pictures a second of the signature and of the parts, and the median ratio."""
     with tempfile.TemporaryDirectory() as folder:
-        path = kt.export_saved_model(model, Path(folder, "m"), TASKS, proof=False)
+        path = kt.export_saved_model(model, Path(folder, "m"), TASKS, verify=False)
         loaded = tf.saved_model.load(str(path))
     served = loaded.signatures["serving_default"]
     calls = [lambda batch: served(image_bytes=batch), apart(model, sides)]

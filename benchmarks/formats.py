@@ -27,10 +27,12 @@ import tensorflow as tf
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 import kerasmtl as kt
+from kerasmtl.evaluation.calibration import Decision
 from kerasmtl.export.convert import convert_model, decisions_agree
 from kerasmtl.export.converted_model import ConvertedModel
+from kerasmtl.export.description import DEFAULT_SIGNATURE
 from kerasmtl.export.formats import FORMATS
-from kerasmtl.export.interface import SIGNATURE, Face, write_saved_model
+from kerasmtl.export.interface import ModelInterface, write_saved_model
 from kerasmtl.models.hub.embedded import dataset_csv
 from kerasmtl.tasks import as_tasks, by_task
 
@@ -42,8 +44,7 @@ NAMES = {
     "saved_model": "SavedModel, TensorFlow",
     "litert": "LiteRT, float32",
     "litert-dynamic": "LiteRT, weights of 8 bits",
-    "litert-int8": "LiteRT, integers of 8 bits, both ends float32",
-    "litert-integers": "LiteRT, integers of 8 bits throughout",
+    "litert-int8": "LiteRT, integers of 8 bits",
     "onnx": "ONNX, ONNX Runtime",
 }
 COMPARED = ("saved_model", "litert", "litert-int8", "onnx")
@@ -87,20 +88,27 @@ def written(
     """A model in a format, and how to run it with one thread."""
     folder.mkdir(parents=True, exist_ok=True)
     if to == "saved_model":
-        face = Face.of(model, as_tasks(names), None)
-        write_saved_model(model, face, folder / to)
+        interface = interface_of(model, as_tasks(names))
+        write_saved_model(model, interface, folder / to)
         loaded = tf.saved_model.load(str(folder / to))
-        serve = loaded.signatures[SIGNATURE]
+        serve = loaded.signatures[DEFAULT_SIGNATURE]
 
         def predict(images: np.ndarray, keep: object = loaded) -> Outputs:
-            found = serve(**{face.name: tf.constant(images)})
+            found = serve(**{interface.name: tf.constant(images)})
             return {name: value.numpy() for name, value in found.items()}
 
         return folder / to, predict
-    kind, layers = ("litert-int8", 0) if to == "litert-integers" else (to, None)
-    file = folder / f"{to}{FORMATS[kind].ending}"
-    convert_model(model, file, names, kind, samples=samples, float_layers=layers)
+    file = folder / f"{to}{FORMATS[to].suffix}"
+    convert_model(model, file, names, to, samples=samples)
     return file, ConvertedModel(file, threads=1).predict
+
+
+def interface_of(
+    model: keras.Model, tasks: Sequence[kt.Task], limits: dict[str, float] | None = None
+) -> ModelInterface:
+    """Return the interface of a model of images, with thresholds."""
+    decisions = {task.name: Decision((limits or {}).get(task.name, 0.5), 1.0) for task in tasks}
+    return ModelInterface.of(model, tuple(tasks), None, decisions)
 
 
 def size_of(path: Path) -> int:
@@ -162,7 +170,6 @@ def accuracy_table(
     test: kt.Manifest,
 ) -> str:
     """Size, macro AUC on full labels, decisions that agree with Keras, and latency."""
-    face = Face.of(model, test.tasks, None)
     full = pd.read_csv(dataset_csv("street_scenes").with_name("labels_full.csv"))
     truth = full.set_index("image").loc[[str(image) for image in test.images]]
     images = pictures(test, model)
@@ -180,15 +187,17 @@ def accuracy_table(
         got = predict(images)
         auc = np.mean([roc_auc_score(truth[name], got[name]) for name in wanted])
         off = max(np.abs(got[name] - wanted[name]).max() for name in wanted)
-        same = [decisions_agree(got, wanted, limits, face) for limits in (half, best)]
+        same = [
+            decisions_agree(got, wanted, interface_of(model, test.tasks, limits))
+            for limits in (half, best)
+        ]
         lines.append(
             f"| {NAMES[to]} | {size_of(path) / 1e6:.2f} | {auc:.4f} | {off:.1e} | "
             f"{same[0]:.1%} | {same[1]:.1%} | {times[0][to]:.1f} | {times[1][to]:.0f} |"
         )
     return "\n".join(lines) + (
         f"\n\n{len(images)} test pictures, {len(wanted)} tasks. The best F1 is that on validation "
-        "labels. Of litert-int8, 98 % of the decisions or more the same were wanted. Integers "
-        "throughout: " + _changed(wanted, runs["litert-integers"][0], images)
+        "labels. litert-int8: " + _changed(wanted, runs["litert-int8"][0], images)
     )
 
 

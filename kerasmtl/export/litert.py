@@ -84,12 +84,10 @@ def _reason(error: Exception, model: keras.Model, quantize: str | None) -> str:
             "keras.config.set_dtype_policy('float32'), and give it the weights: "
             "again.set_weights(model.get_weights())"
         )
-    kind = "integers of 8 bits" if quantize == "int8" else "its own operations"
+    kind = "8-bit integer operation" if quantize == "int8" else "operation"
     found = sorted(set(re.findall(r"'(tf[a-z]*\.[A-Za-z0-9_]+)' op", str(error))))
     reason = ", ".join(found) or str(error).strip().split("\n")[0][:300]
-    return (
-        f"`model` cannot be converted to LiteRT, which has no counterpart in {kind} for: {reason}"
-    )
+    return f"`model` cannot be converted to LiteRT, which has no {kind} for: {reason}"
 
 
 def _half_precision(model: keras.Model) -> keras.Layer | None:

@@ -148,7 +148,7 @@ def _request(about: Mapping[str, Any]) -> str:
     name = about["name"]
     return (
         f"TensorFlow Serving: {_code(f'POST /v1/models/{name}:predict')}; Open Inference Protocol: "
-        f"{_code(f'POST /v2/models/{name}/infer')}. A request and the answer to it are in `golden/`."
+        f"{_code(f'POST /v2/models/{name}/infer')}. A request and its answer are in `golden/`."
     )
 
 

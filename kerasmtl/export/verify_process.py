@@ -9,15 +9,16 @@ import gc
 import json
 import sys
 
-import numpy as np
-import tensorflow as tf
-
 FORBIDDEN = ("kerasmtl", "keras", "tf_keras")
 TOLERANCE = 1e-5
 
-# An export must not need what wrote it: a module that is None cannot be imported.
+# An export must not need what wrote it: a module that is None cannot be imported. This comes before
+# TensorFlow's import, which imports Keras where it can.
 sys.modules.update(dict.fromkeys(FORBIDDEN))
-gc.disable()  # a short process; loading takes a fifth longer with it
+gc.disable()  # a short process, whose imports take a fifth longer with it
+
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 
 class Fault(Exception):

@@ -13,7 +13,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from kerasmtl.export.versions import GOLDEN
+from kerasmtl.export.description import GOLDEN_REQUEST
 from kerasmtl.serving.config import Limits
 from kerasmtl.serving.served_model import DEFAULT, Served, Signature
 
@@ -106,7 +106,7 @@ def _several(task: Mapping[str, Any], signature: Signature) -> bool:
 
 def _samples(served: Served, signature: Signature) -> list[dict[str, Any]]:
     """The examples of the golden request that an export brings along; none if it has none."""
-    file = served.folder / GOLDEN / "rest_row.request.json"
+    file = served.folder / GOLDEN_REQUEST
     try:
         if file.stat().st_size > SAMPLES:
             return []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasmtl.export.versions import description
+from kerasmtl.export.description import check_version_folder, read_description
 from kerasmtl.tasks import Task, as_tasks, by_task, output_columns
 
 if TYPE_CHECKING:
@@ -152,25 +152,7 @@ def describe_export(export: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: the folder is absent, or no SavedModel.
     """
-    path = Path(export)
-    if (path / "saved_model.pb").is_file():
-        return description(path) or {}
-    if not path.exists():
-        raise FileNotFoundError(
-            f"`export` {export} does not exist. Expected a version of an exported model, such as "
-            "saved_models/NAME/1."
-        )
-    versions = sorted(
-        int(part.parent.name)
-        for part in path.glob("*/saved_model.pb")
-        if part.parent.name.isdigit()
-    )
-    if versions:
-        raise ValueError(
-            f"`export` {export} holds the versions {versions} of an exported model. Expected one "
-            f"of them: {path / str(versions[-1])}"
-        )
-    raise ValueError(f"`export` {export} is no SavedModel. Expected a saved_model.pb in it.")
+    return read_description(check_version_folder(export)) or {}
 
 
 class Predicted(dict[str, Any]):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from kerasmtl.data.image_files import picture_fault
-from kerasmtl.export.versions import description, missing
+from kerasmtl.export.description import read_description
+from kerasmtl.export.versions import missing
 from kerasmtl.serving.errors import BadRows
 
 PICTURES = "image_bytes"  # the input that takes the bytes of pictures
@@ -65,7 +66,7 @@ class Served:
             raise ValueError(f"`folder` {folder} is no whole SavedModel: {lacking}.")
         self.folder = folder
         self.version = int(folder.name)
-        self.description = description(folder) or {}
+        self.description = read_description(folder) or {}
         try:
             self._loaded = tf.saved_model.load(str(folder))
         except Exception as error:  # TensorFlow has no common type for what can be wrong in there

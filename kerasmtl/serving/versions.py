@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kerasmtl.export.versions import GOLDEN, WARM_UP, Stamp, missing, stamp, versions_in
+from kerasmtl.export.description import GOLDEN, WARM_UP
+from kerasmtl.export.versions import Stamp, missing, stamp, versions_in
 from kerasmtl.serving.batching import predict_together
 from kerasmtl.serving.errors import Refused
 from kerasmtl.serving.protocols import read_predict, write_predict
@@ -164,8 +165,7 @@ def prepare(served: Served) -> None:
             served.call(signature, inputs)
     except Exception as error:  # a foreign file: anything may be in there
         raise ValueError(f"its warm-up requests fail: {error}") from error
-    for kind in ("rest_row", "rest_column"):
-        _replay(served, served.folder / GOLDEN, kind)
+    _replay(served, served.folder / GOLDEN, "rest_row")
 
 
 def _replay(served: Served, folder: Path, kind: str) -> None:

@@ -13,7 +13,7 @@ from pictures import write_pictures
 from PIL import Image
 
 import kerasmtl as kt
-import kerasmtl.export.saved_model
+import kerasmtl.export.verify
 from kerasmtl.cli import main
 from kerasmtl.export.description import read_description
 from kerasmtl.serving.predictor import (
@@ -62,9 +62,9 @@ def project(tmp_path_factory):
     report = kt.evaluate(model, made.dataset(test, model), TASKS, decisions)
     kept.finish(report, decisions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kerasmtl.export.saved_model, "prove", lambda *args: None)
+        patch.setattr(kerasmtl.export.verify, "verify", lambda *args: None)
         export = kt.export_saved_model(
-            model, folder / "out", TASKS, thresholds=decisions, data=made.trained().data
+            model, folder / "out", TASKS, decisions=decisions, card={"data": made.trained().data}
         )
     return folder, export
 
@@ -163,7 +163,7 @@ def test_an_absent_export_is_named_by_its_option(project):
 
 def test_an_export_by_the_command_decides_as_training_did(project, monkeypatch):
     folder, _ = project
-    monkeypatch.setattr(kerasmtl.export.saved_model, "prove", lambda *args: None)
+    monkeypatch.setattr(kerasmtl.export.verify, "verify", lambda *args: None)
     done = run("export", folder / "again", "--project", folder)
     assert done.exit_code == 0, done.output
     assert done.stdout == f"{folder / 'again' / '1'}\n"

@@ -69,5 +69,5 @@ def test_a_model_trained_by_a_plan_is_loaded_in_a_fresh_process(name, trained, l
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_model_trained_by_a_plan_is_exported(name, trained, tmp_path):
-    folder = kt.export_saved_model(trained[name], tmp_path / "saved", TASKS, proof=False)
+    folder = kt.export_saved_model(trained[name], tmp_path / "saved", TASKS, verify=False)
     assert (folder / "saved_model.pb").is_file()

@@ -64,8 +64,8 @@ def main() -> None:
             project.export_folder,
             manifest.tasks,
             validation=val_data,
-            thresholds=decisions,
-            data=project.trained().data,
+            decisions=decisions,
+            card={"data": project.trained().data},
         )
         print("SavedModel:", folder)
 

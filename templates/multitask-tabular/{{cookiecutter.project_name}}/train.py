@@ -57,8 +57,8 @@ def main() -> None:
             columns=table.columns,
             packed_bits=project.table.packed_bits,
             validation=val_data,
-            thresholds=decisions,
-            data=project.trained().data,
+            decisions=decisions,
+            card={"data": project.trained().data},
         )
         print("SavedModel:", folder)
 

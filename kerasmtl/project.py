@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from kerasmtl.data.manifest import Manifest
-    from kerasmtl.models.backbones import HubLayer
+    from kerasmtl.models.hub_layer import HubLayer
     from kerasmtl.training.record import Trained
 
 Pixels = Annotated[int, Field(gt=0)]
@@ -99,6 +99,7 @@ class ModelSettings(Settings):
 
     backbone: str = "tiny"
     backbone_sha256: str | None = Field(None, pattern=r"^[0-9A-Fa-f]{64}$")
+    input_range: tuple[float, float] | None = None
     image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = "auto"
     hidden: list[Annotated[int, Field(gt=0)]] = [512]
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -235,7 +236,12 @@ class Project(Settings):
         # Heavy: reading settings must stay quick.
         from kerasmtl.models.backbones import load_backbone
 
-        return load_backbone(self.backbone, trainable=trainable, sha256=self.model.backbone_sha256)
+        return load_backbone(
+            self.backbone,
+            trainable=trainable,
+            sha256=self.model.backbone_sha256,
+            input_range=self.model.input_range,
+        )
 
     def manifest(self, trained: Trained | None = None, every_row: bool = False) -> Manifest:
         """The labels file, read and checked; a `Table` if there is a section [table].

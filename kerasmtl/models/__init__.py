@@ -1,1 +1,1 @@
-"""Backbones and heads: `build_model` and what it builds on."""
+"""Backbones, heads and layer groups."""

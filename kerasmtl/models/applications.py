@@ -1,4 +1,4 @@
-"""Backbones from keras.applications, with their own preprocessing built in."""
+"""Backbones from keras.applications, with the preprocessing of the family built in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 import keras
 
 IMAGE_SIZE = 224
-# What each was trained for where that is not 224, as in its `include_top=True` input shape.
+# Image sizes of the training where that is not 224: the input shapes with `include_top=True`.
 SIZES = {
     "EfficientNetB1": 240, "EfficientNetB2": 260, "EfficientNetB3": 300, "EfficientNetB4": 380,
     "EfficientNetB5": 456, "EfficientNetB6": 528, "EfficientNetB7": 600,
@@ -27,35 +27,36 @@ def is_application(name: str) -> bool:
 
 
 def parse_application(handle: str) -> tuple[str, str] | None:
-    """The name and the weights that a handle stands for; None if it is no keras.applications model.
+    """Splits a handle into model name and weights; None if keras.applications has no such model.
 
-    "MobileNetV2" stands for the ImageNet weights, "MobileNetV2:path/to/file.weights.h5" for a file.
+    "MobileNetV2" means the ImageNet weights, "MobileNetV2:path/to/file.weights.h5" a file.
 
     Raises:
-        ValueError: there is a colon but no file after it.
+        ValueError: there is a colon without a file after it.
     """
     name, colon, weights = handle.partition(":")
     if not is_application(name):
         return None
     if colon and not weights:
         raise ValueError(
-            f"`handle` {handle!r} names no weight file. Expected {name!r} for ImageNet weights, or "
-            f"'{name}:path/to/file.weights.h5'."
+            f"`handle` must be {name!r} for ImageNet weights, or '{name}:path/to/file.weights.h5', "
+            f"got {handle!r}"
         )
     return name, weights or "imagenet"
 
 
 def application_size(name: str) -> tuple[int, int]:
-    """The (height, width) that a keras.applications model was trained for."""
+    """Returns the (height, width) that a keras.applications model was trained for."""
     return (SIZES.get(name, IMAGE_SIZE),) * 2
 
 
 def application(
     name: str, weights: str | os.PathLike[str] | None = "imagenet", trainable: bool = False
 ) -> keras.Model:
-    """A keras.applications model without its top: float32 RGB in [0, 1] in, (batch, features) out.
+    """Builds a keras.applications model without its top: RGB in [0, 1] in, a vector out.
 
-    The family's own `preprocess_input` is part of the model.
+    Shapes: float32 (batch, height, width, 3) in, (batch, features) out. The `preprocess_input` of
+    the family, which expects [0, 255], is part of the model.
 
     Args:
         name: for example "MobileNetV2".
@@ -65,10 +66,10 @@ def application(
         trainable: whether fitting changes it.
 
     Raises:
-        ValueError: no such model, or its weights cannot be had or do not fit.
+        ValueError: no such model, or weights that cannot be downloaded or do not fit.
     """
     if not is_application(name):
-        raise ValueError(f"`name` is no model of keras.applications. Received: {name!r}")
+        raise ValueError(f"`name` must be a model of keras.applications, got {name!r}")
     file = None if weights in (None, "imagenet") else os.path.expanduser(os.fspath(weights))
     network = _network(name, None if file else weights)
     image = keras.Input(network.input_shape[1:], name="image")  # NASNet's size is fixed
@@ -81,11 +82,11 @@ def application(
 
 
 def _network(name: str, weights: str | None) -> keras.Model:
-    """The bare network, its ImageNet weights downloaded if asked for."""
+    """Builds the bare network, with its ImageNet weights if asked for."""
     build = getattr(keras.applications, name)
     try:
         with warnings.catch_warnings():
-            # Of a size that was not given: the network takes any.
+            # The warning is about the size that was not given: the network takes any.
             warnings.filterwarnings("ignore", "`input_shape` is undefined or non-square")
             return build(include_top=False, weights=weights, pooling="avg")
     except Exception as error:
@@ -93,25 +94,24 @@ def _network(name: str, weights: str | None) -> keras.Model:
         if not isinstance(error, OSError) and "URL fetch failure" not in str(error):
             raise
         raise ValueError(
-            f"`weights` {weights!r} of keras.applications.{name} cannot be downloaded. Expected a "
-            f"network connection, or a file. Received: {error}. Offline: copy the weight file from "
-            f"~/.keras/models of a connected machine, and name it: '{name}:path/to/file.h5', or "
-            f"application({name!r}, weights='path/to/file.h5')."
+            f"`weights` {weights!r} of keras.applications.{name} cannot be downloaded: {error}. "
+            "Offline: copy the weight file from ~/.keras/models of a connected machine, and name "
+            f"it: '{name}:path/to/file.h5'."
         ) from None
 
 
 def _load(file: str, network: keras.Model, model: keras.Model, name: str) -> None:
-    """Load a file of the network's weights or of the whole model's."""
+    """Loads a file of the network's weights or of the whole model's."""
     if not os.path.isfile(file):
         raise ValueError(
-            f"`weights` of keras.applications.{name} is no file. Expected 'imagenet', or a file "
-            f"that `save_weights` wrote. Received: {os.path.abspath(file)!r}"
+            f"`weights` of keras.applications.{name} must be 'imagenet', or a file that "
+            f"`save_weights` wrote, got {os.path.abspath(file)!r}, which does not exist"
         )
     faults = []
     for whole in (network, model):
         try:
             with warnings.catch_warnings():
-                # Of a second way to the same layers, which Keras tries and does not need.
+                # The warning is about a second way to the same layers, which Keras does not need.
                 warnings.filterwarnings("ignore", "Skipping nested container")
                 whole.load_weights(file)
             break
@@ -119,17 +119,17 @@ def _load(file: str, network: keras.Model, model: keras.Model, name: str) -> Non
             faults.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
     else:
         raise ValueError(
-            f"`weights` do not fit keras.applications.{name}. Expected a .weights.h5 or .h5 file "
-            f"of this model with include_top=False. Received: {file!r} ({faults[0]})"
+            f"`weights` must be a .weights.h5 or .h5 file of keras.applications.{name} with "
+            f"include_top=False, got {file!r} ({faults[0]})"
         )
     _finish_normalization(network)
 
 
 def _finish_normalization(network: keras.Model) -> None:
-    """Make up for a layer that Keras gives EfficientNet only under weights="imagenet".
+    """Replaces a layer that Keras adds to EfficientNet only under weights="imagenet".
 
-    Its files hold standard deviations where `Normalization` takes variances; the layer divides by
-    their roots once more. Squared they need no such layer.
+    Its files contain standard deviations where `Normalization` takes variances; the layer divides
+    by their roots once more. Squared, they need no such layer.
     """
     for layer in network.layers:
         if not isinstance(layer, keras.layers.Normalization) or not layer.weights:
@@ -143,10 +143,10 @@ def _finish_normalization(network: keras.Model) -> None:
 
 
 def _family(name: str) -> ModuleType:
-    """The module of the model's `preprocess_input`."""
+    """Returns the module of the model's `preprocess_input`."""
     if name.startswith("MobileNetV3"):  # whose module lacks the models
         return keras.applications.mobilenet_v3
     for _, module in inspect.getmembers(keras.applications, inspect.ismodule):
         if hasattr(module, name) and hasattr(module, "preprocess_input"):
             return module
-    raise ValueError(f"`name` has no preprocess_input in keras.applications. Received: {name!r}")
+    raise ValueError(f"`name` must have a preprocess_input in keras.applications, got {name!r}")

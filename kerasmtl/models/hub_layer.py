@@ -6,218 +6,33 @@ import atexit
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from kerasmtl._version import __version__
-from kerasmtl.models.graph import xla_obstacle
 from kerasmtl.models.hub.cache import content_sha256, copy_module, holds, keep_module
 from kerasmtl.models.hub.embedded import EXTRACTORS, extractor_folder
 from kerasmtl.models.hub.handles import is_remote, resolve_handle
-from kerasmtl.models.module_spec import FORMAT, Description, module_at_hand, runs_already
+from kerasmtl.models.module_spec import FORMAT, ModuleSpec, module_at_hand, runs_already
 from kerasmtl.models.saved_model import Module
 from kerasmtl.utils.files import is_module
-from kerasmtl.utils.tf import as_written
 
-if TYPE_CHECKING:
-    from kerasmtl.models.layer_groups import LayerGroup
-
-Step = str | int
-
-
-def as_output_key(key: Any) -> Step | tuple[Step, ...] | None:
-    """A key, an index, or a tuple of them.
-
-    Raises:
-        ValueError: anything else.
-    """
-    steps = (key,) if isinstance(key, str | int) else key
-    whole = isinstance(steps, list | tuple) and len(steps) > 0
-    if key is None or (
-        whole and all(isinstance(s, str | int) and not isinstance(s, bool) for s in steps)
-    ):
-        return tuple(key) if isinstance(key, list) else key
-    raise ValueError(
-        "`output_key` is no key. Expected a string, an index, or several for a nested output, such "
-        f"as ('boxes', 0). Received: {key!r}"
-    )
-
-
-def as_arguments(arguments: Any) -> dict[str, Any]:
-    """Values by name, which can be saved.
-
-    Raises:
-        ValueError: no mapping, or a value that JSON cannot hold.
-    """
-    if arguments is None:
-        return {}
-    if not isinstance(arguments, Mapping) or not all(isinstance(k, str) for k in arguments):
-        raise ValueError(
-            "`arguments` is no mapping of names. Expected such as {'return_sequence': True}. "
-            f"Received: {arguments!r}"
-        )
-    try:
-        json.dumps(dict(arguments))
-    except TypeError as error:
-        raise ValueError(
-            "`arguments` has a value that cannot be saved. Expected numbers, strings, booleans, "
-            f"None, or lists of them; call .numpy().tolist() on a tensor. Received: {error}"
-        ) from None
-    return dict(arguments)
-
-
-def as_output_shape(shape: Any) -> tuple[int | None, ...] | None:
-    """A shape without the batch.
-
-    Raises:
-        ValueError: no sequence of positive numbers and None.
-    """
-    if shape is None:
-        return None
-    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else None
-    if sizes is None or not all(
-        n is None or (isinstance(n, int) and not isinstance(n, bool) and n > 0) for n in sizes
-    ):
-        raise ValueError(
-            "`output_shape` is no shape. Expected the sizes without the batch, such as (1280,). "
-            f"Received: {shape!r}"
-        )
-    return sizes
-
-
-def as_range(pixels: Any) -> tuple[float, float] | None:
-    """(low, high).
-
-    Raises:
-        ValueError: no two finite numbers, the lower one first.
-    """
-    if pixels is None:
-        return None
-    try:
-        low, high = (float(value) for value in pixels)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(
-            "`input_range` is no range. Expected (low, high) of the pixels, such as (0, 255). "
-            f"Received: {pixels!r}"
-        )
-    return low, high
-
+# Of images, by the convention of TF-Hub:
+# https://www.tensorflow.org/hub/common_signatures/images#input
+UNIT_RANGE = (0.0, 1.0)
+# Where image modules are published under that convention.
+CONVENTIONAL = ("https://tfhub.dev/", "https://www.kaggle.com/", "kaggle:")
 
 _TRUSTED: ContextVar[frozenset[str]] = ContextVar("kerasmtl_trusted", default=frozenset())
-
-
-@contextmanager
-def trusting(hashes: Iterable[str]) -> Iterator[None]:
-    """Within, modules with these SHA-256 sums run even in safe mode."""
-    token = _TRUSTED.set(_TRUSTED.get() | frozenset(hashes))
-    try:
-        yield
-    finally:
-        _TRUSTED.reset(token)
-
-
-def refuse_in_safe_mode(handle: str, sha256: str) -> None:
-    """Raise if Keras is loading a file in safe mode and nobody vouches for the module.
-
-    Raises:
-        ValueError: says how to trust the file knowingly.
-    """
-    if not _in_safe_mode() or sha256 in _TRUSTED.get() or _is_embedded(sha256):
-        return
-    if runs_already(sha256):  # Keras is in safe mode while it clones a nested model, too
-        return
-    raise ValueError(
-        f"`safe_mode` is on, and this file runs the graph of a foreign SavedModel: {handle!r}, "
-        f"SHA-256 {sha256}. A graph can read and write files. If you trust where the file comes "
-        "from, call kerasmtl.load_model(path, safe_mode=False) or keras.models.load_model(path, "
-        "safe_mode=False), or keras.config.enable_unsafe_deserialization() before; if you have "
-        "the module yourself, kerasmtl.load_model(path, trust='its handle or sha256:…'). On the "
-        "command line: --trust."
-    )
-
-
-def _is_embedded(sha256: str) -> bool:
-    return any(content_sha256(extractor_folder(name)) == sha256 for name in EXTRACTORS)
-
-
-def _in_safe_mode() -> bool:
-    """Whether Keras is loading a file in safe mode: then, and only then, it refuses a lambda."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras warns of every lambda
-        harmless = keras.saving.serialize_keras_object(lambda: None)
-        try:
-            keras.saving.deserialize_keras_object(harmless, safe_mode=False)
-        except ValueError:
-            return True
-    return False
-
-
-PARAMETER = re.compile(r"= (?:pred|[a-z]+\d+)\[([\d,]*)\]\S* parameter\(\d+\)")
-
-
-def obstacle(
-    function: Any,
-    call: Callable[[Any], Any],
-    example: Any,
-    variables: Sequence[tf.Variable],
-) -> str:
-    """Why training a model with a module should not be compiled by XLA, or "" if it may.
-
-    Where the shapes in a gradient are computed from the inputs, XLA takes the inputs themselves for
-    constants, and compiles anew for every batch: seconds a step. It shows in the compiled program,
-    which then has no parameter for the inputs.
-
-    Args:
-        function: the concrete function of the call, looked through for what XLA lacks.
-        call: the module, inputs → outputs.
-        example: inputs of shapes that the module takes; no values are computed from them.
-        variables: those that a gradient tape watches.
-    """
-    known = xla_obstacle(function)
-    if known:
-        return known
-    inputs = tf.nest.flatten(example)
-
-    @as_written
-    def step(*flat: Any) -> Any:
-        with tf.GradientTape() as tape:
-            outputs = tf.nest.flatten(call(tf.nest.pack_sequence_as(example, flat)))
-            loss = tf.add_n([tf.reduce_sum(tf.cast(o, tf.float32)) for o in outputs])
-        return loss, [g for g in tape.gradient(loss, list(variables)) if g is not None]
-
-    try:
-        compiled = tf.function(step, jit_compile=True)
-        program = compiled.experimental_get_compiler_ir(*inputs)(stage="hlo")
-    except (tf.errors.OpError, ValueError, TypeError, NotImplementedError) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-    found = PARAMETER.findall(program[program.index("ENTRY") :])
-    expected = [shape for t in (*inputs, *variables) if (shape := _text(t.shape)) in _texts(inputs)]
-    if any(found.count(shape) < expected.count(shape) for shape in expected):
-        return "its gradient would be compiled anew for every batch"
-    return ""
-
-
-def _texts(tensors: Sequence[tf.Tensor]) -> set[str]:
-    return {_text(tensor.shape) for tensor in tensors}
-
-
-def _text(shape: Any) -> str:
-    return ",".join(str(int(n)) for n in shape)
-
-
-UNIT_RANGE = (0.0, 1.0)  # of pictures, by the convention of TF-Hub
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
@@ -231,10 +46,10 @@ class HubLayer(keras.layers.Layer):
     Follows the reusable-SavedModel interface
     (https://www.tensorflow.org/hub/reusable_saved_models): the module is called in training mode,
     its moving statistics change, and its regularization losses count only while the layer is
-    trainable. Its `trainable_variables` alone are trained; `unfreeze` trains a part of them.
-    Modules that have signatures only (TF1 Hub format among them) run, and cannot be trained.
+    trainable. Only its `trainable_variables` are trained; `kerasmtl.unfreeze` trains a part of
+    them. Modules with signatures only (such as the TF1 Hub format) run, but cannot be trained.
 
-    A `.keras` file holds the module itself, under its SHA-256, and loads without the original
+    A `.keras` file contains the module itself, under its SHA-256, and loads without the original
     folder, by `kerasmtl.load_model` or, after `import kerasmtl`, `keras.models.load_model`.
 
     Args:
@@ -245,16 +60,35 @@ class HubLayer(keras.layers.Layer):
         output_key: which output to take: a key, an index, or several for a nested output.
         arguments: values for further arguments of the module's call.
         output_shape: without the batch, for modules that do not declare theirs.
-        input_range: (low, high) of the pixels the module takes; by default found in its graph, or
-            else [0, 1].
+        input_range: (low, high) of the pixels the module takes; by default [0, 1], the convention
+            of TF-Hub, or [0, 255] for integer pixels. The layer itself does not rescale:
+            `build_model` does, and warns where the range of a float module is only assumed.
         sha256: of the module's content, as `kerasmtl vendor` and `kerasmtl inspect` print it;
             anything else is refused.
+        jit: whether XLA may compile the module, where Keras compiles a model (`jit_compile`, on by
+            default with a GPU). Off by default, and then the whole model is not compiled: XLA
+            lacks operations for text, tables and image files, and compiles some gradients again
+            for every batch, which takes seconds per step. Try it where a module is called with
+            one fixed shape. On a CPU Keras does not compile unless `jit_compile=True` asks it to.
         name: of the layer.
 
     Raises:
-        ValueError: the handle is unknown or unreachable, holds no SavedModel or another content,
+        ValueError: the handle is unknown or unreachable, contains no SavedModel or another content,
             has no such signature, argument or output, or `trainable=True` for a module that
             cannot be trained.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> import kerasmtl as kt
+        >>> layer = kt.HubLayer("tiny")
+        >>> images = np.zeros((2, 128, 128, 3), "float32")
+        >>> layer(images).shape
+        TensorShape([2, 192])
+        >>> len(layer.trainable_variables)
+        0
+        >>> layer.trainable = True  # or kt.unfreeze(layer, last=2); then compile the model
+        >>> len(layer.trainable_variables)
+        24
     """
 
     def __init__(
@@ -267,27 +101,29 @@ class HubLayer(keras.layers.Layer):
         output_shape: Sequence[int | None] | None = None,
         input_range: tuple[float, float] | None = None,
         sha256: str | None = None,
+        jit: bool = False,
         name: str | None = None,
-        _description: Description | None = None,
+        _spec: ModuleSpec | None = None,
         _folder: Path | None = None,
     ) -> None:
         super().__init__(name=name, dtype="float32")
+        self.supports_jit = bool(jit)  # Keras asks for it when a model is compiled
         self.handle = _portable(handle)
         self.signature = signature
-        self.output_key = as_output_key(output_key)
-        self.arguments = as_arguments(arguments)
-        self.declared_shape = as_output_shape(output_shape)
-        self._given_range = as_range(input_range)
+        self.output_key = _as_output_key(output_key)
+        self.arguments = _as_arguments(arguments)
+        self.declared_shape = _as_output_shape(output_shape)
+        self._given_range = _as_range(input_range)
         self._module: Module | None = None
         self._trains_mode = False
-        if _folder is None and _description is not None:
-            self._description = _description
-            self._adopted = _adopt(_description.empty_variables(), _description)
+        if _folder is None and _spec is not None:
+            self._spec = _spec
+            self._adopted = _adopt(_spec.empty_variables(), _spec)
         else:
             folder = _folder or resolve_handle(handle, sha256=sha256)
-            known = _description.sha256 if _description else sha256 and sha256.lower()
+            known = _spec.sha256 if _spec else sha256 and sha256.lower()
             self._open(folder, known or content_sha256(folder))
-            self._adopted = _adopt(self._module.variables, self._description)
+            self._adopted = _adopt(self._module.variables, self._spec)
         self.trainable = trainable
         self.built = True
 
@@ -295,7 +131,7 @@ class HubLayer(keras.layers.Layer):
         self._module = Module(folder, self.handle, self.signature, self.arguments, given)
         self._loaded_module = self._module.loaded  # an export looks for its tables here
         self.signature = self._module.signature
-        self._description = Description.of(self._module, sha256)
+        self._spec = ModuleSpec.of(self._module, sha256)
 
     @property
     def module(self) -> Module:
@@ -307,67 +143,70 @@ class HubLayer(keras.layers.Layer):
         if self._module is None:
             raise ValueError(
                 f"`HubLayer` {self.name!r} waits for its module, which comes with the file it is "
-                f"loaded from. Expected a .keras file with {self.handle!r} in it, SHA-256 "
-                f"{self.sha256}. Load that file with kerasmtl.load_model, or put the module back "
-                "and build the layer anew."
+                f"loaded from. Expected a .keras file that contains {self.handle!r}, SHA-256 "
+                f"{self.sha256}. Load that file with kerasmtl.load_model, or restore the module "
+                "and create the layer again."
             )
         return self._module
 
     @property
     def sha256(self) -> str:
-        """Of the module's content."""
-        return self._description.sha256
+        """The hash of the module's content."""
+        return self._spec.sha256
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """The (height, width) the module was made for, or None if it takes any."""
         embedded = EXTRACTORS.get(self.handle)
-        return embedded.image_size if embedded else self._description.image_size
+        return embedded.image_size if embedded else self._spec.image_size
 
     @property
     def input_range(self) -> tuple[float, float]:
         """The (low, high) of the pixels that the module takes."""
-        return self._given_range or self._description.input_range or UNIT_RANGE
+        return self._given_range or self._spec.input_range or UNIT_RANGE
 
     @property
     def range_source(self) -> str:
-        """How `input_range` is known."""
+        """How `input_range` is known: "as given", "by the pixels' type", …, or "assumed"."""
         if self._given_range:
             return "as given"
-        return "found in the graph" if self._description.input_range else "convention of TF-Hub"
+        if self._spec.input_range:
+            return "by the pixels' type"
+        known = self.handle in EXTRACTORS or self.handle.startswith(CONVENTIONAL)
+        return "convention of TF-Hub" if known else "assumed"
 
     @property
-    def takes_pictures(self) -> bool:
-        """Whether the module takes RGB pictures, or does not say what it takes."""
-        return self._description.takes_pictures
+    def takes_images(self) -> bool:
+        """Whether the module takes RGB images, or does not say what it takes."""
+        return self._spec.takes_images
 
     @property
     def module_inputs(self) -> Any:
         """What the module takes, nested: a `keras.KerasTensor` for each input."""
-        return self._description.inputs
+        return self._spec.inputs
 
     @property
     def module_variables(self) -> list[keras.Variable]:
-        """The module's variables as its publisher lists them."""
+        """The module's variables in the order of its publisher."""
         return list(self._adopted)
 
     @property
     def variable_paths(self) -> list[str]:
-        """The names of `module_variables` as the publisher wrote them."""
-        return self._description.paths
+        """The publisher's names of `module_variables`."""
+        return self._spec.paths
 
     @property
     def variable_depths(self) -> list[int]:
-        """The place of each of `module_variables` in the order of first use."""
-        return self._description.depths
+        """The rank of each of `module_variables` in the order of first use."""
+        return self._spec.depths
 
     @property
     def variable_declared(self) -> list[bool]:
         """Which of `module_variables` the publisher lists as trainable."""
-        return self._description.trainable
+        return self._spec.trainable
 
-    # Keras' attribute tracking skips the setter of `trainable` when the value seems unchanged, so
-    # that a partly unfrozen layer could not be unfrozen as a whole.
+    # TensorFlow's attribute tracking drops the assignment of a value that is there already, so that
+    # a partly unfrozen layer could not be unfrozen as a whole.
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "trainable":
             type(self).trainable.fset(self, value)
@@ -387,42 +226,21 @@ class HubLayer(keras.layers.Layer):
         self._trains_mode = bool(value)
 
     def check_trainable(self) -> None:
-        """Raise if the module cannot be trained.
-
-        Raises:
-            ValueError: says why.
-        """
-        reason = self._description.why_not_trainable
+        """Raises ValueError, with the reason, if the module cannot be trained."""
+        reason = self._spec.why_not_trainable
         if reason is not None:
             raise ValueError(
-                f"`trainable` cannot be True for {self.handle!r}: {reason}. Expected a TF2 "
-                "reusable SavedModel with trainable_variables. Call with trainable=False."
+                f"`trainable` must be False for {self.handle!r}, got True: {reason}. Training "
+                "needs a TF2 reusable SavedModel with trainable_variables."
             )
 
-    def layer_groups(self) -> list[LayerGroup]:
-        """The module's layers with weights, from input to output; see `kerasmtl.unfreeze`."""
-        from kerasmtl.models.layer_groups import hub_units
-
-        return [unit.group() for unit in hub_units(self)]
-
-    def unfreeze(
-        self,
-        last: int | float | None = None,
-        match: str | None = None,
-        normalization: bool = False,
-    ) -> list[LayerGroup]:
-        """Train a part of the module and freeze the rest; see `kerasmtl.unfreeze`."""
-        self.check_trainable()
-        from kerasmtl.models.layer_groups import hub_units, unfreeze_units
-
-        return unfreeze_units(hub_units(self), last, match, normalization, self.name)
-
-    def freeze(self) -> None:
-        """Train nothing of the module."""
-        self.trainable = False
-
     def select_variables(self, trained: Sequence[bool], training_mode: bool) -> None:
-        """Train exactly these of `variables`, in training mode or in inference mode.
+        """Trains exactly these of `module_variables`.
+
+        Args:
+            trained: whether each of `module_variables` is trained; none: the layer is frozen.
+            training_mode: whether fitting calls the module in training mode, which updates its
+                moving statistics and switches its dropout on.
 
         Raises:
             ValueError: the module cannot be trained.
@@ -432,11 +250,13 @@ class HubLayer(keras.layers.Layer):
             variable.trainable = value
         self._trains_mode = training_mode and self.trainable
 
+    # ------------------------------------------------------------ calls
+
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if self._module is None and not tf.executing_eagerly():
-            return self._awaited(inputs)
+            return self._placeholders(inputs)
         outputs = self._outputs(inputs, training)
-        self._description.remember(inputs, outputs)
+        self._spec.remember(inputs, outputs)
         if self.trainable:
             trained = {i for i, variable in enumerate(self._adopted) if variable.trainable}
             for loss in self._module.penalties(trained):
@@ -445,14 +265,17 @@ class HubLayer(keras.layers.Layer):
 
     def _outputs(self, inputs: Any, training: bool | None) -> Any:
         outputs = self.module(inputs, bool(training) and self.trainable and self._trains_mode)
-        return self._shaped(self._pick(outputs))
+        outputs = self._pick(outputs)
+        if self.declared_shape is None or isinstance(outputs, Mapping | list | tuple):
+            return outputs
+        return tf.ensure_shape(outputs, (None, *self.declared_shape))
 
-    def _awaited(self, inputs: Any) -> Any:
-        """Zeros in the place of outputs: Keras traces a model to build it before it is loaded."""
+    def _placeholders(self, inputs: Any) -> Any:
+        """Returns zeros: Keras traces a model to build it before the module is loaded."""
         batch = tf.shape(tf.nest.flatten(inputs)[0])[0]
         return tf.nest.map_structure(
             lambda o: tf.zeros([batch, *o.shape[1:]], o.dtype),
-            self._description.outputs_of(inputs, self.name),
+            self._spec.outputs_of(inputs, self.name),
         )
 
     def _pick(self, outputs: Any) -> Any:
@@ -464,35 +287,27 @@ class HubLayer(keras.layers.Layer):
             try:
                 outputs = outputs[step]
             except (KeyError, IndexError, TypeError, ValueError):
-                keys = (
-                    sorted(outputs)
-                    if isinstance(outputs, Mapping)
-                    else list(range(len(outputs)))
-                    if isinstance(outputs, list | tuple)
-                    else "none: the output has no parts"
-                )
+                if isinstance(outputs, Mapping):
+                    keys = sorted(outputs)
+                else:
+                    keys = list(range(len(outputs))) if isinstance(outputs, list | tuple) else []
                 raise ValueError(
-                    f"`output_key` {self.output_key!r} is not among the outputs of "
-                    f"{self.handle!r}. Expected one of: {keys}"
+                    f"`output_key` must be one of {keys} for {self.handle!r}, got "
+                    f"{self.output_key!r}"
                 ) from None
         return outputs
 
-    def _shaped(self, outputs: Any) -> Any:
-        if self.declared_shape is None or isinstance(outputs, Mapping | list | tuple):
-            return outputs
-        return tf.ensure_shape(outputs, (None, *self.declared_shape))
-
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         if self._module is None:
-            return self._description.outputs_of(inputs, self.name)
-        leaves = tf.nest.flatten(inputs)
-        specs = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in leaves]
+            return self._spec.outputs_of(inputs, self.name)
+        specs = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in tf.nest.flatten(inputs)]
+        # Traced, and not run: a module may count its calls.
         traced = tf.function(
             lambda *given: self._outputs(tf.nest.pack_sequence_as(inputs, given), training),
             autograph=False,
         ).get_concrete_function(*specs)
         outputs = tf.nest.map_structure(self._symbol, traced.structured_outputs)
-        self._description.remember(inputs, outputs)
+        self._spec.remember(inputs, outputs)
         return outputs
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -507,105 +322,74 @@ class HubLayer(keras.layers.Layer):
     def _symbol(self, tensor: Any) -> keras.KerasTensor:
         if not isinstance(tensor, tf.Tensor | tf.TensorSpec):
             raise ValueError(
-                f"`handle` {self.handle!r} gives a {type(tensor).__name__}. Expected dense "
-                "tensors. Choose another output with output_key=…."
+                f"`output_key` must choose a dense tensor of {self.handle!r}, got a "
+                f"{type(tensor).__name__}"
             )
         if tensor.shape.rank is None:
             raise ValueError(
-                f"`output_shape` is needed: {self.handle!r} does not declare the shape of its "
-                "output. Call HubLayer(…, output_shape=(features,))."
+                f"`output_shape` must be given for {self.handle!r}, which does not declare it. "
+                "Call HubLayer(…, output_shape=(features,))."
             )
         return keras.KerasTensor(tuple(tensor.shape), dtype=tensor.dtype.name)
 
-    @property
-    def supports_jit(self) -> bool:
-        """Whether XLA can compile the module; Keras asks when a model is compiled."""
-        found = self._description.xla
-        if found is None and self._module is not None:
-            found = self._description.xla = self._xla_obstacle()
-            if found:
-                warnings.warn(
-                    f"jit_compile is off: {self.handle!r} cannot be compiled by XLA: {found}",
-                    stacklevel=2,
-                )
-        return found == ""
-
-    def _xla_obstacle(self) -> str:
-        example = self._description.example(self.image_size)
-        watched = [v.value for v in self._adopted if v.value.trainable]
-        for training in (False, True) if self._description.why_not_trainable is None else (False,):
-            found = obstacle(
-                self.module.call_for(training).function,
-                lambda inputs, training=training: self._shaped(
-                    self._pick(self.module(inputs, training))
-                ),
-                example,
-                watched,
-            )
-            if found:
-                return found
-        return ""
-
-    @supports_jit.setter
-    def supports_jit(self, value: bool) -> None:
-        pass  # Keras' constructor sets True
+    # ------------------------------------------------------------ saving and loading
 
     def save_assets(self, dir_path: str) -> None:
-        """Put the module into the file that Keras is writing.
+        """Copies the module into the file that Keras is writing.
 
-        Where it has changed or gone since it was loaded, the file is written without it, with a
-        warning: what was learnt is not lost.
+        If it was changed or deleted since it was loaded, the file is written without it, with a
+        warning, so that the trained weights are not lost.
         """
         folder = self.module.folder
         if not (is_module(folder) and holds(folder, self.sha256)):
             folder = module_at_hand(self.handle, self.sha256)
         if folder is None:
             warnings.warn(
-                f"`handle` {self.handle!r} has changed or gone since it was loaded. The file is "
+                f"`handle` {self.handle!r} was changed or deleted since it was loaded. The file is "
                 f"saved without it, and loads where the module with SHA-256 {self.sha256} is in "
-                "its place. Put the module back and save again for a file that loads everywhere.",
+                "its place. Restore the module and save again for a file that loads everywhere.",
                 stacklevel=2,
             )
             return
         copy_module(folder, Path(dir_path) / "module")
 
     def load_assets(self, dir_path: str) -> None:
-        """Take the module from the file that Keras is reading, if it is not at hand already.
+        """Takes the module from the file that Keras is reading, unless it is loaded already.
 
         Raises:
             ValueError: the file's module is absent or not what the layer was saved with.
         """
         if self._module is not None:
             return
-        carried = Path(dir_path) / "module" if dir_path else None  # Keras found no folder
+        carried = Path(dir_path) / "module" if dir_path else None  # None: Keras found no folder
         if carried is None or not carried.is_dir():
             raise ValueError(
-                f"`handle` {self.handle!r} is gone, and the file holds no module in its place. "
-                f"Expected SHA-256 {self.sha256}. Put the folder back, or set TFHUB_CACHE_DIR to "
+                f"`handle` {self.handle!r} is gone, and the file contains no module in its place. "
+                f"Expected SHA-256 {self.sha256}. Restore the folder, or set TFHUB_CACHE_DIR to "
                 "where it is kept."
             )
         if not holds(carried, self.sha256):
             raise ValueError(
-                f"`handle` {self.handle!r} is gone, and the module that the file holds in its "
-                f"place was changed since it was saved. Expected SHA-256 {self.sha256}. Get the "
-                "file anew from where it came, or put the module back."
+                f"`handle` {self.handle!r} is gone, and the module in the file was changed since "
+                f"it was saved. Expected SHA-256 {self.sha256}. Get the file again from its "
+                "source, or restore the module."
             )
         folder = _kept(carried, self.sha256)
         values = [variable.numpy() for variable in self._adopted]
         given = {
             order: variable.value
-            for order, variable in zip(self._description.order, self._adopted, strict=True)
+            for order, variable in zip(self._spec.order, self._adopted, strict=True)
         }
-        expected = self._description
+        expected = self._spec
         self._open(folder, self.sha256, given)
-        self._description = expected  # the given variables lack their publisher's names
+        self._spec = expected  # the given variables lack their publisher's names
         if any(
             a is not b.value for a, b in zip(self._module.variables, self._adopted, strict=True)
         ):
             raise ValueError(
                 f"`handle` {self.handle!r} was saved with another TensorFlow, which creates "
-                f"variables in another order. Received: TensorFlow {tf.__version__}. Load it with "
-                "the folder of the module in place."
+                f"variables in another order than TensorFlow {tf.__version__}. Load it with the "
+                "folder of the module in place."
             )
         for variable, value in zip(self._adopted, values, strict=True):
             variable.assign(value)
@@ -620,8 +404,9 @@ class HubLayer(keras.layers.Layer):
             "arguments": dict(self.arguments),
             "output_shape": self.declared_shape,
             "input_range": self._given_range,
+            "jit": self.supports_jit,
             "module": {
-                **self._description.to_dict(),
+                **self._spec.to_dict(),
                 "trained": [variable.trainable for variable in self._adopted],
                 "training_mode": self._trains_mode,
             },
@@ -629,11 +414,11 @@ class HubLayer(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> HubLayer:
-        """A layer from its config; a module that is not at hand is awaited from the file.
+        """Makes a layer from its config; a module that is not at hand comes with the file.
 
         Raises:
-            ValueError: Keras' safe mode is on and nobody vouches for the module, or the config is
-                of a later kerasmtl.
+            ValueError: Keras' safe mode is on and the module is not trusted, or the config is of a
+                later kerasmtl.
         """
         config = dict(config)
         module = config.pop("module", None)
@@ -647,19 +432,77 @@ class HubLayer(keras.layers.Layer):
                 f"{FORMAT}, that of kerasmtl {__version__}. pip install "
                 f"'kerasmtl=={module.get('version')}'."
             )
-        description = Description.from_dict(module)
-        refuse_in_safe_mode(config["handle"], description.sha256)
-        folder = module_at_hand(config["handle"], description.sha256)
+        spec = ModuleSpec.from_dict(module)
+        refuse_in_safe_mode(config["handle"], spec.sha256)
+        folder = module_at_hand(config["handle"], spec.sha256)
         trainable = config.pop("trainable")
-        layer = cls(**config, _description=description, _folder=folder)
-        layer._description.calls = description.calls
+        layer = cls(**config, _spec=spec, _folder=folder)
+        layer._spec.calls = spec.calls
         if trainable:
             layer.select_variables(module["trained"], module["training_mode"])
         return layer
 
 
+# ---------------------------------------------------------------- safe mode
+
+
+@contextmanager
+def trusting(hashes: Iterable[str]) -> Iterator[None]:
+    """Lets modules with these SHA-256 sums run in safe mode, inside the block."""
+    token = _TRUSTED.set(_TRUSTED.get() | frozenset(hashes))
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def refuse_in_safe_mode(handle: str, sha256: str) -> None:
+    """Raises if Keras is loading a file in safe mode and the module is not trusted.
+
+    A SavedModel is a program: like the Python code of a lambda, for which Keras has its safe mode,
+    it must not run unasked from a file of somebody else.
+
+    Raises:
+        ValueError: says how to trust the file knowingly.
+    """
+    if not _in_safe_mode() or sha256 in _TRUSTED.get() or _is_embedded(sha256):
+        return
+    if runs_already(sha256):  # Keras is in safe mode while it clones a nested model, too
+        return
+    raise ValueError(
+        f"`safe_mode` is on, and this file runs the graph of a foreign SavedModel: {handle!r}, "
+        f"SHA-256 {sha256}. A graph can read and write files. If you trust the source of the file, "
+        "call kerasmtl.load_model(path, safe_mode=False) or keras.models.load_model(path, "
+        "safe_mode=False), or keras.config.enable_unsafe_deserialization() before; if you have "
+        "the module yourself, kerasmtl.load_model(path, trust='its handle or sha256:…'). On the "
+        "command line: --trust."
+    )
+
+
+def _is_embedded(sha256: str) -> bool:
+    return any(content_sha256(extractor_folder(name)) == sha256 for name in EXTRACTORS)
+
+
+def _in_safe_mode() -> bool:
+    """Whether Keras is loading a file in safe mode.
+
+    Keras has no public name for it; but then, and only then, it refuses a lambda.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras warns of every lambda
+        harmless = keras.saving.serialize_keras_object(lambda: None)
+        try:
+            keras.saving.deserialize_keras_object(harmless, safe_mode=False)
+        except ValueError:
+            return True
+    return False
+
+
+# ---------------------------------------------------------------- helpers
+
+
 def _kept(carried: Path, sha256: str) -> Path:
-    """A copy of a module that outlives the loading: in the cache, or else with the process."""
+    """Copies a module to where it outlives the loading: the cache, or else a temporary folder."""
     try:
         return keep_module(carried, sha256)
     except OSError:  # no cache that can be written to
@@ -669,19 +512,76 @@ def _kept(carried: Path, sha256: str) -> Path:
         return place
 
 
-def _adopt(variables: Sequence[tf.Variable], description: Description) -> list[keras.Variable]:
-    """The module's own variables, under names that every optimizer accepts."""
+def _adopt(variables: Sequence[tf.Variable], spec: ModuleSpec) -> list[keras.Variable]:
+    """Wraps the module's own variables, under names that every optimizer accepts."""
     return [
         keras.Variable(variable, trainable=trained, dtype=variable.dtype.name, name=name)
-        for variable, trained, name in zip(
-            variables, description.trainable, description.names, strict=True
-        )
+        for variable, trained, name in zip(variables, spec.trainable, spec.names, strict=True)
     ]
 
 
 def _portable(handle: str | os.PathLike[str]) -> str:
-    """A local path made absolute, so that a saved model loads from any working folder."""
+    """Makes a local path absolute, so that a saved model loads from any working folder."""
     handle = os.fspath(handle)
     if handle in EXTRACTORS or is_remote(handle):
         return handle
     return os.path.abspath(os.path.expanduser(handle))
+
+
+def _as_output_key(key: Any) -> str | int | tuple[str | int, ...] | None:
+    if key is None:
+        return None
+    steps = (key,) if isinstance(key, str | int) else key
+    if not (isinstance(steps, list | tuple) and steps) or any(
+        isinstance(step, bool) or not isinstance(step, str | int) for step in steps
+    ):
+        raise ValueError(
+            "`output_key` must be a string, an index, or several of them for a nested output, such "
+            f"as ('boxes', 0), got {key!r}"
+        )
+    return tuple(key) if isinstance(key, list) else key
+
+
+def _as_arguments(arguments: Any) -> dict[str, Any]:
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping) or not all(isinstance(k, str) for k in arguments):
+        raise ValueError(
+            "`arguments` must be values by name, such as {'return_sequence': True}, got "
+            f"{arguments!r}"
+        )
+    try:
+        json.dumps(dict(arguments))
+    except TypeError as error:
+        raise ValueError(
+            "`arguments` must be numbers, strings, booleans, None, or lists of them, which can be "
+            f"saved; call .numpy().tolist() on a tensor. Received: {error}"
+        ) from None
+    return dict(arguments)
+
+
+def _as_output_shape(shape: Any) -> tuple[int | None, ...] | None:
+    if shape is None:
+        return None
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else None
+    if sizes is None or not all(
+        n is None or (isinstance(n, int) and not isinstance(n, bool) and n > 0) for n in sizes
+    ):
+        raise ValueError(
+            f"`output_shape` must be sizes without the batch, such as (1280,), got {shape!r}"
+        )
+    return sizes
+
+
+def _as_range(pixels: Any) -> tuple[float, float] | None:
+    if pixels is None:
+        return None
+    try:
+        low, high = (float(value) for value in pixels)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(
+            f"`input_range` must be (low, high) of the pixels, such as (0, 255), got {pixels!r}"
+        )
+    return low, high

@@ -1,7 +1,8 @@
-"""What a backbone takes, gives and holds, before anything is built on it."""
+"""Summaries of backbones: inputs, outputs, weights, and whether they can be trained."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from kerasmtl.models.applications import application, application_size, parse_application
-from kerasmtl.models.backbones import default_image_size as made_for
-from kerasmtl.models.backbones import load_backbone
+from kerasmtl.models.backbones import default_image_size, load_backbone
 from kerasmtl.models.hub.cache import module_files
 from kerasmtl.models.hub_layer import HubLayer
-from kerasmtl.models.layer_groups import LayerGroup, Unit, hub_units, model_units
+from kerasmtl.models.layer_groups import LayerGroup, groups_of
 from kerasmtl.models.saved_model import Call, Module, describe
 
 if TYPE_CHECKING:
@@ -21,12 +21,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What `inspect` found; `to_dict` for JSON, `table` for the terminal.
+class Summary:
+    """Facts about a backbone; `to_dict` for JSON, `table` for the terminal.
 
-    `inputs` and `outputs` are those of the call for inference, by name; `calls` are all of them,
-    each with its inputs, the training mode it serves (None: both) and further arguments;
-    `input_range` are the pixels taken, and `range_source` how that is known. `size` is in bytes.
+    Attributes:
+        handle, kind: of the backbone.
+        folder, sha256, size: of a SavedModel; the size in bytes.
+        inputs, outputs: of the call for inference, by name: type and shape.
+        image_size: the (height, width) it was made for, if any.
+        input_range: the pixels it takes; None if it does not take images.
+        range_source: how the range is known; see `HubLayer.range_source`.
+        calls: of a SavedModel: the inputs of each traced call, the training mode it serves (None:
+            both) and its further arguments.
+        signatures: of a SavedModel.
+        groups: name, depth, parameters and trainable parameters of each layer group, from input to
+            output, if all of the backbone were trained.
+        parameters, trainable_parameters, regularization_losses: counts.
+        can_be_trained, why_not: whether it can be trained, or the reason why not.
     """
 
     handle: str
@@ -41,7 +52,7 @@ class Inspection:
     range_source: str | None
     calls: list[dict[str, Any]]
     signatures: list[str]
-    groups: list[LayerGroup]
+    groups: list[dict[str, Any]]
     parameters: int
     trainable_parameters: int
     regularization_losses: int
@@ -49,11 +60,11 @@ class Inspection:
     why_not: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the facts for JSON."""
         return asdict(self)
 
     def table(self) -> Group:
-        """For the terminal."""
+        """Returns tables for the terminal."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -64,10 +75,10 @@ class Inspection:
         groups = Table("depth", "group", "parameters", "can be trained")
         for group in self.groups:
             groups.add_row(
-                str(group.depth),
-                Text(group.name, overflow="fold"),
-                f"{group.parameters:,}",
-                f"{group.trainable:,}",
+                str(group["depth"]),
+                Text(group["name"], overflow="fold"),
+                f"{group['parameters']:,}",
+                f"{group['trainable']:,}",
             )
         return Group(facts, groups) if self.groups else Group(facts)
 
@@ -81,7 +92,7 @@ class Inspection:
             low, high = self.input_range
             rows.append(("pixels", f"{low:g} to {high:g} ({self.range_source})"))
         if self.image_size:
-            rows.append(("picture size", f"{self.image_size[0]} x {self.image_size[1]}"))
+            rows.append(("image size", f"{self.image_size[0]} x {self.image_size[1]}"))
         rows += [(f"output {name}".strip(), text) for name, text in self.outputs.items()]
         rows += [("call", _line(call)) for call in self.calls]
         if self.signatures:
@@ -93,8 +104,8 @@ class Inspection:
         return rows
 
 
-def summary(backbone: str | HubLayer | keras.Model) -> Inspection:
-    """What a backbone takes, gives and holds.
+def summary(backbone: str | HubLayer | keras.Model) -> Summary:
+    """Summarizes a backbone's inputs, outputs and weights.
 
     A handle is fetched and loaded; its calls are not run, but loading a SavedModel runs what it
     does to restore itself: vendor what you do not trust, and look at it elsewhere.
@@ -104,7 +115,15 @@ def summary(backbone: str | HubLayer | keras.Model) -> Inspection:
             downloaded.
 
     Raises:
-        ValueError: the handle is unknown or unreachable, or holds no SavedModel.
+        ValueError: the handle is unknown or unreachable, or contains no SavedModel.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> facts = kt.backbones.summary("tiny")
+        >>> facts.kind, facts.image_size, facts.outputs
+        ('TF2 reusable SavedModel', (128, 128), {'': 'float32 (None, 192)'})
+        >>> facts.groups[0]
+        {'name': 'block_1/conv', 'depth': 1, 'parameters': 496, 'trainable': 464}
     """
     named = parse_application(backbone) if isinstance(backbone, str) else None
     if named:
@@ -114,14 +133,14 @@ def summary(backbone: str | HubLayer | keras.Model) -> Inspection:
     if isinstance(loaded, HubLayer):
         return _of_layer(loaded)
     handle = backbone if isinstance(backbone, str) else loaded.name
-    return _of_model(loaded, handle, "Keras model", made_for(loaded))
+    return _of_model(loaded, handle, "Keras model", default_image_size(loaded))
 
 
-def _of_layer(layer: HubLayer) -> Inspection:
+def _of_layer(layer: HubLayer) -> Summary:
     module = layer.module
     call = module.inference_call
-    groups = _groups(hub_units(layer))
-    return Inspection(
+    groups = _facts_of(groups_of(layer))
+    return Summary(
         handle=layer.handle,
         kind=_kind(module),
         folder=str(module.folder),
@@ -130,13 +149,13 @@ def _of_layer(layer: HubLayer) -> Inspection:
         inputs={name: describe(spec) for name, spec in call.inputs.items()},
         outputs=_outputs(call.outputs),
         image_size=layer.image_size,
-        input_range=layer.input_range if module.picture is not None else None,
-        range_source=layer.range_source if module.picture is not None else None,
+        input_range=layer.input_range if module.image is not None else None,
+        range_source=layer.range_source if module.image is not None else None,
         calls=_distinct([_call(call) for call in module.calls]),
         signatures=sorted(getattr(module.loaded, "signatures", {})),
         groups=groups,
         parameters=layer.count_params(),
-        trainable_parameters=sum(group.trainable for group in groups),
+        trainable_parameters=sum(group["trainable"] for group in groups),
         regularization_losses=len(module.losses),
         can_be_trained=module.why_not_trainable is None,
         why_not=module.why_not_trainable,
@@ -145,10 +164,11 @@ def _of_layer(layer: HubLayer) -> Inspection:
 
 def _of_model(
     model: keras.Model, handle: str, kind: str, image_size: tuple[int, int] | None
-) -> Inspection:
-    groups = _groups(model_units(model))
+) -> Summary:
+    groups = _facts_of(groups_of(model))
     parameters = model.count_params()
-    return Inspection(
+    images = len(getattr(model, "input_shape", ())) == 4
+    return Summary(
         handle=handle,
         kind=kind,
         folder=None,
@@ -157,13 +177,13 @@ def _of_model(
         inputs={t.name: describe(t) for t in model.inputs},
         outputs=_outputs(model.output),
         image_size=image_size,
-        input_range=(0.0, 1.0) if len(getattr(model, "input_shape", ())) == 4 else None,
-        range_source="as every picture backbone that is a Keras model",
+        input_range=(0.0, 1.0) if images else None,
+        range_source="as every Keras model" if images else None,
         calls=[],
         signatures=[],
         groups=groups,
         parameters=parameters,
-        trainable_parameters=sum(group.trainable for group in groups),
+        trainable_parameters=sum(group["trainable"] for group in groups),
         regularization_losses=len(model.losses),
         can_be_trained=parameters > 0,
         why_not=None if parameters else "it has no weights",
@@ -178,7 +198,20 @@ def _kind(module: Module) -> str:
     return f"SavedModel with signatures only, {module.signature!r} is run"
 
 
+def _facts_of(groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": group.name,
+            "depth": group.depth,
+            "parameters": group.parameters,
+            "trainable": sum(math.prod(v.shape) for v in group.learnable()),
+        }
+        for group in groups
+    ]
+
+
 def _outputs(outputs: Any, name: str = "") -> dict[str, str]:
+    """Describes nested outputs by the path to each: "['steps'][0]"."""
     if isinstance(outputs, Mapping):
         parts = outputs.items()
     elif isinstance(outputs, list | tuple):
@@ -208,11 +241,3 @@ def _line(call: dict[str, Any]) -> str:
 
 def _distinct(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [call for number, call in enumerate(calls) if call not in calls[:number]]
-
-
-def _groups(units: Sequence[Unit]) -> list[LayerGroup]:
-    """The groups with what could be trained, whatever is trained now."""
-    return [
-        LayerGroup(unit.name, unit.depth, unit.group().parameters, unit.potential())
-        for unit in units
-    ]

@@ -1,4 +1,4 @@
-"""Backbones from KerasHub presets, with their own preprocessing built in."""
+"""Backbones from KerasHub presets, with the preprocessing of the preset built in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def is_preset(handle: str) -> bool:
 
 
 def preset(handle: str, trainable: bool = False) -> keras.Model:
-    """A KerasHub backbone: float32 RGB in [0, 1] in; a vector or a map of features out.
+    """Loads a KerasHub backbone: float32 RGB in [0, 1] in; a vector or map of features out.
 
     The scale and offset of the preset's own `ImageConverter` are part of the model; its resizing is
     not, see `preset_size`. A transformer's tokens (batch, tokens, features) are averaged.
@@ -28,14 +28,14 @@ def preset(handle: str, trainable: bool = False) -> keras.Model:
 
     Raises:
         ImportError: keras-hub is not installed.
-        ValueError: there is no such preset, or it is no picture backbone.
+        ValueError: there is no such preset, or it does not take images.
     """
     hub = _keras_hub(handle)
     converter = _converter(hub, handle)
     backbone = _from_preset(hub.models.Backbone, handle)
     shape = getattr(backbone.input, "shape", ())
     if len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(_no_pictures(handle, f"inputs {backbone.input}"))
+        raise ValueError(_no_images(handle, f"inputs {backbone.input}"))
     image = keras.Input(tuple(shape[1:]), name="image")
     scaled = keras.layers.Rescaling(*_scale_and_offset(converter), name="as_published")(image)
     features = backbone(scaled)
@@ -47,7 +47,7 @@ def preset(handle: str, trainable: bool = False) -> keras.Model:
 
 
 def preset_size(handle: str) -> tuple[int, int] | None:
-    """The (height, width) that a preset resizes pictures to, or None if it does not say.
+    """Returns the (height, width) that a preset resizes images to, or None if it does not say.
 
     Raises: as `preset`.
     """
@@ -66,10 +66,10 @@ def _keras_hub(handle: str) -> ModuleType:
 
 
 def _converter(hub: ModuleType, handle: str) -> Any:
-    """The preset's ImageConverter: a small file, read before any weights are."""
+    """Returns the preset's ImageConverter: a small file, read before any weights are."""
     converter = _from_preset(hub.layers.ImageConverter, handle)
     if converter.data_format != "channels_last":
-        raise ValueError(_no_pictures(handle, f"pictures with {converter.data_format}"))
+        raise ValueError(_no_images(handle, f"images with {converter.data_format}"))
     return converter
 
 
@@ -80,17 +80,17 @@ def _from_preset(kind: Any, handle: str) -> Any:
     except Exception as error:
         # Whatever the clients of Kaggle and Hugging Face raise, besides KerasHub's own.
         if "Unable to find a subclass" in str(error):
-            raise ValueError(_no_pictures(handle, "a preset without ImageConverter")) from error
+            raise ValueError(_no_images(handle, "a preset without ImageConverter")) from error
         raise ValueError(
-            f"`handle` {handle!r} cannot be loaded. Expected the name of a KerasHub preset, a "
-            f"kaggle:// or hf:// URL, or a folder that save_to_preset wrote. Received: "
-            f"{type(error).__name__}: {error}. Offline: copy the preset's folder from a connected "
-            f"machine, and pass '{PREFIX}path/to/folder'."
+            f"`handle` must be the name of a KerasHub preset, a kaggle:// or hf:// URL, or a "
+            f"folder that save_to_preset wrote, got {handle!r}, which cannot be loaded "
+            f"({type(error).__name__}: {error}). Offline: copy the preset's folder from a "
+            f"connected machine, and pass '{PREFIX}path/to/folder'."
         ) from error
 
 
 def _scale_and_offset(converter: Any) -> tuple[Any, Any]:
-    """For pixels in [0, 1], where KerasHub counts from 0 to 255; numbers, or lists by channel."""
+    """Converts for pixels in [0, 1], where KerasHub has [0, 255]; numbers, or lists by channel."""
     scale = 1.0 if converter.scale is None else converter.scale
     offset = 0.0 if converter.offset is None else converter.offset
     if isinstance(scale, list | tuple):
@@ -100,9 +100,8 @@ def _scale_and_offset(converter: Any) -> tuple[Any, Any]:
     return scale, list(offset) if isinstance(offset, tuple) else offset
 
 
-def _no_pictures(handle: str, received: str) -> str:
+def _no_images(handle: str, received: str) -> str:
     return (
-        f"`handle` {handle!r} is no picture backbone. Expected a preset that takes pictures "
-        f"(batch, height, width, 3), for example 'keras_hub:resnet_50_imagenet'. Received: "
-        f"{received}."
+        f"`handle` must be a preset that takes images (batch, height, width, 3), for example "
+        f"'keras_hub:resnet_50_imagenet', got {handle!r}: {received}"
     )

@@ -1,4 +1,10 @@
-"""What of a backbone is trained: nothing, its last layers, chosen ones, or all of it."""
+"""Layer groups of a backbone: listed from input to output, frozen and unfrozen.
+
+A group is a layer with weights, together with the scalings and the batch normalization that follow
+it. Groups are the unit of partial fine-tuning (`unfreeze(last=2)`) and of layer-wise learning
+rates. They are found in Keras models by the layers, in a `HubLayer` by the names of its variables
+and the graph of its call.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import math
 import numbers
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -14,42 +20,232 @@ import keras
 from kerasmtl.models.backbones import backbones_in
 from kerasmtl.models.hub_layer import HubLayer
 
+Target = keras.Model | HubLayer
+
+# Layers that scale what the layer before gives: no group of their own.
 SCALING = (
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )
+STATISTICS = re.compile(r"moving_(mean|variance|avg|var|stddev)", re.IGNORECASE)
+SCALES = re.compile(r"gamma|beta|scale|offset|renorm_\w+", re.IGNORECASE)
 
 
-@dataclass
-class Block:
-    """A layer with weights, the scalings that go with it, and its batch normalization."""
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerGroup:
+    """A layer with weights, together with its scalings and its batch normalization.
 
-    layer: keras.layers.Layer
-    riders: list[keras.layers.Layer] = field(default_factory=list)
-    normalization: list[keras.layers.Layer] = field(default_factory=list)
+    Attributes:
+        name: of the layer; inside a `HubLayer` the common scope of its variables' names.
+        depth: position in the backbone, counted from 1 at the input.
+        layers: the Keras layers that hold the variables; inside a `HubLayer`, that layer.
+        weights: the variables, those of batch normalization excepted.
+        normalization: the variables of its batch normalization.
+    """
+
+    name: str
+    depth: int
+    layers: tuple[keras.layers.Layer, ...]
+    weights: tuple[keras.Variable, ...]
+    normalization: tuple[keras.Variable, ...]
+
+    @property
+    def variables(self) -> tuple[keras.Variable, ...]:
+        """All variables of the group."""
+        return self.weights + self.normalization
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters, trained or not."""
+        return _count(self.variables)
+
+    @property
+    def trainable(self) -> int:
+        """The number of parameters that fitting changes now."""
+        trained = {id(v) for layer in self.layers for v in layer.trainable_variables}
+        return _count(v for v in self.variables if id(v) in trained)
+
+    def learnable(self, normalization: bool = True) -> list[keras.Variable]:
+        """Returns the variables that can be trained, whatever is trained now.
+
+        Args:
+            normalization: whether those of batch normalization are among them.
+        """
+        found = self.variables if normalization else self.weights
+        hub = self.layers[0]
+        if isinstance(hub, HubLayer):
+            pairs = zip(hub.module_variables, hub.variable_declared, strict=True)
+            declared = {id(variable) for variable, value in pairs if value}
+            return [variable for variable in found if id(variable) in declared]
+        return [variable for variable in found if not _is_statistics(variable.name)]
+
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        """Whether the pattern is found in a name of the group, of its layers or variables."""
+        names = [self.name]
+        hub = self.layers[0]
+        if isinstance(hub, HubLayer):
+            paths = dict(zip(map(id, hub.module_variables), hub.variable_paths, strict=True))
+            names += [paths[id(variable)] for variable in self.variables]
+        else:
+            names += [layer.name for layer in self.layers]
+            names += [variable.path for variable in self.variables]
+        return any(pattern.search(name) for name in names)
+
+    def __repr__(self) -> str:
+        return (
+            f"LayerGroup({self.name!r}, depth={self.depth}, parameters={self.parameters}, "
+            f"trainable={self.trainable})"
+        )
+
+
+def layer_groups(target: Target) -> list[LayerGroup]:
+    """Lists the layer groups of a backbone, from input to output.
+
+    Args:
+        target: a `HubLayer`; a model with a backbone in it, as `build_model` makes it (its hub
+            layers, or else the one model nested in it that has weights); or a Keras model that is
+            itself the backbone.
+
+    Returns:
+        The groups; with several hub layers those of each in turn.
+
+    Raises:
+        ValueError: the target has no weights, or several nested models that could be the backbone.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> model = kt.build_model("tiny", ["car", "person"])
+        >>> kt.backbones.layer_groups(model)[-1]
+        LayerGroup('block_8/conv', depth=8, parameters=221952, trainable=0)
+    """
+    return [group for part in backbones_of(target) for group in _some_groups(part)]
+
+
+def freeze(target: Target) -> None:
+    """Freezes a backbone: fitting leaves all its weights as they are, in inference mode.
+
+    Layers outside of the backbone, such as the head, are left alone. Compile the model afterwards:
+    Keras decides at `compile` what a training step changes.
+
+    Args:
+        target: as for `layer_groups`.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> model = kt.build_model("tiny", ["car", "person"], trainable=True)
+        >>> len(model.trainable_variables)
+        26
+        >>> kt.freeze(model)
+        >>> len(model.trainable_variables)  # kernel and bias of the head
+        2
+    """
+    for part in backbones_of(target):
+        for layer in leaves(part) if isinstance(part, keras.Model) else ():
+            _set_trainable(layer, False)
+        part.trainable = False
+
+
+def unfreeze(
+    target: Target,
+    last: int | float | None = None,
+    match: str | None = None,
+    normalization: bool = False,
+) -> list[LayerGroup]:
+    """Trains chosen groups of a backbone and freezes its other groups.
+
+    Compile the model afterwards. Batch normalization stays frozen, in inference mode, which
+    fine-tuning on little data needs. A SavedModel has one switch for training mode: without
+    `normalization` its dropout is off too, and with it all its moving statistics change, those of
+    frozen groups as well. Heads and other layers outside of the backbone are left as they are; with
+    several backbones the choice applies to each.
+
+    Args:
+        target: as for `layer_groups`.
+        last: how many groups nearest the output (2), or which share of all groups (0.3, rounded
+            up). By default all.
+        match: a regular expression that is found in a group's name or in the name of one of its
+            variables, such as r"block_1[3-6]".
+        normalization: train batch normalization in the chosen groups as well, in training mode.
+
+    Returns:
+        The chosen groups.
+
+    Raises:
+        ValueError: nothing matches (the message lists the groups), a wrong number, both `last` and
+            `match`, or a module that cannot be trained. Nothing is changed then.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> model = kt.build_model("tiny", ["car", "person"])
+        >>> [group.name for group in kt.unfreeze(model, last=2)]
+        ['block_7/conv', 'block_8/conv']
+        >>> [group.name for group in kt.unfreeze(model, match="block_[12]/")]
+        ['block_1/conv', 'block_2/conv']
+    """
+    choices = []
+    for part in backbones_of(target):  # all are checked before anything is changed
+        if isinstance(part, HubLayer):
+            part.check_trainable()
+        groups = _some_groups(part)
+        choices.append((part, groups, _choose(groups, last, match, normalization, part.name)))
+    _open_outer_model(target, [part for part, _, _ in choices])
+    for part, groups, chosen in choices:
+        if isinstance(part, keras.Model):
+            for model in (part, *_nested_models(part)):
+                model.trainable = True
+        _train(groups, chosen, normalization)
+    return [group for _, _, chosen in choices for group in chosen]
+
+
+def backbones_of(target: Target) -> list[Target]:
+    """Returns the backbones inside a model, or the target itself if there is none inside."""
+    if isinstance(target, HubLayer):
+        return [target]
+    if not isinstance(target, keras.Model):
+        raise ValueError(f"`target` must be a HubLayer or a keras.Model, got {target!r}")
+    return backbones_in(target) or [target]
+
+
+def groups_of(part: Target) -> list[LayerGroup]:
+    """Lists the groups of one backbone, also those of other backbones nested in it."""
+    found: list[LayerGroup] = []
+    plain: list[keras.layers.Layer] = []
+    for layer in [part] if isinstance(part, HubLayer) else leaves(part):
+        if isinstance(layer, HubLayer):
+            found += [*_groups_of_layers(plain), *_groups_of_hub(layer)]
+            plain = []
+        else:
+            plain.append(layer)
+    found += _groups_of_layers(plain)
+    return [replace(group, depth=depth) for depth, group in enumerate(found, start=1)]
+
+
+def _some_groups(part: Target) -> list[LayerGroup]:
+    found = groups_of(part)
+    if not found:
+        hint = "" if getattr(part, "built", True) else " Build the model first."
+        raise ValueError(f"`target` must have weights to train, got {part.name!r} without.{hint}")
+    return found
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a model; in the place of nested models their layers, of wrapped hub layers
-    those alone."""
+    """Lists the layers of a model, those of nested models in their place.
+
+    A layer that wraps hub layers, such as `TimeDistributed`, is replaced by these.
+    """
     found: list[keras.layers.Layer] = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             found += leaves(layer)
         else:
-            found += [inner for inner in sublayers(layer) if is_hub(inner)] or [layer]
+            hubs = [inner for inner in sublayers(layer) if isinstance(inner, HubLayer)]
+            found += hubs or [layer]
     return found
 
 
-def nested_models(model: keras.Model) -> list[keras.Model]:
-    """The models inside a model, at any depth."""
-    inside = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    return inside + [deeper for layer in inside for deeper in nested_models(layer)]
-
-
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """The layers that a layer holds as attributes or in containers of its own, at any depth."""
+    """Lists the layers that a layer holds as attributes or in its own containers, at any depth."""
     found: dict[int, keras.layers.Layer] = {}
 
     def visit(inside: keras.layers.Layer) -> None:
@@ -62,142 +258,58 @@ def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
-def is_hub(layer: Any) -> bool:
-    """Whether a layer is a `HubLayer`, which is not imported here: it imports this."""
-    return hasattr(layer, "layer_groups")
-
-
 def is_batch_normalization(layer: keras.layers.Layer) -> bool:
     """Whether a layer has moving statistics of its own."""
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
-def blocks(layers: Iterable[keras.layers.Layer]) -> list[Block]:
-    """Layers with weights, in order, each with what normalizes or scales it.
+def scopes(paths: Sequence[str], order: Sequence[int]) -> dict[str, tuple[list[int], list[int]]]:
+    """Groups the variables of a SavedModel by layers, from input to output.
 
-    That is found by what feeds it; where nothing with weights does, it goes with the layer before
-    in the list, and at the start with the one after.
-    """
-    found: list[Block] = []
-    makers: dict[int, Block] = {}
-    waiting: list[keras.layers.Layer] = []
-    for layer in layers:
-        if not layer.weights or isinstance(layer, keras.layers.Normalization):
-            continue
-        if is_batch_normalization(layer) or _is_scaling(layer):
-            home = makers.get(_fed_by(layer)) or (found[-1] if found else None)
-            (waiting if home is None else _place(home, layer)).append(layer)
-        else:
-            home = Block(layer)
-            found.append(home)
-        if home is not None:
-            makers[_output_of(layer)] = home
-    if waiting and not found:
-        found.append(Block(waiting.pop(0)))
-    for layer in waiting:
-        _place(found[0], layer).append(layer)
-    return found
-
-
-def _place(block: Block, layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    return block.normalization if is_batch_normalization(layer) else block.riders
-
-
-def _is_scaling(layer: keras.layers.Layer) -> bool:
-    return isinstance(layer, SCALING) or type(layer).__name__ == "LayerScale"
-
-
-def _fed_by(layer: keras.layers.Layer) -> int:
-    """The identity of the symbolic tensor that a layer takes; 0 if it takes several or none."""
-    try:
-        return id(layer.input)
-    except (AttributeError, ValueError):
-        return 0
-
-
-def _output_of(layer: keras.layers.Layer) -> int:
-    try:
-        return id(layer.output)
-    except (AttributeError, ValueError):
-        return -1
-
-
-def _layers_in(values: Iterable[Any]) -> Iterator[keras.layers.Layer]:
-    for value in values:
-        if isinstance(value, keras.layers.Layer):
-            yield value
-        elif isinstance(value, dict):
-            yield from _layers_in(value.values())
-        elif isinstance(value, list | tuple):
-            yield from _layers_in(value)
-
-
-STATISTICS = re.compile(r"moving_(mean|variance|avg|var|stddev)", re.IGNORECASE)
-SCALES = re.compile(r"gamma|beta|scale|offset|renorm_\w+", re.IGNORECASE)
-
-
-@dataclass
-class Scope:
-    """Indices of the variables of one layer: its weights, and its batch normalization."""
-
-    name: str
-    weights: list[int] = field(default_factory=list)
-    normalization: list[int] = field(default_factory=list)
-
-
-def scopes(paths: Sequence[str], order: Sequence[int]) -> list[Scope]:
-    """The layers with weights, from input to output.
-
-    Variables belong together by the scope in their names; where names have none, a layer ends
-    where a name comes again. Batch normalization (moving statistics and what is beside them) and
-    scopes of scales and offsets alone belong to the layer before, by the longest common beginning
-    of their names, then by the order of use.
+    Variables with one scope in their names belong together; where names have none, a layer ends
+    where a name is repeated. Batch normalization (moving statistics and what shares their scope)
+    and scopes that hold only scales and offsets belong to the layer before: the last of those that
+    share most of the beginning of their names.
 
     Args:
-        paths: the variables' names.
-        order: their indices in the order of first use.
+        paths: the variables' names, such as "block_1/conv/kernel".
+        order: indices of the variables to group, in the order of first use.
+
+    Returns:
+        By name of the layer, the indices of its weights and those of its batch normalization.
     """
     placed = _placed(paths, order)
     names: dict[str, set[str]] = {}
     for _, scope, own in placed:
         names.setdefault(scope, set()).add(own)
-    found: list[Scope] = []
-    waiting: list[tuple[int, bool]] = []  # before the first weights
+    found: dict[str, tuple[list[int], list[int]]] = {}
+    waiting: list[tuple[int, bool]] = []  # normalization and scales before the first weights
     for index, scope, own in placed:
-        norm = _is_statistics(own) or (
-            SCALES.fullmatch(own) is not None and any(map(_is_statistics, names[scope]))
-        )
-        rider = norm or all(SCALES.fullmatch(other) for other in names[scope])
-        if rider and not any(s.name == scope for s in found):
+        beside_statistics = any(map(_is_statistics, names[scope]))
+        norm = _is_statistics(own) or bool(SCALES.fullmatch(own) and beside_statistics)
+        follows = norm or all(SCALES.fullmatch(other) for other in names[scope])
+        if follows and scope not in found:
             if not found:
                 waiting.append((index, norm))
                 continue
-            home = _home(scope, found)
-        else:
-            home = next((s for s in found if s.name == scope), None) or Scope(scope)
-            if home not in found:
-                found.append(home)
-        (home.normalization if norm else home.weights).append(index)
-    return _with_waiting(found, waiting)
-
-
-def _with_waiting(found: list[Scope], waiting: list[tuple[int, bool]]) -> list[Scope]:
+            scope = _most_alike(scope, found)
+        found.setdefault(scope, ([], []))[norm].append(index)
     if waiting and not found:
-        found = [Scope("normalization")]
+        found["normalization"] = ([], [])
     for index, norm in waiting:
-        (found[0].normalization if norm else found[0].weights).append(index)
+        next(iter(found.values()))[norm].append(index)
     return found
 
 
 def _placed(paths: Sequence[str], order: Sequence[int]) -> list[tuple[int, str, str]]:
-    """Each variable's index, scope and own name, in the order of first use."""
+    """Returns each variable's index, scope and own name, in the order of first use."""
     placed = []
     seen: set[str] = set()
     number = 1
     for index in order:
         scope, _, own = paths[index].rpartition("/")
         above, _, parent = scope.rpartition("/")
-        if STATISTICS.fullmatch(parent):  # moving_mean/hidden, moving_mean/average, …
+        if STATISTICS.fullmatch(parent):  # Sonnet: moving_mean/hidden, moving_mean/average, …
             scope, own = above, parent
         if not scope:
             if own in seen:
@@ -212,324 +324,158 @@ def _is_statistics(own: str) -> bool:
     return STATISTICS.search(own) is not None
 
 
-def _home(scope: str, found: Sequence[Scope]) -> Scope:
-    """The layer that a normalization belongs to: the last of those that share most of its name."""
+def _most_alike(scope: str, found: Iterable[str]) -> str:
     tokens = re.split(r"[/_]", scope)
 
-    def shared(other: Scope) -> int:
-        pairs = zip(tokens, re.split(r"[/_]", other.name), strict=False)
+    def shared(other: str) -> int:
+        pairs = zip(tokens, re.split(r"[/_]", other), strict=False)
         return next((n for n, (a, b) in enumerate(pairs) if a != b), len(tokens))
 
-    return max(reversed(found), key=shared)
+    return max(reversed(list(found)), key=shared)
 
 
-@dataclass(frozen=True)
-class LayerGroup:
-    """A layer with weights: `depth` counts from 1 at the input, `parameters` all its numbers.
+def _groups_of_hub(layer: HubLayer) -> list[LayerGroup]:
+    variables, depths = layer.module_variables, layer.variable_depths
+    floating = [index for index, variable in enumerate(variables) if "float" in variable.dtype]
+    found = scopes(layer.variable_paths, sorted(floating, key=depths.__getitem__))
+    return [
+        LayerGroup(
+            name, 0, (layer,), *(tuple(variables[index] for index in held) for held in parts)
+        )
+        for name, parts in found.items()
+    ]
 
-    `trainable` is how many of the parameters are trained now.
+
+def _groups_of_layers(layers: Iterable[keras.layers.Layer]) -> list[LayerGroup]:
+    """Groups Keras layers, each with what normalizes or scales it.
+
+    That is found by what feeds it; where nothing with weights does, it goes with the layer before
+    in the list, and at the start with the one after.
     """
-
-    name: str
-    depth: int
-    parameters: int
-    trainable: int
-
-
-@dataclass
-class HubUnit:
-    """A group inside a hub layer."""
-
-    layer: HubLayer
-    scope: Scope
-    depth: int
-
-    @property
-    def name(self) -> str:
-        return self.scope.name
-
-    @property
-    def _held(self) -> list[int]:
-        return [*self.scope.weights, *self.scope.normalization]
-
-    def group(self) -> LayerGroup:
-        held = [self.layer.module_variables[i] for i in self._held]
-        trained = [v for v in held if v.trainable and self.layer.trainable]
-        return LayerGroup(self.name, self.depth, _numbers(held), _numbers(trained))
-
-    def potential(self) -> int:
-        """How many parameters the publisher lets be trained."""
-        held, declared = self.layer.module_variables, self.layer.variable_declared
-        return _numbers(held[i] for i in self._held if declared[i])
-
-    def can_train(self, normalization: bool) -> bool:
-        held = self._held if normalization else self.scope.weights
-        return any(self.layer.variable_declared[i] for i in held)
-
-    def matches(self, pattern: re.Pattern[str]) -> bool:
-        paths = self.layer.variable_paths
-        return any(pattern.search(text) for text in (self.name, *(paths[i] for i in self._held)))
-
-
-@dataclass
-class LayerUnit:
-    """A group of a Keras model."""
-
-    block: Block
-    depth: int
-
-    @property
-    def name(self) -> str:
-        return self.block.layer.name
-
-    @property
-    def _held(self) -> list[keras.layers.Layer]:
-        return [self.block.layer, *self.block.riders, *self.block.normalization]
-
-    def group(self) -> LayerGroup:
-        held = [v for layer in self._held for v in layer.weights]
-        trained = [v for layer in self._held for v in layer.trainable_weights]
-        return LayerGroup(self.name, self.depth, _numbers(held), _numbers(trained))
-
-    def potential(self) -> int:
-        """How many parameters could be trained."""
-        held = [v for layer in self._held for v in layer.weights]
-        return _numbers(v for v in held if not STATISTICS.search(v.path.rpartition("/")[2]))
-
-    def can_train(self, normalization: bool) -> bool:
-        return normalization or not is_batch_normalization(self.block.layer)
-
-    def matches(self, pattern: re.Pattern[str]) -> bool:
-        paths = [v.path for layer in self._held for v in layer.weights]
-        return any(pattern.search(text) for text in (*(a.name for a in self._held), *paths))
-
-    def train(self, value: bool, normalization: bool) -> None:
-        """Train the group or freeze it; its batch normalization only if that is wanted."""
-        for layer in self._held:
-            mode = value and (normalization or not is_batch_normalization(layer))
-            set_trainable(layer, mode)
-            for inner in sublayers(layer) if mode and not normalization else ():
-                if is_batch_normalization(inner):
-                    set_trainable(inner, False)
-
-
-Unit = HubUnit | LayerUnit
-
-
-def hub_units(layer: HubLayer) -> list[HubUnit]:
-    """The groups of a hub layer, from input to output."""
-    depths = layer.variable_depths
-    floating = [i for i, v in enumerate(layer.module_variables) if "float" in v.dtype]
-    order = sorted(floating, key=lambda i: depths[i])
-    found = scopes(layer.variable_paths, order)
-    return [HubUnit(layer, scope, depth) for depth, scope in enumerate(found, start=1)]
-
-
-def model_units(model: keras.Model) -> list[Unit]:
-    """The groups of a Keras model, nested models and hub layers included."""
-    parts: list[Any] = []
-    plain: list[keras.layers.Layer] = []
-    for layer in leaves(model):
-        if is_hub(layer):
-            parts += [*blocks(plain), *hub_units(layer)]
-            plain = []
+    found: list[list[keras.layers.Layer]] = []
+    makers: dict[int, list[keras.layers.Layer]] = {}  # by the identity of a symbolic tensor
+    waiting: list[keras.layers.Layer] = []
+    for layer in layers:
+        if not layer.weights or isinstance(layer, keras.layers.Normalization):
+            continue
+        if is_batch_normalization(layer) or _is_scaling(layer):
+            home = makers.get(_tensor_id(layer, "input")) or (found[-1] if found else waiting)
+            home.append(layer)
         else:
-            plain.append(layer)
-    parts += blocks(plain)
-    units: list[Unit] = []
-    for depth, part in enumerate(parts, start=1):
-        if isinstance(part, HubUnit):
-            part.depth = depth
-        units.append(LayerUnit(part, depth) if isinstance(part, Block) else part)
-    return units
+            home = [layer]
+            found.append(home)
+        given = _tensor_id(layer, "output")
+        if given and home is not waiting:
+            makers[given] = home
+    if waiting and found:
+        found[0] += waiting
+    return [_of_layers(held) for held in found or [waiting] if held]
 
 
-def unfreeze_units(
-    units: Sequence[Unit],
+def _of_layers(layers: list[keras.layers.Layer]) -> LayerGroup:
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for layer in layers:
+        parts[is_batch_normalization(layer)].extend(layer.weights)
+    return LayerGroup(layers[0].name, 0, tuple(layers), *map(tuple, parts))
+
+
+def _is_scaling(layer: keras.layers.Layer) -> bool:
+    # LayerScale is a private class of ConvNeXt in keras.applications.
+    return isinstance(layer, SCALING) or type(layer).__name__ == "LayerScale"
+
+
+def _tensor_id(layer: keras.layers.Layer, side: str) -> int:
+    """Returns the identity of the one tensor that a layer takes or gives; 0 for several or none."""
+    try:
+        return id(getattr(layer, side))
+    except (AttributeError, ValueError):
+        return 0
+
+
+def _layers_in(values: Iterable[Any]) -> Iterator[keras.layers.Layer]:
+    for value in values:
+        if isinstance(value, keras.layers.Layer):
+            yield value
+        elif isinstance(value, dict):
+            yield from _layers_in(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _layers_in(value)
+
+
+def _nested_models(model: keras.Model) -> list[keras.Model]:
+    inside = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    return inside + [deeper for layer in inside for deeper in _nested_models(layer)]
+
+
+def _choose(
+    groups: Sequence[LayerGroup],
     last: int | float | None,
     match: str | None,
     normalization: bool,
     owner: str,
 ) -> list[LayerGroup]:
-    """Train the chosen groups and no others; return them."""
-    chosen = choose_units(units, last, match, normalization, owner)
-    _apply(units, {id(unit) for unit in chosen}, normalization)
-    return [unit.group() for unit in chosen]
-
-
-def choose_units(
-    units: Sequence[Unit],
-    last: int | float | None,
-    match: str | None,
-    normalization: bool,
-    owner: str,
-) -> list[Unit]:
-    """The groups that are meant, of those that can be trained; nothing is changed.
-
-    Raises:
-        ValueError: a wrong choice, or one that no group fits.
-    """
-    units = [unit for unit in units if unit.can_train(normalization)]
+    """Returns the groups that `unfreeze` means, of those that can be trained."""
+    groups = [group for group in groups if group.learnable(normalization)]
     if last is not None and match is not None:
-        raise ValueError("`last` and `match` are both given. Expected one of them, or none: all.")
-    if match is not None:
-        try:
-            pattern = re.compile(match)
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"`match` {match!r} is no regular expression. Received: {error}"
-            ) from None
-        chosen = [unit for unit in units if unit.matches(pattern)]
-    else:
-        chosen = list(units[len(units) - _count(last, len(units)) :])
-    if not chosen:
-        if not units:
-            raise ValueError(
-                f"`unfreeze` finds nothing to train in {owner!r}: it has no weights but those of "
-                "normalization. Call with normalization=True."
-            )
-        names = ", ".join(unit.name for unit in units)
+        raise ValueError(f"`last` or `match` must be None, got last={last!r}, match={match!r}")
+    if not groups:
         raise ValueError(
-            f"`match` {match!r} matches nothing in {owner!r}. Expected a regular expression that "
-            f"is found in one of its groups: {names}."
+            f"`normalization` must be True for {owner!r}: it has no weights but those of batch "
+            "normalization."
+        )
+    if match is None:
+        return groups[len(groups) - _how_many(last, len(groups)) :]
+    try:
+        pattern = re.compile(match)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"`match` must be a regular expression, got {match!r}: {error}") from None
+    chosen = [group for group in groups if group.matches(pattern)]
+    if not chosen:
+        names = ", ".join(group.name for group in groups)
+        raise ValueError(
+            f"`match` must be found in a group of {owner!r}, got {match!r}. Its groups: {names}."
         )
     return chosen
 
 
-def _count(last: int | float | None, total: int) -> int:
+def _how_many(last: int | float | None, total: int) -> int:
     if last is None:
         return total
-    if isinstance(last, bool) or not isinstance(last, numbers.Real) or not last > 0:
+    whole = isinstance(last, numbers.Integral)
+    right = isinstance(last, numbers.Real) and not isinstance(last, bool)
+    if not right or not last > 0 or (not whole and last > 1):
         raise ValueError(
-            f"`last` is no number of groups. Expected a whole number from 1, or a share such as "
-            f"0.3. Received: {last!r}"
+            f"`last` must be a whole number from 1, or a share such as 0.3 (0 < last <= 1), got "
+            f"{last!r}"
         )
-    if not isinstance(last, numbers.Integral):
-        if last > 1:
-            raise ValueError(
-                f"`last` is no share. Expected 0 < last <= 1, or a whole number. Received: {last}"
-            )
-        return math.ceil(round(float(last) * total, 9))
-    return min(int(last), total)
+    # Rounded first: 0.3 * 10 is a little more than 3.
+    return min(int(last), total) if whole else math.ceil(round(float(last) * total, 9))
 
 
-def _apply(units: Sequence[Unit], chosen: set[int], normalization: bool) -> None:
-    by_hub: dict[int, list[HubUnit]] = {}
-    for unit in units:
-        if isinstance(unit, HubUnit):
-            by_hub.setdefault(id(unit.layer), []).append(unit)
-        else:
-            unit.train(id(unit) in chosen, normalization)
-    for of_layer in by_hub.values():
-        layer = of_layer[0].layer
-        picked = [unit for unit in of_layer if id(unit) in chosen]
-        indices = {i for unit in picked for i in unit.scope.weights}
-        if normalization:
-            indices |= {i for unit in picked for i in unit.scope.normalization}
-        declared = layer.variable_declared
-        layer.select_variables(
-            [i in indices and declared[i] for i in range(len(declared))], normalization
-        )
+def _train(groups: Sequence[LayerGroup], chosen: Sequence[LayerGroup], normalization: bool) -> None:
+    """Trains the chosen groups and freezes the others."""
+    hubs: dict[HubLayer, set[int]] = {}
+    for group in groups:
+        is_chosen = any(group is other for other in chosen)
+        if isinstance(group.layers[0], HubLayer):
+            trained = hubs.setdefault(group.layers[0], set())
+            trained |= {id(v) for v in group.learnable(normalization)} if is_chosen else set()
+            continue
+        for layer in group.layers:
+            value = is_chosen and (normalization or not is_batch_normalization(layer))
+            _set_trainable(layer, value)
+            for inner in sublayers(layer) if value and not normalization else ():
+                if is_batch_normalization(inner):
+                    _set_trainable(inner, False)
+    for hub, trained in hubs.items():
+        hub.select_variables([id(v) in trained for v in hub.module_variables], normalization)
 
 
-def set_trainable(layer: keras.layers.Layer, value: bool) -> None:
-    """Set it for the layer and all its variables, also where the layer seems to have it already."""
-    layer.trainable = not value  # Keras' attribute tracking skips a value that is there already
-    layer.trainable = value
+def _open_outer_model(target: Target, parts: Sequence[Target]) -> None:
+    """Makes a frozen model show what is unfrozen in it; its other layers stay frozen.
 
-
-def _numbers(variables: Iterable[Any]) -> int:
-    return sum(math.prod(v.shape) for v in variables)
-
-
-Target = keras.Model | HubLayer
-
-
-def layer_groups(target: Target) -> list[LayerGroup]:
-    """The groups of a backbone's weights, from input to output.
-
-    A group is a layer with weights, together with its batch normalization.
-
-    Args:
-        target: a `HubLayer`; a model with a backbone in it, as `build_model` makes it (its hub
-            layers, or else the one model nested in it that has weights); or a Keras model that is
-            itself the backbone.
-
-    Raises:
-        ValueError: it has no weights, or several nested models that could be the backbone.
+    Keras lists no trainable variable of a model whose own `trainable` is False.
     """
-    return [unit.group() for part in _parts(target) for unit in _units(part)]
-
-
-def unfreeze(
-    target: Target,
-    last: int | float | None = None,
-    match: str | None = None,
-    normalization: bool = False,
-) -> list[LayerGroup]:
-    """Train a part of the backbone and freeze the rest; compile the model afterwards.
-
-    Batch normalization stays frozen, in inference mode, which fine-tuning on little data needs.
-    A SavedModel has one switch for training mode: without `normalization` its dropout is off too,
-    and with it all its moving statistics change, those of frozen groups as well. Heads and other
-    layers outside of the backbone are left as they are; with several backbones the choice holds
-    for each.
-
-    Args:
-        target: as for `layer_groups`.
-        last: that many groups nearest the output (2), or that share of the groups (0.3, rounded
-            up). By default all.
-        match: a regular expression that is found in a group's name or in the name of one of its
-            variables, such as r"block_1[3-6]".
-        normalization: train batch normalization in the chosen groups as well, in training mode.
-
-    Returns:
-        The chosen groups.
-
-    Raises:
-        ValueError: nothing matches (lists the groups), a wrong number, both `last` and `match`,
-            or a module that cannot be trained.
-    """
-    parts = [(part, _units(part, to_train=True)) for part in _parts(target)]
-    for part, units in parts:  # before anything is changed
-        choose_units(units, last, match, normalization, part.name)
-    _show(target, [part for part, _ in parts])
-    chosen: list[LayerGroup] = []
-    for part, units in parts:
-        if isinstance(part, keras.Model):
-            part.trainable = True
-            for nested in nested_models(part):
-                nested.trainable = True
-        chosen += unfreeze_units(units, last, match, normalization, part.name)
-    return chosen
-
-
-def freeze(target: Target) -> None:
-    """Train nothing of the backbone; compile the model afterwards.
-
-    Args:
-        target: as for `layer_groups`.
-    """
-    for part in _parts(target):
-        if isinstance(part, keras.Model):
-            for layer in leaves(part):
-                set_trainable(layer, False) if not isinstance(layer, HubLayer) else layer.freeze()
-        part.trainable = False
-
-
-def _parts(target: Target) -> list[Target]:
-    """The backbones inside a model; a model without any is one."""
-    if isinstance(target, HubLayer):
-        return [target]
-    if not isinstance(target, keras.Model):
-        raise ValueError(
-            f"`target` is no backbone. Expected a HubLayer or a keras.Model. Received: {target!r}"
-        )
-    return backbones_in(target) or [target]
-
-
-def _show(target: Target, parts: list[Target]) -> None:
-    """A frozen model hides what is unfrozen in it; its layers outside of the parts stay frozen."""
     if target in parts or target.trainable:
         return
     others = {layer: layer.trainable for layer in target.layers if layer not in parts}
@@ -538,13 +484,16 @@ def _show(target: Target, parts: list[Target]) -> None:
         layer.trainable = value
 
 
-def _units(part: Target, to_train: bool = False) -> list[Unit]:
-    if to_train and isinstance(part, HubLayer):
-        part.check_trainable()
-    units: list[Unit] = [*hub_units(part)] if isinstance(part, HubLayer) else model_units(part)
-    if not units:
-        raise ValueError(
-            f"`target` {part.name!r} has no weights to train. Expected a backbone with weights"
-            + (": build the model first." if not getattr(part, "built", True) else ".")
-        )
-    return units
+def _set_trainable(layer: keras.layers.Layer, value: bool) -> None:
+    """Sets `trainable` of a layer and of all its variables.
+
+    Keras drops an assignment of the value that the layer has already, though its variables or the
+    layers inside may have another; so the opposite is set first.
+    """
+    if not isinstance(layer, HubLayer):  # which does without, and may refuse to be trained
+        layer.trainable = not value
+    layer.trainable = value
+
+
+def _count(variables: Iterable[Any]) -> int:
+    return sum(math.prod(variable.shape) for variable in variables)

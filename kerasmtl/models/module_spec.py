@@ -1,4 +1,8 @@
-"""What a saved layer says of its module, so that it can be built before the module is there."""
+"""ModuleSpec: the description of a SavedModel inside a `.keras` file.
+
+Keras builds a loaded model before it hands out the files that travel with it. From the description
+a `HubLayer` is built, with its variables and the shapes of its outputs, before its module is there.
+"""
 
 from __future__ import annotations
 
@@ -11,53 +15,61 @@ import keras
 import tensorflow as tf
 
 from kerasmtl._version import __version__
-from kerasmtl.models import graph
+from kerasmtl.models.graph import variable_order
 from kerasmtl.models.hub.cache import holds, kept_module
 from kerasmtl.models.hub.handles import is_remote, resolve_handle
 from kerasmtl.models.saved_model import Module, over_replicas
 from kerasmtl.utils.files import is_module
 
 FORMAT = 1
-MOST_CALLS = 32  # that are remembered, by shapes
-OTHER = 64  # height and width to try a module with that takes any
+MOST_CALLS = 32  # how many calls are remembered, by shapes
 
 _loaded: dict[str, Path] = {}  # in this process: SHA-256 → folder
 
 
 @dataclass
-class Description:
-    """A module without its graph: content hash, variables, and what it takes and gives.
+class ModuleSpec:
+    """A module without its graph: content hash, variables, inputs and outputs.
 
-    `order` says which of the variables that loading creates each one is; `calls` are the inputs
-    and outputs met so far, as pairs of nested `keras.KerasTensor`s.
+    Attributes:
+        sha256: the hash of the module's content.
+        paths: the names of the variables, as the publisher wrote them.
+        shapes, dtypes: of the variables.
+        trainable: which variables the publisher lists as trainable.
+        order: which of the variables that loading creates each one is.
+        depths: the rank of each variable in the order of first use, from input to output.
+        inputs: a `keras.KerasTensor` for each input, nested as the module takes them.
+        takes_images: whether the one input is a batch of RGB images, or undeclared.
+        image_size: the (height, width) that the module insists on, if any.
+        input_range: the (low, high) of the pixels where the module itself tells it.
+        why_not_trainable: the reason why the module cannot be trained, or None.
+        calls: inputs and outputs met so far, as pairs of nested `keras.KerasTensor`s.
     """
 
     sha256: str
-    paths: list[str]  # of the variables, as the publisher named them
+    paths: list[str]
     shapes: list[list[int]]
     dtypes: list[str]
     trainable: list[bool]
     order: list[int]
-    depths: list[int]  # of the variables, in the order of first use
+    depths: list[int]
     inputs: Any
-    takes_pictures: bool
+    takes_images: bool
     image_size: tuple[int, int] | None
     input_range: tuple[float, float] | None
     why_not_trainable: str | None
-    xla: str | None = None  # why XLA cannot compile it, "" if it can, None: not tried yet
     calls: list[tuple[Any, Any]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, module: Module, sha256: str) -> Description:
-        """The description of a loaded module."""
+    def of(cls, module: Module, sha256: str) -> ModuleSpec:
+        """Describes a loaded module."""
         _loaded[sha256] = module.folder
-        function = module.inference_call.function
         held = module.variables
-        by_use = graph.variable_order(function, held)
         depths = [0] * len(held)
-        for depth, index in enumerate(by_use):
+        for depth, index in enumerate(variable_order(module.inference_call.function, held)):
             depths[index] = depth
         inputs = tf.nest.map_structure(_symbol, module.inference_call.inputs)
+        image = module.image
         return cls(
             sha256=sha256,
             paths=[v.name.removesuffix(":0") for v in held],
@@ -67,19 +79,19 @@ class Description:
             order=[next((i for i, c in enumerate(module.created) if c is v), -1) for v in held],
             depths=depths,
             inputs=next(iter(inputs.values())) if len(inputs) == 1 else inputs,
-            takes_pictures=module.takes_pictures,
+            takes_images=module.takes_images,
             image_size=module.image_size,
-            input_range=graph.input_range(function) if module.picture is not None else None,
+            input_range=(0.0, 255.0) if image is not None and image.dtype.is_integer else None,
             why_not_trainable=module.why_not_trainable,
         )
 
     @property
     def names(self) -> list[str]:
-        """The variables' paths in letters that every optimizer accepts."""
+        """The variables' paths, in letters that every optimizer accepts."""
         return [re.sub(r"[^0-9A-Za-z_.-]", "_", path) for path in self.paths]
 
     def empty_variables(self) -> list[tf.Variable]:
-        """Variables of zeros, to be filled when the module is there."""
+        """Makes variables of zeros, to be filled when the module is there."""
         return [
             tf.Variable(
                 tf.zeros(shape, dtype),
@@ -93,14 +105,14 @@ class Description:
         ]
 
     def remember(self, inputs: Any, outputs: Any) -> None:
-        """Keep what a call gave, for the time when the module is not at hand."""
+        """Keeps the shapes of a call, for a loaded model whose module is not there yet."""
         if len(self.calls) == MOST_CALLS or any(_same(inputs, known) for known, _ in self.calls):
             return
         bare = (tf.nest.map_structure(_bare, inputs), tf.nest.map_structure(_bare, outputs))
         self.calls.append(bare)
 
     def outputs_of(self, inputs: Any, name: str) -> Any:
-        """The outputs that a call with these inputs gave.
+        """Returns the outputs that a call with inputs of these shapes gave.
 
         Raises:
             ValueError: there was no such call.
@@ -112,24 +124,12 @@ class Description:
                     lambda o: keras.KerasTensor(_with_batch(o.shape, batch), dtype=o.dtype), outputs
                 )
         raise ValueError(
-            f"`HubLayer` {name!r} waits for its module, and was never called with inputs of these "
-            "shapes. Load the file with the module's folder in place."
+            f"`inputs` must have shapes that `HubLayer` {name!r} was called with before it was "
+            "saved: its module is not loaded yet. Load the file with the module's folder in place."
         )
 
-    def example(self, image_size: tuple[int, int] | None) -> Any:
-        """Zeros of a shape that the module takes."""
-        height, width = image_size or (OTHER, OTHER)
-
-        def zeros(spec: keras.KerasTensor) -> tf.Tensor:
-            free = {1: height, 2: width} if len(spec.shape) == 4 else {}
-            shape = [1 if i == 0 else free.get(i, 1) if n is None else n
-                     for i, n in enumerate(spec.shape)]  # fmt: skip
-            return tf.zeros(shape, spec.dtype)
-
-        return tf.nest.map_structure(zeros, self.inputs)
-
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the description for JSON."""
         plain = {key: value for key, value in vars(self).items() if key not in ("inputs", "calls")}
         return {
             "format": FORMAT,
@@ -140,9 +140,11 @@ class Description:
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Description:
-        """From `to_dict`, with or without further keys."""
+    def from_dict(cls, saved: dict[str, Any]) -> ModuleSpec:
+        """Reads what `to_dict` wrote; keys of later versions are ignored."""
         known = {key: saved[key] for key in cls.__dataclass_fields__ if key in saved}
+        if "takes_pictures" in saved:  # its name in files of kerasmtl 0.1
+            known["takes_images"] = saved["takes_pictures"]
         known["inputs"] = keras.saving.deserialize_keras_object(saved["inputs"])
         known["calls"] = [
             tuple(keras.saving.deserialize_keras_object(pair)) for pair in saved["calls"]
@@ -153,18 +155,18 @@ class Description:
 
 
 def runs_already(sha256: str) -> bool:
-    """Whether this process has loaded a module with that content."""
+    """Whether this process has loaded a module with that content before."""
     return sha256 in _loaded
 
 
 def module_at_hand(handle: str, sha256: str) -> Path | None:
-    """The folder of a module at hand with that content, or None. Nothing is downloaded."""
+    """Finds the folder of a module with that content, or None; nothing is downloaded."""
     candidates = [_loaded.get(sha256), None if is_remote(handle) else Path(handle)]
     try:
         if not is_remote(handle):
             candidates.append(resolve_handle(handle))
     except ValueError:
-        pass  # gone, which is what the copy in the file is for
+        pass  # the folder is gone: the copy in the file is for that
     for folder in candidates:
         if folder is not None and is_module(folder) and holds(folder, sha256):
             return folder

@@ -1,4 +1,4 @@
-"""A SavedModel as it was published: its calls, its variables, its losses."""
+"""Loaded SavedModels: their calls, variables and regularization losses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasmtl.models.graph import captured_as
 
+SIGNATURES = ("default", "serving_default")  # TF1 Hub format, TF2
+ENDPOINT = "serve"  # what keras.Model.export calls its function
+
 
 @dataclass(frozen=True)
 class Call:
     """One traced way to call a module.
 
-    `inputs` has one entry by tensor argument; `training` is None where there is no such switch;
-    `arguments` are the other arguments, by name, with the values they were traced with.
+    Attributes:
+        inputs: nested `tf.TensorSpec`s by tensor argument.
+        training: the mode it was traced for; a spec where the switch is a tensor, None where there
+            is none.
+        arguments: the other arguments, by name, with the values they were traced with.
+        outputs: the nested outputs, as specs.
+        function: the concrete function.
+        layout: the names of the positional arguments.
+        by_name: the names of the keyword arguments.
     """
 
     inputs: dict[str, Any]
@@ -30,22 +40,26 @@ class Call:
     arguments: dict[str, Any]
     outputs: Any
     function: Any
-    layout: tuple[str, ...]  # the names of the positional arguments
+    layout: tuple[str, ...]
     by_name: tuple[str, ...]
 
     @property
     def takes(self) -> str:
-        """Its inputs, for a person."""
-        single = len(self.inputs) == 1
-        return describe(next(iter(self.inputs.values())) if single else self.inputs)
+        """The inputs in words."""
+        return describe(next(iter(self.inputs.values())) if len(self.inputs) == 1 else self.inputs)
 
     def trains(self, training: bool) -> bool:
         """Whether this call serves that mode."""
         return self.training is training or isinstance(self.training, tf.TensorSpec)
 
+    def takes_value(self, name: str, value: Any) -> bool:
+        """Whether the argument was traced with that value, or with a tensor of any value."""
+        traced = self.arguments.get(name, self)  # self: no such argument, equal to no value
+        return is_tensors(traced) or bool(traced == value)
+
 
 def describe(specs: Any) -> str:
-    """Shapes and types for a person: float32 (None, 224, 224, 3)."""
+    """Describes shapes and types in words: float32 (None, 224, 224, 3)."""
     if isinstance(specs, Mapping):
         # Sorted: a SavedModel keeps no order, and gives another in each process.
         parts = [f"{name!r}: {describe(specs[name])}" for name in sorted(specs, key=str)]
@@ -60,85 +74,18 @@ def describe(specs: Any) -> str:
     return f"{name} {tuple(shape) if rank is not None else 'of any shape'}"
 
 
-def calls_of(run: Any, is_signature: bool, arguments: Mapping[str, Any]) -> list[Call]:
-    if is_signature:
-        inputs = dict(run.structured_input_signature[1])
-        return [Call(inputs, None, {}, run.structured_outputs, run, (), tuple(inputs))]
-    names = inspect.getfullargspec(run).args
-    return [_call(function, names, arguments) for function in run.concrete_functions]
-
-
-def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> Call:
-    positional, by_name = function.structured_input_signature
-    layout = tuple(names[i] if i < len(names) else f"argument_{i}" for i in range(len(positional)))
-    values = {**dict(zip(layout, positional, strict=True)), **by_name}
-    training = values.pop("training", None)
-    inputs = {
-        name: spec for name, spec in values.items() if is_tensors(spec) and name not in arguments
-    }
-    others = {name: value for name, value in values.items() if name not in inputs}
-    outputs = function.structured_outputs
-    return Call(inputs, training, others, outputs, function, layout, tuple(by_name))
-
-
 def is_tensors(spec: Any) -> bool:
+    """Whether a nested value consists of tensor specs alone."""
     leaves = tf.nest.flatten(spec)
     return bool(leaves) and all(isinstance(leaf, tf.TypeSpec) for leaf in leaves)
 
 
-def bind(call: Call, inputs: Any) -> dict[str, Any] | None:
-    """The inputs by argument, packed and cast as they were traced; None if they do not fit."""
-    names = list(call.inputs)
-    if len(names) == 1:
-        parts = {names[0]: inputs}
-        if isinstance(inputs, Mapping) and set(inputs) == set(names):
-            parts = dict(inputs)
-    elif isinstance(inputs, Mapping):
-        parts = dict(inputs)
-    elif isinstance(inputs, list | tuple) and len(inputs) == len(names):
-        parts = dict(zip(names, inputs, strict=True))
-    else:
-        return None
-    if set(parts) != set(names):
-        return None
-    fitted = {name: _fit(call.inputs[name], part) for name, part in parts.items()}
-    return None if any(part is None for part in fitted.values()) else fitted
-
-
-def _fit(specs: Any, values: Any) -> Any | None:
-    if isinstance(specs, Mapping) and (
-        not isinstance(values, Mapping) or set(values) != set(specs)
-    ):
-        return None
-    leaves, wanted = tf.nest.flatten(values), tf.nest.flatten(specs)
-    if len(leaves) != len(wanted):
-        return None
-    cast = [_cast(leaf, spec) for leaf, spec in zip(leaves, wanted, strict=True)]
-    return None if any(leaf is None for leaf in cast) else tf.nest.pack_sequence_as(specs, cast)
-
-
-def _cast(tensor: Any, spec: tf.TensorSpec) -> Any | None:
-    """The tensor in the traced type: among floats or among integers; nothing else is converted."""
-    tensor = tf.convert_to_tensor(tensor) if not tf.is_tensor(tensor) else tensor
-    have, want = tensor.dtype, spec.dtype
-    alike = (have.is_floating and want.is_floating) or (have.is_integer and want.is_integer)
-    if have != want and not alike:
-        return None
-    if not spec.shape.is_compatible_with(tensor.shape):
-        return None
-    return tensor if have == want else tf.cast(tensor, want)
-
-
-SIGNATURES = ("default", "serving_default")  # TF1 Hub format, TF2
-ENDPOINT = "serve"  # what keras.Model.export calls its function
-
-
 class Module:
-    """A loaded SavedModel with what the reusable-SavedModel interface promises.
+    """A loaded SavedModel, with the parts of the reusable-SavedModel interface that it has.
 
-    https://www.tensorflow.org/hub/reusable_saved_models. A module is called through `__call__`;
-    one that `keras.Model.export` wrote, through its `serve` function; any other, through a
-    signature.
+    The interface is described in https://www.tensorflow.org/hub/reusable_saved_models. A module is
+    called through `__call__`; one that `keras.Model.export` wrote, through its `serve` function;
+    any other, through a signature.
 
     Args:
         folder: of the SavedModel.
@@ -146,7 +93,15 @@ class Module:
         signature: the signature to run, though the module may be callable.
         arguments: values for further arguments of the call.
         given: variables to use in place of those that loading would create, by order of creation;
-            their values are overwritten with those of the SavedModel.
+            their values are overwritten by those of the SavedModel.
+
+    Attributes:
+        loaded: what `tf.saved_model.load` returns.
+        created: all variables that loading created, in order.
+        calls: the traced calls that take the arguments.
+        variables: the variables that a layer can hold: numeric, listed or used by a call.
+        trainable: which of them the publisher lists as trainable.
+        losses: each regularization loss, with the indices of the variables it depends on.
 
     Raises:
         ValueError: it cannot be read, or there is no such signature or argument.
@@ -165,39 +120,35 @@ class Module:
         self.arguments = dict(arguments or {})
         self.loaded, self.created = _load(folder, handle, given or {})
         self.signature, self._run = _find_call(self.loaded, handle, signature)
-        self.calls = calls_of(self._run, self.signature is not None, self.arguments)
+        self.calls = _calls_of(self._run, self.signature is not None, self.arguments)
         self._check_arguments()
         self.variables, self.trainable = self._find_variables()
         self.losses = [] if self.signature else self._find_losses()
 
     def _check_arguments(self) -> None:
-        """Refuse arguments that no call takes, and values that none was traced with."""
+        """Keeps the calls that take the arguments; refuses arguments that no call takes."""
         first = {call.layout[0] for call in self.calls if call.layout}
         known = {name for call in self.calls for name in (*call.arguments, *call.layout)} - first
         for name, value in self.arguments.items():
             if name not in known or name == "training":
                 raise ValueError(
-                    f"`arguments` has {name!r}, which {self.handle!r} does not take. Expected some "
-                    f"of {sorted(known - {'training'})}. Training mode follows `trainable`."
+                    f"`arguments` must be among {sorted(known - {'training'})} for "
+                    f"{self.handle!r}, got {name!r}. Training mode follows `trainable`."
                 )
-            traced = [call.arguments[name] for call in self.calls if name in call.arguments]
-            if not any(is_tensors(t) or t == value for t in traced):
+            if not any(call.takes_value(name, value) for call in self.calls):
+                traced = [repr(c.arguments[name]) for c in self.calls if name in c.arguments]
                 raise ValueError(
-                    f"`arguments` has {name}={value!r}, which {self.handle!r} was not traced with. "
-                    f"Expected one of {list(dict.fromkeys(map(repr, traced)))}."
+                    f"`arguments` must have a value that {self.handle!r} was traced with: one of "
+                    f"{list(dict.fromkeys(traced))} for {name!r}, got {value!r}"
                 )
         self.calls = [
             call
             for call in self.calls
-            if all(
-                name in call.arguments
-                and (is_tensors(call.arguments[name]) or call.arguments[name] == value)
-                for name, value in self.arguments.items()
-            )
+            if all(call.takes_value(name, value) for name, value in self.arguments.items())
         ]
 
     def _find_variables(self) -> tuple[list[tf.Variable], list[bool]]:
-        """The module's variables that a layer can hold, and which its publisher trains."""
+        """Finds the variables that a layer can hold, and which ones the publisher trains."""
         listed = list(getattr(self.loaded, "variables", None) or [])
         trained = [] if self.signature else list(_trained(self.loaded))
         captured = [c for call in self.calls for c in call.function.captured_inputs]
@@ -211,7 +162,7 @@ class Module:
         return held, [any(v is other for other in trained) for v in held]
 
     def _find_losses(self) -> list[tuple[Any, set[int]]]:
-        """Each regularization loss, with the indices of the variables it depends on."""
+        """Finds the regularization losses, and the indices of the variables each depends on."""
         found = []
         for loss in getattr(self.loaded, "regularization_losses", None) or []:
             captured = [c for f in loss.concrete_functions for c in f.captured_inputs]
@@ -241,21 +192,21 @@ class Module:
         return next((c for c in self.calls if not c.trains(True) or c.trains(False)), self.calls[0])
 
     def call_for(self, training: bool) -> Call:
-        """The call that serves a mode; where there is none for training, that for inference."""
+        """Returns the call for a mode; without one for training, that for inference."""
         if not training:
             return self.inference_call
         return next((c for c in self.calls if c.trains(True)), self.inference_call)
 
     @property
-    def takes_pictures(self) -> bool:
-        """Whether the one input is a batch of pictures, or of no declared shape."""
+    def takes_images(self) -> bool:
+        """Whether the one input is a batch of images, or its shape is undeclared."""
         specs = tf.nest.flatten(self.inference_call.inputs)
         unknown = len(specs) == 1 and specs[0].shape.rank is None and specs[0].dtype.is_floating
-        return self.picture is not None or unknown
+        return self.image is not None or unknown
 
     @property
-    def picture(self) -> tf.TensorSpec | None:
-        """The one input, if it is a batch of pictures, or None."""
+    def image(self) -> tf.TensorSpec | None:
+        """The one input, if it is a batch of images, or None."""
         specs = [s for c in self.calls for s in tf.nest.flatten(c.inputs)]
         rank = [s.shape.rank for s in specs]
         if not specs or any(len(tf.nest.flatten(c.inputs)) != 1 for c in self.calls):
@@ -267,12 +218,12 @@ class Module:
     @property
     def image_size(self) -> tuple[int, int] | None:
         """The (height, width) that the module insists on, or None if it takes any."""
-        if self.picture is None or None in self.picture.shape[1:3]:
+        if self.image is None or None in self.image.shape[1:3]:
             return None
-        return tuple(self.picture.shape[1:3])
+        return tuple(self.image.shape[1:3])
 
     def __call__(self, inputs: Any, training: bool) -> Any:
-        """Run the module. Where it has no call for training, that for inference is taken.
+        """Runs the module; without a call for training, the one for inference.
 
         Raises:
             ValueError: the inputs fit none of its calls.
@@ -280,13 +231,12 @@ class Module:
         modes = [[c for c in self.calls if c.trains(training)], self.calls]
         for calls in modes if training else [[self.inference_call, *modes[0], *modes[1]]]:
             for call in calls:
-                bound = bind(call, inputs)
+                bound = _bind(call, inputs)
                 if bound is not None:
                     return self._apply(call, bound, training)
         raise ValueError(
-            f"`inputs` do not fit {self.handle!r}. Expected "
-            f"{' or '.join(dict.fromkeys(c.takes for c in self.calls))}. Received: "
-            f"{describe(inputs)}"
+            f"`inputs` must be {' or '.join(dict.fromkeys(c.takes for c in self.calls))} for "
+            f"{self.handle!r}, got {describe(inputs)}"
         )
 
     def _apply(self, call: Call, bound: dict[str, Any], training: bool) -> Any:
@@ -301,12 +251,12 @@ class Module:
         return self._run(*(values[name] for name in call.layout), **by_name)
 
     def penalties(self, trained: set[int]) -> list[tf.Tensor]:
-        """The regularization losses that depend on one of these variables, by index."""
+        """Computes the regularization losses that depend on one of these variables (indices)."""
         return [loss() for loss, used in self.losses if used & trained or not used]
 
 
 def over_replicas(dtype: tf.DType) -> dict[str, Any]:
-    """How moving statistics are kept on several devices: each has its own, they read as a mean."""
+    """Returns how `tf.distribute` keeps moving statistics: one per device, read as their mean."""
     if not tf.distribute.has_strategy():
         return {}
     kinds = tf.VariableAggregation
@@ -341,14 +291,14 @@ def _load(
                 "pip install tensorflow-text, and import tensorflow_text."
             ) from error
         raise ValueError(
-            f"`handle` {handle!r} cannot be loaded. Expected a whole SavedModel in {folder}. "
-            f"Received: {first}. Fetch the module again."
+            f"`handle` {handle!r} must be a complete SavedModel, and {folder} cannot be loaded: "
+            f"{first}. Fetch the module again."
         ) from error
 
 
 @contextmanager
 def _without_slots(folder: Path) -> Iterator[tuple[Path, tf.saved_model.LoadOptions]]:
-    """The module as it is, or a copy of its object graph without the state of its optimizer.
+    """Yields the module's folder, or a copy of its object graph without optimizer state.
 
     TensorFlow cannot load an optimizer's slot variables (momentum and the like) unless tf_keras has
     registered the optimizer's class. A layer has no use for them, and leaving them out makes the
@@ -387,7 +337,7 @@ def _without_slots(folder: Path) -> Iterator[tuple[Path, tf.saved_model.LoadOpti
 
 
 def _make_plain(node: Any) -> None:
-    """An object without a type of its own; what it refers to stays."""
+    """Turns a node into an object without a type of its own; its children stay."""
     children = list(node.children)
     node.Clear()
     node.children.extend(children)
@@ -395,7 +345,7 @@ def _make_plain(node: Any) -> None:
 
 
 def _load_any(folder: str, options: tf.saved_model.LoadOptions) -> Any:
-    """The graph for serving, where a TF1 module has one for training beside it."""
+    """Loads a SavedModel; of a TF1 module with a graph for training beside it, that for serving."""
     try:
         return tf.saved_model.load(folder, options=options)
     except ValueError as error:
@@ -417,9 +367,67 @@ def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | N
         if key in signatures:
             return key, signatures[key]
     raise ValueError(
-        f"`signature` {signature!r} is not in {handle!r}. Expected one of {sorted(signatures)}."
+        f"`signature` must be one of {sorted(signatures)} for {handle!r}, got {signature!r}"
     )
 
 
 def _trained(loaded: Any) -> Sequence[tf.Variable]:
     return getattr(loaded, "trainable_variables", None) or []
+
+
+def _calls_of(run: Any, is_signature: bool, arguments: Mapping[str, Any]) -> list[Call]:
+    if is_signature:
+        inputs = dict(run.structured_input_signature[1])
+        return [Call(inputs, None, {}, run.structured_outputs, run, (), tuple(inputs))]
+    names = inspect.getfullargspec(run).args
+    return [_call(function, names, arguments) for function in run.concrete_functions]
+
+
+def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> Call:
+    positional, by_name = function.structured_input_signature
+    layout = tuple(names[i] if i < len(names) else f"argument_{i}" for i in range(len(positional)))
+    values = {**dict(zip(layout, positional, strict=True)), **by_name}
+    training = values.pop("training", None)
+    inputs = {
+        name: spec for name, spec in values.items() if is_tensors(spec) and name not in arguments
+    }
+    others = {name: value for name, value in values.items() if name not in inputs}
+    outputs = function.structured_outputs
+    return Call(inputs, training, others, outputs, function, layout, tuple(by_name))
+
+
+def _bind(call: Call, inputs: Any) -> dict[str, Any] | None:
+    """Packs and casts inputs by argument, as they were traced; None if they do not fit."""
+    names = list(call.inputs)
+    if isinstance(inputs, Mapping) and set(inputs) == set(names):
+        parts = dict(inputs)
+    elif len(names) == 1:
+        parts = {names[0]: inputs}
+    elif isinstance(inputs, list | tuple) and len(inputs) == len(names):
+        parts = dict(zip(names, inputs, strict=True))
+    else:
+        return None
+    fitted = {name: _fit(call.inputs[name], part) for name, part in parts.items()}
+    return None if any(part is None for part in fitted.values()) else fitted
+
+
+def _fit(specs: Any, values: Any) -> Any | None:
+    if isinstance(specs, Mapping) and (
+        not isinstance(values, Mapping) or set(values) != set(specs)
+    ):
+        return None
+    leaves, wanted = tf.nest.flatten(values), tf.nest.flatten(specs)
+    if len(leaves) != len(wanted):
+        return None
+    cast = [_cast(leaf, spec) for leaf, spec in zip(leaves, wanted, strict=True)]
+    return None if any(leaf is None for leaf in cast) else tf.nest.pack_sequence_as(specs, cast)
+
+
+def _cast(tensor: Any, spec: tf.TensorSpec) -> Any | None:
+    """Casts a tensor to the traced type, among floats or among integers; None if it differs."""
+    tensor = tf.convert_to_tensor(tensor) if not tf.is_tensor(tensor) else tensor
+    have, want = tensor.dtype, spec.dtype
+    alike = (have.is_floating and want.is_floating) or (have.is_integer and want.is_integer)
+    if (have != want and not alike) or not spec.shape.is_compatible_with(tensor.shape):
+        return None
+    return tensor if have == want else tf.cast(tensor, want)

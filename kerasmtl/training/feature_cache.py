@@ -28,7 +28,7 @@ import tensorflow as tf
 from kerasmtl.data.dataset import Source, permutation, register, source_of
 from kerasmtl.models.backbones import backbone_names
 from kerasmtl.models.hub_layer import HubLayer
-from kerasmtl.models.layer_groups import is_batch_normalization, is_hub, sublayers
+from kerasmtl.models.layer_groups import is_batch_normalization, sublayers
 from kerasmtl.training.feature_store import (
     BLOCK,
     FORMAT,
@@ -489,7 +489,7 @@ def randomness(operation: Any) -> str | None:
             return f"{layer.name!r}{inside} updates its statistics in training"
         if isinstance(layer, keras.layers.SpectralNormalization):
             return f"{layer.name!r}{inside} updates its weights in training"
-        if is_hub(layer) and layer.trainable:
+        if isinstance(layer, HubLayer) and layer.trainable:
             return f"{layer.name!r}{inside} is trainable"
         own = _seeds(layer) - {seed for inner in sublayers(layer) for seed in _seeds(inner)}
         if own and not _without_dropout(layer):
@@ -545,7 +545,8 @@ def _is_masked(tensor: keras.KerasTensor) -> bool:
 
 def _is_costly(operation: Any) -> bool:
     return isinstance(operation, keras.layers.Layer) and bool(
-        operation.weights or any(is_hub(layer) for layer in [operation, *sublayers(operation)])
+        operation.weights
+        or any(isinstance(layer, HubLayer) for layer in [operation, *sublayers(operation)])
     )
 
 

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasmtl.models.backbones import HubLayer, backbones_in
-from kerasmtl.models.layer_groups import HubUnit, hub_units, model_units
+from kerasmtl.models.hub_layer import HubLayer
+from kerasmtl.models.layer_groups import backbones_of, groups_of
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
@@ -337,21 +337,11 @@ def layerwise_factors(target: keras.Model | HubLayer, decay: float) -> dict[str,
     """
     if positive_number("decay", decay) > 1.0:
         raise ValueError(f"`decay` is too large. Expected at most 1. Received: {decay!r}")
-    parts = [target] if isinstance(target, HubLayer) else backbones_in(target) or [target]
     factors: dict[str, float] = {}
-    for part in parts:
-        units = hub_units(part) if isinstance(part, HubLayer) else model_units(part)
-        for distance, unit in enumerate(reversed(units), start=1):
-            factors |= {v.path: float(decay) ** distance for v in _variables_of(unit)}
+    for part in backbones_of(target):
+        for distance, group in enumerate(reversed(groups_of(part)), start=1):
+            factors |= {v.path: float(decay) ** distance for v in group.variables}
     return factors
-
-
-def _variables_of(unit: Any) -> list[Any]:
-    if isinstance(unit, HubUnit):
-        held = (*unit.scope.weights, *unit.scope.normalization)
-        return [unit.layer.module_variables[index] for index in held]
-    layers = (unit.block.layer, *unit.block.riders, *unit.block.normalization)
-    return [variable for layer in layers for variable in layer.weights]
 
 
 def _checked(optimizer: Any) -> keras.optimizers.Optimizer:

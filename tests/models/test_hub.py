@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from modules import REAL, save_dict_module, save_reusable, shared
 
-from kerasmtl.models.backbones import HubLayer
+from kerasmtl.models.hub_layer import HubLayer
 
 INPUTS = {
     "mobilenet_v1_025_224": (2, 224, 224, 3),

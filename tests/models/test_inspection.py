@@ -152,7 +152,7 @@ def test_every_call_is_listed_once(place):
 def test_what_could_be_trained_is_told_whatever_is_trained_now(place):
     folder = folder_of("reusable", place)
     layer = kt.HubLayer(folder)
-    layer.unfreeze()
+    kt.unfreeze(layer)
     before = [v.trainable for v in layer.module_variables]
     assert inspect(layer).groups == inspect(str(folder)).groups
     assert [v.trainable for v in layer.module_variables] == before

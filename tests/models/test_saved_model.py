@@ -161,7 +161,7 @@ def test_a_signature_of_a_callable_module_can_be_asked_for(tmp_path):
     layer = kt.HubLayer(save_dict_module(tmp_path / "several"), signature="serving_default")
     assert set(layer(np.zeros((1, 4, 4, 3), "float32"))) == {"vector", "map"}
     with pytest.raises(ValueError, match="signatures are for inference"):
-        layer.unfreeze(last=1)
+        kt.unfreeze(layer, last=1)
 
 
 def test_nothing_is_run_for_the_shape_of_the_outputs(tmp_path):

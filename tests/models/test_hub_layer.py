@@ -232,7 +232,7 @@ def test_trainable_moves_with_each_optimizer(known, optimizer):
 def test_moving_statistics_change_only_in_training_mode(known, normalization):
     known, folder = known
     layer = kt.HubLayer(folder, **known.settings)
-    layer.unfreeze(last=1, normalization=normalization)
+    kt.unfreeze(layer, last=1, normalization=normalization)
     model, x, y = classifier(known, layer)
     before = values(layer)
     model.compile("adam", "binary_crossentropy")
@@ -248,7 +248,7 @@ def test_moving_statistics_change_only_in_training_mode(known, normalization):
 def test_what_is_not_unfrozen_stays_bit_for_bit(known):
     known, folder = known
     layer = kt.HubLayer(folder, **known.settings)
-    (chosen,) = layer.unfreeze(last=1)
+    (chosen,) = kt.unfreeze(layer, last=1)
     model, x, y = classifier(known, layer)
     before = values(layer)
     model.compile("adam", "binary_crossentropy")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from modules import save_reusable
-from test_portable import classifier, edit, edit_layers, forget, hub, pictures
+from test_module_spec import classifier, edit, edit_layers, forget, hub, pictures
 
 import kerasmtl as kt
 from kerasmtl.cli import main

@@ -13,8 +13,8 @@ from modules import (
 from test_finetuning_parity import twin
 
 import kerasmtl as kt
-from kerasmtl.models.backbones import application
-from kerasmtl.models.layer_groups import LayerGroup, scopes
+from kerasmtl.models.applications import application
+from kerasmtl.models.layer_groups import scopes
 from kerasmtl.saved_models.tiny.network import FILTERS_AND_STRIDES, L2
 
 BLOCKS = len(FILTERS_AND_STRIDES)
@@ -108,7 +108,7 @@ def step(model, size=64):
 def test_last_counts_groups_from_the_output_or_takes_a_share_rounded_up(last, chosen):
     layer = kt.HubLayer("tiny")
     expected = [f"block_{number}/conv" for number in range(BLOCKS - chosen + 1, BLOCKS + 1)]
-    assert names(layer.unfreeze(last=last)) == expected
+    assert names(kt.unfreeze(layer, last=last)) == expected
     assert [v.path for v in layer.trainable_variables] == [
         f"{name.replace('/', '_')}_kernel" for name in expected
     ]
@@ -117,11 +117,11 @@ def test_last_counts_groups_from_the_output_or_takes_a_share_rounded_up(last, ch
 def test_groups_run_from_input_to_output_with_their_numbers():
     layer = kt.HubLayer("tiny")
     inputs = [3, *(filters for filters, _ in FILTERS_AND_STRIDES)]
-    for number, group in enumerate(layer.layer_groups()):
+    for number, group in enumerate(kt.backbones.layer_groups(layer)):
         filters = FILTERS_AND_STRIDES[number][0]
         kernel = 9 * inputs[number] * filters
         assert group == LayerGroup(f"block_{number + 1}/conv", number + 1, kernel + 4 * filters, 0)
-    layer.unfreeze(last=1, normalization=True)
+    kt.unfreeze(layer, last=1, normalization=True)
     groups = kt.backbones.layer_groups(layer)
     kernel = 9 * inputs[-2] * inputs[-1]
     assert [group.trainable for group in groups] == [0] * 7 + [kernel + 2 * inputs[-1]]
@@ -132,17 +132,17 @@ def test_groups_run_from_input_to_output_with_their_numbers():
 )
 def test_match_finds_groups_by_their_name_or_a_variables(match, numbers):
     layer = kt.HubLayer("tiny")
-    assert names(layer.unfreeze(match=match)) == [f"block_{number}/conv" for number in numbers]
+    assert names(kt.unfreeze(layer, match=match)) == [f"block_{number}/conv" for number in numbers]
 
 
 def test_another_choice_replaces_the_first_and_freeze_takes_all_back():
     layer = kt.HubLayer("tiny")
-    layer.unfreeze(last=3)
-    layer.unfreeze(match="block_1/")
+    kt.unfreeze(layer, last=3)
+    kt.unfreeze(layer, match="block_1/")
     assert [v.path for v in layer.trainable_variables] == ["block_1_conv_kernel"]
     layer.trainable = True
     assert len(layer.trainable_variables) == 3 * BLOCKS
-    layer.unfreeze(last=1)
+    kt.unfreeze(layer, last=1)
     layer.trainable = True  # the value is there already: still the whole
     assert len(layer.trainable_variables) == 3 * BLOCKS
     kt.freeze(layer)
@@ -160,7 +160,7 @@ def test_another_choice_replaces_the_first_and_freeze_takes_all_back():
 )
 def test_every_kind_of_module_has_groups(place, save, expected):
     layer = kt.HubLayer(save(place / f"groups_{save.__name__}"))
-    assert names(layer.unfreeze()) == expected
+    assert names(kt.unfreeze(layer)) == expected
 
 
 @pytest.mark.parametrize("make", [lambda network: network, functional, subclassed])
@@ -391,7 +391,7 @@ def test_a_choice_that_fits_one_of_two_backbones_changes_neither(reusable):
     assert model.trainable_variables == []
 
 
-@pytest.mark.parametrize("call", [kt.unfreeze, lambda layer: layer.unfreeze(last=1)])
+@pytest.mark.parametrize("call", [kt.unfreeze, lambda layer: kt.unfreeze(layer, last=1)])
 def test_a_module_that_cannot_be_trained_says_why(place, call):
     folder = save_dict_module(place / f"several_{id(call)}")
     with pytest.raises(ValueError, match="cannot be True.*declares no trainable variables"):
@@ -401,7 +401,7 @@ def test_a_module_that_cannot_be_trained_says_why(place, call):
 def test_a_signature_cannot_be_unfrozen(place):
     layer = kt.HubLayer(save_keras_export(place / "export"), signature="serve")
     with pytest.raises(ValueError, match="signatures are for inference"):
-        layer.unfreeze(last=1)
+        kt.unfreeze(layer, last=1)
 
 
 @pytest.mark.parametrize(
@@ -454,14 +454,14 @@ def test_after_one_step_a_hub_layer_has_the_weights_of_plain_keras():
     assert hub.keys() == keras_.keys()
     for name, value in keras_.items():
         np.testing.assert_allclose(hub[name], value, rtol=0, atol=1e-6, err_msg=name)
-    assert [g.trainable for g in layer.layer_groups()] == [
+    assert [g.trainable for g in kt.backbones.layer_groups(layer)] == [
         g.trainable for g in kt.backbones.layer_groups(plain)
     ]
 
 
 def test_only_losses_of_what_is_trained_count():
     layer = kt.HubLayer("tiny")
-    layer.unfreeze(last=2)
+    kt.unfreeze(layer, last=2)
     layer(pictures(1), training=True)
     kernels = {v.path: v.numpy() for v in layer.variables if v.path.endswith("kernel")}
     expected = [L2 * (kernels[f"block_{k}_conv_kernel"] ** 2).sum() for k in (7, 8)]

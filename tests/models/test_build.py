@@ -7,7 +7,8 @@ import tensorflow as tf
 from modules import save_dict_module, save_nested_module, save_reusable, save_text_module, shared
 
 import kerasmtl as kt
-from kerasmtl.models.backbones import application, backbone_layers, load_backbone
+from kerasmtl.models.applications import application
+from kerasmtl.models.backbones import backbone_layers, load_backbone
 
 TASKS = [kt.Task("a"), kt.Task("b"), kt.Task("c")]
 

@@ -159,7 +159,7 @@ def test_weights_alone_fit_every_selection(folder, tmp_path):
     model = trained(kt.HubLayer(folder, trainable=True))
     model.save_weights(tmp_path / "model.weights.h5")
     other = classifier(kt.HubLayer(folder))
-    hub(other).unfreeze()
+    kt.unfreeze(hub(other))
     other.load_weights(tmp_path / "model.weights.h5")
     same_weights(other, model)
     assert len(hub(other).trainable_variables) == 1
@@ -299,10 +299,10 @@ def test_a_signature_travels(tmp_path):
 @pytest.mark.parametrize(
     "choose",
     [
-        lambda layer: layer.unfreeze(last=2),
-        lambda layer: layer.unfreeze(match="first", normalization=True),
+        lambda layer: kt.unfreeze(layer, last=2),
+        lambda layer: kt.unfreeze(layer, match="first", normalization=True),
         lambda layer: setattr(layer, "trainable", True),
-        lambda layer: layer.freeze(),
+        lambda layer: kt.freeze(layer),
     ],
 )
 def test_the_selection_and_the_mode_travel(tmp_path, choose, gone):
@@ -322,7 +322,7 @@ def test_the_selection_and_the_mode_travel(tmp_path, choose, gone):
         loaded.get_config()["module"]["training_mode"]
         == (layer.get_config()["module"]["training_mode"])
     )
-    assert loaded.layer_groups() == layer.layer_groups()
+    assert kt.backbones.layer_groups(loaded) == kt.backbones.layer_groups(layer)
 
 
 # ---------------------------------------------------------------- errors
@@ -424,7 +424,7 @@ def test_a_subclassed_model_loads_in_a_new_process(folder, tmp_path):
     shutil.rmtree(folder)
     code = (
         f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n"
-        "import numpy as np, kerasmtl as kt, test_portable as t\n"
+        "import numpy as np, kerasmtl as kt, test_module_spec as t\n"
         "model = kt.load_model('model.keras', safe_mode=False)\n"
         "np.testing.assert_array_equal(model(t.pictures()), np.load('expected.npy'))"
     )

@@ -1,4 +1,4 @@
-"""`kerasmtl cache`: what is kept of features, and its removal."""
+"""`kerasmtl cache`: lists the features that are kept, and removes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from kerasmtl.cli.common import as_json, plain_errors
 from kerasmtl.training.feature_store import Entry, entries, features_root, remove
 from kerasmtl.utils.tables import Name, print_whole
 
@@ -23,34 +24,38 @@ SHOWN = 12  # characters of a key
     type=click.Path(file_okay=False),
     help="Where features are kept.  [default: features in the cache of modules]",
 )
-@click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
+@as_json
+@plain_errors
 def cache(key: str | None, clear: bool, yes: bool, folder: str | None, json_: bool) -> None:
-    """List the features that are kept of frozen backbones, or --clear them.
+    """List the features of frozen backbones that are kept, or --clear them.
 
     KEY: the first characters of one entry's key, as the list shows it.
+
+    \b
+    Example: kerasmtl cache --clear --yes
     """
-    try:
-        root = features_root(folder)
-        found = _chosen(entries(root), key, root)
-        if clear:
-            _clear(found, yes, root)
-        elif json_:
-            click.echo(json.dumps([_described(entry) for entry in found], indent=2))
-        else:
-            _print(found, root)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    root = features_root(folder)
+    found = _chosen(entries(root), key, root)
+    if clear:
+        _clear(found, yes, root)
+    elif json_:
+        click.echo(json.dumps([_described(entry) for entry in found], indent=2))
+    elif not found:
+        click.echo(f"Nothing is kept in {root}.")
+    else:
+        _print(found, root)
 
 
 def _chosen(found: list[Entry], key: str | None, root: Path) -> list[Entry]:
+    """All entries, or the one whose key begins like this."""
     if key is None:
         return found
     fitting = [entry for entry in found if entry.key.startswith(key)]
-    if not key or len({entry.key for entry in fitting}) != 1:
+    if not key or len(fitting) != 1:
         keys = ", ".join(entry.key[:SHOWN] for entry in found[:5]) or "none"
         raise ValueError(
-            f"`key` is that of {len(fitting)} entries in {root}. Expected the first characters of "
-            f"one key: {keys}{', …' if len(found) > 5 else ''}. Received: {key!r}"
+            f"`key` must be the first characters of one of the keys in {root} ({keys}"
+            f"{', …' if len(found) > 5 else ''}), got {key!r}, which fits {len(fitting)}"
         )
     return fitting
 
@@ -59,15 +64,17 @@ def _clear(found: list[Entry], yes: bool, root: Path) -> None:
     if not found:
         click.echo(f"Nothing is kept in {root}.")
         return
-    size = sum(entry.bytes for entry in found)
+    sizes = {entry.key: entry.bytes for entry in found}
     if not yes:
         some = "1 entry" if len(found) == 1 else f"{len(found)} entries"
-        click.confirm(f"Remove {some}, {size / 1e6:.1f} MB, from {root}?", abort=True)
-    in_use = [entry for entry in found if not remove(entry)]
-    freed = size - sum(entry.bytes for entry in in_use)
-    click.echo(f"Removed {len(found) - len(in_use)}, {freed / 1e6:.1f} MB.")
-    for entry in in_use:
-        click.echo(f"{entry.key[:SHOWN]} stays: another process is computing it.")
+        click.confirm(
+            f"Remove {some}, {sum(sizes.values()) / 1e6:.1f} MB, from {root}?", abort=True
+        )
+    busy = [entry.key for entry in found if not remove(entry)]
+    freed = sum(size for key, size in sizes.items() if key not in busy)
+    click.echo(f"Removed {len(found) - len(busy)}, {freed / 1e6:.1f} MB.")
+    for key in busy:
+        click.echo(f"{key[:SHOWN]} stays: another process is computing it.")
 
 
 def _described(entry: Entry) -> dict[str, object]:
@@ -75,8 +82,10 @@ def _described(entry: Entry) -> dict[str, object]:
         "key": entry.key,
         "path": str(entry.path),
         "rows": entry.rows,
+        "views": entry.views,
         "bytes": entry.bytes,
-        "made": entry.made or None,
+        "made": entry.made,
+        "finished": entry.finished,
         **{f"of_{name}": value for name, value in entry.about.items()},
     }
 
@@ -85,23 +94,19 @@ def _print(found: list[Entry], root: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    if not found:
-        click.echo(f"Nothing is kept in {root}.")
-        return
     table = Table(title=str(root), title_justify="left")
     for name in ("key", "backbone", "of rows from", "rows", "MB", "made"):
         table.add_column(name, justify="right" if name in ("rows", "MB") else "left")
     for entry in found:
-        made = datetime.fromisoformat(entry.made).strftime("%Y-%m-%d %H:%M") if entry.made else ""
-        views = entry.about.get("views", 1)
+        views = f", {entry.views} views" if entry.views > 1 else ""
+        made = datetime.fromisoformat(entry.made).strftime("%Y-%m-%d %H:%M")
         table.add_row(
             entry.key[:SHOWN],
-            # Older entries name the model.
-            Name(str(entry.about.get("backbone", entry.about.get("model", "unknown")))),
-            Name(str(entry.about.get("first", "")) + (f", {views} views" if views > 1 else "")),
+            Name(str(entry.about.get("backbone", "unknown"))),
+            Name(str(entry.about.get("first", "")) + views),
             f"{entry.rows:,}",
             f"{entry.bytes / 1e6:.1f}",
-            made or "unfinished",
+            made if entry.finished else "unfinished",
         )
     print_whole(table, Console())
     click.echo(f"{len(found)} entries, {sum(entry.bytes for entry in found) / 1e6:.1f} MB")

@@ -24,7 +24,7 @@ from kerasmtl.data.image_files import picture_fault
 from kerasmtl.data.images import read_image
 from kerasmtl.data.readers import file_format, iter_lines, read_columns, read_npz
 from kerasmtl.serving.predictor import BATCH, Predictor, joined
-from kerasmtl.training.feature_store import locked
+from kerasmtl.utils.files import file_lock
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.tf import as_written
 
@@ -799,7 +799,7 @@ def unfinished(out: Path, columns: Columns) -> Iterator[Unfinished]:
     made = Unfinished(out, columns)
     made.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(made.folder / "lock", wait=False):
+        with file_lock(made.folder / "lock", wait=False):
             yield made
     except BlockingIOError:
         raise ValueError(

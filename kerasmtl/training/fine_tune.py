@@ -32,7 +32,6 @@ from kerasmtl.training.feature_cache import (
     FeatureSource,
     FrozenPart,
     feature_dataset,
-    planned_features,
 )
 from kerasmtl.training.lr_finder import undone
 from kerasmtl.training.plans import (
@@ -576,20 +575,14 @@ class StageData:
 
     def _features(self, model: keras.Model) -> tuple[keras.Model, list[FeatureSource]]:
         with model.distribute_strategy.scope():
-            part = FrozenPart(model)
+            part = FrozenPart(model, any_code=self.cache is True)
         sets = {"train": self.train, "validation": self.validation}
-        planned = {
-            name: _planned(name, part, data) for name, data in sets.items() if data is not None
-        }
-        return part.head, [compute(bool(self.verbose)) for compute in planned.values()]
-
-
-def _planned(name: str, part: FrozenPart, data: Any) -> Callable[[bool], Any]:
-    """As `planned_features`, whose messages on data say `data`."""
-    try:
-        return planned_features(part, data)
-    except ValueError as error:
-        raise ValueError(str(error).replace("`data`", f"`{name}`")) from error
+        progress = bool(self.verbose)
+        return part.head, [
+            part.cached(data, progress=progress, name=name)
+            for name, data in sets.items()
+            if data is not None
+        ]
 
 
 def _is_distributed(model: keras.Model) -> bool:

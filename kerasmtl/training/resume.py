@@ -21,8 +21,8 @@ import numpy as np
 
 from kerasmtl.data.dataset import source_of
 from kerasmtl.training.compile import Compilation
-from kerasmtl.training.feature_store import locked
 from kerasmtl.training.plans import Plan, counted
+from kerasmtl.utils.files import file_lock
 
 # Of the configurations of losses and optimizers: what training or Keras itself changes.
 CHANGING = ("state", "threshold", "learning_rate", "factors", "name")
@@ -634,16 +634,13 @@ def held(directory: str | os.PathLike[str] | None) -> Iterator[None]:
         if directory is not None:
             path = _folder(directory)
             try:
-                lock = stack.enter_context(locked(path / LOCK, wait=False))
-                stack.callback(lock.unlink, missing_ok=True)
+                stack.enter_context(file_lock(path / LOCK, wait=False))
             except BlockingIOError as error:
                 raise ValueError(
                     f"`directory` {str(path)!r} is in use: another run is under way in it. "
                     "Expected a folder of one run at a time. Wait for the other one to end, or "
                     f"give another folder: directory={str(path) + '-2'!r}."
                 ) from error
-            except (ImportError, OSError):  # no locks here, or the folder cannot be written to
-                pass
         yield
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import keras
 
 from kerasmtl.data.image_files import graph_fault
-from kerasmtl.utils.files import write_aside
+from kerasmtl.utils.files import file_lock, write_aside
 
 if TYPE_CHECKING:
     from kerasmtl.evaluation.calibration import Decision
@@ -331,17 +331,13 @@ def begin_run(project: Path, record: Trained, tracking: str = "none") -> Run:
 
 def _under_way(run: Run) -> bool:
     """Whether another process trains in it."""
-    from kerasmtl.training.feature_store import locked
     from kerasmtl.training.resume import LOCK
 
     try:
-        with locked(run.state / LOCK, wait=False) as lock:
-            lock.unlink()
+        with file_lock(run.state / LOCK, wait=False):
+            return False
     except BlockingIOError:
         return True
-    except (ImportError, OSError):  # no locks here
-        pass
-    return False
 
 
 def last_run(project: Path, with_model: bool = False) -> Run | None:

@@ -15,9 +15,9 @@ import tensorflow as tf
 import kerasmtl as kt
 from kerasmtl.evaluation.report import BinaryScores, Report
 from kerasmtl.training import runs
-from kerasmtl.training.feature_store import locked
 from kerasmtl.training.resume import LOCK
 from kerasmtl.training.runs import HistoryFile
+from kerasmtl.utils.files import file_lock
 
 REPORT = Report(rows=4, tasks={"leak": BinaryScores(4, 2, 0.75, 0.8, 0.5)})
 
@@ -126,7 +126,7 @@ def test_other_labels_or_another_backbone_begin_a_new_run(project, tmp_path, cap
 def test_a_run_that_is_under_way_is_left_alone(project):
     run = start(project)
     run.state.mkdir()
-    with locked(run.state / LOCK), pytest.raises(ValueError, match="`runs`.*under way"):
+    with file_lock(run.state / LOCK), pytest.raises(ValueError, match="`runs`.*under way"):
         start(project)
     assert start(project).folder == run.folder
     assert not any(run.state.iterdir())

@@ -130,14 +130,21 @@ def _value(key: str, text: str) -> Any:
 
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
-in_project = click.option(
-    "--project",
-    "folder",
-    default=".",
-    show_default=True,
-    type=click.Path(file_okay=False),
-    help="The project's folder.",
-)
+
+
+def _project_option(name: str) -> Callable[..., Any]:
+    return click.option(
+        "--project",
+        name,
+        default=".",
+        show_default=True,
+        type=click.Path(file_okay=False),
+        help="The project's folder.",
+    )
+
+
+in_project = _project_option("folder")
+project_option = _project_option("project")
 
 
 def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
 """A small server for exported models: TensorFlow Serving's REST, Open Inference Protocol, a page.
 
-Modules: `limits, problems, folders, labels ← served ← batching, values, replay ← versions,
-tfserving, kserve ← app, bodies, heads, metrics, observed, page, running`. Only `served` and
-`replay` know TensorFlow, only the last group Starlette and Uvicorn.
+Imports run `config, errors <- served_model <- batching <- protocols <- versions, page <- app <-
+server`. `config` and `errors` need neither TensorFlow nor a web server; Starlette and Uvicorn are
+needed by `app`, `middleware` and `server` alone.
 """

@@ -1,58 +1,48 @@
-"""How much a server takes on, and how long it waits."""
+"""Settings of the server; `kerasmtl serve` has an option for each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from typing import Any
 
-WHOLE = {
-    *("max_body", "max_pixels", "batch_pixels", "max_queue", "batch_size", "workers", "keep"),
-}
 MIB = 2**20
 
 
+def setting(default: Any, about: str, least: float | None = None) -> Any:
+    """Return a dataclass field with the help text and the least value of its option."""
+    return field(default=default, metadata={"help": about, "min": least})
+
+
 @dataclass(frozen=True)
-class Limits:
-    """What is refused rather than taken on; `kerasmtl serve` has an option for each.
+class ServerConfig:
+    """Address, limits, batching and reloading of a server.
 
-    Args:
-        max_body: bytes of a request.
-        max_pixels: of one picture; by default, and at most, as many as the model says.
-        batch_pixels: of all pictures in one call of the model; a larger one is alone in its call.
-        max_queue: requests that are read, waiting or running; more are answered with 503.
-        batch_size: examples in one call of the model.
-        batch_wait: seconds that an example waits for others.
-        workers: calls of the model at the same time.
-        keep: versions that are served, the newest.
-        poll: seconds between two looks at the folder.
-        drain: seconds that running requests have left once the server is told to stop.
-        read: seconds within which a request's head must arrive, and once more its body.
-
-    Raises:
-        ValueError: a number that is none, or too small.
+    The command line is generated from these fields: their names, types, defaults and texts.
     """
 
-    max_body: int = 32 * MIB
-    max_pixels: int | None = None
-    batch_pixels: int = 50_000_000
-    max_queue: int = 128
-    batch_size: int = 32
-    batch_wait: float = 0.002
-    workers: int = 1
-    keep: int = 2
-    poll: float = 1.0
-    drain: float = 30.0
-    read: float = 30.0
+    host: str = setting(
+        "127.0.0.1", "Address to listen on. Use 0.0.0.0 to accept remote connections."
+    )
+    port: int = setting(8501, "Port to listen on; 0 picks a free one, which is printed.", 0)
+    max_body: float = setting(
+        32.0, "Largest request body in MiB; larger ones get status 413.", 1 / MIB
+    )
+    max_queue: int = setting(
+        128, "Requests that may be read, waiting or running; more get status 503.", 1
+    )
+    batch_size: int = setting(32, "Most examples in one call of the model.", 1)
+    batch_wait: float = setting(
+        2.0, "Milliseconds an example waits for others to share its call of the model.", 0
+    )
+    workers: int = setting(1, "Calls of the model that may run at the same time.", 1)
+    keep: int = setting(2, "How many of the newest versions are served.", 1)
+    poll: float = setting(1.0, "Seconds between two looks for new versions.", 0)
+    drain: float = setting(30.0, "Seconds that running requests may take after SIGTERM.", 0)
+    access_log: bool = setting(
+        False, "Print a line for each request: client, path, status, time, X-Request-ID."
+    )
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value, whole = getattr(self, field.name), field.name in WHOLE
-            if value is None and field.default is None:
-                continue
-            least = 1 if whole else 0
-            right = isinstance(value, int if whole else (int, float))
-            if not right or isinstance(value, bool) or not value >= least:
-                kind = "a whole number" if whole else "a number"
-                raise ValueError(
-                    f"`{field.name}` is out of bounds. Expected {kind} of at least {least}. "
-                    f"Received: {value!r}"
-                )
+    @property
+    def max_bytes(self) -> int:
+        """`max_body` in bytes."""
+        return int(self.max_body * MIB)

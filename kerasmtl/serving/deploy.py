@@ -17,8 +17,8 @@ from string import Template
 from typing import Any
 
 from kerasmtl.export.versions import missing, versions_in
-from kerasmtl.serving.versions import LABEL
 
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # Alive is not enough: the model must be there. The image has neither curl nor wget.
 HEALTH = (
     "exec 3<>/dev/tcp/127.0.0.1/8501 && "
@@ -45,8 +45,6 @@ docker compose down
   server follows within $poll seconds. A new version: add it to `versions`, wait until
   http://127.0.0.1:$port/v1/models/$name calls it AVAILABLE, then move a label to it. A label
   moves only to a version that is loaded; the way back is the same edit the other way round.
-- `kerasmtl serve --models-config config/models.config` serves the same names, versions and labels
-  without Docker, to try an edit.
 - http://127.0.0.1:$port/monitoring/prometheus/metrics is for Prometheus.
 - The ports are open to this machine alone: the server asks nobody who they are.
 - The image is built for x86-64 only.

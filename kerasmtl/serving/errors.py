@@ -1,4 +1,4 @@
-"""What a request can do wrong, as HTTP says it."""
+"""Errors of requests, with their HTTP status and one sentence for the client."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Mapping
 SHOWN = 5  # examples named in a message
 
 
-class Refused(ValueError):
-    """A request that is answered with a status and one sentence.
+class RequestError(ValueError):
+    """A request that is answered with a status other than 200.
 
-    `reasons`: of bad examples, by their number, for programs and the page, which have no use for
-    the sentence around them.
+    Args:
+        message: one sentence; the answer's "error".
+        status: the HTTP status.
+        retry_after: seconds after which the client may try again.
+        reasons: by number of an invalid example, what is wrong with it; the answer's "reasons".
     """
 
     def __init__(
@@ -27,16 +30,16 @@ class Refused(ValueError):
         self.reasons = reasons
 
 
-class BadRows(ValueError):
-    """Examples, by their number in the request or batch, that cannot be used, each with why."""
+class InvalidExamples(ValueError):
+    """Examples that the model cannot use: by their number in the request or batch, why."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
         self.reasons = dict(sorted(reasons.items()))
-        super().__init__("; ".join(f"{row}: {why}" for row, why in self.reasons.items()))
+        super().__init__("; ".join(f"{number}: {why}" for number, why in self.reasons.items()))
 
-    def named(self, where: str) -> Refused:
-        """The answer to a request whose list of examples is called `where`."""
-        shown = [f"`{where}`[{row}]: {why}" for row, why in self.reasons.items()]
+    def named(self, where: str) -> RequestError:
+        """Return the answer to a request whose list of examples is called `where`."""
+        shown = [f"`{where}`[{number}]: {why}" for number, why in self.reasons.items()]
         more = f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-        message = f"Some examples cannot be used. {'; '.join(shown[:SHOWN])}{more}"
-        return Refused(message, reasons=self.reasons)
+        message = f"Some examples are invalid. {'; '.join(shown[:SHOWN])}{more}"
+        return RequestError(message, reasons=self.reasons)

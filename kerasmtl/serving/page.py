@@ -1,4 +1,4 @@
-"""The page on which one drops images, or fills in a row, and sees what the model says."""
+"""The page on which people drop images, or fill in a row, and see the predictions."""
 
 from __future__ import annotations
 
@@ -13,60 +13,62 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from kerasmtl.export.description import GOLDEN_REQUEST
-from kerasmtl.serving.config import Limits
-from kerasmtl.serving.served_model import DEFAULT, Served, Signature
+from kerasmtl.export.description import DEFAULT_SIGNATURE, GOLDEN_REQUEST
+from kerasmtl.serving.config import ServerConfig
+from kerasmtl.serving.served_model import ServedModel, Signature
 
 SAMPLES = 2**18  # bytes; a larger golden request would make the page slow to load
-NAMED = 5  # tasks named in the note; of more it says how many
+NAMED = 5  # tasks named in the note; of more it gives the number
 
 
-def page(name: str, served: Served, limits: Limits) -> str:
-    """The page as HTML, whole in itself: it fetches nothing but predictions."""
-    signature = served.signatures[DEFAULT]
-    model = {
+def page(name: str, model: ServedModel, config: ServerConfig) -> str:
+    """Return the page as HTML, which loads nothing from elsewhere but predictions.
+
+    Args:
+        name: the name of the model, as in the paths.
+        model: the version to show.
+        config: the limits of the server.
+    """
+    signature = model.signatures[DEFAULT_SIGNATURE]
+    files_wanted, width = _takes_files(model, signature), _width(signature)
+    content = {
         "url": f"v1/models/{name}:predict",
         "signature": signature.name,
-        "kind": _kind(signature),
-        "inputs": _inputs(served, signature),
-        "width": _width(signature),
+        "form": "files" if files_wanted else "matrix" if width else "columns",
+        "inputs": _inputs(model, signature),
+        "width": width,
         "outputs": list(signature.outputs),
-        "tasks": [{**task, "several": _several(task, signature)} for task in served.tasks],
-        "samples": _samples(served, signature),
-        "most": limits.max_body,
+        "tasks": [{**task, "several": _several(task, signature)} for task in model.tasks],
+        "samples": _samples(model, signature, files_wanted),
+        "most": config.max_bytes,
     }
-    # What stands in a script ends at the first "</"; JSON has another way to write "<".
-    written = json.dumps(model, allow_nan=False).replace("<", "\\u003c")
+    # "</" would end the script; JSON has another way to write "<".
+    written = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
     return _template().substitute(
         title=html.escape(f"{name} · kerasmtl"),
         name=html.escape(name),
-        version=served.version,
-        note=html.escape(_note(served.tasks)),
+        version=model.version,
+        note=html.escape(_note(model.tasks)),
         model=written,
     )
 
 
 @cache
-def policy() -> dict[str, str]:
-    """Headers that let the page's own script and style run, by their hashes, and nothing else."""
+def page_headers() -> dict[str, str]:
+    """Return headers that allow the page's own script and style, by their hashes, and no others."""
     text = _template().substitute(title="", name="", version="", note="", model="")
 
     def hashed(tag: str) -> str:
         content = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]
-        return base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
-    rules = {
-        "default-src": "'none'",
-        "script-src": f"'sha256-{hashed('script')}'",
-        "style-src": f"'sha256-{hashed('style')}'",
-        "img-src": "blob: data:",
-        "connect-src": "'self'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'none'",
-    }
+    policy = (
+        f"default-src 'none'; script-src {hashed('script')}; style-src {hashed('style')}; "
+        "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
     return {
-        "Content-Security-Policy": "; ".join(f"{key} {value}" for key, value in rules.items()),
+        "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-store",
@@ -78,24 +80,32 @@ def _template() -> Template:
     return Template(files("kerasmtl.serving").joinpath("page.html").read_text(encoding="utf-8"))
 
 
-def _kind(signature: Signature) -> str:
-    if signature.takes_pictures:
-        return "images"
-    return "matrix" if _width(signature) else "columns"
+def _takes_files(model: ServedModel, signature: Signature) -> bool:
+    """Whether an example is an image file; without model.json, whether it is bytes."""
+    given = model.description.get("input")
+    if isinstance(given, dict):
+        return given.get("kind") == "image"
+    return len(signature.inputs) == 1 and all(
+        tensor.dtype == "string" and not tensor.shape and name.endswith("_bytes")
+        for name, tensor in signature.inputs.items()
+    )
 
 
 def _width(signature: Signature) -> int | None:
-    """How many numbers a row has, of a signature that takes them as one matrix."""
+    """Return how many numbers a row has, if the signature takes rows as one matrix."""
     tensors = list(signature.inputs.values())
     return tensors[0].shape[0] if len(tensors) == 1 and len(tensors[0].shape) == 1 else None
 
 
-def _inputs(served: Served, signature: Signature) -> list[dict[str, Any]]:
-    """The inputs, in the order and under the names of the table's columns where these are known."""
-    columns = served.description.get("inputs") or {}
-    if set(columns.values()) == set(signature.inputs):
-        return [{"name": name, "label": column} for column, name in columns.items()]
-    return [{"name": name, "label": name} for name in signature.inputs]
+def _inputs(model: ServedModel, signature: Signature) -> list[dict[str, Any]]:
+    """Return the inputs, in the order and with the names of the table's columns if known."""
+    columns = model.description.get("inputs") or {}
+    if set(columns.values()) != set(signature.inputs):
+        columns = {name: name for name in signature.inputs}
+    return [
+        {"name": name, "label": label, "text": signature.inputs[name].dtype == "string"}
+        for label, name in columns.items()
+    ]
 
 
 def _several(task: Mapping[str, Any], signature: Signature) -> bool:
@@ -104,39 +114,37 @@ def _several(task: Mapping[str, Any], signature: Signature) -> bool:
     return output is not None and len(output.shape) == 1 and output.shape[0] != 1
 
 
-def _samples(served: Served, signature: Signature) -> list[dict[str, Any]]:
-    """The examples of the golden request that an export brings along; none if it has none."""
-    file = served.folder / GOLDEN_REQUEST
+def _samples(model: ServedModel, signature: Signature, files_wanted: bool) -> list[dict[str, Any]]:
+    """Return the examples of the version's golden request, if there is one of a useful form."""
+    file = model.folder / GOLDEN_REQUEST
     try:
-        if file.stat().st_size > SAMPLES:
-            return []
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8") if file.stat().st_size <= SAMPLES else "{}"
         rows = json.loads(text, parse_constant=lambda _: None)["instances"]  # NaN: missing
-    except (OSError, ValueError, KeyError, TypeError):  # it may be foreign, in any form
+    except (OSError, ValueError, KeyError, TypeError):  # anything may be in there
         return []
 
     def fits(row: Any) -> bool:
         if not isinstance(row, dict) or set(row) != set(signature.inputs):
             return False
-        return not signature.takes_pictures or all(set(value) == {"b64"} for value in row.values())
+        return not files_wanted or all(
+            isinstance(value, dict) and set(value) == {"b64"} for value in row.values()
+        )
 
     return rows if isinstance(rows, list) and all(map(fits, rows)) else []
 
 
 def _note(tasks: Sequence[Mapping[str, Any]]) -> str:
-    """What the thresholds are and where they come from, in a visitor's words."""
+    """Return what thresholds are and where they come from, for visitors."""
     origins: dict[str, list[str]] = {}
     for task in tasks:
         if isinstance(task["threshold"], int | float):
             origins.setdefault(_origin(task), []).append(task["name"])
     if not origins:
         return ""
-    if len(origins) == 1:
-        said = [f"It {origin}." for origin in origins]
-    else:
-        said = [f"For {_listed(names)} it {origin}." for origin, names in origins.items()]
     line = "The line across a bar is the task's threshold: from there on the answer is yes."
-    return " ".join([line, *said])
+    if len(origins) == 1:
+        return f"{line} It {next(iter(origins))}."
+    return " ".join([line, *(f"For {_listed(names)} it {o}." for o, names in origins.items())])
 
 
 def _origin(task: Mapping[str, Any]) -> str:
@@ -147,9 +155,9 @@ def _origin(task: Mapping[str, Any]) -> str:
     if rule == "f1":
         return "was chosen on validation data, to balance false alarms and misses"
     if aim:
-        wanted = f"at least {100 * float(aim[2]):g}% of the"
         what = "yes answers are right" if aim[1] == "precision" else "true cases are found"
-        return f"was chosen on validation data, with the aim that {wanted} {what}"
+        share = f"at least {100 * float(aim[2]):g}% of the {what}"
+        return f"was chosen on validation data, so that {share}"
     return "came with the model"
 
 

@@ -1,8 +1,8 @@
-"""What a server counts, in Prometheus' words."""
+"""The counters of a server, for Prometheus."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -14,73 +14,73 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily
 
-KIND = CONTENT_TYPE_LATEST
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _EXAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Metrics:
-    """The counters of one server, in a registry of their own.
+class ServerMetrics:
+    """Counters, histograms and gauges, in a registry of the server's own.
 
     Args:
-        name: the model's.
-        now: by name of a gauge, its help and how to ask for its value.
-        versions: how to ask for the versions that are served.
+        name: the name of the model.
+        gauges: by name, the help text and a function that returns the value.
+        versions: returns the versions that are served.
     """
 
     def __init__(
         self,
         name: str,
-        now: dict[str, tuple[str, Callable[[], float]]],
+        gauges: Mapping[str, tuple[str, Callable[[], float]]],
         versions: Callable[[], Sequence[int]],
     ) -> None:
-        self._registry = CollectorRegistry()
-        self._name, self._now, self._versions = name, now, versions
+        self._registry = registry = CollectorRegistry()
+        self._name, self._gauges, self._versions = name, gauges, versions
         self._requests = Counter(
             "kerasmtl_requests",
-            "Requests that were answered, by what they asked for and by HTTP status.",
+            "Requests by endpoint and HTTP status.",
             ("endpoint", "code"),
-            registry=self._registry,
+            registry=registry,
         )
         self._seconds = Histogram(
             "kerasmtl_request_seconds",
-            "Seconds from a request's head to the end of its answer.",
+            "Seconds from the headers of a request to the end of its answer.",
             ("endpoint",),
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=registry,
         )
-        self._examples = Histogram(
+        self._batch_examples = Histogram(
             "kerasmtl_batch_examples",
-            "Examples in one call of the model.",
+            "Examples per call of the model.",
             buckets=_EXAMPLES,
-            registry=self._registry,
+            registry=registry,
         )
-        self._calls = Histogram(
+        self._batch_seconds = Histogram(
             "kerasmtl_batch_seconds",
-            "Seconds of one call of the model.",
+            "Seconds per call of the model.",
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=registry,
         )
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+        registry.register(self)
+        ProcessCollector(registry=registry)
 
-    def request(self, endpoint: str, code: int, seconds: float) -> None:
+    def count_request(self, endpoint: str, code: int, seconds: float) -> None:
         """Count a request that was answered."""
         self._requests.labels(endpoint, str(code)).inc()
         self._seconds.labels(endpoint).observe(seconds)
 
-    def batch(self, examples: int, seconds: float) -> None:
+    def count_batch(self, examples: int, seconds: float) -> None:
         """Count a call of the model."""
-        self._examples.observe(examples)
-        self._calls.observe(seconds)
+        self._batch_examples.observe(examples)
+        self._batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """Return all values in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The gauges, asked for at this moment."""
-        for name, (about, value) in self._now.items():
+        """Yield the gauges, as they are at this moment; called by the registry."""
+        for name, (about, value) in self._gauges.items():
             yield GaugeMetricFamily(name, about, value())
         served = GaugeMetricFamily(
             "kerasmtl_version_served", "1 for each version.", labels=("model", "version")

@@ -1,114 +1,150 @@
-"""The Open Inference Protocol (KServe V2): requests read, answers written.
+"""Requests and answers of TensorFlow Serving's REST and of the Open Inference Protocol.
 
-Pictures are BYTES in base64 with `parameters: {"content_type": "base64"}`, as MLServer's codec
-has them. A signature other than the default one is named by the request's parameter
-`signature_name`, an extension.
+What a request may contain follows from the signature alone. Values are strict: numbers of the
+right type and range, in lists of the right shape; strings as text or base64. In inputs of decimals
+null means "missing" and becomes NaN.
 
-Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
+- TensorFlow Serving: `instances` (rows) or `inputs` (columns); bytes are `{"b64": "..."}`.
+- Open Inference (KServe V2): JSON tensors; bytes are BYTES in base64 with
+  `"parameters": {"content_type": "base64"}`, as in MLServer. A signature other than the default one
+  is chosen by the request's parameter `signature_name`, an extension of ours.
+
+Sources: https://www.tensorflow.org/tfx/serving/api_rest,
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 import json
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from kerasmtl.export.description import DEFAULT_SIGNATURE
 from kerasmtl.serving.batching import Arrays, Examples
-from kerasmtl.serving.errors import BadRows, Refused
-from kerasmtl.serving.served_model import DEFAULT, PICTURES, Served, Signature, Tensor
+from kerasmtl.serving.errors import InvalidExamples, RequestError
+from kerasmtl.serving.served_model import ServedModel, Signature, Tensor
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # Pillow knows dozens more, which nobody needs here
-SHOWN = 80
+KEYS = {"signature_name", "instances", "inputs"}
+DATATYPES = {
+    **{"string": "BYTES", "bool": "BOOL"},
+    **{"float16": "FP16", "float32": "FP32", "float64": "FP64"},
+}
+TF_TYPES = {"float16": "HALF", "float32": "FLOAT", "float64": "DOUBLE"}
+
+# ------------------------------------------------------------------ what both protocols share
 
 
-def parsed(body: bytes) -> dict[str, Any]:
-    """A request's JSON object.
+def parse_body(body: bytes) -> dict[str, Any]:
+    """Parse the JSON object of a request.
 
     Raises:
-        Refused: no JSON, or no object.
+        RequestError: the body is not JSON, or another value than an object.
     """
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(
-            f"The body is no JSON: {str(error)[:SHOWN]}. Expected an object, pictures in base64"
+        raise RequestError(
+            f"The body must be JSON, with bytes in base64, got {str(error)[:80]}"
         ) from None
     if not isinstance(found, dict):
-        raise Refused(f"The body is no JSON object. Received: {_shown(found)}")
+        raise RequestError(f"The body must be a JSON object, got {_short(found)}")
     return found
 
 
-def array(value: Any, tensor: Tensor, where: str) -> np.ndarray:
-    """Nested lists as an array of the tensor's type: (batch, …).
-
-    Of decimals, null and NaN both are "missing". Strings are UTF-8, or {"b64": …}.
+def find_signature(model: ServedModel, name: Any) -> Signature:
+    """Return the signature of that name.
 
     Raises:
-        Refused: another type, range or shape, or lists of unequal lengths.
+        RequestError: the model has no such signature.
     """
-    if tensor.dtype == "string":
-        found = strings(value, where)
-    else:
-        found = numbers(value, np.dtype(tensor.dtype), where)
-    fits = found.ndim == 1 + len(tensor.shape) and all(
-        wanted in (None, length)
-        for wanted, length in zip(tensor.shape, found.shape[1:], strict=True)
-    )
-    if not fits:
-        wanted = ["batch", *("any" if length is None else length for length in tensor.shape)]
-        raise Refused(
-            f"{where} has another shape. Expected [{', '.join(map(str, wanted))}]. "
-            f"Received: {list(found.shape)}"
+    if not isinstance(name, str) or name not in model.signatures:
+        raise RequestError(
+            f"`signature_name` must be one of {', '.join(model.signatures)}, got {_short(name)}"
         )
+    return model.signatures[name]
+
+
+def to_strings(value: Any, where: str, depth: int, base64_text: bool = False) -> np.ndarray:
+    """Convert text, {"b64": ...} or nested lists of them to an array of objects, bytes.
+
+    Args:
+        value: from JSON.
+        where: the name of the value in messages.
+        depth: how deep lists may be nested.
+        base64_text: whether text is base64, too.
+
+    Raises:
+        RequestError: anything else, or lists of unequal lengths.
+    """
+    if isinstance(value, list) and depth:
+        parts = [
+            to_strings(item, f"{where}[{number}]", depth - 1, base64_text)
+            for number, item in enumerate(value)
+        ]
+        if len({part.shape for part in parts}) > 1:
+            raise RequestError(f"{where} must hold lists of equal lengths.")
+        found = np.empty((len(parts), *(parts[0].shape if parts else ())), object)
+        for number, part in enumerate(parts):
+            found[number] = part[()]
+        return found
+    if isinstance(value, dict) and set(value) == {"b64"}:
+        data = from_base64(value["b64"], where)
+    elif not isinstance(value, str):
+        raise RequestError(f'{where} must be a string or {{"b64": "..."}}, got {_short(value)}')
+    elif base64_text:
+        data = from_base64(value, where)
+    else:
+        try:
+            data = value.encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{where} must be valid text, got {value[:80]!a}") from None
+    found = np.empty((), object)  # NumPy's own strings would lose trailing zeros
+    found[()] = data
     return found
 
 
 def from_base64(text: Any, where: str) -> bytes:
-    """The bytes that base64 text stands for, standard alphabet.
-
-    Raises:
-        Refused: no such text.
-    """
-    if not isinstance(text, str):
-        raise Refused(f"{where} is no base64 text. Received: {_shown(text)}")
+    """Decode base64 of the standard alphabet; raises RequestError for anything else."""
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(f"{where} is no base64 text. Received: {_shown(text)}") from None
+    except (TypeError, ValueError):
+        raise RequestError(f"{where} must be base64 text, got {_short(text)}") from None
 
 
-def picture_sizes(pictures: Sequence[bytes], most: int) -> tuple[int, ...]:
-    """How many pixels each picture has, as its header says: nothing is decoded.
+def to_numbers(value: Any, dtype: np.dtype, where: str) -> np.ndarray:
+    """Convert nested lists of numbers to an array of that type; null becomes NaN in decimals.
 
     Raises:
-        BadRows: those that are no pictures, or have more than `most` pixels.
+        RequestError: other values, numbers out of range, or lists of unequal lengths.
     """
-    sizes, reasons = [], {}
-    for row, data in enumerate(pictures):
-        size = _header(data)
-        if isinstance(size, str):
-            reasons[row] = size
-        elif size[0] * size[1] > most:
-            reasons[row] = (
-                f"too large: {size[0]} × {size[1]} pixels, more than the {most:,} allowed"
-            )
-        else:
-            sizes.append(size[0] * size[1])
-    if reasons:
-        raise BadRows(reasons)
-    return tuple(sizes)
+    try:
+        found = np.asarray(value)
+    except (ValueError, OverflowError):
+        raise RequestError(f"{where} must hold numbers, in lists of equal lengths.") from None
+    if dtype.kind == "f" and found.dtype == object:
+        found = _with_nan(found)
+    kinds = {"f": "fiu", "b": "b"}.get(dtype.kind, "iu")
+    if found.size and found.dtype.kind not in kinds:
+        raise RequestError(f"{where} must hold numbers of type {dtype}, got {_short(value)}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = found.astype(dtype)
+    if dtype.kind == "f":
+        fits = np.array_equal(np.isinf(cast), np.isinf(found.astype(float)))
+    else:
+        fits = np.array_equal(cast, found)  # what does not fit wraps around
+    if not fits:
+        raise RequestError(f"{where} is out of the range of {dtype}, got {_short(value)}")
+    return cast
 
 
-def plain(name: str, values: np.ndarray, mark_bytes: bool = True) -> list[Any]:
-    """An output as JSON takes it; bytes as UTF-8 text, or, if the name says so, as {"b64": …}."""
-    if values.dtype != object:
-        return values.tolist()
+def to_json(name: str, array: np.ndarray, mark_bytes: bool = True) -> list[Any]:
+    """Convert an output to lists; bytes to text, or to {"b64": ...} if the name ends in _bytes."""
+    if array.dtype != object:
+        return array.tolist()
 
     def text(value: Any) -> Any:
         if isinstance(value, list):
@@ -117,151 +153,115 @@ def plain(name: str, values: np.ndarray, mark_bytes: bool = True) -> list[Any]:
             return {"b64": base64.b64encode(value).decode()}
         return value.decode("utf-8", "replace")
 
-    return text(values.tolist())
+    return text(array.tolist())
 
 
-def strings(value: Any, where: str) -> np.ndarray:
-    """Text, or {"b64": …}, as an array (batch,) of bytes.
-
-    Raises:
-        Refused: anything else.
-    """
-    if isinstance(value, list) and not any(isinstance(item, list) for item in value):
-        found = np.empty(len(value), object)  # NumPy's own strings would lose trailing zeros
-        for number, item in enumerate(value):
-            found[number] = _string(item, f"{where}[{number}]")
-        return found
-    raise Refused(f"{where} is no list of strings. Received: {_shown(value)}")
-
-
-def numbers(value: Any, dtype: np.dtype, where: str) -> np.ndarray:
-    """Nested lists of numbers as an array of that type; null, for decimals, is "missing".
+def to_examples(signature: Signature, inputs: Arrays) -> Examples:
+    """Combine inputs to examples.
 
     Raises:
-        Refused: anything else, or numbers out of the type's range.
+        RequestError: no examples, inputs of different lengths, or of another shape than the
+            signature's.
     """
-    try:
-        found = np.asarray(value)
-    except (ValueError, OverflowError):
-        raise Refused(f"{where} has lists of unequal lengths, or no numbers.") from None
-    if dtype.kind == "f" and found.dtype == object:
-        found = _with_missing(found)
-    kinds = {"f": "fiu", "b": "b"}.get(dtype.kind, "iu")
-    if found.size and found.dtype.kind not in kinds:
-        raise Refused(f"{where} has another type. Expected {dtype}. Received: {_shown(value)}")
-    if found.size and dtype.kind in "iu":
-        bounds = np.iinfo(dtype)
-        if found.min() < bounds.min or found.max() > bounds.max:
-            raise Refused(
-                f"{where} is out of range. Expected {dtype}. "
-                f"Received: {found.min()} to {found.max()}"
+    lengths = {name: len(array) if array.ndim else -1 for name, array in inputs.items()}
+    for name, array in inputs.items():
+        shape = signature.inputs[name].shape
+        fits = array.ndim == 1 + len(shape) and all(
+            expected in (None, length)
+            for expected, length in zip(shape, array.shape[1:], strict=True)
+        )
+        if not fits:
+            raise RequestError(
+                f"`inputs` {name!r} must have the shape {_dims(signature.inputs[name])}, "
+                f"got {list(array.shape)}"
             )
-    with np.errstate(over="ignore"):
-        cast = found.astype(dtype)
-    if dtype.kind == "f" and not np.array_equal(np.isinf(cast), np.isinf(found.astype(float))):
-        raise Refused(f"{where} is out of range. Expected {dtype}. Received: {_shown(value)}")
-    return cast
+    if len(set(lengths.values())) != 1:
+        raise RequestError(f"The inputs must have the same length, got {_few(lengths)}")
+    if not next(iter(lengths.values())):
+        raise RequestError("The request must have at least one example, got none.")
+    return Examples(signature.name, inputs)
 
 
-def _header(data: bytes) -> tuple[int, int] | str:
-    from PIL import Image
-
-    if not data:
-        return "empty"
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            return picture.size
-    except Image.DecompressionBombError:
-        return "more pixels than any image may have"
-    except Exception:  # whatever a parser of hostile headers comes upon
-        return f"not an image: no {', '.join(FORMATS[:-1])} or WebP"
+def _values(value: Any, tensor: Tensor, where: str, base64_text: bool = False) -> np.ndarray:
+    if tensor.dtype == "string":
+        return to_strings(value, where, 1 + len(tensor.shape), base64_text)
+    return to_numbers(value, np.dtype(tensor.dtype), where)
 
 
-def _string(item: Any, where: str) -> bytes:
-    if isinstance(item, str):
-        try:
-            return item.encode()
-        except UnicodeEncodeError:
-            raise Refused(f"{where} is no valid text. Received: {item[:SHOWN]!a}") from None
-    if isinstance(item, dict) and set(item) == {"b64"}:
-        return from_base64(item["b64"], where)
-    raise Refused(
-        f'{where} is no string. Expected text or {{"b64": "…"}}. Received: {_shown(item)}'
-    )
-
-
-def _with_missing(found: np.ndarray) -> np.ndarray:
-    """Numbers among which some are null; anything else is left as it is."""
+def _with_nan(found: np.ndarray) -> np.ndarray:
+    """Replace None by NaN among numbers; anything else stays an array of objects."""
     flat = found.ravel().tolist()
-    if all(item is None or type(item) in (int, float) for item in flat):
-        try:
-            numbers = [np.nan if item is None else float(item) for item in flat]
-        except OverflowError:
-            return found
-        return np.array(numbers).reshape(found.shape)
-    return found
+    if not all(item is None or type(item) in (int, float) for item in flat):
+        return found
+    try:
+        return np.array([np.nan if n is None else float(n) for n in flat]).reshape(found.shape)
+    except OverflowError:
+        return found
 
 
-def _shown(value: Any) -> str:
+def _dims(tensor: Tensor) -> list[int]:
+    """The shape with the batch, -1 = any length."""
+    return [-1, *(-1 if length is None else length for length in tensor.shape)]
+
+
+def _short(value: Any) -> str:
     return reprlib.repr(value)
 
 
-ALLOWED = {"signature_name", "instances", "inputs"}
+def _few(names: Iterable[str]) -> str:
+    found = sorted(map(ascii, names))
+    return ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
 
 
-def read_predict(body: Mapping[str, Any], served: Served, most_pixels: int) -> Examples:
-    """The examples of a `:predict` request, in rows (`instances`) or columns (`inputs`).
+# ------------------------------------------------------------------ TensorFlow Serving's REST
+
+
+def read_predict(body: Mapping[str, Any], model: ServedModel) -> Examples:
+    """Read a `:predict` request, in rows (`instances`) or columns (`inputs`).
 
     Raises:
-        Refused: anything in it that the signature does not take.
-        BadRows: pictures that are none, or too large.
+        RequestError: the signature does not take what the request holds.
+        InvalidExamples: some rows have other keys than the signature's inputs.
     """
-    unknown = set(body) - ALLOWED
-    if unknown or ("instances" in body) == ("inputs" in body):
-        raise Refused(
-            "The request has other keys. Expected `instances` or `inputs`, and perhaps "
-            f"`signature_name`. Received: {sorted(body)}"
+    if set(body) - KEYS or ("instances" in body) == ("inputs" in body):
+        raise RequestError(
+            "The request must have `instances` or `inputs`, and perhaps `signature_name`, "
+            f"got {_few(body)}"
         )
-    signature = chosen(served, body.get("signature_name", DEFAULT) or DEFAULT)
-    if "instances" in body:
-        given = _by_row(body["instances"], signature)
-        where = "instances"
-    else:
-        given = _by_column(body["inputs"], signature)
-        where = "inputs"
+    signature = find_signature(model, body.get("signature_name") or DEFAULT_SIGNATURE)
+    where = "instances" if "instances" in body else "inputs"
+    given = (_rows if where == "instances" else _columns)(body[where], signature)
+    alone = len(signature.inputs) == 1
     arrays = {
-        name: array(given[name], tensor, _place(where, name, signature))
+        name: _values(given[name], tensor, f"`{where}`" if alone else f"`{where}` {name!r}")
         for name, tensor in signature.inputs.items()
     }
-    return examples(signature, arrays, most_pixels)
+    return to_examples(signature, arrays)
 
 
 def write_predict(body: Mapping[str, Any], outputs: Arrays) -> dict[str, Any]:
-    """The answer, in rows or columns as the request; an output that is alone loses its name."""
-    lists = {name: plain(name, values) for name, values in outputs.items()}
+    """Write the answer in rows or columns as the request; a single output is not named."""
+    lists = {name: to_json(name, array) for name, array in outputs.items()}
     if "inputs" in body:
         return {"outputs": lists if len(lists) > 1 else next(iter(lists.values()))}
     if len(lists) == 1:
         return {"predictions": next(iter(lists.values()))}
-    return {
-        "predictions": [
-            dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)
-        ]
-    }
+    rows = zip(*lists.values(), strict=True)
+    return {"predictions": [dict(zip(lists, row, strict=True)) for row in rows]}
 
 
-def status(versions: Sequence[int]) -> dict[str, Any]:
-    """What GET /v1/models/<name> says."""
-    fine = {"error_code": "OK", "error_message": ""}
+def write_status(versions: Sequence[int]) -> dict[str, Any]:
+    """Write the answer to GET /v1/models/NAME: the state of each version."""
+    ok = {"error_code": "OK", "error_message": ""}
     return {
         "model_version_status": [
-            {"version": str(version), "state": "AVAILABLE", "status": fine} for version in versions
+            {"version": str(version), "state": "AVAILABLE", "status": ok} for version in versions
         ]
     }
 
 
-def metadata(name: str, served: Served) -> dict[str, Any]:
-    """What GET /v1/models/<name>/metadata says: each signature's tensors."""
+def write_metadata(name: str, model: ServedModel) -> dict[str, Any]:
+    """Write the answer to GET /v1/models/NAME/metadata: the tensors of each signature."""
 
     def tensors(found: Mapping[str, Tensor]) -> dict[str, Any]:
         return {key: _tensor_info(tensor) for key, tensor in found.items()}
@@ -272,168 +272,110 @@ def metadata(name: str, served: Served) -> dict[str, Any]:
             "outputs": tensors(signature.outputs),
             "method_name": "tensorflow/serving/predict",
         }
-        for key, signature in served.signatures.items()
+        for key, signature in model.signatures.items()
     }
     return {
-        "model_spec": {"name": name, "signature_name": "", "version": str(served.version)},
+        "model_spec": {"name": name, "signature_name": "", "version": str(model.version)},
         "metadata": {"signature_def": {"signature_def": signatures}},
     }
 
 
-def chosen(served: Served, name: Any) -> Signature:
-    """The signature of that name.
-
-    Raises:
-        Refused: there is none.
-    """
-    if not isinstance(name, str) or name not in served.signatures:
-        raise Refused(
-            "The signature is unknown. Expected one of "
-            f"{', '.join(served.signatures)}. Received: {str(name)[:100]!r}"
-        )
-    return served.signatures[name]
-
-
-def examples(signature: Signature, arrays: Arrays, most_pixels: int) -> Examples:
-    """The arrays as examples, once their lengths agree and their pictures are pictures.
-
-    Raises:
-        Refused: no examples, or inputs of unequal lengths.
-        BadRows: pictures that are none, or too large.
-    """
-    lengths = {name: len(values) for name, values in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        raise Refused(f"The inputs differ in length. Received: {lengths}")
-    rows = next(iter(lengths.values()))
-    if rows == 0:
-        raise Refused("The batch is empty. Expected at least one example.")
-    if signature.takes_pictures:
-        sizes = picture_sizes(arrays[PICTURES].tolist(), most_pixels)
-    else:
-        sizes = (0,) * rows
-    return Examples(signature.name, arrays, sizes)
-
-
-def _by_row(instances: Any, signature: Signature) -> dict[str, list[Any]]:
-    if not isinstance(instances, list):
-        raise Refused("`instances` is no list.")
-    if not instances:
-        raise Refused("`instances` is empty. Expected at least one example.")
+def _rows(instances: Any, signature: Signature) -> dict[str, list[Any]]:
+    """Return the values of each input from a list of rows."""
+    if not isinstance(instances, list) or not instances:
+        raise RequestError(f"`instances` must be a list with examples, got {_short(instances)}")
     names, wrong = set(signature.inputs), {}
     alone = next(iter(names)) if len(names) == 1 else None
     rows = []
     for number, instance in enumerate(instances):
         named = isinstance(instance, dict) and set(instance) != {"b64"}
-        row = instance if named else {alone: instance}
+        row = instance if named else {alone: instance}  # a single input need not be named
         if set(row) != names:
-            shown = sorted(map(str, instance)) if named else type(instance).__name__
-            wrong[number] = f"expected the keys {_few(sorted(names))}, received {_few(shown)}"
+            shown = _few(instance) if named else type(instance).__name__
+            wrong[number] = f"the keys must be {_few(names)}, got {shown}"
         rows.append(row)
     if wrong:
-        raise BadRows(wrong)
+        raise InvalidExamples(wrong)
     return {name: [row[name] for row in rows] for name in names}
 
 
-def _by_column(inputs: Any, signature: Signature) -> dict[str, Any]:
+def _columns(inputs: Any, signature: Signature) -> dict[str, Any]:
+    """Return the values of each input from columns."""
     names = set(signature.inputs)
     if not isinstance(inputs, dict) and len(names) == 1:
         return {next(iter(names)): inputs}
     if not isinstance(inputs, dict) or set(inputs) != names:
-        shown = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
-        raise Refused(
-            f"`inputs` has other keys. Expected {_few(sorted(names))}. Received: {_few(shown)}"
-        )
+        shown = _few(inputs) if isinstance(inputs, dict) else type(inputs).__name__
+        raise RequestError(f"The keys of `inputs` must be {_few(names)}, got {shown}")
     return inputs
 
 
-def _place(where: str, name: str, signature: Signature) -> str:
-    return f"`{where}`" if len(signature.inputs) == 1 else f"`{where}` {name!r}"
-
-
-def _few(names: Any) -> str:
-    return str(names) if isinstance(names, str) or len(names) <= 10 else f"{names[:10]} and more"
-
-
 def _tensor_info(tensor: Tensor) -> dict[str, Any]:
-    kind = np.dtype(tensor.dtype).name.upper() if tensor.dtype != "string" else "STRING"
-    kind = {"FLOAT32": "FLOAT", "FLOAT64": "DOUBLE", "FLOAT16": "HALF"}.get(kind, kind)
-    dims = [-1, *(-1 if length is None else length for length in tensor.shape)]
     return {
-        "dtype": f"DT_{kind}",
+        "dtype": f"DT_{TF_TYPES.get(tensor.dtype, tensor.dtype.upper())}",
         "tensor_shape": {
-            "dim": [{"size": str(size), "name": ""} for size in dims],
+            "dim": [{"size": str(size), "name": ""} for size in _dims(tensor)],
             "unknown_rank": False,
         },
-        "name": tensor.in_graph,
+        "name": tensor.graph_name,
     }
 
 
-NAMES = {"string": "BYTES", "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64"}
+# ------------------------------------------------------------------ Open Inference Protocol
 
 
-def read_infer(body: Mapping[str, Any], served: Served, most_pixels: int) -> Examples:
-    """The examples of an `infer` request.
+def read_infer(body: Mapping[str, Any], model: ServedModel) -> Examples:
+    """Read an `infer` request.
 
     Raises:
-        Refused: anything in it that the signature does not take.
-        BadRows: pictures that are none, or too large.
+        RequestError: the signature does not take what the request holds.
     """
-    signature = chosen(served, _parameters(body).get("signature_name", DEFAULT))
+    signature = find_signature(model, _parameters(body).get("signature_name", DEFAULT_SIGNATURE))
     given = body.get("inputs")
     if not isinstance(given, list) or not all(
         isinstance(tensor, dict) and isinstance(tensor.get("name"), str) for tensor in given
     ):
-        raise Refused("`inputs` is no list of tensors. Expected objects with name, shape, datatype")
+        raise RequestError("`inputs` must be a list of tensors with name, shape, datatype, data.")
     names = [tensor["name"] for tensor in given]
     if sorted(names) != sorted(signature.inputs):
-        expected = sorted(signature.inputs)
-        raise Refused(
-            f"`inputs` has other names. Expected {expected[:10]}. Received: {sorted(names)[:10]}"
-        )
-    if signature.takes_pictures and _parameters(given[0]).get("content_type") != "base64":
-        raise Refused(
-            f"`inputs` {names[0]!r} takes pictures. Expected base64 text and "
-            '"parameters": {"content_type": "base64"}'
+        raise RequestError(
+            f"The names of `inputs` must be {_few(signature.inputs)}, got {_few(names)}"
         )
     arrays = {tensor["name"]: _array(tensor, signature.inputs[tensor["name"]]) for tensor in given}
-    _asked(body, signature.outputs)
-    return examples(signature, arrays, most_pixels)
+    _outputs(body, signature.outputs)
+    return to_examples(signature, arrays)
 
 
 def write_infer(
-    name: str, served: Served, body: Mapping[str, Any], outputs: Arrays
+    name: str, model: ServedModel, body: Mapping[str, Any], outputs: Arrays
 ) -> dict[str, Any]:
-    """The answer, with the outputs that were asked for, or all."""
+    """Write the answer, with the outputs that the request names, or all."""
     answer = {
         "model_name": name,
-        "model_version": str(served.version),
+        "model_version": str(model.version),
         "outputs": [
             {
                 "name": key,
                 "shape": list(outputs[key].shape),
                 "datatype": _datatype(outputs[key].dtype.name),
-                "data": plain(key, outputs[key].ravel(), mark_bytes=False),
+                "data": to_json(key, outputs[key].ravel(), mark_bytes=False),
             }
-            for key in _asked(body, outputs)
+            for key in _outputs(body, outputs)
         ],
     }
     return {"id": body["id"], **answer} if isinstance(body.get("id"), str) else answer
 
 
-def metadata_kserve(name: str, served: Served, versions: list[int]) -> dict[str, Any]:
-    """What GET /v2/models/<name> says of the default signature's tensors."""
-    signature = served.signatures[DEFAULT]
+def write_model(name: str, model: ServedModel, versions: Sequence[int]) -> dict[str, Any]:
+    """Write the answer to GET /v2/models/NAME: the tensors of the default signature."""
 
     def tensors(found: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         return [
-            {
-                "name": key,
-                "datatype": _datatype(tensor.dtype),
-                "shape": [-1, *(-1 if length is None else length for length in tensor.shape)],
-            }
+            {"name": key, "datatype": _datatype(tensor.dtype), "shape": _dims(tensor)}
             for key, tensor in found.items()
         ]
 
+    signature = model.signatures[DEFAULT_SIGNATURE]
     return {
         "name": name,
         "versions": [str(version) for version in versions],
@@ -445,58 +387,46 @@ def metadata_kserve(name: str, served: Served, versions: list[int]) -> dict[str,
 
 def _array(given: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
     where = f"`inputs` {tensor.name!r}"
-    wanted = _datatype(tensor.dtype)
-    if given.get("datatype") != wanted:
-        raise Refused(
-            f"{where} has another datatype. Expected {wanted}. "
-            f"Received: {str(given.get('datatype'))[:50]!r}"
+    if given.get("datatype") != _datatype(tensor.dtype):
+        raise RequestError(
+            f"{where} must have the datatype {_datatype(tensor.dtype)}, "
+            f"got {_short(given.get('datatype'))}"
         )
     shape, data = given.get("shape"), given.get("data")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise Refused(f"{where} has no shape. Expected a list of whole numbers.")
+        raise RequestError(f"{where} must have a shape of whole numbers, got {_short(shape)}")
     if not isinstance(data, list):
-        raise Refused(f"{where} has no data. Expected a list; the binary extension is not spoken.")
-    if tensor.dtype == "string":
-        found = strings(_texts(data, _parameters(given), where), where)
-    else:  # flat or nested: the shape says how it is meant
-        found = numbers(data, np.dtype(tensor.dtype), where)
+        raise RequestError(f"{where} must have its data in a list, got {_short(data)}")
+    # Flat or nested: the shape decides how the data are meant.
+    found = _values(data, tensor, where, _is_base64(given, tensor))
     if found.size != int(np.prod(shape, dtype=object)):
-        raise Refused(f"{where} has {found.size} values. Expected as many as shape {shape} has.")
-    right = len(shape) == 1 + len(tensor.shape) and all(
-        expected in (None, size) for expected, size in zip(tensor.shape, shape[1:], strict=True)
-    )
-    if not right:
-        expected = [-1, *(-1 if length is None else length for length in tensor.shape)]
-        raise Refused(f"{where} has another shape. Expected {expected}. Received: {shape}")
+        raise RequestError(f"{where} must have the shape {shape}, got {found.size} values")
     return found.reshape(shape)
 
 
-def _texts(data: list[Any], parameters: Mapping[str, Any], where: str) -> list[Any]:
-    kind = parameters.get("content_type", "str")
-    if kind not in ("base64", "str"):
-        raise Refused(
-            f"{where} has another content_type. Expected base64 or str. "
-            f"Received: {str(kind)[:50]!r}"
+def _is_base64(given: Mapping[str, Any], tensor: Tensor) -> bool:
+    """Whether the strings of a tensor are base64, as its content_type says."""
+    kind = _parameters(given).get("content_type", "str")
+    # Names that end in _bytes hold bytes, as in TensorFlow Serving: as text they would be garbage.
+    allowed = ("base64",) if tensor.name.endswith("_bytes") else ("base64", "str")
+    if tensor.dtype == "string" and kind not in allowed:
+        raise RequestError(
+            f"The content_type of `inputs` {tensor.name!r} must be {' or '.join(allowed)}, as in "
+            f'"parameters": {{"content_type": "base64"}}, got {_short(kind)}'
         )
-    for number, item in enumerate(data):
-        if not isinstance(item, str):
-            raise Refused(f"{where}[{number}] is no string. Received: {type(item).__name__}")
-    if kind == "str":
-        return data
-    return [{"b64": item} for item in data]
+    return kind == "base64"
 
 
-def _asked(body: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+def _outputs(body: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Return the names of the outputs that a request asks for; by default all."""
     asked = body.get("outputs")
     if not asked:
         return list(known)
-    listed = asked if isinstance(asked, list) else [asked]
-    names = [output.get("name") if isinstance(output, dict) else output for output in listed]
-    objects = listed is asked and all(isinstance(output, dict) for output in listed)
-    if not objects or not all(isinstance(name, str) and name in known for name in names):
-        raise Refused(
-            f"`outputs` asks for others than there are. Expected names of {sorted(known)[:10]}. "
-            f"Received: {str(names)[:200]}"
+    listed = isinstance(asked, list) and all(isinstance(output, dict) for output in asked)
+    names = [output.get("name") for output in asked] if listed else []
+    if not names or not all(isinstance(name, str) and name in known for name in names):
+        raise RequestError(
+            f"`outputs` must be a list of objects with names of {_few(known)}, got {_short(asked)}"
         )
     return names
 
@@ -504,9 +434,9 @@ def _asked(body: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
 def _parameters(found: Mapping[str, Any]) -> Mapping[str, Any]:
     parameters = found.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise Refused("`parameters` is no object.")
+        raise RequestError(f"`parameters` must be an object, got {_short(parameters)}")
     return parameters
 
 
 def _datatype(dtype: str) -> str:
-    return NAMES.get("string" if dtype == "object" else dtype, dtype.upper())
+    return DATATYPES.get("string" if dtype == "object" else dtype, dtype.upper())

@@ -88,27 +88,19 @@ def mean_of(data):
 
 
 @contextlib.contextmanager
-def serving(base, name="street", watching=False, wanted=None, **limits):
+def serving(base, name="street", watching=False, **settings):
     """Serve `base` on a free port; yields url, server (what the application keeps), versions."""
-    import uvicorn
-
     from kerasmtl.serving.app import create_app
-    from kerasmtl.serving.config import Limits
-    from kerasmtl.serving.server import config
-    from kerasmtl.serving.versions import Versions, prepare
+    from kerasmtl.serving.config import ServerConfig
+    from kerasmtl.serving.server import Server, uvicorn_config
+    from kerasmtl.serving.versions import Versions
 
-    bounds = Limits(**{"poll": 0.02 if watching else 1e6, **limits})
-    versions = Versions(Path(base), wanted or bounds.keep, prepare)
+    config = ServerConfig(**{"poll": 0.02 if watching else 1e6, **settings})
+    versions = Versions(Path(base), config.keep)
     versions.load()
-    app = create_app(name, versions, bounds)
+    app = create_app(name, versions, config)
     up = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets=None):
-            await super().startup(sockets)
-            up.set()
-
-    server = Server(config(app, bounds))
+    server = Server(uvicorn_config(app, config), up.set)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""Requests put together: how many calls, who waits for whom, and what a bad example costs."""
+"""Dynamic batching: how many calls, who waits for whom, and what an invalid example costs."""
 
 import asyncio
 import threading
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kerasmtl.serving.batching import Batcher, Examples, predict_together
-from kerasmtl.serving.config import Limits
-from kerasmtl.serving.errors import BadRows
+from kerasmtl.serving.config import ServerConfig
+from kerasmtl.serving.errors import InvalidExamples
 
 
 class Doubling:
@@ -26,12 +26,12 @@ class Doubling:
         self.batches.append(values.tolist())
         self.threads.add(threading.get_ident())
         if (values < 0).any():
-            raise BadRows({0 if len(values) == 1 else -1: "negative"})
+            raise InvalidExamples({0 if len(values) == 1 else -1: "negative"})
         return {"y": values * 2, "name": np.array([signature.encode()] * len(values), object)}
 
 
-def examples(*values, pixels=0, signature="s", dtype=float):
-    return Examples(signature, {"x": np.array(values, dtype)}, (pixels,) * len(values))
+def examples(*values, signature="s", dtype=float):
+    return Examples(signature, {"x": np.array(values, dtype)})
 
 
 def together(model, requests, **limits):
@@ -39,10 +39,10 @@ def together(model, requests, **limits):
 
     async def main():
         with ThreadPoolExecutor(4) as executor:
-            batcher = Batcher(Limits(**{"batch_wait": 0.01, **limits}), executor)
+            batcher = Batcher(ServerConfig(**{"batch_wait": 10, **limits}), executor)
             calls = [batcher.predict(model, request) for request in requests]
             results = await asyncio.gather(*calls, return_exceptions=True)
-            assert not batcher._waiting and not batcher._running and not batcher._ripe
+            assert not batcher._queues and not batcher._running and not batcher._due
             return results
 
     return asyncio.run(main())
@@ -72,20 +72,13 @@ def test_a_large_request_is_cut_and_put_together_again():
     assert max(map(len, model.batches)) == 4
 
 
-def test_the_pixels_of_a_batch_have_a_bound():
-    model = Doubling()
-    requests = [examples(n, pixels=40) for n in range(5)] + [examples(7, 8, 9, pixels=60)]
-    together(model, requests, batch_pixels=100)
-    assert [len(batch) for batch in model.batches] == [2, 2, 2, 1, 1]  # 40 + 60 fit
-
-
 def test_a_bad_example_costs_its_neighbours_no_answer():
     model = Doubling()
     requests = [examples(n) for n in range(15)] + [examples(1, -1, 2, -3)]
     results = together(model, requests)
     for n in range(15):
         assert results[n]["y"].tolist() == [2.0 * n]
-    assert isinstance(results[15], BadRows)
+    assert isinstance(results[15], InvalidExamples)
     assert results[15].reasons == {1: "negative", 3: "negative"}
     assert len(model.batches) <= 15  # halves, not one by one
     assert len(model.batches[0]) == 19
@@ -103,8 +96,8 @@ def test_each_signature_shape_and_version_has_its_own_batch():
 
     async def main():
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(Limits(), executor)
-            wide = Examples("s", {"x": np.zeros((1, 2))}, (0,))
+            batcher = Batcher(ServerConfig(), executor)
+            wide = Examples("s", {"x": np.zeros((1, 2))})
             await asyncio.gather(
                 batcher.predict(first, examples(1)),
                 batcher.predict(first, examples(2, signature="t")),
@@ -130,7 +123,7 @@ def test_while_the_model_runs_the_next_batch_gathers():
 
     async def main():
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(Limits(batch_wait=0), executor)
+            batcher = Batcher(ServerConfig(batch_wait=0), executor)
             first = asyncio.ensure_future(batcher.predict(model, examples(0)))
             await asyncio.to_thread(inside.wait, 30)
             rest = [asyncio.ensure_future(batcher.predict(model, examples(n))) for n in range(1, 9)]
@@ -169,24 +162,26 @@ def test_a_failure_of_one_example_that_is_right_costs_its_neighbours_no_answer()
 
 
 @pytest.mark.parametrize("lie", [0, 7, 99])
-def test_an_example_that_is_named_is_cut_out_and_not_taken_at_its_word(lie):
+def test_examples_that_the_model_names_are_cut_out_and_checked(lie):
     class Naming(Doubling):
-        """Says which is bad: rightly, with `lie` 0."""
+        """Names all invalid examples at once: rightly, with `lie` 0."""
 
         def call(self, signature, inputs):
             try:
                 return super().call(signature, inputs)
-            except BadRows:
-                bad = int(np.flatnonzero(inputs["x"] < 0)[0])
-                raise BadRows({bad + lie: "negative"}) from None
+            except InvalidExamples:
+                bad = np.flatnonzero(inputs["x"] < 0)
+                raise InvalidExamples({int(n) + lie: "negative" for n in bad}) from None
 
     model = Naming()
-    results = together(model, [examples(n) for n in (*range(20), -1, *range(11))])
-    assert [float(one["y"][0]) for one in results[:20]] == [2.0 * n for n in range(20)]
-    assert [float(one["y"][0]) for one in results[21:]] == [2.0 * n for n in range(11)]
-    assert list(results[20].reasons) == [0]
+    results = together(model, [examples(n) for n in (*range(20), -1, *range(10), -1)])
+    for n, result in enumerate(results):
+        if n in (20, 31):
+            assert list(result.reasons) == [0]
+        else:
+            assert float(result["y"][0]) == 2.0 * (n if n < 20 else n - 21)
     if not lie:
-        assert [len(batch) for batch in model.batches] == [32, 20, 1, 11]
+        assert [len(batch) for batch in model.batches] == [32, 20, 1, 10, 1]
 
 
 def test_calls_are_told_with_their_size():
@@ -195,7 +190,7 @@ def test_calls_are_told_with_their_size():
     async def main():
         with ThreadPoolExecutor(1) as executor:
             batcher = Batcher(
-                Limits(), executor, lambda rows, seconds: seen.append((rows, seconds))
+                ServerConfig(), executor, lambda rows, seconds: seen.append((rows, seconds))
             )
             calls = [batcher.predict(Doubling(), examples(1, 2)) for _ in range(2)]
             assert batcher.waiting == 0
@@ -213,13 +208,6 @@ def test_bytes_keep_their_trailing_zeros():
     assert seen == data and out["y"].tolist() == data
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_queue": 1.5}, {"batch_wait": -1}])
-def test_limits_are_checked(wrong):
-    (name,) = wrong
-    with pytest.raises(ValueError, match=f"`{name}` is out of bounds"):
-        Limits(**wrong)
-
-
 def test_a_message_names_a_few_examples_only():
-    text = str(BadRows({n: "empty" for n in range(9)}).named("inputs"))
+    text = str(InvalidExamples({n: "empty" for n in range(9)}).named("inputs"))
     assert text.count("empty") == 5 and text.endswith("and 4 more")

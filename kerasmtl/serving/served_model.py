@@ -73,7 +73,8 @@ class ServedModel:
         }
         if DEFAULT_SIGNATURE not in self.signatures:
             raise ValueError(
-                f"{folder} must have the signature {DEFAULT_SIGNATURE!r}, got {list(self.signatures)}"
+                f"{folder} must have the signature {DEFAULT_SIGNATURE!r}, "
+                f"got {list(self.signatures)}"
             )
 
     @property

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasmtl.data.image_files import graph_fault
 from kerasmtl.tasks import KINDS, Task
+from kerasmtl.utils.tf import graph_fault
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -314,12 +314,12 @@ def _is_table(export_: str | None, folder: str) -> bool:
 
 
 def _bad_files(files: Sequence[str], table: bool) -> dict[str, str]:
-    from kerasmtl.data.image_files import picture_fault
+    from kerasmtl.data.image_files import image_fault
 
     def fault(file: str) -> str | None:
         if table:
-            return None if Path(file).is_file() else "absent"
-        return picture_fault(file)
+            return None if Path(file).is_file() else "missing"
+        return image_fault(file)
 
     faults = {file: fault(file) for file in files}
     return {file: fault for file, fault in faults.items() if fault}

@@ -17,16 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kerasmtl.data.image_files import mended
-from kerasmtl.data.images import (
-    PREPROCESSING,
-    are_small,
-    as_size,
-    likely,
-    prepare_files,
-    read_files,
-    read_image,
-)
+from kerasmtl.data.images import PREPROCESSING, as_size, prepare_image
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.data.table import Table
 from kerasmtl.tasks import Task, all_binary, output_columns
@@ -155,7 +146,6 @@ def epoch_indices(count: int, seed: int, epoch: tf.Variable) -> tf.data.Dataset:
 
 
 BLOCK = 32  # pictures that are stored, or augmented for a view, at once
-MOST_AT_ONCE = 256  # pictures of a batch that is read at once
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -176,42 +166,21 @@ class PictureSource(Source):
         """
         import tensorflow as tf
 
-        names = self.manifest.paths
-        paths = tf.constant(names)
+        manifest = self.manifest
+        paths, lines = tf.constant(manifest.paths), tf.constant(manifest.lines)
+        images = tf.constant(manifest.images.tolist())
 
-        def where(path: str) -> str:
-            return self.manifest.where(names.index(path))
+        def read(epoch: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            line, image = tf.strings.as_string(tf.gather(lines, row)), tf.gather(images, row)
+            name = tf.strings.join([f"{manifest.source}, line ", line, ": image '", image, "'"])
+            data = tf.io.read_file(tf.gather(paths, row))
+            return epoch, prepare_image(data, self.size, name=name), row
 
-        options = {
-            "num_parallel_calls": tf.data.AUTOTUNE,
-            "deterministic": ordered or self.deterministic,
-        }
-        if not are_small(names):
-
-            def image(epoch: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, ...]:
-                return epoch, read_image(tf.gather(paths, row), self.size, where), row
-
-            return rows.map(as_written(image), **options).batch(batch_size)
-
-        # In three steps, since a function that can call Python costs more, whether it does or not.
-        def read(epochs: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            names = tf.gather(paths, rows)
-            return epochs, rows, names, read_files(names)
-
-        def mend(*given: tf.Tensor) -> tuple[Any, ...]:
-            epochs, rows, names, data = given
-            return epochs, rows, mended(data, names, where)
-
-        def prepare(*given: Any) -> tuple[tf.Tensor, ...]:
-            epochs, rows, files = given
-            return epochs, prepare_files(files, self.size, fit), rows
-
-        fit = likely(names[0], self.size)
-        at_once = batch_size if batch_size <= MOST_AT_ONCE else BLOCK
-        batches = rows.batch(at_once)
-        for step in (read, mend, prepare):
-            batches = batches.map(as_written(step), **options)
-        return batches if at_once == batch_size else batches.unbatch().batch(batch_size)
+        return rows.map(
+            as_written(read),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=ordered or self.deterministic,
+        ).batch(batch_size)
 
     def augmenter(self) -> Callable[[tf.Tensor, Any, Any], tf.Tensor]:
         """From images, epoch and number of the batch to images; the same without a layer."""

@@ -13,7 +13,7 @@ import pandas as pd
 
 from kerasmtl.data.audit import Audit, audit, check_classes, class_faults, coverage
 from kerasmtl.data.duplicates import identical_files, merge_duplicates, picture_keys
-from kerasmtl.data.image_files import Fault, absent_pictures, broken_pictures
+from kerasmtl.data.image_files import Fault, invalid_images, missing_images
 from kerasmtl.data.labels import (
     check_images,
     check_split_column,
@@ -192,14 +192,14 @@ class Manifest:
 
     def missing_files(self) -> list[Fault]:
         """The rows whose picture does not exist."""
-        return absent_pictures(self.paths, self.images, self.lines)
+        return missing_images(self.paths, self.images, self.lines)
 
     def check_images(self, progress: Callable[[], None] | None = None) -> list[Fault]:
         """Decode every picture, and return the rows whose picture cannot be used.
 
         `progress` is called once a row.
         """
-        return broken_pictures(self.paths, self.images, self.lines, progress)
+        return invalid_images(self.paths, self.images, self.lines, progress)
 
     def split(
         self,

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from kerasmtl.data.image_files import picture_fault
-from kerasmtl.data.images import read_image
+from kerasmtl.data.image_files import image_fault
+from kerasmtl.data.images import prepare_image
 from kerasmtl.data.readers import file_format, iter_lines, read_columns, read_npz
 from kerasmtl.serving.predictor import BATCH, Predictor, joined
 from kerasmtl.utils.files import file_lock
@@ -276,7 +276,7 @@ def _batches(
     def read(place: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if predictor.image_size is None:
             return place, tf.io.read_file(path)
-        return place, read_image(path, predictor.image_size)
+        return place, prepare_image(tf.io.read_file(path), predictor.image_size)
 
     kinds = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
     found = tf.data.Dataset.from_generator(named, output_signature=kinds).unbatch()
@@ -362,13 +362,13 @@ def _why(name: str, path: str, said: str | None, size: tuple[int, int] | None) -
     """Why a picture is bad: what Pillow finds, else what TensorFlow said, or says now."""
     if is_address(name):
         return "an address, and nothing is fetched"
-    fault = _special(path) or picture_fault(path)
+    fault = _special(path) or image_fault(path)
     if fault or said:
         return fault or str(said)
     try:
         data = tf.io.read_file(path)
         if size is not None:
-            read_image(tf.constant(os.fsencode(path)), size)
+            prepare_image(data, size)
     except tf.errors.OpError as error:
         return _plain(error)
     return f"could not be read at first, and can be now ({len(data.numpy())} bytes)"

@@ -115,8 +115,6 @@ def export_predictor(export: str | os.PathLike[str], id_column: str | None = Non
     """
     import tensorflow as tf
 
-    from kerasmtl.data.image_files import decodable
-
     described = describe_export(export)
     columns = described.get("columns") or None
     loaded = tf.saved_model.load(str(export))
@@ -127,8 +125,6 @@ def export_predictor(export: str | os.PathLike[str], id_column: str | None = Non
 
     def call(batch: Any) -> Outputs:
         loaded.signatures  # noqa: B018 – the functions live as long as what was loaded
-        if columns is None:  # training takes more formats than the export's graph decodes
-            batch = [decodable(data) for data in np.asarray(batch, object)]
         return _arrays(function(**{argument: tf.convert_to_tensor(batch, spec.dtype)}))
 
     return Predictor(

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import keras
 
-from kerasmtl.data.image_files import graph_fault
 from kerasmtl.utils.files import file_lock, write_aside
+from kerasmtl.utils.tf import graph_fault
 
 if TYPE_CHECKING:
     from kerasmtl.evaluation.calibration import Decision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,6 +33,24 @@ def traced(function: Callable[..., Any], on_call: bool = False) -> Callable[...,
 
     attributes = {"_noinline": True} if on_call else None
     return tf.function(function, autograph=False, experimental_attributes=attributes)
+
+
+_ASSERTED = re.compile(r"assertion failed: \[(.*)\]")
+
+
+def graph_fault(error: BaseException | None) -> str | None:
+    """Returns what TensorFlow found wrong with the data it was given, or None for other errors.
+
+    Without the names of operations and of places in the graph.
+    """
+    tensorflow = sys.modules.get("tensorflow")  # not imported for this alone
+    if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
+        return None
+    lines = [re.sub(r"\{\{[^}]*\}\}\s*", "", line).strip() for line in error.message.splitlines()]
+    what = next((line for line in lines if line), type(error).__name__)
+    asserted = _ASSERTED.search(error.message)
+    what = asserted[1] if asserted else what
+    return f"{what}. If it is an image: `kerasmtl check` lists those that cannot be used."
 
 
 def quiet_tensorflow() -> None:

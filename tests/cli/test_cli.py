@@ -131,7 +131,7 @@ def test_check_lists_all_broken_pictures_at_once(data):
         "line 2: 0.jpg: absent",
         "line 3: 1.jpg: truncated",
         "line 4: 2.jpg: empty",
-        "line 5: 3.jpg: not a picture",
+        "line 5: 3.jpg: not an image",
         "4 of 8 pictures cannot be used",
     ):
         assert line in result.output

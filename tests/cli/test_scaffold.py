@@ -269,7 +269,7 @@ def test_too_few_rows_for_three_parts_are_refused_at_once(tmp_path):
     assert not (tmp_path / "p").exists()
 
 
-@pytest.mark.parametrize("name, reason", [("absent.png", "absent"), ("sound.wav", "not a picture")])
+@pytest.mark.parametrize("name, reason", [("absent.png", "missing"), ("sound.wav", "not an image")])
 def test_images_that_training_would_refuse_are_refused_at_once(tmp_path, name, reason):
     write_pictures(tmp_path, ["a.png", "b.png"])
     (tmp_path / "sound.wav").write_bytes(b"RIFF" + bytes(100))

@@ -19,7 +19,8 @@ from served import CLASSES, environment, mean_of, picture, save_pictures
 
 import kerasmtl as kt
 from kerasmtl.cli import main
-from kerasmtl.data.images import read_image
+from kerasmtl.data.image_files import UNKNOWN
+from kerasmtl.data.images import prepare_image
 from kerasmtl.serving.batch_predict import (
     PictureInputs,
     Predictor,
@@ -107,7 +108,7 @@ def test_an_export_predicts_a_folder_with_its_decisions(served, folder, tmp_path
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
     assert list(found["sign"]) == [CLASSES[n] for n in shares.argmax(axis=1)]
     assert {(Path(bad["path"]).name, bad["reason"]) for bad in quarantined(done.out)} == {
-        ("0bad.jpg", "not a picture"),
+        ("0bad.jpg", UNKNOWN),
         ("cut.png", "truncated"),
         ("empty.png", "empty"),
     }
@@ -124,7 +125,7 @@ def test_a_trained_model_gives_the_numbers_of_predict(folder, tmp_path):
     )
     found = pd.read_csv(done.out)
     assert (done.rows, done.bad, len(found)) == (13, 3, 13)
-    images = tf.stack([read_image(tf.constant(path), (32, 32)) for path in found["image"]])
+    images = tf.stack([prepare_image(tf.io.read_file(path), (32, 32)) for path in found["image"]])
     expected = model.predict(images, verbose=0)
     np.testing.assert_allclose(found[["cat", "dog"]], expected, atol=1e-5)
     decisions = found[["cat_decision", "dog_decision"]]
@@ -151,7 +152,7 @@ def test_a_list_names_pictures_from_its_folder_and_bad_ones_by_line(served, fold
     found = pd.read_csv(done.out)
     assert list(found["image"]) == ["2.png", "more/1.png", "2.png"]
     assert list(found["line"]) == [2, 5, 6]
-    assert quarantined(done.out) == [{"path": "absent.png", "line": "4", "reason": "absent"}]
+    assert quarantined(done.out) == [{"path": "absent.png", "line": "4", "reason": "missing"}]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -181,7 +181,7 @@ def test_links_are_followed_but_not_in_circles(predictor, tmp_path):
     done = predict_to_file(predictor, PictureInputs([str(folder)]), tmp_path / "p.csv")
     assert images_in(done.out) == [f"{folder}/2.png", f"{folder}/linked/1.png"]
     assert [(bad["path"], bad["reason"]) for bad in quarantined(done.out)] == [
-        (f"{folder}/gone.png", "absent")
+        (f"{folder}/gone.png", "missing")
     ]
 
 

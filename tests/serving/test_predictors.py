@@ -128,7 +128,7 @@ def test_bad_files_are_named_and_do_not_keep_the_others_from_their_answers(proje
     assert "absent.jpg: absent" in done.stderr and "empty.jpg: empty" in done.stderr
     done = run("predict", *files, "--json", "--project", folder)
     absent, good, empty = json.loads(done.stdout)
-    assert (absent["error"], empty["error"]) == ("absent", "empty") and done.exit_code == 1
+    assert (absent["error"], empty["error"]) == ("missing", "empty") and done.exit_code == 1
     assert set(good["decisions"]) == {"cat", "sky", "dog"}
 
 

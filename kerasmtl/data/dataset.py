@@ -172,7 +172,7 @@ class PictureSource(Source):
 
         def read(epoch: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, ...]:
             line, image = tf.strings.as_string(tf.gather(lines, row)), tf.gather(images, row)
-            name = tf.strings.join([f"{manifest.source}, line ", line, ": image '", image, "'"])
+            name = tf.strings.join([f"{manifest.source}, line ", line, ": image ", image])
             data = tf.io.read_file(tf.gather(paths, row))
             return epoch, prepare_image(data, self.size, name=name), row
 

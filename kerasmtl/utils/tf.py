@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import os
 import re
@@ -49,7 +50,8 @@ def graph_fault(error: BaseException | None) -> str | None:
     lines = [re.sub(r"\{\{[^}]*\}\}\s*", "", line).strip() for line in error.message.splitlines()]
     what = next((line for line in lines if line), type(error).__name__)
     asserted = _ASSERTED.search(error.message)
-    what = asserted[1] if asserted else what
+    if asserted:  # TensorFlow shows the bytes of strings with C's escapes
+        what = codecs.escape_decode(asserted[1].encode())[0].decode("utf-8", "replace")
     return f"{what}. If it is an image: `kerasmtl check` lists those that cannot be used."
 
 

@@ -149,14 +149,14 @@ def test_a_damaged_picture_raises_an_error_with_its_name_and_line(
     )
     with pytest.raises(tf.errors.OpError) as error:
         list(dataset)
-    assert f"labels.csv, line {line}: image '{image}' is {reason}" in str(error.value)
+    assert f"labels.csv, line {line}: image {image} is {reason}" in str(error.value)
     assert "`kerasmtl check`" in graph_fault(error.value)
 
 
 def test_what_is_no_picture_raises_an_error_with_its_name_and_line(picture_folder):
     (picture_folder / "05.png").write_text("a,b\n1,2\n")
     manifest = Manifest.from_csv(picture_folder / "labels.csv").take([7, 5])
-    with pytest.raises(tf.errors.OpError, match=r"line 7: image '05\.png' is not an image"):
+    with pytest.raises(tf.errors.OpError, match=r"line 7: image 05\.png is not an image"):
         list(make_dataset(manifest, 8, training=False))
 
 
@@ -164,8 +164,9 @@ def test_a_name_beyond_ascii_is_found_and_named(picture_folder):
     (picture_folder / "信号 ä.jpg").write_bytes((picture_folder / "00.jpg").read_bytes()[:-9])
     (picture_folder / "more.csv").write_text("image,a\n信号 ä.jpg,1\n", "utf-8")
     dataset = make_dataset(Manifest.from_csv(picture_folder / "more.csv"), 8)
-    with pytest.raises(tf.errors.OpError, match="line 2: image '信号 ä.jpg' is truncated"):
+    with pytest.raises(tf.errors.OpError) as error:
         list(dataset)
+    assert "line 2: image 信号 ä.jpg is truncated" in graph_fault(error.value)
 
 
 def test_absent_pictures_are_refused_before_the_first_batch(picture_folder):

@@ -32,6 +32,7 @@ import numpy as np
 from sklearn.datasets import make_multilabel_classification
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import kerasmtl as kt
 from kerasmtl import losses
 
 HEADING = "## Positives only: what should an unknown label count for?"
@@ -158,7 +159,7 @@ class Learner:
         keeper = BestEpoch(self.validation)
         callbacks = [keeper]
         if isinstance(self.loss, losses.LargeLoss):
-            callbacks.append(losses.LargeLossSchedule(x, y, batch_size=len(x)))
+            callbacks.append(kt.callbacks.LargeLossSchedule(x, y, batch_size=len(x)))
         self.model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=callbacks)
         self.model.set_weights(keeper.weights)
         return scores(self.test[1], self.model.predict_on_batch(self.test[0]))

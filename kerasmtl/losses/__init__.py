@@ -10,7 +10,7 @@ from kerasmtl.losses.balancing import (
 )
 from kerasmtl.losses.binary import MaskedBinaryCrossentropy
 from kerasmtl.losses.defaults import for_tasks
-from kerasmtl.losses.large_loss import LargeLoss, LargeLossSchedule
+from kerasmtl.losses.large_loss import LargeLoss
 from kerasmtl.losses.multiclass_regression import (
     MaskedCategoricalCrossentropy,
     MaskedHuber,
@@ -29,7 +29,6 @@ __all__ = [
     "ExpectedPositives",
     "HillLoss",
     "LargeLoss",
-    "LargeLossSchedule",
     "MaskedBinaryCrossentropy",
     "MaskedCategoricalCrossentropy",
     "MaskedHuber",

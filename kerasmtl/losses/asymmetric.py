@@ -1,4 +1,4 @@
-"""Losses that are asymmetric in label 1 and 0, for few positives and for unknown labels."""
+"""Losses that treat label 1 and 0 differently, for few positives and for missing labels."""
 
 from __future__ import annotations
 
@@ -7,36 +7,44 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasmtl.losses.base import checked_number
 from kerasmtl.losses.binary import BinaryLoss
+from kerasmtl.utils.validation import check_number
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class AsymmetricLoss(BinaryLoss):
-    """Focal cross-entropy with exponents for 1, for 0 and, if you like, for unknown labels.
+    """Computes focal cross-entropy with separate exponents for 1, 0 and, optionally, missing.
 
-    `y (1 - p)^γ₊ (-log p) + (1 - y) p_m^γ₋ (-log(1 - p_m))`, `p_m = max(p - m, 0)`, by known cell:
-    ASL (https://arxiv.org/abs/2009.14119). Unknown cells are ignored, unless
+    `y (1 - p)^γ₊ (-log p) + (1 - y) p_m^γ₋ (-log(1 - p_m))`, `p_m = max(p - m, 0)`, for each known
+    label: ASL (https://arxiv.org/abs/2009.14119). Missing labels are ignored, unless
     `gamma_unknown` is given: then each adds `u p_m^γᵤ (-log(1 - p_m))`, the partial form P-ASL
-    (https://arxiv.org/abs/2110.10955); γᵤ = γ₋ and u = 1 assume them negative. The
-    selection of unknown labels by batch and by prior (CSL) in that paper is not covered.
+    (https://arxiv.org/abs/2110.10955); γᵤ = γ₋ and u = 1 assume them to be negative. That paper's
+    selection of missing labels by batch and by prior (CSL) is not implemented.
 
     Shapes: y_true (batch, tasks) float in [0, 1], NaN = missing; y_pred (batch, tasks),
     probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
-    Ignored, a missing cell adds exactly 0 and has a gradient of exactly 0, and with none known the
-    loss is 0. A NaN prediction of a cell that counts makes it NaN, and a known label outside [0, 1]
-    is an error, as in `MaskedBinaryCrossentropy`.
+    Where missing labels are ignored, each adds exactly 0 with a gradient of exactly 0, and with
+    none known the loss is 0.
 
     Args:
         gamma_positive, gamma_negative, gamma_unknown: γ₊, γ₋, γᵤ, 0 or more.
-        margin: m, from 0 to less than 1: predictions of a 0 below it cost nothing.
-        unknown_weight: u, 0 or more; 0 ignores unknown cells.
+        margin: m, at least 0 and below 1: predictions below it have loss 0 for a label of 0.
+        unknown_weight: u, 0 or more; 0 ignores missing labels.
         from_logits, normalization, task_weights, balancer, missing, reduction, name, dtype: as in
             `MaskedBinaryCrossentropy`.
 
     Raises:
         ValueError: as `MaskedBinaryCrossentropy`.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.array([[0, 1, np.nan]], "float32")
+        >>> p = np.array([[0.04, 0.5, 0.9]], "float32")  # the 0 is below the margin
+        >>> loss = kt.losses.AsymmetricLoss(gamma_positive=1, gamma_negative=4, margin=0.05)
+        >>> round(float(loss(y, p)), 4)  # (1 - 0.5) ln 2
+        0.3466
     """
 
     def __init__(
@@ -50,31 +58,31 @@ class AsymmetricLoss(BinaryLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        self.gamma_positive = checked_number("gamma_positive", gamma_positive)
-        self.gamma_negative = checked_number("gamma_negative", gamma_negative)
-        self.margin = checked_number("margin", margin, high=1.0 - 1e-6)
+        self.gamma_positive = check_number("gamma_positive", gamma_positive, 0.0)
+        self.gamma_negative = check_number("gamma_negative", gamma_negative, 0.0)
+        self.margin = check_number("margin", margin, 0.0, 1.0, open_high=True)
         if gamma_unknown is not None:
-            gamma_unknown = checked_number("gamma_unknown", gamma_unknown)
+            gamma_unknown = check_number("gamma_unknown", gamma_unknown, 0.0)
         self.gamma_unknown = gamma_unknown
-        self.unknown_weight = checked_number("unknown_weight", unknown_weight)
+        self.unknown_weight = check_number("unknown_weight", unknown_weight, 0.0)
 
     @property
-    def counts_unknown(self) -> bool:
+    def includes_missing(self) -> bool:
         return self.gamma_unknown is not None and self.unknown_weight > 0.0
 
-    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
-        one, zero = self._costs(p, logits)
+    def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        one, zero = self._log_losses(p, logits)
         positive = one * ops.exp(-self.gamma_positive * zero)
-        shifted, cost = self._shifted(one, zero)
-        negative = _focal(shifted, cost, self.gamma_negative)
-        cells = y * positive + (1.0 - y) * negative
-        if not self.counts_unknown:
-            return cells
-        unknown = self.unknown_weight * _focal(shifted, cost, self.gamma_unknown)
-        return ops.where(known, cells, unknown)
+        shifted, log_loss = self._shifted(one, zero)
+        negative = _focal(shifted, log_loss, self.gamma_negative)
+        losses = y * positive + (1.0 - y) * negative
+        if not self.includes_missing:
+            return losses
+        unknown = self.unknown_weight * _focal(shifted, log_loss, self.gamma_unknown)
+        return ops.where(known, losses, unknown)
 
     def _shifted(self, one: Any, zero: Any) -> tuple[Any, Any]:
-        """`p_m` and `-log(1 - p_m)`."""
+        """Return `p_m` (before its maximum with 0) and `-log(1 - p_m)`."""
         if not self.margin:
             return ops.exp(-one), zero
         rest = ops.exp(-zero) + self.margin
@@ -91,29 +99,28 @@ class AsymmetricLoss(BinaryLoss):
         }
 
 
-def _focal(p: Any, cost: Any, gamma: float) -> Any:
-    """`p^γ cost`, and 0 with a gradient of 0 where p is 0 or less."""
+def _focal(p: Any, log_loss: Any, gamma: float) -> Any:
+    """Return `p^γ log_loss`, and 0 with a gradient of 0 where p is 0 or less."""
     above = p > 0.0
-    base = ops.where(above, p, ops.ones_like(p))
-    return ops.where(above, base**gamma * cost, ops.zeros_like(cost))
+    base = ops.where(above, p, ops.ones_like(p))  # the gradient of 0^γ is NaN for γ < 1
+    return ops.where(above, base**gamma * log_loss, ops.zeros_like(log_loss))
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class HillLoss(BinaryLoss):
-    """A loss that a confident 1 at an unknown label hardly moves: unknown counts as 0, softly.
+    """Computes a loss in which missing counts as 0, but hardly where the model is sure of a 1.
 
-    `y (1 - p')^γ (-log p') + (1 - y) (λ - p) p²`, `p' = σ(z - m)`, z the logit; an unknown label
+    `y (1 - p')^γ (-log p') + (1 - y) (λ - p) p²`, `p' = σ(z - m)`, z the logit; a missing label
     counts as 0. The slope of the second term in p, `(2 λ - 3 p) p`, is 0 again at `p = 2 λ / 3`
     (https://arxiv.org/abs/2112.07368).
 
     Shapes: y_true (batch, tasks) float in [0, 1], NaN = missing; y_pred (batch, tasks),
     probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
-    Missing cells count as said; with none known there still is a loss. NaN predictions make it NaN,
-    and known labels outside [0, 1] are an error, as in `MaskedBinaryCrossentropy`.
+    Predictions for missing labels count, so that a row without known labels has a loss, too.
 
     Args:
-        lam: λ, from 1: below it the loss of a 0 would be negative.
+        lam: λ, 1 or more: below 1 the loss of a 0 would be negative.
         margin: m, 0 or more.
         gamma: γ, 0 or more.
         from_logits, normalization, task_weights, balancer, missing, reduction, name, dtype: as in
@@ -121,9 +128,17 @@ class HillLoss(BinaryLoss):
 
     Raises:
         ValueError: as `MaskedBinaryCrossentropy`.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.full((1, 1), np.nan, "float32")
+        >>> p = np.array([[0.5]], "float32")
+        >>> float(kt.losses.HillLoss(lam=1.5)(y, p))  # (1.5 - 0.5) 0.5²
+        0.25
     """
 
-    counts_unknown = True
+    includes_missing = True
 
     def __init__(
         self,
@@ -134,17 +149,17 @@ class HillLoss(BinaryLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **kwargs)
-        self.lam = checked_number("lam", lam, low=1.0)
-        self.margin = checked_number("margin", margin)
-        self.gamma = checked_number("gamma", gamma)
+        self.lam = check_number("lam", lam, 1.0)
+        self.margin = check_number("margin", margin, 0.0)
+        self.gamma = check_number("gamma", gamma, 0.0)
 
-    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
-        one, zero = self._costs(p, logits)
+    def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        one, zero = self._log_losses(p, logits)
         logit = p if logits else zero - one
         shifted = logit - self.margin
         positive = ops.softplus(-shifted) * ops.exp(-self.gamma * ops.softplus(shifted))
-        chance = ops.exp(-one)
-        return y * positive + (1.0 - y) * (self.lam - chance) * ops.square(chance)
+        probability = ops.exp(-one)
+        return y * positive + (1.0 - y) * (self.lam - probability) * ops.square(probability)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""Binary cross-entropy over known labels, and the logarithms that all binary losses share."""
+"""Binary cross-entropy over known labels, and what all losses of binary tasks share."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from keras import ops
 
 from kerasmtl.losses.base import (
     MaskedLoss,
-    checked_number,
-    checked_weights,
-    outside_of_0_and_1,
+    check_weights,
+    not_probability,
     per_task,
     values_and_kind,
 )
+from kerasmtl.utils.validation import check_number
 
 
 class BinaryLoss(MaskedLoss):
     """Base of the losses of binary tasks, from probabilities or logits.
 
-    Where Keras knows the logits of a probability (a layer's sigmoid), they are used, as in Keras'
-    own losses: a prediction that is wrong with a probability of 0 or 1 is still learnt from.
+    Where Keras knows the logits of a probability (those of a layer's sigmoid), they are used, as in
+    Keras' own losses: the gradient of a wrong prediction of exactly 0 or 1 is then not 0.
     """
 
     binary = True
@@ -38,11 +38,11 @@ class BinaryLoss(MaskedLoss):
     def _neutral(self, logits: bool) -> float:
         return 0.0 if logits else 0.5
 
-    def _wrong_predictions(self, p: Any, logits: bool) -> Any:
-        return ops.isnan(p) if logits else outside_of_0_and_1(p)
+    def _invalid_predictions(self, p: Any, logits: bool) -> Any:
+        return ops.isnan(p) if logits else not_probability(p)
 
-    def _costs(self, p: Any, logits: bool) -> tuple[Any, Any]:
-        """`-log p` and `-log(1 - p)` by cell, without overflow: what a 1 and what a 0 cost."""
+    def _log_losses(self, p: Any, logits: bool) -> tuple[Any, Any]:
+        """Return `-log p` and `-log(1 - p)`, the loss of a 1 and of a 0, without overflow."""
         if logits:
             return ops.softplus(-p), ops.softplus(p)
         low = keras.config.epsilon()
@@ -53,46 +53,59 @@ class BinaryLoss(MaskedLoss):
         return {**super().get_config(), "from_logits": self.from_logits}
 
 
+def smooth(y: Any, epsilon: float) -> Any:
+    """Return labels after label smoothing, `y (1 - ε) + ε / 2`."""
+    return y * (1.0 - epsilon) + 0.5 * epsilon if epsilon else y
+
+
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedBinaryCrossentropy(BinaryLoss):
-    """Binary cross-entropy summed over the known labels of an example, averaged over examples.
+    """Computes binary cross-entropy over the known labels of a row, averaged over rows.
 
     `(1/m) Σ_i Σ_{j known} v_j [-c_j y_ij log p_ij - (1 - y_ij) log(1 - p_ij)]`, natural logarithm;
-    v are the `task_weights`, c the `pos_weight`, both 1 unless given. With `gamma` the first term
-    is multiplied by `α (1 - p)^γ`, the second by `(1 - α) p^γ` (no α: by 1 in its place), the focal
+    v are the `task_weights`, c the `pos_weight`, both 1 by default. With `gamma` the first term
+    is multiplied by `(1 - p)^γ` and the second by `p^γ`, with `alpha` by `α` and `1 - α`: the focal
     loss of https://arxiv.org/abs/1708.02002. Label smoothing turns y into `y (1 - ε) + ε / 2`.
 
     Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks), probabilities, or
-    logits with `from_logits=True`. `call` returns (batch,), so that Keras' reduction,
-    `sample_weight` of shape (batch,) and the scaling by replicas stay right.
+    logits with `from_logits=True`. `call` returns (batch,).
 
-    A missing cell adds exactly 0 and has a gradient of exactly 0, whatever is predicted there;
-    an example or a batch with no known label gives 0. In a known cell a NaN or infinite prediction
-    makes the loss NaN, as in a training that diverged; a label outside [0, 1], and a finite
-    prediction that is (by more than 1e-6, which is rounding) no probability, are an error. XLA
-    drops assertions: compiled with it, as `fit` is by default where there is a GPU
-    (`jit_compile="auto"`), these make the loss NaN as well. Where the probabilities are those of a
-    layer's sigmoid, the loss is computed from its logits; others are clipped to [1e-7, 1 - 1e-7]
-    (`keras.config.epsilon()`); both as in Keras.
+    A missing label adds exactly 0 and has a gradient of exactly 0, whatever is predicted there; a
+    row or a batch without known labels has loss 0. Invalid labels and predictions are errors or
+    make the loss NaN, see `kerasmtl.losses.base.MaskedLoss`. With nothing missing and
+    `normalization="mean"` it equals `keras.losses.BinaryCrossentropy`, logits of a layer's sigmoid
+    and the clipping of other probabilities to [1e-7, 1 - 1e-7] included.
 
     Args:
-        from_logits: predictions are logits, not probabilities.
+        from_logits: whether predictions are logits rather than probabilities.
         missing: one more code for missing besides NaN, for labels that come as integers.
-        pos_weight: of label 1, one number or one a task, such as `counts.pos_weight(labels)`.
-        label_smoothing: ε, from 0 to 1.
-        gamma: of the focal loss, 0 or more; 0 is none.
-        alpha: of the focal loss, from 0 to 1.
-        task_weights: v, one a task, such as `counts.inverse_known_count(labels)`.
-        normalization: "sum"; "mean" divides by the `Σ v_j` of the example's known cells; a number
-            divides by it, such as `counts.mean_known(labels)`.
-        balancer: weighs the tasks while they are trained, see `kerasmtl.losses.balancing`.
         reduction, name: as in `keras.losses.Loss`.
         dtype: in which the loss is computed: "float32", the default, or "float64".
+        pos_weight: c, one number or one per task, such as `kt.losses.pos_weight(labels)`.
+        label_smoothing: ε, from 0 to 1.
+        gamma: γ of the focal loss, 0 or more; 0 switches it off.
+        alpha: α of the focal loss, from 0 to 1.
+        task_weights: v, one per task, such as `kt.losses.inverse_known_count(labels)`.
+        normalization: "sum"; "mean" divides by the `Σ v_j` of the row's known labels; a number
+            divides by it, such as `kt.losses.mean_known(labels)`.
+        balancer: a `kt.losses.Balancer`, which learns the weights of the tasks during training.
 
     Raises:
-        ValueError: a wrong argument, y_true and y_pred are not both (batch, tasks), weights for
+        ValueError: an invalid argument, y_true and y_pred are not both (batch, tasks), weights for
             another number of tasks, or sample_weight is not (batch,).
         tf.errors.InvalidArgumentError: a label or a probability out of range.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.array([[1, np.nan], [0, 1]], "float32")
+        >>> p = np.array([[0.5, 0.9], [0.5, 0.5]], "float32")
+        >>> loss = kt.losses.MaskedBinaryCrossentropy()
+        >>> round(float(loss(y, p)), 4)  # three known labels of ln 2 each, two rows
+        1.0397
+        >>> p[0, 1] = np.nan  # the label is missing, so the prediction has no influence
+        >>> round(float(loss(y, p)), 4)
+        1.0397
     """
 
     def __init__(
@@ -112,23 +125,20 @@ class MaskedBinaryCrossentropy(BinaryLoss):
         super().__init__(
             from_logits, missing=missing, reduction=reduction, name=name, dtype=dtype, **kwargs
         )
-        if pos_weight is None or isinstance(pos_weight, Real):
-            self.pos_weight = pos_weight and checked_number("pos_weight", pos_weight)
+        if isinstance(pos_weight, Real):
+            self.pos_weight = check_number("pos_weight", pos_weight, 0.0, open_low=True)
         else:
-            self.pos_weight = checked_weights("pos_weight", pos_weight)
-        if self.pos_weight == 0.0:
-            raise ValueError("`pos_weight` is 0. Expected a positive number. Received: 0")
-        self.label_smoothing = checked_number("label_smoothing", label_smoothing, high=1.0)
-        self.gamma = checked_number("gamma", gamma)
-        self.alpha = None if alpha is None else checked_number("alpha", alpha, high=1.0)
+            self.pos_weight = check_weights("pos_weight", pos_weight)
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, 0.0, 1.0)
+        self.gamma = check_number("gamma", gamma, 0.0)
+        self.alpha = None if alpha is None else check_number("alpha", alpha, 0.0, 1.0)
 
-    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
-        if self.label_smoothing:
-            y = y * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
+    def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        y = smooth(y, self.label_smoothing)
         if self.pos_weight is None and not self.gamma and self.alpha is None:
             return ops.binary_crossentropy(y, p, from_logits=logits)
-        one, zero = self._costs(p, logits)
-        if self.gamma:  # exp(-cost) is the probability that the cost is of
+        one, zero = self._log_losses(p, logits)
+        if self.gamma:  # exp(-loss) is the probability that it is the loss of
             one, zero = one * ops.exp(-self.gamma * zero), zero * ops.exp(-self.gamma * one)
         if self.alpha is not None:
             one, zero = one * self.alpha, zero * (1.0 - self.alpha)

@@ -9,43 +9,50 @@ from keras import ops
 
 from kerasmtl.losses.base import (
     MaskedLoss,
-    checked_number,
-    labels_fault,
+    label_fault,
     nan_where,
-    outside_of_0_and_1,
-    predictions_fault,
+    not_probability,
+    probability_fault,
     refuse,
     values_and_kind,
 )
 from kerasmtl.masking import fill_missing, is_known, match_classes
+from kerasmtl.utils.validation import check_number
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedCategoricalCrossentropy(MaskedLoss):
-    """Cross-entropy of one multiclass task over the examples whose class is known.
+    """Computes the cross-entropy of one multiclass task over the rows whose class is known.
 
-    `(1/m) Σ_{i known} -log p_i[y_i]`, natural logarithm, p normalized to 1 as in Keras.
+    `(1/m) Σ_{i known} -log p_i[y_i]`, natural logarithm, p normalized to 1 as in
+    `keras.losses.SparseCategoricalCrossentropy`.
 
     Shapes: y_true (batch,) or (batch, 1) float, the number of the class, NaN = missing; y_pred
     (batch, classes), probabilities, or logits with `from_logits=True`. `call` returns (batch,).
 
-    An example of unknown class adds exactly 0 and has a gradient of exactly 0, whatever is
-    predicted; with none known the loss is 0. For a known example a NaN or infinite prediction makes
-    the loss NaN, and a label that is no class (negative, too large, or broken) and a finite
-    prediction that is (by more than 1e-6) no probability are an error; XLA, which drops assertions,
-    makes them NaN as well. Where the probabilities are those of a layer's softmax, the loss is
-    computed from its logits, as in Keras.
+    A row of unknown class adds exactly 0 and has a gradient of exactly 0, whatever is predicted;
+    with none known the loss is 0. Labels that are not a class (negative, too large, or fractional)
+    and predictions that are not probabilities are refused, see `kerasmtl.losses.base.MaskedLoss`.
+    The logits of a layer's softmax are used where Keras knows them, as in Keras' own loss.
 
     Args:
-        from_logits: predictions are logits, not probabilities.
+        from_logits: whether predictions are logits rather than probabilities.
         normalization: a number divides by it ("sum" and "mean" are the same: there is one task).
         task_weights: one number in a list, by which the loss is multiplied.
         balancer, missing, reduction, name, dtype: as in `MaskedBinaryCrossentropy`.
 
     Raises:
-        ValueError: y_true is not one label a row, sample_weight is not (batch,), or `missing` is a
-            class.
-        tf.errors.InvalidArgumentError: a label that is no class, or no probabilities.
+        ValueError: y_true is not one label per row, sample_weight is not (batch,), or `missing` is
+            a class.
+        tf.errors.InvalidArgumentError: a label that is not a class, or invalid probabilities.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.array([2, np.nan], "float32")
+        >>> p = np.array([[0.25, 0.25, 0.5], [1, 0, 0]], "float32")
+        >>> round(float(kt.losses.MaskedCategoricalCrossentropy()(y, p)), 4)  # ln 2, two rows
+        0.3466
     """
 
     def __init__(
@@ -61,62 +68,59 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
         predicted, logits = values_and_kind(y_pred, self.from_logits)
         y_true, predicted = match_classes(y_true, predicted)
         classes = predicted.shape[-1]
-        self._check_missing(classes)
+        if self.missing in range(classes):
+            raise ValueError(
+                f"`missing` must be none of the classes 0 to {classes - 1}, such as -1, "
+                f"got {self.missing:g}"
+            )
         known = is_known(y_true, self.missing)
         y = fill_missing(y_true, known, 0.0)
         neutral = 0.0 if logits else 1.0 / classes
         p = fill_missing(predicted, ops.expand_dims(known, -1), neutral)
         index = ops.cast(ops.clip(ops.floor(y), 0.0, classes - 1.0), "int32")
-        broken = ops.isnan(p) if logits else outside_of_0_and_1(p)
-        no_class = y != ops.cast(index, y.dtype)
-        wrong = ops.logical_or(no_class, ops.any(broken, axis=-1))
+        invalid_p = ops.isnan(p) if logits else not_probability(p)
+        invalid_y = y != ops.cast(index, y.dtype)
+        invalid = ops.logical_or(invalid_y, ops.any(invalid_p, axis=-1))
         refuse(
-            wrong,
+            invalid,
             lambda: [
-                labels_fault(no_class, y, f"a class from 0 to {classes - 1}"),
-                predictions_fault(broken, p),
+                label_fault(invalid_y, y, f"a class from 0 to {classes - 1}"),
+                probability_fault(invalid_p, p),
             ],
         )
-        spoilt = nan_where(wrong, p.dtype)
-        p = p * ops.expand_dims(spoilt, -1)
-        cells = ops.sparse_categorical_crossentropy(index, p, from_logits=logits)
-        cells = fill_missing(cells * spoilt, known, 0.0)
-        return self._by_row(ops.expand_dims(cells, -1), ops.expand_dims(known, -1))
-
-    def _check_missing(self, classes: int) -> None:
-        if self.missing in range(classes):
-            raise ValueError(
-                f"`missing` is a class. Expected none of 0 to {classes - 1}, such as -1. "
-                f"Received: {self.missing:g}"
-            )
+        nan = nan_where(invalid, p.dtype)
+        p = p * ops.expand_dims(nan, -1)
+        losses = ops.sparse_categorical_crossentropy(index, p, from_logits=logits)
+        losses = fill_missing(losses * nan, known, 0.0)
+        return self._per_row(ops.expand_dims(losses, -1), ops.expand_dims(known, -1))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "from_logits": self.from_logits}
 
 
 class RegressionLoss(MaskedLoss):
-    """Base of the losses of regression tasks: every finite label is right."""
+    """Base of the losses of regression tasks, whose labels may be any finite number."""
 
     labels_must_be = "finite"
 
-    def _wrong_labels(self, y: Any) -> Any:
+    def _invalid_labels(self, y: Any) -> Any:
         return ops.isinf(y)
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedMeanSquaredError(RegressionLoss):
-    """Squared error summed over the known labels of an example, averaged over examples.
+    """Computes the squared error over the known labels of a row, averaged over rows.
 
     `(1/m) Σ_i Σ_{j known} v_j (y_ij - p_ij)²`; with `normalization="mean"` and nothing missing it
-    is that of Keras.
+    equals `keras.losses.MeanSquaredError`.
 
     Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks). `call` returns
     (batch,).
 
-    A missing cell adds exactly 0 and has a gradient of exactly 0; with no known label the loss is
-    0. A NaN prediction of a known cell makes the loss NaN, and an infinite label is an error, see
-    `MaskedBinaryCrossentropy`. A balancer takes half of it, the negative logarithm of a normal
-    density (https://arxiv.org/abs/1705.07115).
+    A missing label adds exactly 0 and has a gradient of exactly 0; with no known label the loss is
+    0. A NaN prediction for a known label makes the loss NaN, and an infinite label is an error, see
+    `kerasmtl.losses.base.MaskedLoss`. A balancer takes half of the squared error, the negative log
+    likelihood of a normal distribution (https://arxiv.org/abs/1705.07115).
 
     Args:
         normalization, task_weights, balancer, missing, reduction, name, dtype: as in
@@ -124,6 +128,14 @@ class MaskedMeanSquaredError(RegressionLoss):
 
     Raises:
         ValueError: as `MaskedBinaryCrossentropy`.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.array([[1, np.nan], [3, 5]], "float32")
+        >>> p = np.array([[2, 9], [3, 3]], "float32")
+        >>> float(kt.losses.MaskedMeanSquaredError()(y, p))  # (1 + 0 + 4) / 2 rows
+        2.5
     """
 
     gaussian = True
@@ -131,42 +143,60 @@ class MaskedMeanSquaredError(RegressionLoss):
     def __init__(self, name: str = "masked_mean_squared_error", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+    def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         return ops.square(y - p)
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedMeanAbsoluteError(RegressionLoss):
-    """Absolute error summed over the known labels of an example, averaged over examples.
+    """Computes the absolute error over the known labels of a row, averaged over rows.
 
     `(1/m) Σ_i Σ_{j known} v_j |y_ij - p_ij|`
 
     Shapes, missing labels, arguments and errors: as in `MaskedMeanSquaredError`.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.array([[1, np.nan], [3, 5]], "float32")
+        >>> p = np.array([[2, 9], [3, 3]], "float32")
+        >>> float(kt.losses.MaskedMeanAbsoluteError()(y, p))  # (1 + 0 + 2) / 2 rows
+        1.5
     """
 
     def __init__(self, name: str = "masked_mean_absolute_error", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+    def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         return ops.absolute(y - p)
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedHuber(RegressionLoss):
-    """Huber's loss summed over the known labels of an example, averaged over examples.
+    """Computes Huber's loss over the known labels of a row, averaged over rows.
 
-    `ℓ(r) = r²/2` for `|r| <= δ`, otherwise `δ |r| - δ²/2`, with `r = y_ij - p_ij`
-    (https://doi.org/10.1214/aoms/1177703732).
+    `(1/m) Σ_i Σ_{j known} v_j ℓ(y_ij - p_ij)`, `ℓ(r) = r²/2` for `|r| <= δ`, otherwise
+    `δ |r| - δ²/2` (https://doi.org/10.1214/aoms/1177703732).
 
-    Shapes, missing labels, other arguments and errors: as in `MaskedMeanSquaredError`; `delta`
-    must be positive.
+    Shapes, missing labels, other arguments and errors: as in `MaskedMeanSquaredError`.
+
+    Args:
+        delta: δ, above 0.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.array([[1, np.nan], [3, 5]], "float32")
+        >>> p = np.array([[2, 9], [3, 3]], "float32")
+        >>> float(kt.losses.MaskedHuber(delta=1.0)(y, p))  # (0.5 + 0 + 1.5) / 2 rows
+        1.0
     """
 
     def __init__(self, delta: float = 1.0, name: str = "masked_huber", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
-        self.delta = checked_number("delta", delta, low=1e-12)
+        self.delta = check_number("delta", delta, 0.0, open_low=True)
 
-    def _cells(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+    def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         size = ops.absolute(y - p)
         within = ops.minimum(size, self.delta)
         return 0.5 * ops.square(within) + self.delta * (size - within)

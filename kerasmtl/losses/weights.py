@@ -7,28 +7,40 @@ from typing import Any
 import numpy as np
 
 from kerasmtl.masking import check_missing, is_known
+from kerasmtl.utils.validation import check_number
 
 
 def pos_weight(labels: Any, missing: float | None = None, limit: float = 100.0) -> np.ndarray:
-    """Weights of label 1 by task, for `MaskedBinaryCrossentropy(pos_weight=…)`.
+    """Compute weights of label 1 per task, for `MaskedBinaryCrossentropy(pos_weight=…)`.
 
-    `n0_j / n1_j`, of the known labels of task j, clipped to [1/limit, limit]; soft labels count in
-    parts.
+    `c_j = n0_j / n1_j`, the known labels 0 and 1 of task j, clipped to [1/limit, limit]; labels
+    between 0 and 1 count in parts.
 
-    Shapes: labels (rows, tasks), NaN or `missing` = missing; returns (tasks,). A task of which only
-    one class is known, or none, gets 1.
+    Args:
+        labels: (rows, tasks) in [0, 1], NaN or `missing` = missing.
+        missing: one more code for missing.
+        limit: bound of the weights, 1 or more.
+
+    Returns:
+        (tasks,) float64; 1 for a task of which fewer than two classes are known.
 
     Raises:
-        ValueError: labels that are not (rows, tasks) or lie outside [0, 1], or a limit below 1.
+        ValueError: labels that are not (rows, tasks) or outside [0, 1], or a limit below 1.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> labels = np.array([[1, 0], [0, np.nan], [0, 1], [0, np.nan]])
+        >>> kt.losses.pos_weight(labels)
+        array([3., 1.])
     """
-    if not limit >= 1.0:
-        raise ValueError(f"`limit` is too small. Expected at least 1. Received: {limit!r}")
-    labels, known = _known(labels, missing, binary=True)
-    if ((labels < 0) | (labels > 1)).any():
-        row, task = np.argwhere((labels < 0) | (labels > 1))[0]
+    limit = check_number("limit", limit, 1.0)
+    labels, known = _filled(labels, missing, binary=True)
+    invalid = np.argwhere((labels < 0) | (labels > 1))
+    if len(invalid):
+        row, task = invalid[0]
         raise ValueError(
-            "`labels` are not binary. Expected numbers in [0, 1]. "
-            f"Received: {labels[row, task]} in row {row}, task {task}"
+            f"`labels` must be from 0 to 1, got {labels[row, task]} in row {row}, task {task}"
         )
     ones = labels.sum(0)
     zeros = known.sum(0) - ones
@@ -38,71 +50,100 @@ def pos_weight(labels: Any, missing: float | None = None, limit: float = 100.0) 
 
 
 def mean_known(labels: Any, missing: float | None = None) -> float:
-    """How many labels of a row are known, on average: for `normalization=…` of a loss.
+    """Compute the mean number of known labels per row, for `normalization=…` of a loss.
 
     `(1/m) Σ_i Σ_j known_ij`. A sum over known labels divided by it is as large as a mean, and does
     not depend on the batch.
 
-    Shapes: labels (rows, tasks), NaN or `missing` = missing.
+    Args:
+        labels: (rows, tasks), NaN or `missing` = missing.
+        missing: one more code for missing.
 
     Raises:
-        ValueError: labels that are not (rows, tasks), or no known label at all.
+        ValueError: labels that are not (rows, tasks), or none is known.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> kt.losses.mean_known(np.array([[1, 0], [0, np.nan]]))
+        1.5
     """
-    _, known = _known(labels, missing)
+    _, known = _filled(labels, missing)
     if not known.any():
-        raise ValueError("`labels` has no known label. Expected at least one.")
+        raise ValueError("`labels` must have a known label, got none")
     return float(known.sum(1).mean())
 
 
 def inverse_known_count(labels: Any, missing: float | None = None) -> np.ndarray:
-    """Weights by which every task counts alike, for `task_weights=…`: `w_j ∝ 1 / n_j`.
+    """Compute weights by which all tasks count alike, for `task_weights=…`: `v_j ∝ 1 / n_j`.
 
     n_j is the number of known labels of task j; the weights of the tasks that have one average 1.
 
-    Shapes: labels (rows, tasks), NaN or `missing` = missing; returns (tasks,). A task with no known
-    label gets 0.
+    Args:
+        labels: (rows, tasks), NaN or `missing` = missing.
+        missing: one more code for missing.
+
+    Returns:
+        (tasks,) float64; 0 for a task without known labels.
 
     Raises:
-        ValueError: labels that are not (rows, tasks), or no known label at all.
+        ValueError: labels that are not (rows, tasks), or none is known.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> labels = np.array([[1, 0], [0, np.nan], [0, np.nan]])  # 3 and 1 known
+        >>> kt.losses.inverse_known_count(labels)
+        array([0.5, 1.5])
     """
-    _, known = _known(labels, missing)
-    return _averaging_one(known.sum(0).astype("float64"))
+    _, known = _filled(labels, missing)
+    return _inverse(known.sum(0).astype("float64"))
 
 
 def effective_number(labels: Any, beta: float = 0.999, missing: float | None = None) -> np.ndarray:
-    """Weights by the effective number of labels, for `task_weights=…`: `w_j ∝ (1-β) / (1-β^n_j)`.
+    """Compute weights from effective numbers of labels: `v_j ∝ (1 - β) / (1 - β^n_j)`.
 
-    Between equal weights (β = 0) and `inverse_known_count` (β → 1); the weights of the tasks that
-    have a known label average 1 (https://arxiv.org/abs/1901.05555).
+    For `task_weights=…`; between equal weights (β = 0) and `inverse_known_count` (β → 1). The
+    weights of the tasks that have a known label average 1 (https://arxiv.org/abs/1901.05555).
 
-    Shapes: labels (rows, tasks), NaN or `missing` = missing; returns (tasks,). A task with no known
-    label gets 0.
+    Args:
+        labels: (rows, tasks), NaN or `missing` = missing.
+        beta: β, at least 0 and below 1.
+        missing: one more code for missing.
+
+    Returns:
+        (tasks,) float64; 0 for a task without known labels.
 
     Raises:
-        ValueError: labels that are not (rows, tasks), no known label at all, or β outside [0, 1).
+        ValueError: labels that are not (rows, tasks), none is known, or β out of range.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> labels = np.array([[1, 0], [0, np.nan], [0, np.nan]])  # 3 and 1 known
+        >>> kt.losses.effective_number(labels, beta=0.5).round(4)
+        array([0.7273, 1.2727])
     """
-    if not 0.0 <= beta < 1.0:
-        raise ValueError(f"`beta` is out of range. Expected 0 <= beta < 1. Received: {beta!r}")
-    _, known = _known(labels, missing)
-    return _averaging_one((1.0 - beta ** known.sum(0).astype("float64")) / (1.0 - beta))
+    beta = check_number("beta", beta, 0.0, 1.0, open_high=True)
+    _, known = _filled(labels, missing)
+    return _inverse((1.0 - beta ** known.sum(0).astype("float64")) / (1.0 - beta))
 
 
-def _known(
+def _filled(
     labels: Any, missing: float | None, binary: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, 0 where missing, and where they are known."""
+    """Return labels, 0 where missing, and which are known."""
     labels = np.asarray(labels, dtype="float64")
     if labels.ndim != 2:
-        raise ValueError(
-            f"`labels` are no table. Expected shape (rows, tasks). Received: {labels.shape}"
-        )
+        raise ValueError(f"`labels` must have shape (rows, tasks), got {labels.shape}")
     known = is_known(labels, check_missing(missing, binary))
     return np.where(known, labels, 0.0), known
 
 
-def _averaging_one(amounts: np.ndarray) -> np.ndarray:
-    has = amounts > 0
-    if not has.any():
-        raise ValueError("`labels` has no known label. Expected at least one.")
-    weights = np.divide(1.0, amounts, out=np.zeros_like(amounts), where=has)
-    return weights * has.sum() / weights.sum()
+def _inverse(amounts: np.ndarray) -> np.ndarray:
+    """Return weights in proportion to 1 / amounts, 0 for 0, averaging 1 over the others."""
+    some = amounts > 0
+    if not some.any():
+        raise ValueError("`labels` must have a known label, got none")
+    weights = np.divide(1.0, amounts, out=np.zeros_like(amounts), where=some)
+    return weights * some.sum() / weights.sum()

@@ -1,4 +1,4 @@
-"""Two replicas lose and learn what one device does: every loss and every balancer at once."""
+"""Two replicas have the loss and the update of one device, for all losses and balancers."""
 
 import json
 import subprocess
@@ -93,6 +93,18 @@ def refused(strategy):
     return found
 
 
+def balancer_outside(strategy):
+    """What is said of a balancer created outside of the strategy's scope."""
+    balancer = BALANCERS["famo"]()
+    with strategy.scope():
+        model = model_of({"binary": kt.losses.MaskedBinaryCrossentropy(balancer=balancer)})
+    x, y = data(["binary"], 24, 0.6)
+    try:
+        model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(12), verbose=0)
+    except ValueError as error:
+        return str(error)
+
+
 def mean_and_stock():
     return {
         "ours": kt.losses.MaskedBinaryCrossentropy(normalization="mean"),
@@ -111,6 +123,7 @@ one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0"
 print(json.dumps({
     "even": [t.trained(s, t.losses, 25, 12, drop=True) for s in (one, two)],
     "refused": t.refused(two),
+    "outside": t.balancer_outside(two),
     "uneven": t.trained(two, t.mean_and_stock, 17, 12, known=1.0),
 }))
 """
@@ -141,8 +154,8 @@ def test_batches_that_divide_by_the_replicas_give_the_update_of_one_device(found
 
 
 @pytest.mark.slow
-def test_a_wrong_label_of_any_replica_ends_the_training(found):
-    assert len(found["refused"]) == 2
+def test_a_wrong_label_of_any_replica_or_a_balancer_outside_the_scope_ends_the_training(found):
+    assert "strategy.scope()" in found["outside"] and len(found["refused"]) == 2
     assert all("`y_true` must be from 0 to 1" in said for said in found["refused"])
 
 

@@ -57,8 +57,8 @@ callbacks = namespace(
         "BestEpoch": "kerasmtl.training.callbacks",
         "Checkpoint": "kerasmtl.training.callbacks",
         "LargeLossSchedule": "kerasmtl.losses.large_loss",
+        "Resume": "kerasmtl.training.resume",
         "TrainableGuard": "kerasmtl.training.callbacks",
-        "WeightAverage": "kerasmtl.training.callbacks",
     },
 )
 features = namespace(
@@ -75,7 +75,6 @@ optimizers = namespace(
     {
         "LayerwiseDecay": "kerasmtl.training.optimizers",
         "LearningRateCurve": "kerasmtl.training.lr_finder",
-        "WarmupCosine": "kerasmtl.training.optimizers",
         "find_learning_rate": "kerasmtl.training.lr_finder",
         "layerwise_factors": "kerasmtl.training.optimizers",
     },
@@ -87,7 +86,7 @@ plans = namespace(
         "Plan": "kerasmtl.training.plans",
         "Stage": "kerasmtl.training.plans",
         "make_plan": "kerasmtl.training.plans",
-        "plan_for": "kerasmtl.training.fine_tune",
+        "plan_for": "kerasmtl.training.plans",
         "reset_run": "kerasmtl.training.resume",
     },
 )

@@ -13,7 +13,7 @@ import pandas as pd
 from kerasmtl.data.audit import Audit
 from kerasmtl.data.manifest import Fault, Manifest
 from kerasmtl.data.table import Table as Rows
-from kerasmtl.training.plans import advice
+from kerasmtl.training.depth import advice
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.tables import Name, print_whole
 from kerasmtl.utils.text import columns_text, listed

@@ -817,3 +817,25 @@ def cache_features(
     """
     source = FrozenPart(model, any_code=True).cached(data, folder, views, progress)
     return feature_dataset(source)
+
+
+def cached_head(
+    model: keras.Model,
+    train: Any,
+    validation: Any = None,
+    progress: bool = True,
+    any_code: bool = False,
+) -> tuple[keras.Model, tf.data.Dataset, tf.data.Dataset | None]:
+    """Return the head of a model, and its data sets as features that are computed once.
+
+    Raises:
+        ValueError, OSError: as `cache_features`.
+    """
+    with model.distribute_strategy.scope():
+        part = FrozenPart(model, any_code)
+    sets = [
+        feature_dataset(part.cached(data, progress=progress, name=name))
+        for name, data in {"train": train, "validation": validation}.items()
+        if data is not None
+    ]
+    return part.head, sets[0], sets[1] if len(sets) > 1 else None

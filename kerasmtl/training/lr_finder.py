@@ -1,10 +1,9 @@
-"""Which learning rate: a short run in which it grows until the loss explodes."""
+"""A learning rate, found by a short run in which it grows until the loss explodes."""
 
 from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ import keras
 import numpy as np
 
 from kerasmtl.data.dataset import source_of
-from kerasmtl.training.compile import _collect
-from kerasmtl.training.optimizers import positive_number
-from kerasmtl.training.resume import Snapshots
+from kerasmtl.training.optimizers import optimizer_like
+from kerasmtl.training.resume import variables_of
+from kerasmtl.utils.files import atomic_file
+from kerasmtl.utils.validation import check_count, check_number
 
 EXPLOSION = 4.0  # a smoothed loss that many times the lowest one ends the test
 BELOW_LOWEST = 10.0  # the suggestion is the rate of the lowest smoothed loss divided by this
@@ -25,10 +25,21 @@ BELOW_LOWEST = 10.0  # the suggestion is the rate of the lowest smoothed loss di
 
 @dataclass(frozen=True, eq=False)
 class LearningRateCurve:
-    """What `find_learning_rate` saw.
+    """Losses by learning rate, as `find_learning_rate` saw them.
 
-    Shapes: rates, losses and smoothed (steps,) float64; `losses[i]` is that of the batch before the
-    update with `rates[i]`. `suggestion` is a rate, None if the loss fell at no rate.
+    Attributes:
+        rates: (steps,) float64.
+        losses: (steps,) float64; `losses[i]` is of the batch before the update with `rates[i]`.
+        smoothed: (steps,) float64.
+        suggestion: a learning rate, None if the loss fell at no rate.
+
+    Example:
+        >>> import numpy as np
+        >>> import kerasmtl as kt
+        >>> rates, losses = np.array([0.01, 0.1, 1.0]), np.array([1.0, 0.8, 2.0])
+        >>> curve = kt.optimizers.LearningRateCurve(rates, losses, losses, suggestion=0.01)
+        >>> curve.suggestion
+        0.01
     """
 
     rates: np.ndarray
@@ -37,16 +48,16 @@ class LearningRateCurve:
     suggestion: float | None
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the losses over the rates into a file: written aside, then renamed.
+        """Draw the losses over the rates into a file.
 
         Args:
-            path: the picture, with an ending that matplotlib knows, such as .png or .svg.
+            path: of the image, with an ending that matplotlib knows, such as .png or .svg.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
         try:
-            from matplotlib.figure import Figure
+            from matplotlib.figure import Figure  # of the extra `plot`
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "`plot` needs matplotlib. Install it with: pip install 'kerasmtl[plot]'"
@@ -62,10 +73,8 @@ class LearningRateCurve:
         lowest, highest = self.losses.min(), self.losses[: self.smoothed.argmin() + 1].max()
         axes.set_ylim(lowest - 0.1 * abs(lowest), highest + 0.5 * abs(highest))
         axes.legend()
-        target = Path(path)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".plotting-") as aside:
-            figure.savefig(Path(aside) / target.name)
-            os.replace(Path(aside) / target.name, target)
+        with atomic_file(Path(path)) as written:
+            figure.savefig(written)
 
 
 def find_learning_rate(
@@ -86,16 +95,16 @@ def find_learning_rate(
     custom, jumps about with noise.) Smith 2017, section 3.3, the range test
     (https://arxiv.org/abs/1506.01186), here in equal ratios; the tenth is not from there.
 
-    What is trainable is trained, by a fresh optimizer of the same kind and settings: run it after
-    `compile`, for each stage anew. Afterwards, and after Ctrl-C or an error, the model's weights,
+    What is trainable is trained, by a new optimizer of the same kind and settings: call it after
+    `compile`, for each stage again. Afterwards, and after Ctrl-C or an error, the model's weights,
     statistics, seed generators, metrics, optimizer and what its loss remembers are bit for bit what
-    they were, and so is the epoch that `data` gives next, if it is of `make_dataset`.
+    they were, and so is the epoch that `data` gives next, if it is of `kt.make_dataset`.
 
-    Missing labels: as in the model's loss; a batch without labels has the loss 0, which dents the
+    Missing labels: as in the model's loss. A batch without labels has the loss 0, which dents the
     curve, so take batches that have some.
 
     Args:
-        model: built and compiled, with any optimizer; its learning rate and schedule play no part.
+        model: built and compiled, with any optimizer, whose learning rate plays no part.
         data: batches (x, y) or (x, y, sample_weight), such as a tf.data.Dataset; gone through
             again where it has fewer than `steps`.
         low, high: the first and the last rate.
@@ -109,12 +118,31 @@ def find_learning_rate(
         ValueError: arguments out of range, a model not built or compiled, no batch, or a loss that
             is not finite before the first update.
         tf.errors.InvalidArgumentError: labels or predictions that the loss does not take.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import kerasmtl as kt
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> batch = np.ones((4, 1), "float32"), np.zeros((4, 1), "float32")
+        >>> curve = kt.optimizers.find_learning_rate(model, [batch], low=1e-3, steps=20)
+        >>> 0.001 < curve.suggestion < 1.0
+        True
     """
-    _check(model, low, high, steps, smoothing)
+    if not (model.built and model.compiled):
+        raise ValueError(
+            f"`model` must be built and compiled, got built={model.built}, "
+            f"compiled={model.compiled}"
+        )
+    check_number("low", low, 0.0, open_low=True)
+    check_number("high", high, low, open_low=True)
+    check_count("steps", steps, 2)
+    check_number("smoothing", smoothing, 0.0, 1.0, open_high=True)
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     smoothed: list[float] = []
-    with undone(model, data), _fresh_optimizer(model, low) as optimizer:
+    with _undone(model, data), _new_optimizer(model, low) as optimizer:
         for rate, batch in zip(rates, _endless(data), strict=False):
             optimizer.learning_rate = float(rate)
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -123,28 +151,15 @@ def find_learning_rate(
             if not math.isfinite(loss):
                 break
             losses.append(loss)
-            smoothed.append(_smooth(losses, smoothing))
+            weights = smoothing ** np.arange(len(losses))[::-1]
+            smoothed.append(float(np.dot(weights, losses) / weights.sum()))
             if smoothed[-1] > EXPLOSION * min(smoothed):
                 break
     if not losses:
-        raise ValueError(f"`data` gives a loss of {loss} before any update. Expected a number.")
-    return _curve(rates[: len(losses)], losses, smoothed)
-
-
-def _check(model: keras.Model, low: float, high: float, steps: int, smoothing: float) -> None:
-    if not (model.built and model.compiled):
-        raise ValueError(
-            "`model` cannot be trained yet. Expected a model that is built and compiled. "
-            f"Received: built={model.built}, compiled={model.compiled}"
-        )
-    if not positive_number("low", low) < positive_number("high", high):
-        raise ValueError(f"`low` is not below `high`. Received: low={low}, high={high}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"`steps` are too few. Expected a whole number from 2. Received: {steps}")
-    if isinstance(smoothing, bool) or not 0.0 <= smoothing < 1.0:
-        raise ValueError(
-            f"`smoothing` is out of range. Expected 0 <= smoothing < 1. Received: {smoothing}"
-        )
+        raise ValueError(f"`data` must give a finite loss before any update, got {loss}")
+    lowest = int(np.argmin(smoothed))
+    suggestion = float(rates[lowest] / BELOW_LOWEST) if lowest > 0 else None
+    return LearningRateCurve(rates[: len(losses)], np.array(losses), np.array(smoothed), suggestion)
 
 
 def _endless(data: Iterable[Any]) -> Iterator[Any]:
@@ -153,55 +168,34 @@ def _endless(data: Iterable[Any]) -> Iterator[Any]:
         for batch in data:
             yield batch
         if batch is None:
-            raise ValueError("`data` has no batch. Expected batches (x, y). Received: nothing")
-
-
-def _smooth(losses: list[float], smoothing: float) -> float:
-    weights = smoothing ** np.arange(len(losses))[::-1]
-    return float(np.dot(weights, losses) / weights.sum())
-
-
-def _curve(rates: np.ndarray, losses: list[float], smoothed: list[float]) -> LearningRateCurve:
-    lowest = int(np.argmin(smoothed))
-    suggestion = float(rates[lowest] / BELOW_LOWEST) if lowest > 0 else None
-    return LearningRateCurve(rates, np.array(losses), np.array(smoothed), suggestion)
+            raise ValueError("`data` must have batches (x, y), got none")
 
 
 @contextmanager
-def undone(model: keras.Model, data: Any) -> Iterator[None]:
-    """Afterwards all variables that training moves are bit for bit what they were."""
-    of_loss: dict[int, keras.Variable] = {}
-    _collect(model.loss, of_loss, set())
-    before = Snapshots([*model.variables, *model.metrics_variables, *of_loss.values()])
+def _undone(model: keras.Model, data: Any) -> Iterator[None]:
+    """Give all variables that training moves the bits back that they had before."""
+    moved = [*model.variables, *model.metrics_variables, *variables_of(model.loss)]
+    before = [np.array(variable.numpy()) for variable in moved]
     source = source_of(data)
     epoch = None if source is None or source.epoch is None else int(source.epoch.numpy())
     try:
         yield
     finally:
-        before.restore({})
+        for variable, value in zip(moved, before, strict=True):
+            variable.assign(value)
         if epoch is not None:
             source.epoch.assign(epoch)
 
 
 @contextmanager
-def _fresh_optimizer(model: keras.Model, rate: float) -> Iterator[keras.optimizers.Optimizer]:
-    """The model with another optimizer of its kind, which has seen nothing; then with its own."""
+def _new_optimizer(model: keras.Model, rate: float) -> Iterator[keras.optimizers.Optimizer]:
+    """Give the model another optimizer of its kind, which has seen nothing; then its own again."""
     own, train_function = model.optimizer, model.train_function
     with model.distribute_strategy.scope():
-        optimizer = type(own).from_config(_at_rate(own.get_config(), rate))
+        optimizer = optimizer_like(own, rate, getattr(own, "factors", None))
         optimizer.build(model.trainable_variables)
     try:
-        model.optimizer = optimizer
-        model.train_function = None
+        model.optimizer, model.train_function = optimizer, None
         yield optimizer
     finally:
         model.optimizer, model.train_function = own, train_function
-
-
-def _at_rate(config: dict[str, Any], rate: float) -> dict[str, Any]:
-    """The config of an optimizer, or of one around another, at a constant rate."""
-    if "inner_optimizer" not in config:
-        return {**config, "learning_rate": float(rate)}
-    inner = config["inner_optimizer"]
-    inner = {**inner, "config": _at_rate(inner["config"], rate)}
-    return {**config, "inner_optimizer": inner}

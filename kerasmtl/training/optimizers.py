@@ -1,9 +1,8 @@
-"""A learning rate for each depth: an optimizer whose updates are scaled by variable."""
+"""Learning rates by layer: an optimizer whose updates are scaled per variable."""
 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,104 +13,13 @@ from keras import ops
 
 from kerasmtl.models.hub_layer import HubLayer
 from kerasmtl.models.layer_groups import backbones_of, groups_of
-
-
-@keras.saving.register_keras_serializable(package="kerasmtl")
-class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that rises in a line and then falls along half a cosine.
-
-    With `s = max(step - begin, 0)`, W = `warmup_steps`, D = `decay_steps`, f = `final`:
-    `rate · (s + 1) / W` while s < W, then with `t = min((s - W) / D, 1)`
-    `rate · (f + (1 - f) (1 + cos πt) / 2)`; without `decay_steps` constantly `rate`.
-
-    Shapes: a step is a whole number of batches, the rate a float32 scalar. Batches whose labels are
-    all missing are steps like others.
-
-    The warm-up is that of Goyal et al. 2017, section 2.2 (https://arxiv.org/abs/1706.02677), from
-    rate / W, since a first step of 0 would be lost; the cosine that of Loshchilov & Hutter 2017,
-    equation 5, without restarts (https://arxiv.org/abs/1608.03983).
-
-    Args:
-        learning_rate: the highest rate.
-        warmup_steps: steps until it is reached; 0, for none.
-        decay_steps: steps from there to the end of the cosine; None for a constant rate.
-        final: the share of the rate that is left at the end, from 0 to 1.
-        begin: the step at which this schedule starts, for an optimizer that has been used before;
-            before it the rate is that of its first step.
-
-    Raises:
-        ValueError: a rate that is not positive, steps that are not whole or below 0 (`decay_steps`:
-            below 1), or a share outside [0, 1].
-    """
-
-    def __init__(
-        self,
-        learning_rate: float,
-        warmup_steps: int = 0,
-        decay_steps: int | None = None,
-        final: float = 0.0,
-        begin: int = 0,
-    ) -> None:
-        super().__init__()
-        self.rate = positive_number("learning_rate", learning_rate)
-        self.warmup_steps = _steps("warmup_steps", warmup_steps, 0)
-        self.decay_steps = None if decay_steps is None else _steps("decay_steps", decay_steps, 1)
-        if isinstance(final, bool) or not 0.0 <= final <= 1.0:
-            raise ValueError(f"`final` is no share. Expected 0 to 1. Received: {final!r}")
-        self.final = float(final)
-        self.begin = _steps("begin", begin, 0)
-
-    def __call__(self, step: Any) -> Any:
-        # Subtracted as whole numbers: float32 cannot tell steps beyond 2^24 apart.
-        passed = ops.cast(step, "int64") - self.begin
-        passed = ops.cast(ops.maximum(passed, 0), "float32")
-        share = self._cosine(passed)
-        if self.warmup_steps:
-            rising = (passed + 1.0) / float(self.warmup_steps)
-            share = ops.where(passed < self.warmup_steps, rising, share)
-        return self.rate * share
-
-    def _cosine(self, passed: Any) -> Any:
-        if self.decay_steps is None:
-            return ops.ones_like(passed)
-        done = ops.clip((passed - self.warmup_steps) / float(self.decay_steps), 0.0, 1.0)
-        return self.final + (1.0 - self.final) * 0.5 * (1.0 + ops.cos(math.pi * done))
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "learning_rate": self.rate,
-            "warmup_steps": self.warmup_steps,
-            "decay_steps": self.decay_steps,
-            "final": self.final,
-            "begin": self.begin,
-        }
-
-
-def positive_number(name: str, value: Any) -> float:
-    """A finite number above 0, of Python, NumPy or Keras; ValueError otherwise."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"`{name}` is not positive. Expected a finite number. Received: {value!r}")
-    return number
-
-
-def _steps(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(
-            f"`{name}` is no number of steps. Expected a whole number from {least}. "
-            f"Received: {value!r}"
-        )
-    return int(value)
-
+from kerasmtl.utils.validation import check_number
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 class _RateOf(Schedule):
-    """The rate of the optimizer around: it alone is set, and its variables stay the same ones."""
+    """Reads the rate of the optimizer around, the only one that is ever set."""
 
     def __init__(self, owner: LayerwiseDecay) -> None:
         self.owner = owner
@@ -125,36 +33,37 @@ class _RateOf(Schedule):
 
 @keras.saving.register_keras_serializable(package="kerasmtl", name="ScaledUpdates")
 class LayerwiseDecay(keras.optimizers.Optimizer):
-    """Any Keras optimizer, with the learning rate of each variable multiplied by its factor.
+    """Wraps a Keras optimizer, and multiplies the learning rate of each variable by a factor.
 
-    `w ← w - factor(w) · (η · direction(w) + η · weight_decay · w)`: the update is scaled, weight
-    decay with it, not the gradient, since Adam and its like divide a factor of the gradient out
-    again. With all factors 1 the weights are those of the wrapped optimizer, bit for bit.
-    Clipping, gradient accumulation and moving averages of the weights (`use_ema`) work as they do
-    without. Where the rate is in the slots, as in the momentum of SGD, a new factor acts from the
-    next gradient on, as a new rate does.
+    With rate η and factor f of a variable w: `w ← w - f · (η · direction(w) + η · decay · w)`. The
+    update is scaled, weight decay with it, and not the gradient, since Adam and its like divide a
+    factor of the gradient out again. With all factors 1 the weights are those of the wrapped
+    optimizer, bit for bit; clipping, gradient accumulation and `use_ema` work as they do without.
+    Under mixed float16, `keras.optimizers.LossScaleOptimizer` goes around it.
 
-    A learning rate that is a number may be set at any time, as callbacks do. `set_rate` goes from a
-    number to a schedule and back between `compile`s, and the optimizer's variables stay what they
-    are; Keras' own refuse the second and lose one by the first. So one instance lasts through
-    several `compile`s: build it over all variables that will ever be trained, and it updates those
-    that are trainable. (A model file holds its slots, but `load_model` builds an optimizer for what
-    is trainable in the file alone: if that is less, Keras warns and starts with empty slots.)
-
-    Shapes: as in the wrapped optimizer. Missing labels: as the loss has them.
-    Under mixed float16, `keras.optimizers.LossScaleOptimizer` goes around it. Howard & Ruder 2018,
-    section 3.2, discriminative fine-tuning (https://arxiv.org/abs/1801.06146).
+    Discriminative fine-tuning: Howard & Ruder 2018, section 3.2 (https://arxiv.org/abs/1801.06146).
 
     Args:
-        inner_optimizer: a new Keras optimizer, of which this one has another of the same settings
-            (`self.inner_optimizer`). Not Adafactor with `relative_step`, whose step ignores the
-            rate, nor Muon with weight decay of its own.
-        factors: by the `path` of a variable; 1 for others. Fixed in a graph when it is traced: call
-            `compile` after setting them.
+        inner_optimizer: a new Keras optimizer, of which this one makes another with the same
+            settings (`self.inner_optimizer`). Adafactor with `relative_step` ignores the rate and
+            is not scaled.
+        factors: by the `path` of a variable, above 0; 1 for others.
 
     Raises:
-        ValueError: no optimizer, one that wraps another, was built already, or has a function for
-            its rate; factors that are not positive; a path that several variables share.
+        ValueError: `inner_optimizer` is not a Keras optimizer, wraps another one, was built
+            already, or has a function for its rate; a factor is not positive; or (when it is
+            built) a path with a factor belongs to several variables.
+
+    Example:
+        >>> import keras
+        >>> import kerasmtl as kt
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(3, name="deep"), keras.layers.Dense(1)])
+        >>> optimizer = kt.optimizers.LayerwiseDecay(
+        ...     keras.optimizers.Adam(1e-3), {"deep/kernel": 0.1, "deep/bias": 0.1})
+        >>> model.compile(optimizer, "mse")
+        >>> optimizer.factors["deep/kernel"]
+        0.1
     """
 
     def __init__(
@@ -164,70 +73,49 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         name: str = "scaled_updates",
     ) -> None:
         rate = _rate_of(_checked(inner_optimizer))
-        scheduled = isinstance(rate, Schedule)
-        super().__init__(float(rate(0)) if scheduled else rate, name=name)
-        # Made anew: setting the rate of one that is there removes a variable from a list that
-        # TensorFlow then refuses to export.
+        self._schedule: Schedule | None = rate if isinstance(rate, Schedule) else None
+        super().__init__(float(rate(0)) if isinstance(rate, Schedule) else rate, name=name)
         config = {**inner_optimizer.get_config(), "learning_rate": _RateOf(self)}
         inner = type(inner_optimizer).from_config(config)
-        # What the wrapped one would do for all variables alike is done here, by variable.
+        # What the wrapped one would do for all variables alike is done here, per variable.
         self.weight_decay, inner.weight_decay = inner.weight_decay, None
         self.loss_scale_factor, inner.loss_scale_factor = inner.loss_scale_factor, None
-        self._schedule: Schedule | None = rate if scheduled else None
         self._plain_step = inner.update_step
         inner.update_step = self._scaled_step
-        # What was excluded before is in no config.
+        # Variables excluded from weight decay before are not in the config.
         self._given_decays = inner_optimizer._use_weight_decay
         self.inner_optimizer = inner
+        factors = factors or {}
+        for path, factor in factors.items():
+            check_number(f"factors[{path!r}]", factor, 0.0, open_low=True)
+        # Keras would search a plain dictionary for variables of its own.
+        self._factors = MappingProxyType({path: float(f) for path, f in factors.items()})
         self._by_index: tuple[float, ...] = ()
-        self.factors = factors or {}
 
     @property
     def factors(self) -> dict[str, float]:
-        """The factors by path."""
+        """The factors by path of a variable."""
         return dict(self._factors)
-
-    @factors.setter
-    def factors(self, value: Mapping[str, float]) -> None:
-        checked = {path: positive_number(f"factors[{path!r}]", f) for path, f in value.items()}
-        if self.built:
-            self._by_index = _in_order(checked, self._built_for.values())
-        # Keras would take a plain dictionary apart to look for variables of its own.
-        self._factors = MappingProxyType(checked)
 
     @property
     def learning_rate(self) -> Any:
-        """The rate now: a variable, or what the schedule makes of `steps`."""
+        """The rate now: a variable, or what the schedule says for `steps`."""
         return super().learning_rate if self._schedule is None else self._schedule(self.steps)
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        # A step that was traced holds the schedule, or the variable, that there was then.
+        # As Keras' own optimizers do: a traced step would go on with the schedule it has seen.
         if self._schedule is not None:
             raise TypeError(
-                f"`learning_rate` follows a schedule, {type(self._schedule).__name__}, which a "
-                "step that was compiled keeps. Expected no other rate while it does: in a stage "
-                "warmup=0 and schedule='constant', or set_rate(…) and then compile. "
-                f"Received: {value!r}"
+                "`learning_rate` must stay the schedule that the optimizer was made with, "
+                f"{type(self._schedule).__name__}, got {value!r}"
             )
         if callable(value) and not isinstance(value, keras.Variable):
             raise TypeError(
-                "`learning_rate` is a number, which a step that was compiled keeps. Expected "
-                f"another number, or set_rate(…) and then compile. Received: {value!r}"
+                f"`learning_rate` must be a number, got {value!r}. Pass a schedule to a new "
+                "optimizer, and compile the model with it."
             )
         super().learning_rate.assign(value)
-
-    def set_rate(self, rate: Any) -> None:
-        """Another number or schedule, between `fit`s: call `compile` after it.
-
-        Raises:
-            ValueError: neither a positive number nor a schedule.
-        """
-        if isinstance(rate, Schedule):
-            self._schedule = rate
-            return
-        super().learning_rate.assign(positive_number("rate", rate))
-        self._schedule = None
 
     @property
     def steps(self) -> Any:
@@ -244,11 +132,7 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         return super().variables + self.inner_optimizer.variables
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the slots of all variables that will be trained; a second call changes nothing.
-
-        Raises:
-            ValueError: a path with a factor belongs to several of them.
-        """
+        """Make the slots of all variables that will be trained; a second call changes nothing."""
         if self.built:
             return
         variables = list(variables)
@@ -258,7 +142,7 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         super().build(variables)
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        """One step for these variables, by default all that it was built for."""
+        """Update these variables once, by default all that the optimizer was built for."""
         if not len(grads):
             return
         if not self.built and trainable_variables is not None:
@@ -275,23 +159,22 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         factor = self._by_index[inner._get_variable_index(variable)]
         rate = learning_rate if factor == 1.0 else learning_rate * factor
         if self.weight_decay is not None and self._decays(variable):
-            decay = keras.ops.cast(self.weight_decay, variable.dtype)
-            share = keras.ops.cast(rate, variable.dtype)
-            variable.assign_sub(variable * decay * share)
+            decay = ops.cast(self.weight_decay, variable.dtype)
+            variable.assign_sub(variable * decay * ops.cast(rate, variable.dtype))
         self._plain_step(gradient, variable, rate)
 
     def _decays(self, variable: Any) -> bool:
         return self._given_decays(variable) and self.inner_optimizer._use_weight_decay(variable)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """As in Keras; before `build`."""
+        """Exclude variables from weight decay, as in Keras; before `build`."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """With `use_ema`, the averages replace the values of these variables and of no others."""
+        """With `use_ema`, replace the values of these variables, and of no others, by averages."""
         if not self.inner_optimizer.use_ema:
             return
-        # Keras pairs the list with the averages of all by position.
+        # Keras pairs the list with the averages of all variables by position.
         wanted = {id(variable) for variable in var_list}
         built_for = list(self._built_for.values())
         kept = [(v, np.array(v.numpy())) for v in built_for if id(v) not in wanted]
@@ -301,11 +184,10 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
-        rate = self._schedule
         inner["config"].update(
             learning_rate=float(super().learning_rate.numpy())
-            if rate is None
-            else keras.saving.serialize_keras_object(rate),
+            if self._schedule is None
+            else keras.saving.serialize_keras_object(self._schedule),
             weight_decay=self.weight_decay,
             loss_scale_factor=self.loss_scale_factor,
         )
@@ -317,57 +199,29 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         return cls(**{**config, "inner_optimizer": inner})
 
 
-def layerwise_factors(target: keras.Model | HubLayer, decay: float) -> dict[str, float]:
-    """The factors of a backbone's weights by depth, for `LayerwiseDecay`.
-
-    `decay ** n` for the n-th group from the output, n = 1, 2, …; heads and other layers outside of
-    the backbone are not in it, and so have 1. Groups are those of `layer_groups`. With several
-    backbones each counts from its own output. Layer-wise decay as in Clark et al. 2020, appendix
-    A (https://arxiv.org/abs/2003.10555).
-
-    Args:
-        target: as for `layer_groups`.
-        decay: above 0, at most 1; 1 gives each variable 1.
-
-    Returns:
-        Factors by the variables' paths.
-
-    Raises:
-        ValueError: a decay out of range.
-    """
-    if positive_number("decay", decay) > 1.0:
-        raise ValueError(f"`decay` is too large. Expected at most 1. Received: {decay!r}")
-    factors: dict[str, float] = {}
-    for part in backbones_of(target):
-        for distance, group in enumerate(reversed(groups_of(part)), start=1):
-            factors |= {v.path: float(decay) ** distance for v in group.variables}
-    return factors
-
-
 def _checked(optimizer: Any) -> keras.optimizers.Optimizer:
     base = keras.optimizers.Optimizer
     if not isinstance(optimizer, base) or type(optimizer).update_step is base.update_step:
         raise ValueError(
-            "`inner_optimizer` has no step of its own. Expected a Keras optimizer that wraps no "
-            f"other, such as keras.optimizers.Adam(1e-3). Received: {optimizer!r}"
+            "`inner_optimizer` must be a Keras optimizer that wraps no other one, such as "
+            f"keras.optimizers.Adam(1e-3), got {optimizer!r}"
         )
     if optimizer.built:
         raise ValueError(
-            "`inner_optimizer` was built already. Expected a new one: "
-            "type(optimizer).from_config(optimizer.get_config()). "
-            f"Received: {optimizer.name!r}"
+            f"`inner_optimizer` must be new, got {optimizer.name!r}, which was built already. Pass "
+            "type(optimizer).from_config(optimizer.get_config())."
         )
     return optimizer
 
 
-def _rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+def _rate_of(optimizer: keras.optimizers.Optimizer) -> float | Schedule:
     rate = optimizer.get_config()["learning_rate"]
     if isinstance(rate, dict):
         rate = keras.saving.deserialize_keras_object(rate)
     if not isinstance(rate, float | Schedule):
         raise ValueError(
-            "`inner_optimizer` has a function for its learning rate. Expected a number or a "
-            f"LearningRateSchedule. Received: {rate!r}"
+            "`inner_optimizer` must have a number or a LearningRateSchedule as its learning rate, "
+            f"got {rate!r}"
         )
     return rate
 
@@ -377,7 +231,93 @@ def _in_order(factors: Mapping[str, float], variables: Iterable[Any]) -> tuple[f
     shared = sorted({path for path in paths if path in factors and paths.count(path) > 1})
     if shared:
         raise ValueError(
-            f"`factors` names {shared[0]!r}, which is the path of several variables. "
-            "Expected layers with names of their own: rename one."
+            f"`factors` must name one variable by each path, got {shared[0]!r}, the path of "
+            "several. Rename a layer."
         )
     return tuple(factors.get(path, 1.0) for path in paths)
+
+
+def layerwise_factors(target: keras.Model | HubLayer, decay: float) -> dict[str, float]:
+    """Return the factors of a backbone's weights by depth, for `LayerwiseDecay`.
+
+    `decay ** n` for the n-th group from the output, n = 1, 2, …; heads and other layers outside of
+    the backbone are not in it, and so have factor 1. Groups are those of
+    `kt.backbones.layer_groups`; each of several backbones counts from its own output. Clark et al.
+    2020, appendix A (https://arxiv.org/abs/2003.10555).
+
+    Args:
+        target: a model with a backbone, or a backbone.
+        decay: above 0, at most 1; 1 gives each variable 1.
+
+    Returns:
+        Factors by the variables' paths.
+
+    Raises:
+        ValueError: a decay out of range.
+
+    Example:
+        >>> import keras
+        >>> import kerasmtl as kt
+        >>> layers = [keras.layers.Dense(3, name=name) for name in ("a", "b")]
+        >>> backbone = keras.Sequential([keras.Input((2,)), *layers])
+        >>> sorted(kt.optimizers.layerwise_factors(backbone, 0.5).items())
+        [('a/bias', 0.25), ('a/kernel', 0.25), ('b/bias', 0.5), ('b/kernel', 0.5)]
+    """
+    check_number("decay", decay, 0.0, 1.0, open_low=True)
+    factors: dict[str, float] = {}
+    for part in backbones_of(target):
+        for distance, group in enumerate(reversed(groups_of(part)), start=1):
+            factors |= {v.path: float(decay) ** distance for v in group.variables}
+    return factors
+
+
+def optimizer_like(
+    optimizer: keras.optimizers.Optimizer,
+    learning_rate: float | Schedule,
+    factors: Mapping[str, float] | None = None,
+) -> keras.optimizers.Optimizer:
+    """Return a new optimizer of the same kind and settings, with another learning rate.
+
+    Args:
+        optimizer: whose kind and settings it has; also one that wraps another.
+        learning_rate: its learning rate.
+        factors: by path of a variable; if there are any, it is wrapped in `LayerwiseDecay`. They
+            replace those of an optimizer that is wrapped already.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        inner = optimizer_like(optimizer.inner_optimizer, learning_rate, factors)
+        config = {k: v for k, v in optimizer.get_config().items() if k != "inner_optimizer"}
+        return keras.optimizers.LossScaleOptimizer(inner, **config)
+    if isinstance(optimizer, LayerwiseDecay):
+        config = optimizer.get_config()["inner_optimizer"]
+        optimizer = keras.saving.deserialize_keras_object(config)
+    config = {**optimizer.get_config(), "learning_rate": learning_rate}
+    made = type(optimizer).from_config(config)
+    return LayerwiseDecay(made, factors) if factors else made
+
+
+@keras.saving.register_keras_serializable(package="kerasmtl")
+class WarmupCosine(Schedule):
+    """The schedule of files that version 0.1 has saved; new ones have Keras' `CosineDecay`.
+
+    With `s = max(step - begin, 0)`, W = `warmup_steps`, D = `decay_steps`, f = `final`:
+    `rate · (s + 1) / W` while s < W, then with `t = min((s - W) / D, 1)`
+    `rate · (f + (1 - f) (1 + cos πt) / 2)`; without `decay_steps` constantly `rate`.
+    """
+
+    def __init__(self, **config: Any) -> None:
+        self.config = config
+
+    def __call__(self, step: Any) -> Any:
+        rate, warmup = self.config["learning_rate"], self.config["warmup_steps"]
+        final, decay = self.config["final"], self.config["decay_steps"]
+        # Subtracted as integers: float32 cannot tell steps beyond 2^24 apart.
+        passed = ops.maximum(ops.cast(step, "int64") - self.config["begin"], 0)
+        passed = ops.cast(passed, "float32")
+        done = ops.clip((passed - warmup) / float(decay or 1), 0.0, 1.0) if decay else 0.0 * passed
+        share = final + (1.0 - final) * 0.5 * (1.0 + ops.cos(math.pi * done))
+        rising = (passed + 1.0) / float(max(warmup, 1))
+        return rate * ops.where(passed < warmup, rising, share)
+
+    def get_config(self) -> dict[str, Any]:
+        return dict(self.config)

@@ -1,99 +1,71 @@
-"""Plans: which stages, in which order; and which plan fits how much data."""
+"""Stages of a training, plans made of them, and the plan that fits how much data."""
 
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
 import re
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
+from kerasmtl.data.dataset import source_of
 from kerasmtl.models.backbones import backbone_layers, backbones_in
 from kerasmtl.models.layer_groups import freeze, unfreeze
-from kerasmtl.training.optimizers import WarmupCosine
-
-# Known labels of the median task, and weights of the backbone for each known label of all tasks;
-# from benchmarks/plans.py, and street photographs with 70 labels a task, on which the head alone
-# was 0.005 better.
-LITTLE = 80
-HEAD_ALONE = 20_000
-LAST_ALONE = 5_000
-
-
-def typical(known: Sequence[int]) -> int:
-    """Return the known labels of the median task."""
-    return int(statistics.median(known))
-
-
-def choose_depth(known: Sequence[int], parameters: int) -> tuple[str, str]:
-    """Return the name of the plan that fits, and why.
-
-    Args:
-        known: of each task, how many rows of the train part have a label.
-        parameters: weights of the backbone, 1 or more.
-    """
-    share = parameters / max(sum(known), 1)
-    if typical(known) < LITTLE:
-        return (
-            "head",
-            f"below {LITTLE} labels nothing shows whether more would help",
-        )
-    if share > HEAD_ALONE:
-        return "head", f"above {HEAD_ALONE:,} the backbone would overfit them"
-    if share > LAST_ALONE:
-        return "last-layers", f"above {LAST_ALONE:,} the last layers are enough"
-    return "gradual", "enough to train everything, from the last layers on"
-
-
-def advice(known: Sequence[int]) -> str:
-    """Say what `choose_depth` does with these labels, for whatever backbone.
-
-    Args:
-        known: of each task, how many rows of the train part have a label.
-    """
-    if typical(known) < LITTLE:
-        return (
-            f'plan="auto" trains the head alone: the median task has {typical(known)} known labels '
-            f"in the train part, below {LITTLE}."
-        )
-    total = sum(known)
-    return (
-        f'plan="auto" trains the head, and then everything if the backbone has at most '
-        f"{LAST_ALONE * total:,} weights, or its last layers if at most {HEAD_ALONE * total:,}; "
-        f"the train part has {total:,} known labels."
-    )
-
+from kerasmtl.training.depth import choose_depth, typical
+from kerasmtl.training.feature_cache import cached_head
+from kerasmtl.training.optimizers import layerwise_factors, optimizer_like
+from kerasmtl.utils.validation import check_choice, check_count, check_number
 
 SCHEDULES = ("constant", "cosine")
+PLANS = ("head", "last-layers", "full", "gradual")
+LAST_LAYERS = 0.3  # share of a backbone's groups that "last-layers" trains
+BACKBONE_DECAY = 0.9  # per group
+PATIENCE = 5
+MOST_STEPS = 256  # batches in one call of the graph, during which Ctrl-C waits
+
+CosineDecay = keras.optimizers.schedules.CosineDecay
+Cache = Literal["auto"] | bool
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training: the head alone, the last groups of the backbone as well, or all.
+    """A part of a training: what is trained, for how long, and at which learning rate.
 
-    A stage is two plain lines of Keras, `kt.freeze(model)` or `kt.unfreeze(model, …)` and
-    `model.compile(…)`, and a `model.fit` of its own; `fine_tune` carries over what those lose.
+    Keras fixes what is trained when a model is compiled. A stage therefore is
+    `stage.prepare(model)` (`kt.freeze` or `kt.unfreeze`), `model.compile(stage.optimizer(model, steps), …)` and
+    `model.fit(…, epochs=stage.epochs)`; `kt.fine_tune` is a loop over them.
 
     Args:
         train: "head" (what is outside of the backbone), "all", or the last groups of the backbone
-            as in `unfreeze(last=…)`: a number of them (2) or a share (0.3).
+            as in `kt.unfreeze(last=…)`: a number of them (2) or a share (0.3).
         epochs: at most that many.
         learning_rate: of the head, and of the backbone if `backbone_decay` is 1.
-        patience: stop the stage after that many epochs without a better value of the monitor.
-        match: with "all", only groups that match, as in `unfreeze(match=…)`.
-        normalization: train batch normalization as well, as in `unfreeze`.
+        patience: stop the stage after that many epochs in which `kt.callbacks.BestEpoch` has seen
+            nothing better; None never stops it.
+        match: with "all", only groups that match, as in `kt.unfreeze(match=…)`.
+        normalization: train batch normalization as well, as in `kt.unfreeze`.
         backbone_decay: the update of the group nearest the head is multiplied by it, that of the
-            next by its square, and so on towards the input.
-        warmup: epochs in which the rate rises linearly from 0.
+            next by its square, and so on towards the input (`kt.optimizers.LayerwiseDecay`).
+        warmup: epochs in which the learning rate rises in a line.
         schedule: "constant", or "cosine", which falls to 0 at the end of the stage.
 
     Raises:
         ValueError: an argument out of range, or two that contradict each other.
+
+    Example:
+        >>> import keras
+        >>> import kerasmtl as kt
+        >>> backbone = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+        >>> model = kt.build_model(backbone, ["cat", "dog"])
+        >>> stage = kt.plans.Stage("head", epochs=3, learning_rate=1e-3)
+        >>> stage.prepare(model)
+        >>> model.compile(stage.optimizer(model), kt.losses.for_tasks(["cat", "dog"]))
+        >>> len(model.trainable_variables)
+        2
     """
 
     train: Literal["head", "all"] | int | float
@@ -107,47 +79,37 @@ class Stage:
     schedule: Literal["constant", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
-        _check_train(self.train)
+        if isinstance(self.train, str):
+            check_choice("train", self.train, ("head", "all"))
+        elif isinstance(self.train, Integral):
+            check_count("train", self.train)
+        else:
+            check_number("train", self.train, 0.0, 1.0, open_low=True)
         check_count("epochs", self.epochs)
-        if not _is_number(self.learning_rate) or not 0.0 < self.learning_rate < math.inf:
-            raise ValueError(
-                "`learning_rate` is not positive. Expected a finite number above 0, such as "
-                f"Stage({self.train!r}, {self.epochs}, 0.001). Received: {self.learning_rate!r}"
-            )
+        check_number("learning_rate", self.learning_rate, 0.0, open_low=True)
         if self.patience is not None:
-            check_count("patience", self.patience, ", or None")
+            check_count("patience", self.patience)
         if self.match is not None:
-            _check_match(self.match)
-        if self.match is not None and self.train != "all":
-            raise ValueError(
-                f"`match` chooses among all groups. Expected train='all'. Received: {self.train!r}"
-            )
-        if not isinstance(self.normalization, bool):
-            raise ValueError(
-                "`normalization` is no switch. Expected True or False. Received: "
-                f"{self.normalization!r}"
-            )
-        if not _is_number(self.backbone_decay) or not 0.0 < self.backbone_decay <= 1.0:
-            raise ValueError(
-                "`backbone_decay` is no factor. Expected a number above 0 and up to 1. Received: "
-                f"{self.backbone_decay!r}"
-            )
-        if not _is_number(self.warmup) or not 0.0 <= self.warmup <= self.epochs:
-            raise ValueError(
-                f"`warmup` is out of range. Expected 0 to {self.epochs} epochs, those of the "
-                f"stage. Received: {self.warmup!r}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"`schedule` is unknown. Expected one of {SCHEDULES}. Received: {self.schedule!r}"
-            )
+            _check_match(self.match, self.train)
+        check_number("backbone_decay", self.backbone_decay, 0.0, 1.0, open_low=True)
+        check_number("warmup", self.warmup, 0.0, self.epochs)
+        check_choice("schedule", self.schedule, SCHEDULES)
 
-    def apply(self, model: keras.Model) -> None:
+    def __str__(self) -> str:
+        """What the stage trains, in words."""
+        if self.match is not None:
+            return f"what matches {self.match!r}"
+        if isinstance(self.train, str):
+            return {"head": "the head", "all": "everything"}[self.train]
+        if isinstance(self.train, float):
+            return f"the head and the last {self.train:.0%} of the backbone"
+        return f"the head and the last {self.train} groups of the backbone"
+
+    def prepare(self, model: keras.Model) -> None:
         """Freeze and unfreeze as the stage wants it; compile the model afterwards.
 
         Raises:
-            ValueError: a backbone is needed and there is none, no group matches, or nothing is
-                left to train.
+            ValueError: the model has no backbone, no group matches, or nothing is left to train.
         """
         if self.train == "head":
             backbone_layers(model)  # raises if there is none to freeze
@@ -158,88 +120,116 @@ class Stage:
             unfreeze(model, last, self.match, self.normalization)  # type: ignore[arg-type]
         if not model.trainable_variables:
             raise ValueError(
-                f"`plan` has a stage that trains nothing: {self}. Expected weights outside of the "
-                "backbone, or a stage that trains some of it."
+                f"`plan` must have stages that train something, got {self!r}, for which the model "
+                "has no weights outside of the backbone"
             )
 
-    def steady(self) -> bool:
-        """Whether the rate stays the same over all of the stage."""
-        return self.schedule == "constant" and not self.warmup
+    def optimizer(
+        self,
+        model: keras.Model,
+        steps_per_epoch: int | None = None,
+        like: keras.optimizers.Optimizer | None = None,
+    ) -> keras.optimizers.Optimizer:
+        """Return a new optimizer with the learning rates of the stage.
 
-    def rate(self, steps_per_epoch: int, begin: int = 0) -> WarmupCosine:
-        """The schedule of the stage, whose first step is the optimizer's step `begin`."""
+        Args:
+            model: whose backbone's groups `backbone_decay` slows down.
+            steps_per_epoch: batches per epoch, `len(data)`; a warm-up and a cosine need it.
+            like: an optimizer whose kind and settings it has; by default Adam.
+
+        Raises:
+            ValueError: `steps_per_epoch` is not known, and the stage has a schedule.
+        """
+        depth = self.backbone_decay != 1.0
+        factors = layerwise_factors(model, self.backbone_decay) if depth else {}
+        return optimizer_like(like or keras.optimizers.Adam(), self.rate(steps_per_epoch), factors)
+
+    def rate(self, steps_per_epoch: int | None) -> float | CosineDecay:
+        """Return the learning rate, or the schedule of a stage that has one."""
+        if self.schedule == "constant" and not self.warmup:
+            return float(self.learning_rate)
+        if steps_per_epoch is None:
+            raise ValueError(
+                f"`train` must have a known number of batches for {self!r}. Expected "
+                "train.apply(tf.data.experimental.assert_cardinality(…)), or stages with warmup=0 "
+                "and schedule='constant'."
+            )
         warm = round(self.warmup * steps_per_epoch)
         rest = max(self.epochs * steps_per_epoch - warm, 1)
-        decay = rest if self.schedule == "cosine" else None
-        return WarmupCosine(self.learning_rate, warm, decay, begin=begin)
-
-
-def check_count(name: str, value: Any, other: str = "") -> None:
-    """Raise ValueError if this is no whole number from 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(
-            f"`{name}` is too small, or no whole number. Expected a whole number from 1{other}. "
-            f"Received: {value!r}"
+        end = 0.0 if self.schedule == "cosine" else 1.0  # a share of the highest rate
+        if not warm:
+            return CosineDecay(self.learning_rate, rest, alpha=end)
+        # From 1 / warm of the rate: a first step at a rate of 0 would be lost.
+        first = self.learning_rate / warm
+        return CosineDecay(
+            first, rest, alpha=end, warmup_target=self.learning_rate, warmup_steps=warm
         )
 
+    def data(
+        self,
+        model: keras.Model,
+        train: Any,
+        validation: Any = None,
+        cache: Cache = "auto",
+        verbose: bool = True,
+    ) -> tuple[keras.Model, Any, Any]:
+        """Return what to fit in this stage: a model, its training and its validation data.
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+        A stage of the head has its own: the head as a model, which shares its layers with the whole
+        one and is compiled as that is, and the frozen backbone's features, computed once. Several
+        batches then run in one call of its graph (`steps_per_execution`). Other stages have the
+        whole model and the data as they are.
+
+        Args:
+            model: compiled for this stage.
+            train, validation: batches of (inputs, labels).
+            cache: "auto" where features can be cached, else prints why not; True raises where they
+                cannot; False never.
+            verbose: whether to say what is computed, or why nothing is.
+
+        Raises:
+            ValueError: `cache` is True, and the features cannot be cached.
+        """
+        check_choice("cache", cache, ("auto", True, False))
+        if self.train != "head" or cache is False:
+            return model, train, validation
+        try:
+            head, *sets = cached_head(model, train, validation, verbose)
+        except (ValueError, OSError) as error:  # not possible, or the disk is full
+            if cache is True:
+                raise
+            if verbose:
+                print(f"Features are not cached: {error}", flush=True)
+            return model, train, validation
+        # XLA would take longer to compile so small a model than the model to train.
+        steps = min(len(sets[0]), MOST_STEPS)
+        compile_like(head, model, model.optimizer, jit_compile=False, steps_per_execution=steps)
+        return head, sets[0], sets[1]
 
 
-def _check_match(match: Any) -> None:
-    if not isinstance(match, str):
-        raise ValueError(
-            f"`match` is no text. Expected a regular expression, such as match='block5'. "
-            f"Received: {match!r}"
-        )
+def compile_like(
+    target: keras.Model, model: keras.Model, optimizer: keras.optimizers.Optimizer, **changes: Any
+) -> None:
+    """Compile a model as another one, or itself, is compiled, with an optimizer.
+
+    The loss is the same object, which may remember something; metrics are new ones.
+    """
+    config = model.get_compile_config()
+    for key in ("metrics", "weighted_metrics"):
+        config[key] = keras.saving.deserialize_keras_object(config[key])
+    target.compile(**{**config, "optimizer": optimizer, "loss": model.loss, **changes})
+
+
+def _check_match(match: Any, train: Any) -> None:
     try:
         re.compile(match)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(
-            f"`match` is no regular expression ({error}). Expected one, such as "
-            f"match={re.escape(match)!r} for this very text. Received: {match!r}"
-        ) from error
-
-
-def _check_train(train: Any) -> None:
-    if train in ("head", "all") and isinstance(train, str):
-        return
-    if isinstance(train, bool) or not isinstance(train, numbers.Real):
-        raise ValueError(
-            "`train` is unknown. Expected 'head' or 'all', a number of groups or a share of them. "
-            f"Received: {train!r}"
-        )
-    whole = isinstance(train, numbers.Integral)
-    if not train > 0 or (not whole and train > 1):
-        raise ValueError(
-            "`train` is no number of groups. Expected a whole number from 1, or a share such as "
-            f"0.3. Received: {train!r}"
-        )
-
-
-def trained_by(model: keras.Model, stages: Sequence[Stage]) -> list[Any]:
-    """The variables that any of the stages trains; the model is left as in the first stage.
-
-    Those of the last stage come first, in the order of `model.trainable_variables`: where it trains
-    them all, a saved model finds its optimizer's state again.
-
-    Raises:
-        ValueError: as in `Stage.apply`, before anything is trained.
-    """
-    found: dict[int, Any] = {}
-    for stage in reversed(stages):
-        stage.apply(model)
-        for variable in model.trainable_variables:
-            found.setdefault(id(variable), variable)
-    return list(found.values())
-
-
-PLANS = ("head", "last-layers", "full", "gradual")
-
-LAST_LAYERS = 0.3  # of the groups of a backbone
-BACKBONE_DECAY = 0.9  # by group
-PATIENCE = 5
+            f"`match` must be a regular expression, got {match!r} ({error}). For this very text: "
+            f"match={re.escape(str(match))!r}"
+        ) from None
+    if train != "all":
+        raise ValueError(f"`match` must go with train='all', got train={train!r}")
 
 
 @dataclass(frozen=True)
@@ -248,6 +238,14 @@ class Plan(Sequence[Stage]):
 
     Raises:
         ValueError: no stages, or something else among them.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> plan = kt.plans.Plan(
+        ...     "mine", (kt.plans.Stage("head", 5, 1e-3), kt.plans.Stage(2, 10, 1e-4)))
+        >>> print(plan)
+        Plan 'mine': the head, 5 epochs at 0.001; the head and the last 2 groups of the backbone,
+        10 epochs at 0.0001.
     """
 
     name: str
@@ -255,11 +253,8 @@ class Plan(Sequence[Stage]):
     why: str = ""
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("`plan` is empty. Expected at least one Stage.")
-        for stage in self.stages:
-            if not isinstance(stage, Stage):
-                raise ValueError(f"`plan` holds what is no Stage. Received: {stage!r}")
+        if not self.stages or not all(isinstance(stage, Stage) for stage in self.stages):
+            raise ValueError(f"`plan` must be one Stage or more, got {self.stages!r}")
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -277,26 +272,15 @@ class Plan(Sequence[Stage]):
 
     def __str__(self) -> str:
         shown = "; ".join(
-            f"{meaning(stage)}, {counted(stage.epochs, 'epoch')} at {stage.learning_rate:g}"
+            f"{stage}, {counted(stage.epochs, 'epoch')} at {stage.learning_rate:g}"
             for stage in self
         )
         return f"Plan {self.name!r}: {shown}." + (f"\n{self.why}" if self.why else "")
 
 
 def counted(number: int, what: str) -> str:
-    """Write 1 epoch, 2 epochs."""
+    """Return "1 epoch", "2 epochs"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def meaning(stage: Stage) -> str:
-    """Say in words what a stage trains."""
-    if stage.match is not None:
-        return f"what matches {stage.match!r}"
-    if isinstance(stage.train, str):
-        return {"head": "the head", "all": "everything"}[stage.train]
-    if isinstance(stage.train, float):
-        return f"the head and the last {stage.train:.0%} of the backbone"
-    return f"the head and the last {stage.train} groups of the backbone"
 
 
 def make_plan(
@@ -309,16 +293,16 @@ def make_plan(
     normalization: bool = False,
     backbone_decay: float = BACKBONE_DECAY,
 ) -> Plan:
-    """A plan by its name.
+    """Return the plan of a name.
 
-    "head": the new layers alone. "last-layers": then the last 30% of the backbone's groups as well.
-    "full": then everything. "gradual": then the last 30%, then everything, which share `epochs`;
-    a single one is everything's.
+    "head": the new layers alone. "last-layers": then the last 30 % of the backbone's groups as
+    well. "full": then everything. "gradual": then the last 30 %, then everything, which share
+    `epochs`; a single one is everything's.
     A stage that trains some of the backbone warms up over its first epoch, in which the statistics
-    of the optimizer form for what it has not trained before, and falls along a cosine.
+    of its new optimizer form, and falls along a cosine.
 
     Args:
-        name: of the plan.
+        name: "head", "last-layers", "full" or "gradual".
         head_epochs: of the first stage.
         epochs: of the stages after it together.
         learning_rate: of the first stage.
@@ -328,12 +312,15 @@ def make_plan(
 
     Raises:
         ValueError: an unknown name, or numbers that `Stage` does not take.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> [stage.train for stage in kt.plans.make_plan("gradual")]
+        ['head', 0.3, 'all']
     """
-    if name not in PLANS:
-        raise ValueError(f"`name` is no plan. Expected one of {PLANS}. Received: {name!r}")
+    check_choice("name", name, PLANS)
+    check_count("epochs", epochs)
     head = Stage("head", head_epochs, learning_rate, patience)
-    if name != "head":
-        check_count("epochs", epochs)
 
     def fine(train: Any, count: int) -> Stage:
         return Stage(
@@ -351,10 +338,8 @@ def make_plan(
         return Plan(name, (head,))
     if name == "last-layers":
         return Plan(name, (head, fine(LAST_LAYERS, epochs)))
-    if name == "full":
+    if name == "full" or epochs == 1:
         return Plan(name, (head, fine("all", epochs)))
-    if epochs == 1:
-        return Plan(name, (head, fine("all", 1)))
     first = max(1, epochs // 3)
     return Plan(name, (head, fine(LAST_LAYERS, first), fine("all", epochs - first)))
 
@@ -366,11 +351,11 @@ def choose_plan(
     patience: int | None = PATIENCE,
     **settings: Any,
 ) -> Plan:
-    """The plan that fits the data: little, the head alone; more, the last layers; much, all.
+    """Return the plan that fits the data: little, the head alone; more, the last layers; much, all.
 
     Args:
         examples: rows of the training data.
-        known: of each task, how many rows have a label.
+        known: for each task, how many rows have a label.
         parameters: weights of the backbone; 0 if the model has none, and is trained as a whole.
         patience: of its stages; None without validation data.
         settings: of the plan, as in `make_plan`. Without a backbone there is one stage, of the
@@ -380,21 +365,13 @@ def choose_plan(
         ValueError: no examples, or no task.
         TypeError: a setting of another name.
     """
-    defaults = _defaults()
-    for setting in settings:
-        if setting not in defaults:
-            raise TypeError(
-                f"`{setting}` is no setting of a plan. Expected one of {tuple(defaults)}. "
-                f"Received: {setting}={settings[setting]!r}"
-            )
     if examples < 1 or not known:
         raise ValueError(
-            "`train` is empty. Expected examples with labels. Received: "
-            f"{examples} examples, {len(known)} tasks"
+            f"`train` must have examples with labels, got {examples} examples, {len(known)} tasks"
         )
     if parameters == 0:
-        stage = _alone(patience, **{**defaults, **settings})
-        return Plan("all", (stage,), f"{examples:,} examples, and no backbone to keep frozen.")
+        reason = f"{examples:,} examples, and no backbone to keep frozen."
+        return Plan("all", (_alone(patience, **settings),), reason)
     name, reason = choose_depth(known, parameters)
     counts = (
         f"{examples:,} examples, {typical(known):,} known labels in the median task, "
@@ -404,24 +381,50 @@ def choose_plan(
     return Plan(name, made.stages, f"{counts}: {reason}.")
 
 
-def _defaults() -> dict[str, Any]:
-    parameters = inspect.signature(make_plan).parameters.values()
-    return {p.name: p.default for p in parameters if p.name not in ("name", "patience")}
+def _alone(patience: int | None, **settings: Any) -> Stage:
+    """Return the stage of a model that is trained as a whole."""
+    given = inspect.signature(make_plan).bind("head", patience=patience, **settings)
+    given.apply_defaults()
+    epochs = check_count("head_epochs", given.arguments["head_epochs"])
+    epochs += check_count("epochs", given.arguments["epochs"])
+    rate = given.arguments["learning_rate"]
+    return Stage("all", epochs, rate, patience, warmup=min(1.0, epochs / 2), schedule="cosine")
 
 
-def _alone(
-    patience: int | None, head_epochs: Any, epochs: Any, learning_rate: float, **others: Any
-) -> Stage:
-    """The stage of a model that is trained as a whole; the others are about a backbone."""
-    check_count("head_epochs", head_epochs)
-    check_count("epochs", epochs)
-    count = head_epochs + epochs
-    warmup = min(1.0, count / 2)
-    return Stage("all", count, learning_rate, patience, warmup=warmup, schedule="cosine")
+def plan_for(model: keras.Model, train: Any, name: str = "auto", **settings: Any) -> Plan:
+    """Return the plan of a name; "auto" chooses one by the labels and the backbone, and says why.
+
+    Args:
+        model: as `kt.build_model` makes it.
+        train: batches of (inputs, labels), NaN = missing, of which the labels are counted.
+        name: "auto", or as in `make_plan`.
+        settings: as in `make_plan`; with "auto" `patience` is 5 if it is not given.
+
+    Raises:
+        ValueError: an unknown name, or data without labels.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import tensorflow as tf
+        >>> import kerasmtl as kt
+        >>> data = tf.data.Dataset.from_tensor_slices(
+        ...     (np.zeros((9, 8, 8, 3)), np.ones((9, 1)))).batch(3)
+        >>> backbone = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+        >>> print(kt.plans.plan_for(kt.build_model(backbone, ["cat"]), data, head_epochs=7))
+        Plan 'head': the head, 7 epochs at 0.001.
+        9 examples, 9 known labels in the median task, 12.4 weights of the backbone to a label:
+        below 80 labels nothing shows whether more would help.
+    """
+    check_choice("name", name, ("auto", *PLANS))
+    if name != "auto":
+        return make_plan(name, **settings)
+    examples, known = count_labels(train)
+    return choose_plan(examples, known, backbone_parameters(model), **settings)
 
 
 def as_plan(plan: Any) -> Plan:
-    """A name, a Plan or stages, as a Plan.
+    """Return a name, a Plan or stages as a Plan.
 
     Raises:
         ValueError: an unknown name, or no stages.
@@ -429,22 +432,17 @@ def as_plan(plan: Any) -> Plan:
     if isinstance(plan, Plan):
         return plan
     if isinstance(plan, str):
-        if plan not in PLANS:
-            raise ValueError(
-                f"`plan` is unknown. Expected 'auto', one of {PLANS}, a Plan or stages. "
-                f"Received: {plan!r}"
-            )
-        return make_plan(plan)
+        return make_plan(check_choice("plan", plan, PLANS))
     if isinstance(plan, Stage) or not hasattr(plan, "__iter__"):
-        raise ValueError(f"`plan` is no list of stages. Expected [Stage(…), …]. Received: {plan!r}")
+        raise ValueError(f"`plan` must be a list of stages, [Stage(…), …], got {plan!r}")
     return Plan("own", tuple(plan))
 
 
 def backbone_parameters(model: keras.Model) -> int:
-    """How many weights the backbones of a model have; 0 if there is none, or none for pictures.
+    """Return how many weights the backbones of a model have, those for images and the like.
 
-    Dense layers over rows of numbers, such as `mlp_backbone`, were never trained on anything else:
-    there is nothing in them to keep.
+    Dense layers over rows of numbers, such as `kt.backbones.mlp`, were never trained on anything
+    else: there is nothing in them to keep, and they count 0.
     """
     return sum(part.count_params() for part in backbones_in(model) if not _takes_rows(part))
 
@@ -452,3 +450,34 @@ def backbone_parameters(model: keras.Model) -> int:
 def _takes_rows(part: Any) -> bool:
     shape = getattr(part, "input_shape", None) if isinstance(part, keras.Model) else None
     return isinstance(shape, tuple) and len(shape) == 2
+
+
+def count_labels(data: Any) -> tuple[int, list[int]]:
+    """Return how many rows a data set has, and how many of them have a label, by task.
+
+    Raises:
+        ValueError: it is not a tf.data.Dataset of (inputs, labels).
+    """
+    source = source_of(data)
+    if source is not None:
+        return source.count, _known(source.labels)
+    if not isinstance(getattr(data, "element_spec", None), tuple):
+        raise ValueError(
+            "`train` must be a tf.data.Dataset of (inputs, labels) for plan='auto', got "
+            f"{type(data).__name__}. Pass another plan, such as 'head'."
+        )
+    examples, known = 0, np.zeros(0, int)
+    for labels in data.map(lambda *batch: batch[1]).as_numpy_iterator():
+        counts = np.array(_known(labels))
+        known = counts if not examples else known + counts
+        examples += len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
+    return examples, [int(count) for count in known]
+
+
+def _known(labels: Any) -> list[int]:
+    arrays = labels.values() if isinstance(labels, dict) else [labels]
+    counts: list[int] = []
+    for array in arrays:
+        known = ~np.isnan(np.asarray(array, "float64"))
+        counts += np.atleast_1d(known.reshape(len(known), -1).sum(axis=0)).tolist()
+    return counts

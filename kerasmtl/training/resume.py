@@ -1,17 +1,15 @@
-"""The state of a run on disk: whole after each finished epoch, whatever interrupts it."""
+"""`Resume`: several `fit`s as one training, which goes on after any interruption."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,39 +18,478 @@ import keras
 import numpy as np
 
 from kerasmtl.data.dataset import source_of
-from kerasmtl.training.compile import Compilation
-from kerasmtl.training.plans import Plan, counted
-from kerasmtl.utils.files import file_lock
+from kerasmtl.training.callbacks import (
+    BestEpoch,
+    LossNotFinite,
+    TrainableGuard,
+    check_loss,
+    check_refusal,
+    check_weights,
+)
+from kerasmtl.training.plans import Stage, as_plan, counted
+from kerasmtl.utils.files import WRITING, atomic_file, file_lock
 
-# Of the configurations of losses and optimizers: what training or Keras itself changes.
-CHANGING = ("state", "threshold", "learning_rate", "factors", "name")
+STATE, LOCK = "state.npz", ".lock"
+# Of the configurations of losses and optimizers: what training, a stage or Keras itself sets.
+CHANGING = ("state", "threshold", "learning_rate", "name")
 
-
-def settings_of(
-    compilation: Compilation, plan: Plan, train: Any, validation: Any, others: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The settings of a run by name, as values that JSON knows."""
-    return {
-        "plan": [_shown(asdict(stage)) for stage in plan],
-        **{f"train: {key}": value for key, value in data_settings(train).items()},
-        **{f"validation: {key}": value for key, value in data_settings(validation).items()},
-        "loss": _configuration(compilation.loss),
-        "optimizer": _configuration(compilation.optimizer),
-        "model": model_sha256(compilation.model),
-        **{key: _shown(value) for key, value in others.items()},
-    }
+Callback = keras.callbacks.Callback
+Logs = dict[str, Any] | None
+Arrays = dict[str, np.ndarray]
 
 
-def data_settings(data: Any) -> dict[str, Any]:
-    """What is known of a data set; its content if `sources.source_of` knows that."""
-    if data is None:
-        return {"data": None}
+@dataclass
+class Progress:
+    """Counters of a run: `epoch` epochs are finished, of which the stage's begin at `began`."""
+
+    stage: int = 0
+    epoch: int = 0
+    began: int = 0
+    stopped: bool = False
+    finished: bool = False
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Resume(Callback):
+    """Makes one training of the `fit`s of several stages, which resumes where it was interrupted.
+
+    After each epoch it keeps everything that training moves in one file: the model's variables,
+    seeds among them, the optimizer's slots, what the loss remembers, the history, and the state of
+    callbacks that have `state()` and `restore(state)`, dicts of arrays, such as `BestEpoch` and
+    `Checkpoint`. Killed at any moment, the same program goes on after the last finished epoch, and
+    with deterministic operations ends with the same weights, bit for bit. Other callbacks, such as
+    `keras.callbacks.EarlyStopping`, begin again where the program does.
+
+    Pass it to `fit` alone, with the callbacks that it was given: they see the whole model also
+    while its head is fitted, `on_train_begin` and `on_train_end` once, and epoch numbers that run on. A
+    callback that sets `stop_training` ends all stages. It raises what `TrainableGuard` does, and
+    `FloatingPointError` if the loss or a weight is not finite, with the weights of the last good
+    epoch in the model.
+
+    Args:
+        directory: where the state is kept; one run at a time may have it. None keeps nothing.
+        model: the whole model.
+        callbacks: with a `BestEpoch` if a stage has patience.
+        verbose: whether to print a line for each stage, and for a run that is resumed.
+
+    Attributes:
+        epoch: finished epochs; `initial_epoch` of `fit`.
+        until: the epoch at which the stage ends; `epochs` of `fit`.
+        history: of all stages.
+
+    Raises:
+        ValueError: `directory` is a file or, in `stages`, holds a run of other settings or data, or
+            is in use.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> import tensorflow as tf
+        >>> import kerasmtl as kt
+        >>> data = tf.data.Dataset.from_tensor_slices(
+        ...     (np.ones((4, 8, 8, 3)), np.ones((4, 1)))).batch(2)
+        >>> backbone = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+        >>> model = kt.build_model(backbone, ["cat"])
+        >>> resume = kt.callbacks.Resume(None, model, verbose=False)
+        >>> plan = [kt.plans.Stage("head", 2, 1e-3), kt.plans.Stage("all", 1, 1e-4)]
+        >>> for stage in resume.stages(plan):
+        ...     stage.prepare(model)
+        ...     model.compile(stage.optimizer(model), kt.losses.for_tasks(["cat"]))
+        ...     history = model.fit(data, initial_epoch=resume.epoch, epochs=resume.until,
+        ...                         callbacks=[resume], shuffle=False, verbose=0)
+        >>> len(resume.history.history["loss"])
+        3
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None,
+        model: keras.Model,
+        callbacks: Sequence[Callback] = (),
+        verbose: bool = True,
+    ) -> None:
+        super().__init__()
+        self.directory = None if directory is None else _folder(directory)
+        self.whole, self.callbacks, self.verbose = model, list(callbacks), verbose
+        self.history = keras.callbacks.History()
+        self.progress = Progress()
+        self._guard = TrainableGuard()
+        self._users: keras.callbacks.CallbackList | None = None
+        self._saved: Arrays | None = None
+        self._source: Any = None
+        self._batches, self._testing = (0, 0), False
+
+    # ------------------------------------------------------------ the loop over stages
+
+    def stages(
+        self, plan: Any, train: Any = None, validation: Any = None, **settings: Any
+    ) -> Iterator[Stage]:
+        """Yield the stages that are left of a plan; what the last one was in the middle of as well.
+
+        Args:
+            plan: a Plan, a list of stages or a plan's name.
+            train, validation: the data, to know whether it has changed since the interruption, and
+                in which order the next epoch comes: both are known of what `kt.make_dataset`
+                returns.
+            settings: what else has to be the same to go on, as values that JSON knows.
+
+        Raises:
+            ValueError: the plan has a stage that the model has no layers for, or patience without
+                a `BestEpoch`; or the directory holds a run of other settings or data, or is in use.
+        """
+        self.plan = as_plan(plan)
+        best = [each for each in self.callbacks if isinstance(each, BestEpoch)]
+        if not best and any(stage.patience is not None for stage in self.plan):
+            raise ValueError("`callbacks` must have a kt.callbacks.BestEpoch() for patience.")
+        for stage in self.plan:  # before anything is trained
+            stage.prepare(self.whole)
+        self._source = source_of(train)
+        with _held(self.directory):
+            if self.directory is not None:
+                data = {"train": train, "validation": validation}
+                self._settings = _settings_of(self.whole, self.plan, data) | settings
+                self._load()
+            if self.progress.finished:
+                self._restore()
+                for callback in best:
+                    callback.on_train_end()
+            else:
+                yield from self._stages_left(best)
+                self._begin_users()
+                self._users.on_train_end()
+                self.progress.finished = True
+                self._save()
+        self.whole.history = self.history
+
+    def _stages_left(self, best: Sequence[BestEpoch]) -> Iterator[Stage]:
+        progress = self.progress
+        while progress.stage < len(self.plan) and not progress.stopped:
+            if progress.epoch == progress.began:  # also of a run that is not resumed here
+                for callback in best:
+                    callback.begin_stage(self._stage.patience)
+            yield self._stage
+            if not progress.stopped:
+                progress.stage, progress.began = progress.stage + 1, progress.epoch
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are finished, over all stages."""
+        return self.progress.epoch
+
+    @property
+    def until(self) -> int:
+        """The epoch at which the stage ends, over all stages."""
+        over = self.progress.stopped or any(
+            each.out_of_patience for each in self.callbacks if isinstance(each, BestEpoch)
+        )
+        return self.epoch if over else self.progress.began + self._stage.epochs
+
+    @property
+    def _stage(self) -> Stage:
+        return self.plan[self.progress.stage]
+
+    def _begin_users(self) -> None:
+        """Begin the training of the callbacks, once in each process."""
+        if self._users is not None:
+            return
+        self._users = keras.callbacks.CallbackList(
+            [*self.callbacks, self.history], model=self.whole, epochs=self.plan.epochs,
+            steps=(self.params or {}).get("steps"), verbose=0,
+        )  # fmt: skip
+        self._users.on_train_begin()
+        if self._saved is not None:
+            self._restore()
+
+    # ------------------------------------------------------------ the callbacks of one fit
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        optimizer = self.model.optimizer
+        with self.model.distribute_strategy.scope():
+            optimizer.build(self.whole.trainable_variables)
+        self.whole.stop_training = False
+        self._guard.set_model(self.whole)
+        first = self._users is None
+        self._begin_users()
+        if first and self._saved is not None:
+            self._assign(optimizer.variables, "optimizer")
+            self._assign(variables_of(self.model.loss), "loss")
+            self._saved = None
+        if self.verbose:
+            print(_stage_line(self.plan, self.progress.stage, self.whole), flush=True)
+        self._guard.check()
+        self._good = _values(self.whole.variables)
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        self._batches = (0, 0)
+        if self._source is not None and self._source.epoch is not None:
+            self._source.epoch.assign(epoch)  # which decides the order of the rows
+        self._users.on_epoch_begin(epoch, logs)
+        self._guard.check()
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        self._batches = (batch, batch + self.model.steps_per_execution - 1)
+        self._users.on_train_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        self._batches = (self._batches[0], batch)
+        with self._last_good():
+            check_loss(logs, self.epoch, self._batches, self._source)
+        self._users.on_train_batch_end(batch, logs)
+        self._guard.on_train_batch_end(batch)
+        self.model.stop_training |= self.whole.stop_training
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        self._testing = True
+        self._users.on_test_begin(logs)
+
+    def on_test_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        self._users.on_test_batch_begin(batch, logs)
+
+    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
+        self._users.on_test_batch_end(batch, logs)
+
+    def on_test_end(self, logs: Logs = None) -> None:
+        self._testing = False
+        self._users.on_test_end(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        with self._last_good():
+            check_weights(_values(self.whole.variables), epoch, self._batches[1])
+        self._guard.check()
+        self._users.on_epoch_end(epoch, logs)
+        self._guard.check()
+        best = [each for each in self.callbacks if isinstance(each, BestEpoch)]
+        early = any(each.out_of_patience for each in best)
+        self.progress.epoch = epoch + 1
+        self.progress.stopped = bool(self.whole.stop_training) and not early
+        self.model.stop_training |= self.whole.stop_training
+        self._good = _values(self.whole.variables)
+        self._save()
+        if self.verbose and self.progress.stopped:
+            print(f"Stopped after epoch {self.epoch}: a callback asked for it.", flush=True)
+        elif self.verbose and early and self.epoch < self.progress.began + self._stage.epochs:
+            name = next(each.monitor.name for each in best if each.out_of_patience)
+            print(
+                f"Stage {self.progress.stage + 1} ends early, after epoch {self.epoch}: {name} has "
+                f"not improved for {counted(self._stage.patience, 'epoch')}.",
+                flush=True,
+            )
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        for callback in self.callbacks:
+            # The next stage has a new optimizer, whose averages are not there yet to swap with.
+            if isinstance(callback, keras.callbacks.SwapEMAWeights):
+                callback.on_epoch_begin(self.epoch)
+
+    @contextlib.contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Around `fit`: say epoch, batch and rows where the loss refuses labels or predictions."""
+        try:
+            yield
+        except Exception as error:
+            if not self._testing:
+                with self._last_good():
+                    check_refusal(error, self.epoch, self._batches, self._source)
+            raise
+
+    @contextlib.contextmanager
+    def _last_good(self) -> Iterator[None]:
+        """Put the weights of the end of the last epoch back if the loss is not finite."""
+        try:
+            yield
+        except LossNotFinite:
+            for variable, value in zip(self.whole.variables, self._good, strict=True):
+                variable.assign(value)
+            raise
+
+    # ------------------------------------------------------------ the state on disk
+
+    def _save(self) -> None:
+        if self.directory is None:
+            return
+        self.progress.history = self.history.history
+        parts = {
+            "model": dict(enumerate(_values(self.whole.variables))),
+            "optimizer": dict(enumerate(_values(self.whole.optimizer.variables))),
+            "loss": dict(enumerate(_values(variables_of(self.whole.loss)))),
+        }
+        for number, callback in enumerate(self.callbacks):
+            if _has_state(callback):
+                parts[f"callback {number}"] = callback.state()
+        arrays = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
+        texts = {"settings": self._settings, "progress": asdict(self.progress)}
+        arrays |= {name: np.array(json.dumps(v, default=float)) for name, v in texts.items()}
+        # NumPy's files know no bfloat16; each of its numbers is one of float32.
+        plain = {k: v.astype("float32") if v.dtype.kind == "V" else v for k, v in arrays.items()}
+        with atomic_file(self.directory / STATE) as written, written.open("wb") as file:
+            np.savez(file, **plain)
+
+    def _load(self) -> None:
+        file = self.directory / STATE
+        if not file.exists():
+            return
+        try:
+            with np.load(file) as arrays:
+                self._saved = dict(arrays)
+            before = json.loads(str(self._saved["settings"]))
+            self.progress = Progress(**json.loads(str(self._saved["progress"])))
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"`directory` must hold what kt.callbacks.Resume wrote there, got a damaged {file} "
+                f"({error}). {_again(self.directory)}"
+            ) from error
+        changed = _differences(before, json.loads(json.dumps(self._settings)))
+        if changed:
+            raise ValueError(
+                f"`directory` must hold a run of the same settings and data, got "
+                f"{str(self.directory)!r}. Changed: {'; '.join(changed)}. {_again(self.directory)}"
+            )
+        for number, callback in enumerate(self.callbacks):
+            if isinstance(callback, BestEpoch):  # `until` needs its patience
+                callback.restore(self._part(f"callback {number}"))
+        if self.verbose and self.progress.epoch and not self.progress.finished:
+            print(
+                f"Resuming after epoch {self.progress.epoch} of {self.plan.epochs}, kept in "
+                f"{self.directory}.",
+                flush=True,
+            )
+
+    def _restore(self) -> None:
+        """Give the model and the callbacks the values of the end of the last finished epoch."""
+        self.history.set_model(self.whole)
+        self.history.epoch = list(range(self.progress.epoch))
+        self.history.history = {k: list(v) for k, v in self.progress.history.items()}
+        for number, callback in enumerate(self.callbacks):
+            callback.set_model(self.whole)
+            if _has_state(callback):
+                callback.restore(self._part(f"callback {number}"))
+            elif isinstance(callback, keras.callbacks.SwapEMAWeights):
+                callback.on_epoch_end(-1)  # which it was after; the values come now
+        self._assign(self.whole.variables, "model")
+
+    def _assign(self, variables: Sequence[Any], part: str) -> None:
+        for number, variable in enumerate(variables):
+            variable.assign(self._saved[f"{part}/{number}"])
+
+    def _part(self, part: str) -> Arrays:
+        start = f"{part}/"
+        return {k.removeprefix(start): v for k, v in self._saved.items() if k.startswith(start)}
+
+
+def reset_run(directory: str | os.PathLike[str]) -> None:
+    """Remove the state of a run, so that `kt.fine_tune(directory=…)` begins again.
+
+    Other files stay, and so does their folder. Without a run nothing happens.
+
+    Args:
+        directory: as of `kt.fine_tune` and `kt.callbacks.Resume`.
+
+    Raises:
+        ValueError: it is a file, or a run in it is under way.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> kt.plans.reset_run("runs/never_begun")
+    """
+    path = Path(directory)
+    if path.exists():
+        with _held(_folder(path)):
+            (path / STATE).unlink(missing_ok=True)
+            for left in path.glob(f"{WRITING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds other files
+            path.rmdir()
+
+
+@contextlib.contextmanager
+def _held(path: Path | None) -> Iterator[None]:
+    """Keep other runs out of a folder."""
+    if path is None:
+        yield
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(path / LOCK, wait=False))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"`directory` must be of one run at a time, got {str(path)!r}, in which another "
+                f"run is under way. Wait for it, or pass directory={str(path) + '-2'!r}."
+            ) from error
+        yield
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ValueError(f"`directory` must be a folder, got the file {str(path)!r}")
+    return Path(path)
+
+
+def _again(path: Path) -> str:
+    return f"To begin again: kt.plans.reset_run({str(path)!r}), or another directory."
+
+
+def _stage_line(plan: Any, number: int, model: keras.Model) -> str:
+    """Say what a stage trains, of a model that is prepared for it."""
+    stage = plan[number]
+    trained, whole = (
+        sum(int(np.prod(weight.shape)) for weight in weights)
+        for weights in (model.trainable_weights, model.weights)
+    )
+    return (
+        f"Stage {number + 1} of {len(plan)}: {stage} ({trained:,} of {whole:,} weights), "
+        f"up to {counted(stage.epochs, 'epoch')}, learning rate {stage.learning_rate:g}."
+    )
+
+
+def _values(variables: Sequence[Any]) -> list[np.ndarray]:
+    # Copied: TensorFlow may hand out the memory of the variable itself.
+    return [np.array(variable.numpy()) for variable in variables]
+
+
+def _has_state(callback: Any) -> bool:
+    return all(callable(getattr(callback, name, None)) for name in ("state", "restore"))
+
+
+def variables_of(loss: Any) -> list[keras.Variable]:
+    """Return what a loss, or a structure of losses, remembers: balancers' state, thresholds."""
+    found: dict[int, keras.Variable] = {}
+    seen: set[int] = set()
+
+    def visit(value: Any) -> None:
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if isinstance(value, keras.Variable):
+            found[id(value)] = value
+        elif isinstance(value, dict | list | tuple):
+            for inner in value.values() if isinstance(value, dict) else value:
+                visit(inner)
+        elif hasattr(value, "get_config") and not isinstance(value, type | keras.layers.Layer):
+            visit(vars(value))  # a loss, or a part of one
+
+    visit(loss)
+    return list(found.values())
+
+
+# ---------------------------------------------------------------- what has to be the same
+
+
+def _settings_of(model: keras.Model, plan: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run by name, as values that JSON knows."""
+    found = {f"stage {number}": repr(stage) for number, stage in enumerate(plan, start=1)}
+    found["model"] = _model_sha256(model)
+    for name, each in data.items():
+        found |= {f"{name}: {key}": value for key, value in _data_settings(each).items()}
+    return found
+
+
+def _data_settings(data: Any) -> dict[str, Any]:
+    """Return what is known of a data set; its content if it came from `kt.make_dataset`."""
     source = source_of(data)
     if source is None:
         # Nothing but its form can be seen without reading all of it.
-        spec = getattr(data, "element_spec", None)
-        batches = int(data.cardinality()) if hasattr(data, "cardinality") else None
-        return {"data": f"{type(data).__name__} of {spec}", "batches": batches}
+        return {"data": f"{type(data).__name__} of {getattr(data, 'element_spec', None)}"}
     labels = source.labels if isinstance(source.labels, dict) else {"": source.labels}
     digest = hashlib.sha256()
     for name in sorted(labels):
@@ -67,609 +504,39 @@ def data_settings(data: Any) -> dict[str, Any]:
     }
 
 
-def model_sha256(model: keras.Model) -> str:
-    """A hash over a model's architecture, whatever number Keras has given its layers' names."""
-    config = json.loads(model.to_json())["config"]
-    names: dict[str, str] = {}
-    _names_in(config, names)
-    text = json.dumps(_renamed(config, names), sort_keys=True)
+def _model_sha256(model: keras.Model) -> str:
+    """Return a hash of a model's architecture, whatever number Keras gave its layers' names."""
+    text = json.dumps(json.loads(model.to_json())["config"], sort_keys=True)
+    text = re.sub(r'"trainable": (true|false)', "", text)  # which the stages decide
+    for number, name in enumerate(dict.fromkeys(re.findall(r'"name": ("[^"]*")', text))):
+        text = text.replace(name, f'"#{number}"')
     shapes = [(list(v.shape), str(v.dtype)) for v in model.variables]
     return hashlib.sha256((text + json.dumps(shapes)).encode()).hexdigest()
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed, by name, with both values where they are short.
-
-    Of plans, losses and optimizers, whose values are long, that within them which has changed.
-    """
-    now = json.loads(json.dumps(now))
-    changed: list[str] = []
-    for name in sorted({*before, *now}):
-        old, new = before.get(name), now.get(name)
-        if old == new:
-            continue
-        if name == "plan" and isinstance(old, list) and isinstance(new, list):
-            changed += _of_plans(old, new)
-        elif name in ("loss", "optimizer"):
-            changed += _within(name, _parsed(old), _parsed(new))
-        else:
-            changed.append(_both(name, old, new))
-    return changed
-
-
-def _of_plans(old: list[Any], new: list[Any]) -> list[str]:
-    changed = []
-    if len(old) != len(new):
-        changed.append(f"plan (was {counted(len(old), 'stage')}, is {counted(len(new), 'stage')})")
-    for number, (one, other) in enumerate(zip(old, new, strict=False), start=1):
-        changed += _within(f"plan, stage {number}:", one, other)
-    return changed
-
-
-def _within(name: str, old: Any, new: Any) -> list[str]:
-    """The parts that differ, each under the names that lead to it."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        if old.get("class_name") != new.get("class_name"):
-            return [_both(name, old.get("class_name"), new.get("class_name"))]
-        keys = sorted({*old, *new})
-        # What leads to each setting of what Keras has serialized says nothing.
-        parts = [(name if key == "config" else f"{name} {key}", key) for key in keys]
-        return [
-            change
-            for path, key in parts
-            if old.get(key) != new.get(key)
-            for change in _within(path, old.get(key), new.get(key))
-        ]
-    return [_both(name, old, new)]
-
-
-def _both(name: str, old: Any, new: Any) -> str:
-    short = len(f"{old}{new}") <= 200 and not _is_hash(old)
-    return f"{name} (was {old!r}, is {new!r})" if short else name
-
-
-def _parsed(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
-
-
-def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _configuration(thing: Any) -> str:
+def configuration(thing: Any) -> str:
+    """Return the settings of a loss or an optimizer, or of a structure of them, as JSON."""
     serialized = keras.tree.map_structure(
         lambda part: part if isinstance(part, str) else keras.saving.serialize_keras_object(part),
         thing,
     )
-    return json.dumps(_without(serialized), sort_keys=True, default=str)
+    return json.dumps(_settled(serialized), sort_keys=True, default=str)
 
 
-def _without(value: Any) -> Any:
+def _settled(value: Any) -> Any:
     if isinstance(value, dict):
         if value.get("class_name") == "LayerwiseDecay":  # there or not as the stages need it
-            return _without(value["config"]["inner_optimizer"])
-        return {key: _without(inner) for key, inner in value.items() if key not in CHANGING}
-    if isinstance(value, list | tuple):
-        return [_without(inner) for inner in value]
-    return value
-
-
-def _shown(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
-
-
-def _names_in(config: Any, names: dict[str, str]) -> None:
-    if isinstance(config, dict):
-        name = config.get("name")
-        if isinstance(name, str):
-            names.setdefault(name, f"#{len(names)}")
-        for inner in config.values():
-            _names_in(inner, names)
-    elif isinstance(config, list):
-        for inner in config:
-            _names_in(inner, names)
-
-
-def _renamed(config: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(config, dict):
-        return {key: _renamed(inner, names) for key, inner in config.items()}
-    if isinstance(config, list):
-        return [_renamed(inner, names) for inner in config]
-    return names.get(config, config) if isinstance(config, str) else config
-
-
-Changes = dict[int, np.ndarray]
-
-
-class Snapshots:
-    """Reads and writes variables, as their values now or as changes from the values at first.
-
-    What is frozen stays bit for bit what it was, and so costs no copy, and no place in a file.
-
-    Args:
-        variables: of the model or the optimizer, in an order that does not change.
-        base: their first values; by default those of now.
-    """
-
-    def __init__(self, variables: Iterable[Any], base: list[np.ndarray] | None = None) -> None:
-        self.variables = list(variables)
-        self.base = base if base is not None else [_copy(v.numpy()) for v in self.variables]
-
-    def changes(self, among: Iterable[Any] | None = None, others: Changes | None = None) -> Changes:
-        """By position, the values that differ from the first.
-
-        Args:
-            among: the only variables that can have changed since `others` was read; by default any.
-            others: the changes of the rest.
-        """
-        chosen = None if among is None else {id(variable) for variable in among}
-        found = {}
-        for position, variable in enumerate(self.variables):
-            if chosen is not None and id(variable) not in chosen:
-                if others and position in others:
-                    found[position] = others[position]
-                continue
-            value = variable.numpy()
-            if not same_bits(value, self.base[position]):
-                found[position] = _copy(value)
-        return found
-
-    def restore(self, changes: Mapping[int, np.ndarray]) -> None:
-        """Give all variables the values of a moment."""
-        for position, variable in enumerate(self.variables):
-            value = changes.get(position, self.base[position])
-            if not same_bits(variable.numpy(), value):
-                variable.assign(value)
-
-
-def _copy(value: Any) -> np.ndarray:
-    # TensorFlow may hand out the memory of the variable itself.
-    return np.array(value, copy=True)
-
-
-def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Bit by bit: -0.0 is not 0.0 here, and a NaN is itself."""
-    return np.array_equal(_bytes(one), _bytes(other))
-
-
-def _bytes(values: Any) -> np.ndarray:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-
-
-@dataclass
-class Progress:
-    """Counters of a run: `epoch` epochs are finished, of which the stage's begin at `began`.
-
-    `began_step` is the optimizer's step at which the stage began; ranks are those of `Monitor`.
-    """
-
-    stage: int = 0
-    epoch: int = 0
-    began: int = 0
-    began_step: int = 0
-    stage_rank: float | None = None
-    waited: int = 0
-    best_rank: float | None = None
-    best_epoch: int | None = None
-    stopped: bool = False
-    finished: bool = False
-    monitor: str | None = None
-    history: dict[str, list[float]] = field(default_factory=dict)
-    epochs: list[int] = field(default_factory=list)
-
-    def record(self, rank: float | None) -> bool:
-        """Count a finished epoch; True if it is the best of all stages so far."""
-        self.epoch += 1
-        better_in_stage = rank is not None and (self.stage_rank is None or rank > self.stage_rank)
-        self.stage_rank = rank if better_in_stage else self.stage_rank
-        self.waited = 0 if better_in_stage else self.waited + 1
-        best = rank is not None and (self.best_rank is None or rank > self.best_rank)
-        if best:
-            self.best_rank, self.best_epoch = rank, self.epoch
-        return best
-
-    def out_of_patience(self, plan: Plan) -> bool:
-        """Whether the stage has waited for something better as long as it may."""
-        patience = plan[self.stage].patience
-        return patience is not None and self.waited >= patience
-
-    def stage_over(self, plan: Plan) -> bool:
-        """Whether the stage has had all its epochs or its patience."""
-        return self.epoch - self.began >= plan[self.stage].epochs or self.out_of_patience(plan)
-
-    def next_stage(self, step: int) -> None:
-        """The next stage begins, at that step of the optimizer."""
-        self.stage, self.began, self.began_step = self.stage + 1, self.epoch, step
-        self.stage_rank, self.waited = None, 0
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), default=float)
-
-    @classmethod
-    def from_json(cls, text: str) -> Progress:
-        values: dict[str, Any] = json.loads(text)
-        return cls(**values)
-
-
-State = dict[str, np.ndarray]
-Callback = keras.callbacks.Callback
-
-# Of the callbacks of Keras, the numbers that change from epoch to epoch; None is left out.
-_NUMBERS: dict[type, tuple[str, ...]] = {
-    keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch"),
-    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
-    keras.callbacks.ModelCheckpoint: ("best",),
-    keras.callbacks.CSVLogger: (),
-    keras.callbacks.LearningRateScheduler: (),
-    keras.callbacks.TerminateOnNaN: (),
-    keras.callbacks.RemoteMonitor: (),
-    keras.callbacks.ProgbarLogger: (),
-}
-WEIGHTS, KEYS, SIZE = "best_weights", "keys", "size"
-
-
-class CallbackStates:
-    """The states of callbacks: of their own, with `state()` and `restore(state)`, or of Keras.
-
-    Args:
-        callbacks: of the user.
-        first: the first values of the model's weights, from which those that a callback keeps
-            differ little while a backbone is frozen.
-        parts: as `parts()` gave them at the end of an epoch, to go on from; None for a new run.
-    """
-
-    def __init__(
-        self,
-        callbacks: Sequence[Callback],
-        first: Sequence[np.ndarray],
-        parts: Mapping[str, State] | None = None,
-    ) -> None:
-        self.callbacks, self.first, self._before = list(callbacks), list(first), parts
-
-    def parts(self) -> dict[str, State]:
-        """What is known now, by position and class."""
-        states = {_name(*of): self._state(of[1]) for of in enumerate(self.callbacks)}
-        return {name: state for name, state in states.items() if state is not None}
-
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Around `on_train_begin`, which resets callbacks, and has a log begin anew."""
-        logs = [
-            (callback, callback.append, state)
-            for callback, state in self._with_states()
-            if isinstance(callback, keras.callbacks.CSVLogger)
-        ]
-        for log, _, state in logs:
-            _cut(log.filename, (state or {}).get(SIZE))
-            log.append = True
-        try:
-            yield
-        finally:
-            for log, append, _ in logs:
-                log.append = append
-        for callback, state in self._with_states():
-            if state:
-                self._restore(callback, state)
-
-    def notes(self) -> list[str]:
-        """A line for each callback that does not go on, or not with all it knows."""
-        found = []
-        for position, callback in enumerate(self.callbacks):
-            lost = _lost(callback)
-            if lost is None and self._before is not None:
-                state = self._state(callback)
-                if state is not None and _name(position, callback) not in self._before:
-                    lost = "was not there when the run was interrupted: it begins anew"
-            if lost is not None:
-                found.append(f"{type(callback).__name__} in `callbacks` {lost}.")
-        return found
-
-    def _with_states(self) -> list[tuple[Any, State | None]]:
-        if self._before is None:
-            return []
-        return [(c, self._before.get(_name(i, c))) for i, c in enumerate(self.callbacks)]
-
-    def _state(self, callback: Any) -> State | None:
-        if _has_own(callback):
-            return callback.state()
-        kind = _kind(callback)
-        if kind is None:
-            return None
-        values = {name: getattr(callback, name, None) for name in _NUMBERS[kind]}
-        state = {name: np.asarray(value) for name, value in values.items() if value is not None}
-        if kind is keras.callbacks.EarlyStopping and callback.best_weights is not None:
-            pairs = enumerate(zip(callback.best_weights, self.first, strict=True))
-            changed = {i: np.asarray(one) for i, (one, first) in pairs if not same_bits(one, first)}
-            state |= {f"{WEIGHTS}/{position}": value for position, value in changed.items()}
-            state[WEIGHTS] = np.array(len(changed))
-        if kind is keras.callbacks.CSVLogger:
-            if callback.keys:
-                state[KEYS] = np.array(callback.keys)
-            if os.path.isfile(callback.filename):
-                state[SIZE] = np.array(os.path.getsize(callback.filename))
-        return state
-
-    def _restore(self, callback: Any, state: State) -> None:
-        if _has_own(callback):
-            callback.restore(state)
-            return
-        kind = _kind(callback)
-        for name in _NUMBERS.get(kind, ()):  # type: ignore[arg-type]
-            setattr(callback, name, state[name].item() if name in state else None)
-        if WEIGHTS in state:
-            callback.best_weights = [
-                state.get(f"{WEIGHTS}/{position}", first)
-                for position, first in enumerate(self.first)
-            ]
-        if KEYS in state:
-            callback.keys = state[KEYS].tolist()
-
-
-def _name(position: int, callback: Callback) -> str:
-    return f"callback {position} {type(callback).__name__}"
-
-
-def _has_own(callback: Any) -> bool:
-    return all(callable(getattr(callback, name, None)) for name in ("state", "restore"))
-
-
-def _kind(callback: Any) -> type | None:
-    return next((kind for kind in _NUMBERS if isinstance(callback, kind)), None)
-
-
-def _lost(callback: Any) -> str | None:
-    """What of its state is not kept, None if all of it is or there is none."""
-    if _has_own(callback):
-        return None
-    kind = _kind(callback)
-    if kind is None:
-        if vars(callback).keys() <= vars(Callback()).keys():
-            return None
-        return (
-            "has no state() and restore(state): what it knows is not kept, and it begins anew when "
-            "the run goes on"
-        )
-    if type(callback) is not kind:
-        return f"has no state() and restore(state): only what {kind.__name__} knows is kept"
-    if kind is keras.callbacks.ModelCheckpoint and callback.save_freq != "epoch":
-        return "counts batches for save_freq anew when the run goes on"
-    return None
-
-
-def _cut(file: str, size: np.ndarray | None) -> None:
-    """Drop what a log was given after the epoch that the state is of."""
-    if size is not None and os.path.isfile(file) and os.path.getsize(file) > int(size):
-        os.truncate(file, int(size))
-
-
-SETTINGS, BASE, STATE = "settings.json", "base.npz", "state.npz"
-ASIDE, LOCK = ".writing-", ".lock"
-KEPT = ("weights-*.npz", "shown-*.npz")
-
-
-@dataclass
-class Saved:
-    """What a run needs to go on: `weights`, `shown` and `best` are changes from `base`.
-
-    `weights` are those that training goes on from, `shown` those that callbacks saw: an average,
-    or else the same ones.
-
-    `parts` holds everything else that changes: of the optimizer, the loss and the callbacks, by
-    their names, each a dict of arrays.
-    """
-
-    progress: Progress
-    base: list[np.ndarray]
-    weights: Changes
-    shown: Changes
-    best: Changes | None
-    parts: dict[str, dict[str, np.ndarray]]
-
-
-class RunFolder:
-    """A folder that a run is kept in: its settings, its first weights, and its latest state.
-
-    Each file is written aside and renamed. The state names the files of weights that belong to it,
-    which are written before it, and others are removed after it: at every moment the folder holds
-    one whole state.
-
-    Args:
-        path: the folder; made if it is not there.
-
-    Raises:
-        ValueError: it is a file.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = _folder(path)
-        for left in self.path.glob(f"{ASIDE}*"):
-            shutil.rmtree(left, ignore_errors=True)
-
-    def load(self, settings: Mapping[str, Any]) -> Saved | None:
-        """The latest state, None if there is none yet.
-
-        Raises:
-            ValueError: the run had other settings or data; names what has changed.
-        """
-        if not (self.path / STATE).exists():
-            return None
-        changed = differences(self._settings(), settings)
-        if changed:
-            raise ValueError(
-                f"`directory` {str(self.path)!r} holds a run of other settings or data. Changed: "
-                f"{'; '.join(changed)}. Expected the same ones, to go on with it. "
-                f"{anew(self.path)}"
-            )
-        arrays = self._read(STATE)
-        try:
-            progress = Progress.from_json(str(arrays.pop("progress")))
-            names = json.loads(str(arrays.pop("files")))
-            parts: dict[str, dict[str, np.ndarray]] = json.loads(str(arrays.pop("parts")))
-        except (KeyError, ValueError, TypeError) as error:
-            raise self._unsound(STATE, error) from error
-        for name, value in arrays.items():
-            part, _, key = name.partition("/")
-            parts[part][key] = value
-        files = {name: _by_position(self._read(name)) for name in set(names.values()) if name}
-        weights, shown = files[names["weights"]], files[names["shown"]]
-        best = files.get(names["best"])
-        first = self._read(BASE)
-        base = [first[str(position)] for position in range(len(first))]
-        return Saved(progress, base, weights, shown, best, parts)
-
-    def begin(self, settings: Mapping[str, Any], base: list[np.ndarray]) -> None:
-        """Start a run: its settings, and all weights as they are at first.
-
-        Raises:
-            ValueError: the folder has settings that are none of a run.
-        """
-        if (self.path / SETTINGS).exists() and "plan" not in self._settings():
-            raise ValueError(
-                f"`directory` {str(self.path)!r} holds another {SETTINGS}, which is none of a run. "
-                f"Expected a folder of its own, such as {str(self.path / 'state')!r}."
-            )
-        text = json.dumps(settings, indent=1, sort_keys=True)
-        self._aside(SETTINGS, lambda file: file.write(text.encode()))
-        self._write(BASE, {str(position): value for position, value in enumerate(base)})
-
-    def save(self, saved: Saved) -> None:
-        """Keep a state; the one before is there until this one is whole."""
-        progress = saved.progress
-        names = {"weights": f"weights-{progress.epoch:06d}.npz", "best": None}
-        names["shown"] = names["weights"]
-        self._write(names["weights"], {str(k): v for k, v in saved.weights.items()})
-        kind = "weights"
-        if saved.shown is not saved.weights:
-            kind = "shown"
-            names["shown"] = f"shown-{progress.epoch:06d}.npz"
-            self._write(names["shown"], {str(k): v for k, v in saved.shown.items()})
-        if progress.best_epoch is not None:
-            names["best"] = f"{kind}-{progress.best_epoch:06d}.npz"
-        arrays = {
-            f"{part}/{key}": value
-            for part, values in saved.parts.items()
-            for key, value in values.items()
-        }
-        self._write(
-            STATE,
-            {
-                "progress": np.array(progress.to_json()),
-                "files": np.array(json.dumps(names)),
-                "parts": np.array(json.dumps({part: {} for part in saved.parts})),
-                **arrays,
-            },
-        )
-        for old in _weights_in(self.path):
-            if old.name not in names.values():
-                old.unlink(missing_ok=True)
-
-    def _settings(self) -> dict[str, Any]:
-        try:
-            settings = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self._unsound(SETTINGS, error) from error
-        if not isinstance(settings, dict):
-            raise self._unsound(SETTINGS, "no settings")
-        return settings
-
-    def _write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        self._aside(name, lambda file: _save(file, arrays))
-
-    def _aside(self, name: str, write: Any) -> None:
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=ASIDE) as aside:
-            written = Path(aside) / name
-            with written.open("wb") as file:
-                write(file)
-            os.replace(written, self.path / name)
-
-    def _read(self, name: str) -> dict[str, np.ndarray]:
-        try:
-            with np.load(self.path / name) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise self._unsound(name, error) from error
-
-    def _unsound(self, name: str, error: Any) -> ValueError:
-        return ValueError(
-            f"`directory` {str(self.path)!r} has no sound {name!r} ({error}). Expected what "
-            f"fine_tune wrote there. {anew(self.path)}"
-        )
-
-
-def reset_run(directory: str | os.PathLike[str]) -> None:
-    """Remove the state of a run, so that `fine_tune(directory=…)` starts anew.
-
-    The state goes first: however this is interrupted, what is left is no run, and a new one takes
-    its place. Other files stay, and so does their folder. Without a run nothing happens.
-
-    Args:
-        directory: as of `fine_tune`.
-
-    Raises:
-        ValueError: it is a file, or a run in it is under way.
-    """
-    path = Path(directory)
-    if not path.is_dir():
-        _refuse_file(path)
-        return
-    with held(path):
-        if (path / STATE).exists() or (path / BASE).exists():
-            (path / STATE).unlink(missing_ok=True)
-            for file in (*_weights_in(path), path / SETTINGS, path / BASE):
-                file.unlink(missing_ok=True)
-        for left in path.glob(f"{ASIDE}*"):
-            shutil.rmtree(left, ignore_errors=True)
-    with contextlib.suppress(OSError):  # it holds other files
-        path.rmdir()
-
-
-@contextlib.contextmanager
-def held(directory: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made if it is not there.
-
-    Raises:
-        ValueError: it is a file, or another run is under way in it.
-    """
-    with contextlib.ExitStack() as stack:
-        if directory is not None:
-            path = _folder(directory)
-            try:
-                stack.enter_context(file_lock(path / LOCK, wait=False))
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"`directory` {str(path)!r} is in use: another run is under way in it. "
-                    "Expected a folder of one run at a time. Wait for the other one to end, or "
-                    f"give another folder: directory={str(path) + '-2'!r}."
-                ) from error
-        yield
-
-
-def anew(path: Path) -> str:
-    """How to start anew, for messages."""
-    return f"To start anew, give another directory or remove it: kt.plans.reset_run({str(path)!r})."
-
-
-def _folder(path: str | os.PathLike[str]) -> Path:
-    _refuse_file(Path(path))
-    Path(path).mkdir(parents=True, exist_ok=True)
-    return Path(path)
-
-
-def _refuse_file(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"`directory` is a file. Expected a folder. Received: {path}")
-
-
-def _weights_in(path: Path) -> list[Path]:
-    return [file for pattern in KEPT for file in path.glob(pattern)]
-
-
-def _by_position(arrays: Mapping[str, np.ndarray]) -> Changes:
-    return {int(key): value for key, value in arrays.items()}
-
-
-def _save(file: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    # NumPy's files know no bfloat16; each of its numbers is one of float32.
-    np.savez(
-        file, **{k: v.astype("float32") if v.dtype.kind == "V" else v for k, v in arrays.items()}
-    )
+            return _settled(value["config"]["inner_optimizer"])
+        return {key: _settled(inner) for key, inner in value.items() if key not in CHANGING}
+    return [_settled(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that differ, with both values where they are short."""
+    changed = []
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            short = len(f"{old}{new}") <= 120
+            changed.append(f"{name} (was {old!r}, is {new!r})" if short else name)
+    return changed

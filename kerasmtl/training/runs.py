@@ -201,8 +201,7 @@ class Run:
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """What keeps each finished epoch: the model, its line in history.csv, its metrics."""
-        from kerasmtl.training.callbacks import Checkpoint
-        from kerasmtl.training.fine_tune import EpochLines
+        from kerasmtl.training.callbacks import Checkpoint, EpochLines
 
         return [
             Checkpoint(self.checkpoint),

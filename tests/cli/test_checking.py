@@ -7,7 +7,7 @@ from test_leaks import scene
 from kerasmtl.cli.check import check
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.data.table import Table
-from kerasmtl.training.plans import LITTLE, advice
+from kerasmtl.training.depth import LITTLE, advice
 from kerasmtl.utils.text import columns_text
 
 

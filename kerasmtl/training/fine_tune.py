@@ -158,9 +158,9 @@ def _check_model(model: Any, train: Any) -> None:
             "`model` must be compiled with an optimizer, as in model.compile('adam', "
             "loss=kt.losses.for_tasks(tasks)), got None"
         )
-    outputs = model.output if _is_functional(model) else None
+    outputs: Any = model.outputs if _is_functional(model) else None
     spec = getattr(train, "element_spec", None)
-    if outputs is None and isinstance(spec, tuple) and len(spec) > 1:
+    if not outputs and isinstance(spec, tuple) and len(spec) > 1:
         outputs = spec[1]
     if not model.compiled and isinstance(outputs, Mapping | list | tuple) and len(outputs) > 1:
         raise ValueError(

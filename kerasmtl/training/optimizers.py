@@ -73,8 +73,9 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         name: str = "scaled_updates",
     ) -> None:
         rate = _rate_of(_checked(inner_optimizer))
-        self._schedule: Schedule | None = rate if isinstance(rate, Schedule) else None
-        super().__init__(float(rate(0)) if isinstance(rate, Schedule) else rate, name=name)
+        schedule = rate if isinstance(rate, Schedule) else None
+        super().__init__(rate if schedule is None else float(schedule(0)), name=name)
+        self._schedule = schedule
         config = {**inner_optimizer.get_config(), "learning_rate": _RateOf(self)}
         inner = type(inner_optimizer).from_config(config)
         # What the wrapped one would do for all variables alike is done here, per variable.

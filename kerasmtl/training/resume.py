@@ -313,9 +313,7 @@ class Resume(Callback):
             "optimizer": dict(enumerate(_values(self.whole.optimizer.variables))),
             "loss": dict(enumerate(_values(variables_of(self.whole.loss)))),
         }
-        for number, callback in enumerate(self.callbacks):
-            if _has_state(callback):
-                parts[f"callback {number}"] = callback.state()
+        parts |= {name: callback.state() for name, callback in self._with_state()}
         arrays = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
         texts = {"settings": self._settings, "progress": asdict(self.progress)}
         arrays |= {name: np.array(json.dumps(v, default=float)) for name, v in texts.items()}
@@ -333,7 +331,7 @@ class Resume(Callback):
                 self._saved = dict(arrays)
             before = json.loads(str(self._saved["settings"]))
             self.progress = Progress(**json.loads(str(self._saved["progress"])))
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"`directory` must hold what kt.callbacks.Resume wrote there, got a damaged {file} "
                 f"({error}). {_again(self.directory)}"
@@ -344,9 +342,9 @@ class Resume(Callback):
                 f"`directory` must hold a run of the same settings and data, got "
                 f"{str(self.directory)!r}. Changed: {'; '.join(changed)}. {_again(self.directory)}"
             )
-        for number, callback in enumerate(self.callbacks):
+        for name, callback in self._with_state():
             if isinstance(callback, BestEpoch):  # `until` needs its patience
-                callback.restore(self._part(f"callback {number}"))
+                callback.restore(self._part(name))
         if self.verbose and self.progress.epoch and not self.progress.finished:
             print(
                 f"Resuming after epoch {self.progress.epoch} of {self.plan.epochs}, kept in "
@@ -359,13 +357,19 @@ class Resume(Callback):
         self.history.set_model(self.whole)
         self.history.epoch = list(range(self.progress.epoch))
         self.history.history = {k: list(v) for k, v in self.progress.history.items()}
-        for number, callback in enumerate(self.callbacks):
+        for callback in self.callbacks:
             callback.set_model(self.whole)
-            if _has_state(callback):
-                callback.restore(self._part(f"callback {number}"))
-            elif isinstance(callback, keras.callbacks.SwapEMAWeights):
+            if isinstance(callback, keras.callbacks.SwapEMAWeights):
                 callback.on_epoch_end(-1)  # which it was after; the values come now
+        for name, callback in self._with_state():
+            callback.restore(self._part(name))
         self._assign(self.whole.variables, "model")
+
+    def _with_state(self) -> list[tuple[str, Any]]:
+        """List the callbacks that can be kept, under names that others do not change."""
+        kept = [c for c in self.callbacks if all(hasattr(c, name) for name in ("state", "restore"))]
+        kinds = [type(callback).__name__ for callback in kept]
+        return [(f"{kinds[i]} {kinds[:i].count(kinds[i])}", c) for i, c in enumerate(kept)]
 
     def _assign(self, variables: Sequence[Any], part: str) -> None:
         for number, variable in enumerate(variables):
@@ -445,10 +449,6 @@ def _stage_line(plan: Any, number: int, model: keras.Model) -> str:
 def _values(variables: Sequence[Any]) -> list[np.ndarray]:
     # Copied: TensorFlow may hand out the memory of the variable itself.
     return [np.array(variable.numpy()) for variable in variables]
-
-
-def _has_state(callback: Any) -> bool:
-    return all(callable(getattr(callback, name, None)) for name in ("state", "restore"))
 
 
 def variables_of(loss: Any) -> list[keras.Variable]:

@@ -28,9 +28,9 @@ FIRST = (
     "test_photographs.py",
     "test_hub_laws.py",
     "test_end_to_end.py",
-    "test_state.py",
+    "test_resume.py",
     "test_tabular_template.py",
-    "test_stages.py",
+    "test_fine_tune.py",
     "test_formats.py",
 )
 

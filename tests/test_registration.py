@@ -52,7 +52,7 @@ def test_keras_loads_a_compiled_and_trained_model(tmp_path, imports):
     model = kt.build_model("tiny", ["a", "b"], 32, hidden=[4])
     loss = kt.losses.MaskedBinaryCrossentropy(balancer=kt.losses.UncertaintyWeighting(2))
     optimizer = kt.optimizers.LayerwiseDecay(
-        keras.optimizers.Adam(kt.optimizers.WarmupCosine(1e-3, 10, 2))
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, 10))
     )
     model.compile(optimizer, loss, metrics=[kt.metrics.MaskedAUC(), kt.metrics.MaskedF1()])
     images = np.random.default_rng(0).random((4, 32, 32, 3), dtype="float32")

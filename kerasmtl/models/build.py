@@ -178,8 +178,10 @@ def _in_range(image: Any, low: float, high: float, dtype: str) -> Any:
 def _declared_inputs(layer: keras.Model | HubLayer) -> Any:
     """Makes inputs of the names, shapes and types that a backbone declares."""
     if not isinstance(layer, HubLayer):
+        # A Sequential that was never called has no `input`.
+        declared = layer.inputs[0] if isinstance(layer, keras.Sequential) else layer.input
         return keras.tree.map_structure(
-            lambda spec: keras.Input(spec.shape[1:], dtype=spec.dtype, name=spec.name), layer.input
+            lambda spec: keras.Input(spec.shape[1:], dtype=spec.dtype, name=spec.name), declared
         )
 
     def symbol(spec: keras.KerasTensor, name: str) -> Any:

@@ -36,8 +36,9 @@ class Stage:
     """A part of a training: what is trained, for how long, and at which learning rate.
 
     Keras fixes what is trained when a model is compiled. A stage therefore is
-    `stage.prepare(model)` (`kt.freeze` or `kt.unfreeze`), `model.compile(stage.optimizer(model, steps), …)` and
-    `model.fit(…, epochs=stage.epochs)`; `kt.fine_tune` is a loop over them.
+    `stage.prepare(model)` (`kt.freeze` or `kt.unfreeze`),
+    `model.compile(stage.optimizer(model, steps), …)` and `model.fit(…, epochs=stage.epochs)`;
+    `kt.fine_tune` is a loop over stages.
 
     Args:
         train: "head" (what is outside of the backbone), "all", or the last groups of the backbone
@@ -194,7 +195,7 @@ class Stage:
         if self.train != "head" or cache is False:
             return model, train, validation
         try:
-            head, *sets = cached_head(model, train, validation, verbose)
+            head, *sets = cached_head(model, train, validation, verbose, any_code=cache is True)
         except (ValueError, OSError) as error:  # not possible, or the disk is full
             if cache is True:
                 raise

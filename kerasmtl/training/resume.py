@@ -60,11 +60,11 @@ class Resume(Callback):
     with deterministic operations ends with the same weights, bit for bit. Other callbacks, such as
     `keras.callbacks.EarlyStopping`, begin again where the program does.
 
-    Pass it to `fit` alone, with the callbacks that it was given: they see the whole model also
-    while its head is fitted, `on_train_begin` and `on_train_end` once, and epoch numbers that run on. A
-    callback that sets `stop_training` ends all stages. It raises what `TrainableGuard` does, and
-    `FloatingPointError` if the loss or a weight is not finite, with the weights of the last good
-    epoch in the model.
+    Pass it to `fit` alone; it hands everything on to the callbacks that it was given. They see the
+    whole model also while its head is fitted, `on_train_begin` and `on_train_end` once, and epoch
+    numbers that run on. A callback that sets `stop_training` ends all stages. It raises what
+    `TrainableGuard` does, and `FloatingPointError` if the loss or a weight is not finite, with the
+    weights of the last good epoch in the model.
 
     Args:
         directory: where the state is kept; one run at a time may have it. None keeps nothing.

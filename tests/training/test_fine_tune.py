@@ -520,6 +520,44 @@ def test_a_model_trained_by_a_plan_is_loaded_with_its_optimizer_and_exported(nam
     assert (folder / "saved_model.pb").is_file()
 
 
+# ---------------------------------------------------------------- other models and data
+
+
+def test_a_subclassed_model_is_trained_on_a_data_set_of_keras():
+    class Batches(keras.utils.PyDataset):
+        num_batches = 4
+
+        def __getitem__(self, index):
+            return tuple(each[4 * index : 4 * index + 4] for each in arrays())
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2, activation="sigmoid")
+
+        def call(self, x):
+            return self.dense(keras.ops.mean(x, axis=(1, 2)))
+
+    model = Subclassed()
+    model(arrays()[0])
+    plan = [Stage("all", 2, 0.1, schedule="cosine")]
+    assert fine_tune(model, Batches(), plan=plan).epoch == [0, 1]
+
+
+def test_several_outputs_need_a_model_that_is_compiled():
+    tasks = [kt.Task("a"), kt.Task("n", "regression")]
+    x, y = arrays()
+    labels = {"binary": y[:, :1], "n": y[:, 1:]}
+    train = tf.data.Dataset.from_tensor_slices((x, labels)).batch(4)
+    model = kt.build_model(small().layers[1], tasks)
+    with pytest.raises(ValueError, match="`model`"):
+        fine_tune(model, train, plan="head")
+    losses, metrics = kt.losses.for_tasks(tasks), kt.metrics.for_tasks(tasks)
+    model.compile("adam", losses, metrics=metrics, run_eagerly=True)
+    history = fine_tune(model, train, train, plan=[Stage("head", 1, 0.1), Stage("all", 1, 0.1)])
+    assert history.epoch == [0, 1] and "val_binary_auc" in history.history
+
+
 # ---------------------------------------------------------------- wrong arguments
 
 

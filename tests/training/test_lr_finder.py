@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 
 import kerasmtl as kt
-from kerasmtl.training.lr_finder import LearningRateCurve, find_learning_rate
-from kerasmtl.training.optimizers import LayerwiseDecay, WarmupCosine
+
+LearningRateCurve, LayerwiseDecay = kt.optimizers.LearningRateCurve, kt.optimizers.LayerwiseDecay
+find_learning_rate = kt.optimizers.find_learning_rate
+Cosine = keras.optimizers.schedules.CosineDecay
 
 RNG = np.random.default_rng(0)
 X = RNG.random((24, 4), dtype="float32")
@@ -33,6 +35,7 @@ def network(optimizer=None, **compiled):
         optimizer or keras.optimizers.Adam(0.01),
         compiled.pop("loss", loss),
         metrics=[kt.metrics.MaskedAUC(num_bins=16)],
+        run_eagerly=True,
         **compiled,
     )
     return model
@@ -56,9 +59,7 @@ def assert_same(first, second):
     [
         lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)),
-        lambda: LayerwiseDecay(
-            keras.optimizers.AdamW(WarmupCosine(0.1, 3, 9)), {"dense/kernel": 0.5}
-        ),
+        lambda: LayerwiseDecay(keras.optimizers.AdamW(Cosine(0.1, 9)), {"dense/kernel": 0.5}),
     ],
     ids=["average", "loss scale", "scaled"],
 )
@@ -168,7 +169,7 @@ CURVE = LearningRateCurve(np.array([0.1, 1.0]), np.array([2.0, 1.0]), np.array([
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
-def test_the_plot_is_a_picture(tmp_path, ending):
+def test_the_plot_is_an_image(tmp_path, ending):
     pytest.importorskip("matplotlib")
     CURVE.plot(tmp_path / f"curve.{ending}")
     start = (tmp_path / f"curve.{ending}").read_bytes()[:5]
@@ -184,18 +185,18 @@ def test_without_matplotlib_the_plot_says_what_to_install(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "arguments",
     [
-        ({"low": 0.0}, "`low` is not positive"),
-        ({"high": float("inf")}, "`high` is not positive"),
-        ({"low": 1.0, "high": 1.0}, "`low` is not below `high`"),
-        ({"steps": 1}, "`steps` are too few"),
-        ({"smoothing": 1.0}, "`smoothing` is out of range"),
-        ({"data": []}, "`data` has no batch"),
-        ({"data": batches().map(lambda x, y: (x * np.nan, y))}, "`data` gives a loss of nan"),
-        ({"model": keras.Sequential([keras.layers.Dense(2)])}, "`model` cannot be trained yet"),
+        {"low": 0.0},
+        {"high": float("inf")},
+        {"high": 1.0, "low": 1.0},
+        {"steps": 1},
+        {"smoothing": 1.0},
+        {"data": []},
+        {"data": batches().map(lambda x, y: (x * np.nan, y))},
+        {"model": keras.Sequential([keras.layers.Dense(2)])},
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_are_named(arguments):
+    with pytest.raises(ValueError, match=f"`{next(iter(arguments))}`"):
         find_learning_rate(**{"model": network(loss="mse"), "data": batches(), **arguments})

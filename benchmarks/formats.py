@@ -171,7 +171,7 @@ def accuracy_table(
 ) -> str:
     """Size, macro AUC on full labels, decisions that agree with Keras, and latency."""
     full = pd.read_csv(dataset_csv("street_scenes").with_name("labels_full.csv"))
-    truth = full.set_index("image").loc[[str(image) for image in test.images]]
+    truth = full.set_index("image").loc[[str(image) for image in test.names]]
     images = pictures(test, model)
     wanted = by_task(model.predict(images, verbose=0), test.tasks)
     checked = by_task(model.predict(pictures(val, model), verbose=0), test.tasks)

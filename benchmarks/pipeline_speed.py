@@ -88,7 +88,7 @@ def epochs(folder: Path, size: int) -> tuple[Epoch, Epoch, Epoch]:
 
         return run
 
-    return timed(ours), timed(theirs), timed(_decoded(manifest.paths))
+    return timed(ours), timed(theirs), timed(_decoded(manifest.input.paths(manifest.values)))
 
 
 def _decoded(paths: list[str]) -> tf.data.Dataset:

@@ -101,41 +101,43 @@ def project_with(settings: Settings, folder: Path) -> tuple[kt.Project, Callable
     return kt.Project.load(made), partial(build_with, module.build, settings.bits)
 
 
-def build_with(build: Callable[..., Any], bits: str, project: kt.Project, train: kt.Table) -> Any:
+def build_with(
+    build: Callable[..., Any], bits: str, project: kt.Project, train: kt.Manifest
+) -> Any:
     """The template's model, its columns of bits treated otherwise than by default."""
     model = build(project, train)
     layer = model.get_layer("mlp").get_layer("columns")
     if bits == "as they are":
         layer.center.assign(np.zeros(layer.center.shape))
     elif bits == "divided":
-        spread = train.features.std(axis=0)
+        spread = train.values.std(axis=0)
         layer.spread.assign(np.where(spread > 0, spread, 1.0))
     return model
 
 
-def part(table: kt.Table, name: str) -> kt.Table:
+def part(table: kt.Manifest, name: str) -> kt.Manifest:
     """The rows of one file."""
     return table.take(np.flatnonzero(table.splits == name))
 
 
-def relabelled(table: kt.Table, labels: np.ndarray, tasks: Any = None) -> kt.Table:
+def relabelled(table: kt.Manifest, labels: np.ndarray, tasks: Any = None) -> kt.Manifest:
     """The same rows with other labels."""
-    return kt.Table.from_arrays(table.features, labels, tasks or table.tasks, table.columns)
+    return kt.Manifest.from_arrays(table.values, labels, tasks or table.tasks, table.input)
 
 
 # ---------------------------------------------------------------- the contestants
 
-Fit = Callable[[kt.Table, int, int], Any]
+Fit = Callable[[kt.Manifest, int, int], Any]
 
 
-def fit(project: kt.Project, build: Callable[..., Any], train: kt.Table, seed: int, rows: int):
+def fit(project: kt.Project, build: Callable[..., Any], train: kt.Manifest, seed: int, rows: int):
     """The template's model, trained as its train.py does; as many steps as for `rows` rows."""
     import keras
 
     settings = project.training
     keras.utils.set_random_seed(seed)
     model = build(project, train)
-    data = kt.make_table_dataset(train, settings.batch_size, training=True, seed=seed)
+    data = kt.make_dataset(train, None, settings.batch_size, training=True, seed=seed)
     steps = settings.epochs * -(-rows // settings.batch_size)
     model.compile(
         keras.optimizers.Adam(
@@ -148,29 +150,29 @@ def fit(project: kt.Project, build: Callable[..., Any], train: kt.Table, seed: i
     return model
 
 
-def scores(model: Any, rows: kt.Table) -> np.ndarray:
+def scores(model: Any, rows: kt.Manifest) -> np.ndarray:
     """Predictions (rows, tasks)."""
-    return model.predict(rows.features, batch_size=1024, verbose=0)
+    return model.predict(rows.values, batch_size=1024, verbose=0)
 
 
-def one_network(train: kt.Table, test: kt.Table, learn: Fit, seed: int) -> np.ndarray:
+def one_network(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) -> np.ndarray:
     """Sum over what is known: kerasmtl."""
     return scores(learn(train, seed, len(train)), test)
 
 
-def missing_as_negative(train: kt.Table, test: kt.Table, learn: Fit, seed: int) -> np.ndarray:
+def missing_as_negative(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) -> np.ndarray:
     """The same network, a hole counted as 0."""
     filled = relabelled(train, np.nan_to_num(train.labels, nan=0.0))
     return scores(learn(filled, seed, len(train)), test)
 
 
-def holes_dropped(train: kt.Table, test: kt.Table, learn: Fit, seed: int) -> np.ndarray:
+def holes_dropped(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) -> np.ndarray:
     """The same network, on the rows without any hole."""
     whole = train.take(np.flatnonzero(~np.isnan(train.labels).any(axis=1)))
     return scores(learn(whole, seed, len(train)), test)
 
 
-def separate_networks(train: kt.Table, test: kt.Table, learn: Fit, seed: int) -> np.ndarray:
+def separate_networks(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) -> np.ndarray:
     """One network of the same size for each assay, on the rows that know it."""
     columns = []
     for column, task in enumerate(train.tasks):
@@ -207,7 +209,7 @@ def measure(args: argparse.Namespace) -> tuple[tuple[str, ...], Results]:
         table = project.manifest()
     train, test = part(table, "train"), part(table, "test")
 
-    def learn(rows: kt.Table, seed: int, count: int) -> Any:
+    def learn(rows: kt.Manifest, seed: int, count: int) -> Any:
         return fit(project, build, rows, seed, count)
 
     results: Results = {}

@@ -6,7 +6,7 @@ import os
 import tomllib
 import warnings
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from kerasmtl.data.image_files import Fault
+from kerasmtl.data.inputs import Fault, Input
 from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
 from kerasmtl.models.hub.handles import from_folder
 from kerasmtl.tasks import KINDS, Task
@@ -77,60 +77,52 @@ class DataSettings(Settings):
 
     labels: str
     tasks: list[Annotated[TaskSettings, BeforeValidator(_named)]] = []
-    image_column: str = "image"
     split_column: str | None = None
     group_column: str | None = None
     split: Literal["stratified", "hash"] = "stratified"
-    allow_outside: bool = False
     on_invalid_image: Literal["error", "skip"] = "error"
 
 
-class TableSettings(Settings):
-    """Section [table]: the labels file is a table of numbers, and these are what to learn from."""
-
-    features: list[str] = []
-    ignore: list[str] = []
-    id_column: str | None = None
-    packed_bits: bool = False
+def _of(kind: str, default: Any, **options: Any) -> Any:
+    """A setting that only projects of one kind of input read."""
+    return Field(default, json_schema_extra={"input": kind}, **options)
 
 
 class ModelSettings(Settings):
     """Section [model]: the backbone, and the head on top of it; or the layers, for a table."""
 
-    backbone: str = "tiny"
-    backbone_sha256: str | None = Field(None, pattern=r"^[0-9A-Fa-f]{64}$")
-    input_range: tuple[float, float] | None = None
-    image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = "auto"
+    backbone: str = _of("image", "tiny")
+    backbone_sha256: str | None = _of("image", None, pattern=r"^[0-9A-Fa-f]{64}$")
+    input_range: tuple[float, float] | None = _of("image", None)
+    image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = _of("image", "auto")
     hidden: list[Annotated[int, Field(gt=0)]] = [512]
     dropout: float = Field(0.5, ge=0, lt=1)
-    input_dropout: float = Field(0.0, ge=0, lt=1)
-    batch_norm: bool = False
-    indicators: bool = False
+    input_dropout: float = _of("table", 0.0, ge=0, lt=1)
+    batch_norm: bool = _of("table", False)
+    indicators: bool = _of("table", False)
 
 
 class TrainingSettings(Settings):
     """Section [training]: the head first, then as much more as the plan says, at a lower rate."""
 
-    plan: Literal["auto", "head", "last-layers", "full", "gradual"] = "auto"
+    plan: Literal["auto", "head", "last-layers", "full", "gradual"] = _of("image", "auto")
     epochs: int = Field(20, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    fine_tune_epochs: int = Field(20, ge=1)
-    fine_tune_learning_rate: float = Field(1e-4, gt=0)
-    augment: bool = False
-    flip: bool = True
+    fine_tune_epochs: int = _of("image", 20, ge=1)
+    fine_tune_learning_rate: float = _of("image", 1e-4, gt=0)
+    augment: bool = _of("image", False)
+    flip: bool = _of("image", True)
     batch_size: int = Field(32, ge=1)
     tracking: Literal["none", "tensorboard", "mlflow"] = "none"
     seed: int = Field(0, ge=0)
 
 
 FILE = "project.toml"
-# Settings that only one of the two kinds of projects reads, by section.
-_OF_PICTURES = {
-    "data": {"image_column", "allow_outside"},
-    "model": {"backbone", "backbone_sha256", "image_size"},
-    "training": {"plan", "fine_tune_epochs", "fine_tune_learning_rate", "augment", "flip"},
-}
-_OF_TABLES = {"model": {"input_dropout", "batch_norm", "indicators"}}
+
+
+def _input(section: Any) -> Any:
+    """Section [input]: its kind, and the options of `kerasmtl.data.Image`, `Table`, …"""
+    return Input.from_config(section) if isinstance(section, dict) else section
 
 
 class Project(Settings):
@@ -139,9 +131,11 @@ class Project(Settings):
     `Project.load(folder)` reads it; paths in it start from that folder.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     data: DataSettings
-    table: TableSettings | None = None
+    input: Annotated[Input, BeforeValidator(_input)] = _input({"kind": "image"})
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     _folder: Path = PrivateAttr(Path("."))
@@ -149,15 +143,14 @@ class Project(Settings):
 
     @model_validator(mode="after")
     def _settings_are_read(self) -> Project:
-        other, kind = (
-            (_OF_TABLES, "tables, and there is no section [table]")
-            if self.table is None
-            else (_OF_PICTURES, "pictures, and this project has a section [table]")
-        )
-        for section, names in other.items():
-            unread = sorted(names & getattr(self, section).model_fields_set)
-            if unread:
-                raise ValueError(f"[{section}] {unread} are for {kind}: leave them out")
+        for section in (self.model, self.training):
+            for name in sorted(section.model_fields_set):
+                kind = (type(section).model_fields[name].json_schema_extra or {}).get("input")
+                if kind not in (None, self.input.kind):
+                    raise ValueError(
+                        f"`{name}` is for input of kind {kind!r}, and this project's is "
+                        f"{self.input.kind!r}: leave it out"
+                    )
         return self
 
     @classmethod
@@ -244,7 +237,7 @@ class Project(Settings):
         )
 
     def manifest(self, trained: Trained | None = None, every_row: bool = False) -> Manifest:
-        """The labels file, read and checked; a `Table` if there is a section [table].
+        """The labels file, read and checked.
 
         With `on_invalid_image = "skip"` every image is read once, and the rows of those that are
         absent or broken are left out, with a warning that counts and names them.
@@ -255,46 +248,31 @@ class Project(Settings):
             every_row: keep the rows of such images nevertheless.
         """
         from kerasmtl.data.manifest import Manifest
-        from kerasmtl.data.table import Table
 
         named = [task.task() for task in self.data.tasks]
-        options: dict[str, Any] = {
-            "tasks": (trained.tasks if trained else named) or None,
-            "group_column": self.data.group_column,
-            "split_by": self.data.split,
-        }
-        if self.data.split_column is not None:
-            options["split_column"] = self.data.split_column
-        if self.table is None:
-            options["image_column"] = self.data.image_column
-            read = Manifest.from_csv(
-                self.labels_csv, allow_outside=self.data.allow_outside, **options
-            )
-            skips = self.data.on_invalid_image == "skip" and not every_row
-            return self._usable(read) if skips else read
-        if trained:
-            options |= {"features": trained.columns, "id_column": trained.id_column}
-            return Table.load(self.labels_csv, packed_bits=trained.packed_bits, **options)
-        return Table.load(
+        column = self.data.split_column
+        read = Manifest.from_csv(
             self.labels_csv,
-            features=self.table.features or None,
-            ignore=self.table.ignore,
-            id_column=self.table.id_column,
-            packed_bits=self.table.packed_bits,
-            **options,
+            tasks=(trained.tasks if trained else named) or None,
+            input=self.input.like(trained.input) if trained else self.input,
+            group_column=self.data.group_column,
+            split_by=self.data.split,
+            **({} if column is None else {"split_column": column}),
         )
+        skips = self.data.on_invalid_image == "skip" and not every_row
+        return self._usable(read) if skips else read
 
     def _usable(self, read: Manifest) -> Manifest:
         """The rows whose image can be used."""
-        with progress_bar("checking images", len(read)) as advance:
-            self._skipped = read.check_images(advance)
+        with progress_bar(f"checking {read.input.noun}", len(read)) as advance:
+            self._skipped = read.faults(advance)
         if not self._skipped:
             return read
-        shown = "; ".join(f"{f.image} ({f.reason})" for f in self._skipped[:3])
+        shown = "; ".join(f"{f.name} ({f.reason})" for f in self._skipped[:3])
         more = f"; and {len(self._skipped) - 3} more" if len(self._skipped) > 3 else ""
         warnings.warn(
-            f"{len(self._skipped)} of {len(read)} images cannot be used and are skipped: "
-            f"{shown}{more}. `kerasmtl check` lists all.",
+            f"{len(self._skipped)} of {len(read)} {read.input.noun} cannot be used and are "
+            f"skipped: {shown}{more}. `kerasmtl check` lists all.",
             stacklevel=3,
         )
         lines = {fault.line for fault in self._skipped}
@@ -304,7 +282,7 @@ class Project(Settings):
         """Raise ValueError for absent images before anything is trained."""
         absent = sorted((f for part in parts for f in part.missing_files()), key=lambda f: f.line)
         if absent:
-            shown = "; ".join(f"line {fault.line}: {fault.image!r}" for fault in absent[:3])
+            shown = "; ".join(f"line {fault.line}: {fault.name!r}" for fault in absent[:3])
             more = f"; and {len(absent) - 3} more" if len(absent) > 3 else ""
             raise ValueError(
                 f"`labels` {self.labels_csv} must name images that exist, got {shown}{more}. Mend "
@@ -329,19 +307,16 @@ class Project(Settings):
         from kerasmtl.training.record import Trained
 
         self._check_present((train, val, test))
-        table = self.table or TableSettings()
         record = Trained.of(
             (train, val, test),
             self.training.seed,
-            table.id_column,
-            table.packed_bits,
             self.labels_csv,
-            self._backbone_identity() if self.table is None else None,
+            self._backbone_identity() if self.input.has_backbone else None,
         )
         run = begin_run(self._folder, record, self.training.tracking)
         if self._skipped:
-            run.keep_table("skipped.csv", ["line", "image", "reason"], map(astuple, self._skipped))
-        if self.table is None and self.model.backbone == "tiny" and not self._is_example:
+            run.keep_table("skipped.csv", ["line", "name", "reason"], map(astuple, self._skipped))
+        if self.input.has_backbone and self.model.backbone == "tiny" and not self._is_example:
             run.notes.append(TOY)
         return run
 
@@ -364,7 +339,6 @@ class Project(Settings):
         Raises:
             ValueError: the record is broken, or of the other kind of project.
         """
-        from kerasmtl.data.table import Table
         from kerasmtl.training.record import Trained, load_trained, record_file
 
         kept = self.checkpoint if run is None else self._folder / "runs" / run / CHECKPOINT
@@ -381,17 +355,12 @@ class Project(Settings):
                 "Call project.start_run(train, val, test) in train.py.",
                 stacklevel=2,
             )
-            seed, table = self.training.seed, self.table or TableSettings()
             manifest = self.manifest()
-            columns = manifest.columns if isinstance(manifest, Table) else None
-            return Trained.unrecorded(
-                manifest.tasks, columns, table.id_column, table.packed_bits, seed
-            )
-        if (found.columns is None) != (self.table is None):
-            kind = "pictures" if found.columns is None else "a table"
+            return Trained.unrecorded(manifest.tasks, manifest.input, self.training.seed)
+        if found.input.kind != self.input.kind:
             raise ValueError(
-                f"`{FILE}` is of another kind than the model, which was trained on {kind}. Train "
-                "again: python train.py"
+                f"`kind` of [input] in {FILE} must be {found.input.kind!r}, as of the model, got "
+                f"{self.input.kind!r}. Train again: python train.py"
             )
         return found
 
@@ -423,14 +392,8 @@ class Project(Settings):
         Raises:
             ValueError: the model takes something else than the rows hold.
         """
-        from kerasmtl.data.dataset import make_dataset, make_table_dataset
-        from kerasmtl.data.table import Table
+        from kerasmtl.data.dataset import make_dataset
 
-        if not isinstance(rows, Table):
-            return make_dataset(rows, model.input_shape[1:3], self.training.batch_size)
-        if model.input_shape != (None, len(rows.columns)):
-            raise ValueError(
-                f"`model` does not fit {rows.source}. Expected input (batch, {len(rows.columns)}), "
-                f"one number a column. Received: {model.input_shape}. Train again: python train.py"
-            )
-        return make_table_dataset(rows, self.training.batch_size)
+        return make_dataset(
+            replace(rows, input=rows.input.for_model(model)), batch_size=self.training.batch_size
+        )

@@ -140,9 +140,9 @@ def test_absent_images_stop_a_training_before_it_begins(pets):
 def test_invalid_images_are_skipped_counted_and_listed_where_that_is_wanted(pets):
     text = GOOD.replace("street_scenes", "labels.csv") + 'on_invalid_image = "skip"\n'
     project = kt.Project.load(write(pets, text))
-    with pytest.warns(UserWarning, match=r"2 of 12 images.*00.jpg \(absent\); 04.jpg"):
+    with pytest.warns(UserWarning, match=r"2 of 12 images.*00.jpg \(missing\); 04.jpg"):
         manifest = project.manifest()
-    assert len(manifest) == 10 and not {"00.jpg", "04.jpg"} & set(manifest.images)
+    assert len(manifest) == 10 and not {"00.jpg", "04.jpg"} & set(manifest.names)
     assert len(project.manifest(every_row=True)) == 12
     run = project.start_run(*manifest.split())
     listed = (run.folder / "skipped.csv").read_text().splitlines()

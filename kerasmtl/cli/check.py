@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.data.audit import Audit
-from kerasmtl.data.manifest import Fault, Manifest
-from kerasmtl.data.table import Table as Rows
+from kerasmtl.data.inputs import Fault
+from kerasmtl.data.manifest import Manifest
 from kerasmtl.training.depth import advice
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.tables import Name, print_whole
@@ -45,7 +45,7 @@ class Check:
         return {
             "labels": str(self.manifest.source),
             "rows": len(self.manifest),
-            "features": list(self._features()),
+            "input": self.manifest.input.config(),
             "ignored": list(self.manifest.ignored),
             "faults": [asdict(fault) for fault in self.faults],
             "class_faults": self.class_faults,
@@ -71,13 +71,11 @@ class Check:
             *([self.training] if self.training else []),
             *(f"Task {name}: {fault}" for name, fault in self.class_faults.items()),
             *self._leak_lines(),
-            *(f"line {fault.line}: {fault.image}: {fault.reason}" for fault in self.faults),
-            f"{len(self.faults)} of {len(self.manifest)} {self.manifest.unit} cannot be used.",
+            *(f"line {fault.line}: {fault.name}: {fault.reason}" for fault in self.faults),
+            f"{len(self.faults)} of {len(self.manifest)} {self.manifest.input.noun} cannot be "
+            "used.",
         ]
         return "\n".join(lines)
-
-    def _features(self) -> tuple[str, ...]:
-        return getattr(self.manifest, "columns", ())
 
     def _coverage_table(self) -> str:
         mixed = "classes" in self.coverage
@@ -109,8 +107,8 @@ class Check:
         if self.leaks is None:
             return [f"Leaks were not looked for: {self.no_leaks}."] if self.no_leaks else []
         lines = [
-            f"Warning: {row.kind}: {row.part}, line {row.line}: {row.image} and {row.other_part}, "
-            f"line {row.other_line}: {row.other_image}"
+            f"Warning: {row.kind}: {row.part}, line {row.line}: {row.name} and {row.other_part}, "
+            f"line {row.other_line}: {row.other_name}"
             for row in self.leaks.head(_SHOWN).itertuples()
         ]
         if len(self.leaks) > _SHOWN:
@@ -145,8 +143,8 @@ def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = F
         leaks: look for them; reads every picture once more.
         quiet: show no progress bars.
     """
-    with progress_bar(manifest.unit, len(manifest), not quiet) as step:
-        faults = manifest.check_images(step)
+    with progress_bar(manifest.input.noun, len(manifest), not quiet) as step:
+        faults = manifest.faults(step)
     found, why = None, ""
     if leaks:
         try:
@@ -162,7 +160,7 @@ def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = F
         audit=manifest.audit(),
         leaks=found,
         no_leaks=why.rstrip("."),
-        training=None if isinstance(manifest, Rows) else _training(manifest, seed),
+        training=_training(manifest, seed) if manifest.input.has_backbone else None,
     )
 
 

@@ -84,7 +84,7 @@ def new(
     given = {
         "labels": labels,
         "backbone": backbone,
-        "_image_column": image_column,
+        "_column": image_column,
         "_split_column": split_column,
         "_group_column": group_column,
         "_id_column": id_column,
@@ -142,9 +142,7 @@ def check(
     if labels is not None:
         manifest = _read(labels, table, given)
     else:
-        _refuse(
-            {**given, **({"table": True} if table else {})}, "belong to a labels file", "LABELS"
-        )
+        _refuse({**given, **({"table": True} if table else {})})
         project = load_project(folder)
         manifest, seed = project.manifest(every_row=True), project.training.seed
         skips = project.data.on_invalid_image == "skip"
@@ -159,23 +157,19 @@ def check(
 
 
 def _read(labels: str, table: bool, given: dict[str, Any]) -> Any:
-    tasks = [read_task(word) for word in given.pop("tasks", ())] or None
-    if table or not labels.lower().endswith(".csv"):
-        from kerasmtl.data.table import Table
-
-        pictures = {
-            name: given[name] for name in ("image_column", "allow_outside") if name in given
-        }
-        _refuse(pictures, "are for pictures, and the file is read as a table", "a CSV of pictures")
-        return Table.load(labels, tasks=tasks, **given)
+    from kerasmtl.data.inputs import Input
     from kerasmtl.data.manifest import Manifest
 
-    tables = {name: given[name] for name in ("id_column", "ignore") if name in given}
-    _refuse(tables, "are for tables, and a CSV is read as one of pictures", "--table")
-    return Manifest.from_csv(labels, tasks=tasks, **given)
+    tasks = [read_task(word) for word in given.pop("tasks", ())] or None
+    reading = {key: given.pop(key) for key in ("split_column", "group_column") if key in given}
+    kind = "image" if labels.lower().endswith(".csv") and not table else "table"
+    if "image_column" in given:
+        given["column"] = given.pop("image_column")
+    input = Input.from_config({"kind": kind, **given})
+    return Manifest.from_csv(labels, tasks=tasks, input=input, **reading)
 
 
-def _refuse(given: dict[str, Any], why: str, expected: str) -> None:
+def _refuse(given: dict[str, Any]) -> None:
     if given:
         names = [f"--{'task' if name == 'tasks' else name.replace('_', '-')}" for name in given]
-        raise ValueError(f"{', '.join(names)} {why}. Expected {expected} with it.")
+        raise ValueError(f"{', '.join(names)} must come with LABELS: they belong to a labels file.")

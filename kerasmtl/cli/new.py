@@ -28,28 +28,17 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PLAIN = ("_toy", "_requirement")  # answers that are no values of project.toml
 _LOOKED_AT = 100  # images that are decoded, and rows that are split, before a project is made
 
-# Answers that only one of the two kinds of templates takes, and what stands there instead.
-_OF_PICTURES = {
-    "backbone": "the layers of a table's model are in project.toml",
-    "_image_column": "a table has no images",
-    "_allow_outside": "a table has no images",
-    "_on_invalid_image": "a table has no images",
-}
-_OF_TABLES = {
-    "_ignore": "of a CSV of pictures, columns that are no tasks are left out",
-    "_id_column": "a row of a CSV of pictures is known by its picture",
-}
-
 
 @dataclass(frozen=True)
 class Template:
-    """A cookiecutter folder: its name, what it is for, what it asks, and if it reads a table."""
+    """A cookiecutter folder: its name, what it is for, what it asks and takes, its input."""
 
     name: str
     folder: Path
     description: str
     questions: dict[str, tuple[str, str]]  # variable → (question, default)
-    table: bool = False
+    variables: frozenset[str]
+    kind: str
 
 
 def templates() -> dict[str, Template]:
@@ -66,7 +55,12 @@ def templates() -> dict[str, Template]:
             if not key.startswith("_") and key != "project_name"
         }
         found[folder.name] = Template(
-            folder.name, folder, context["_description"], questions, bool(context.get("_table"))
+            folder.name,
+            folder,
+            context["_description"],
+            questions,
+            frozenset(context),
+            context["_input"],
         )
     return found
 
@@ -84,7 +78,7 @@ def new_project(
         target: the folder to make; its last part is the project's name.
         answers: by variable of the template; what is left out gets its default. `labels` and
             `backbone` may be paths from the working folder. The tasks are `_tasks`, or read from
-            the labels; their columns are `_image_column`, `_split_column`, `_group_column`, and
+            the labels; their columns are `_column` of images, `_split_column`, `_group_column`, and
             of a table `_id_column` and `_ignore`. `_allow_outside` and `_on_invalid_image` are
             settings of images. Without `backbone`, images of one's own get a trained one that is
             on this machine already, or else "tiny".
@@ -104,7 +98,7 @@ def new_project(
     from kerasmtl.project import Project
 
     known, target = check_target(template, target)
-    context = {**_settings(answers, known.table, target, tell), "project_name": target.name}
+    context = {**_settings(answers, known, target, tell), "project_name": target.name}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as aside:
         made = cookiecutter(
@@ -141,29 +135,25 @@ def check_target(template: str, target: str | os.PathLike[str]) -> tuple[Templat
 
 
 def _settings(
-    answers: dict[str, Any], table: bool, target: Path, tell: Callable[[str], None] | None
+    answers: dict[str, Any], template: Template, target: Path, tell: Callable[[str], None] | None
 ) -> dict[str, Any]:
     """The answers for cookiecutter: paths as project.toml has them, tasks found, and what it must
     not render as TOML, under names with a "_", which it takes as they are."""
-    of_others = _OF_PICTURES if table else _OF_TABLES
-    wrong = {name: answers[name] for name in of_others if answers.get(name)}
-    for name, value in wrong.items():
-        raise ValueError(
-            f"`{name.lstrip('_')}` is for templates of {'pictures' if table else 'tables'}. "
-            f"Expected none: {of_others[name]}. Received: {value!r}"
-        )
+    wrong = sorted(name.lstrip("_") for name in answers if name not in template.variables)
+    if wrong:
+        raise ValueError(f"`{wrong[0]}` must not be given for the template {template.name!r}")
     tell = tell or (lambda line: None)
     given = dict(answers)
     labels = given.pop("labels", None)
     own = labels is not None and labels not in DATASETS
     if own:
         labels = os.path.abspath(os.path.expanduser(labels))
-        manifest = (_read_table if table else _read_manifest)(labels, given)
+        manifest = _read_manifest(labels, template.kind, given)
         tell(columns_text(manifest))
         _check_tasks(manifest)
         named = {task.name: task for task in map(_as_task, given.get("_tasks") or ())}
         given["_tasks"] = [named.get(task.name, task.name) for task in manifest.tasks]
-    if not table:
+    if "backbone" in template.variables:
         handle = _backbone(given.pop("backbone", None), own, tell)
         given["_backbone"] = handle and _from_project(handle, target)
         given["_toy"] = TOY if own and handle == "tiny" else None
@@ -233,22 +223,28 @@ def _check_tasks(manifest: Manifest) -> None:
             manifest.split()
 
 
-def _check_images(manifest: Manifest, policy: str) -> None:
-    """Refuse images that training would refuse: the absent ones, and broken ones among the first.
+def _check_files(manifest: Manifest, policy: str) -> None:
+    """Refuse files that training would refuse: the absent ones, and broken ones among the first.
 
     To decode all of them is what `kerasmtl check` is for.
     """
     absent = manifest.missing_files()
     gone = {fault.line for fault in absent}
     rows = [row for row, line in enumerate(manifest.lines) if line not in gone][:_LOOKED_AT]
-    broken = manifest.take(rows).check_images()
-    if len(broken) == len(rows) or (policy == "error" and (absent or broken)):
+    broken = manifest.take(rows).faults()
+    if (
+        rows
+        and len(broken) == len(rows)
+        or absent
+        and not rows
+        or (policy == "error" and (absent or broken))
+    ):
         faults = [*absent, *broken]
-        shown = "; ".join(f"line {f.line}: {f.image!r} is {f.reason}" for f in faults[:3])
+        shown = "; ".join(f"line {f.line}: {f.name!r} is {f.reason}" for f in faults[:3])
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(
-            f"`labels` {manifest.source} must name images, got {shown}{more}. Mend the file"
-            + (", or pass --on-invalid-image skip." if len(broken) < len(rows) else ".")
+            f"`labels` {manifest.source} must name {manifest.input.noun}, got {shown}{more}. Mend "
+            "the file" + (", or pass --on-invalid-image skip." if len(broken) < len(rows) else ".")
         )
 
 
@@ -272,30 +268,19 @@ def _as_task(task: Task | str) -> Task:
     return task if isinstance(task, Task) else Task(task)
 
 
-def _column_options(answers: dict[str, Any], *names: str) -> dict[str, str]:
-    return {name: answers[f"_{name}"] for name in names if answers.get(f"_{name}")}
-
-
-def _read_manifest(labels: str, answers: dict[str, Any]) -> Manifest:
+def _read_manifest(labels: str, kind: str, answers: dict[str, Any]) -> Manifest:
     # pandas, not TensorFlow: a second at most.
+    from kerasmtl.data.inputs import Input
     from kerasmtl.data.manifest import Manifest
 
+    names = Input.options(kind)
+    options = {name: answers[f"_{name}"] for name in names if answers.get(f"_{name}")}
+    columns = ("split_column", "group_column")
     manifest = Manifest.from_csv(
         labels,
         tasks=answers.get("_tasks"),
-        allow_outside=bool(answers.get("_allow_outside")),
-        **_column_options(answers, "image_column", "split_column", "group_column"),
+        input=Input.from_config({"kind": kind, **options}),
+        **{name: answers[f"_{name}"] for name in columns if answers.get(f"_{name}")},
     )
-    _check_images(manifest, answers.get("_on_invalid_image") or "error")
+    _check_files(manifest, answers.get("_on_invalid_image") or "error")
     return manifest
-
-
-def _read_table(labels: str, answers: dict[str, Any]) -> Manifest:
-    from kerasmtl.data.table import Table
-
-    return Table.load(
-        labels,
-        tasks=answers.get("_tasks"),
-        ignore=answers.get("_ignore", ()),
-        **_column_options(answers, "split_column", "group_column", "id_column"),
-    )

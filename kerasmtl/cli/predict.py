@@ -105,9 +105,8 @@ def make_predictor(
         model,
         of.tasks,
         project.checkpoint,
-        columns=of.columns,
-        packed_bits=of.packed_bits,
-        id_column=id_column or of.id_column,
+        input=of.input,
+        id_column=id_column,
         thresholds=project.run.thresholds(),
     )
 
@@ -121,7 +120,8 @@ def _inputs(files: Sequence[str], predictor: Predictor, wanted: Wanted) -> Any:
         return PictureInputs(files, wanted.image_column or "image")
     if wanted.image_column is not None:
         raise ValueError("--image-column is for pictures, and the model takes rows of a table.")
-    return RowInputs(files, predictor.columns, predictor.packed_bits, predictor.id_column)
+    of = predictor.input
+    return RowInputs(files, of.features, of.packed_bits, of.id_column)
 
 
 def _said(done: Done) -> str:
@@ -307,10 +307,10 @@ def _is_table(export_: str | None, folder: str) -> bool:
     if export_ is None:
         project = load_project(folder)
         check_trained(project)
-        return project.table is not None
+        return project.input.kind == "table"
     from kerasmtl.serving.predictor import describe_export
 
-    return describe_export(export_).get("kind") == "table"
+    return (describe_export(export_).get("input") or {}).get("kind") == "table"
 
 
 def _bad_files(files: Sequence[str], table: bool) -> dict[str, str]:

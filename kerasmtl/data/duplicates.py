@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ import pandas as pd
 
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import Task
+from kerasmtl.utils.text import warn
 
 _SHOWN = 5
 _END = 4096  # bytes of a file that tell most files apart
@@ -27,34 +27,31 @@ _BLOCK = 256  # files that a thread looks at in one go
 
 
 def merge_duplicates(
-    images: np.ndarray,
+    keys: np.ndarray,
+    names: np.ndarray,
     labels: np.ndarray,
     lines: np.ndarray,
     others: dict[str, np.ndarray | None],
     tasks: tuple[Task, ...],
     source: Path,
-    root: Path | None,
     doubtful: np.ndarray | None = None,
-    stacklevel: int = 4,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to keep, the first of each picture, and the labels with those of all its rows.
+    """The rows to keep, the first of each key, and the labels with those of all its rows.
 
-    Shapes: images (rows,) str, paths from `root`, or names of rows where that is None; labels
+    Shapes: keys (rows,), the same for rows to merge; names (rows,) str, for messages; labels
     (rows, tasks) float32, NaN = missing; lines (rows,) int; `others` by name of a column that must
     agree, too, (rows,) each; doubtful (rows, tasks) bool, the labels of uncertain cells, which give
     way to a certain one; returns (kept,) int and (kept, tasks) float32. Warns of what is merged.
 
     Raises:
-        ValueError: two rows of one picture have different known labels, or differ in one of
+        ValueError: two rows of one key have different known labels, or differ in one of
             `others`; names both lines.
     """
-    codes, _ = pd.factorize(images if root is None else picture_keys(images, root))
-    leader = _leaders(codes)
-    rows = np.arange(len(images))
+    leader = _leaders(pd.factorize(keys)[0])
+    rows = np.arange(len(keys))
     again = np.flatnonzero(leader != rows)
     if not len(again):
         return rows, labels
-    unit = "picture" if root is not None else "row"
     for name, values in others.items():
         if values is not None:
             wrong = again[_differ(values[again], values[leader[again]])]
@@ -63,17 +60,17 @@ def merge_duplicates(
                 said = [
                     f"{v:g}" if isinstance(v, float) else repr(v) for v in values[pair].tolist()
                 ]
-                raise _contradiction(name, said, images[pair], lines[pair], source, unit)
+                raise _contradiction(name, said, names[pair], lines[pair], source)
     certain = labels if doubtful is None else np.where(doubtful, np.float32("nan"), labels)
     members, starts = _blocks(leader, again)
     for column, pair in _clashes(certain, members, starts, most=1):
         said = [_as_text(value, tasks[column]) for value in labels[pair, column]]
-        raise _contradiction(tasks[column].name, said, images[pair], lines[pair], source, unit)
+        raise _contradiction(tasks[column].name, said, names[pair], lines[pair], source)
     sure, guess = (np.fmax.reduceat(of[members], starts, axis=0) for of in (certain, labels))
     merged = labels.copy()
     merged[members[starts]] = np.where(np.isnan(sure), guess, sure)
     kept = np.flatnonzero(leader == rows)
-    _warn(again, leader, images, lines, source, unit, stacklevel)
+    _warn(again, leader, names, lines, source)
     return kept, merged[kept]
 
 
@@ -112,7 +109,7 @@ def _differ(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return differ & ~(np.isnan(ours) & np.isnan(theirs)) if ours.dtype.kind == "f" else differ
 
 
-def picture_keys(images: np.ndarray, root: Path) -> np.ndarray:
+def path_keys(images: np.ndarray, root: Path) -> np.ndarray:
     """One key for all ways to write the path of a picture, shape (rows,); no disk is read."""
     keys = images.copy()
     for row, image in enumerate(images):
@@ -215,7 +212,6 @@ def warn_of_equal_rows(
     lines: np.ndarray,
     tasks: tuple[Task, ...],
     source: Path,
-    stacklevel: int = 3,
 ) -> None:
     """Warn of rows with the same numbers and different known labels; they have no name to tell.
 
@@ -233,11 +229,10 @@ def warn_of_equal_rows(
         f"{lines[other]}"
         for column, (first, other) in clashes[:_SHOWN]
     ]
-    warnings.warn(
+    warn(
         f"{source} has rows with the same features and different labels: {'; '.join(shown)}"
         f"{'; …' if len(clashes) > _SHOWN else ''}. Name rows with id_column=… if the same thing "
-        "is there twice; if not, no model can tell them apart.",
-        stacklevel=stacklevel,
+        "is there twice; if not, no model can tell them apart."
     )
 
 
@@ -246,31 +241,24 @@ def _as_text(value: float, task: Task) -> str:
 
 
 def _contradiction(
-    name: str, said: list[str], images: np.ndarray, lines: np.ndarray, source: Path, unit: str
+    name: str, said: list[str], names: np.ndarray, lines: np.ndarray, source: Path
 ) -> ValueError:
     at = place(source)
     return ValueError(
-        f"`labels` in {source} contradict each other: {unit} {images[1]!r}, column {name!r}. "
-        f"Expected one answer. Received: {said[0]} in {at} {lines[0]} and {said[1]} in {at} "
-        f"{lines[1]}. Remove one of the {at}s, or leave the label that is in doubt empty in both."
+        f"`labels` in {source}, column {name!r}, must agree in rows of the same name, got for "
+        f"{names[1]!r} {said[0]} in {at} {lines[0]} and {said[1]} in {at} {lines[1]}. Remove one "
+        f"of the {at}s, or leave the label that is in doubt empty in both."
     )
 
 
 def _warn(
-    again: np.ndarray,
-    leader: np.ndarray,
-    images: np.ndarray,
-    lines: np.ndarray,
-    source: Path,
-    unit: str,
-    stacklevel: int,
+    again: np.ndarray, leader: np.ndarray, names: np.ndarray, lines: np.ndarray, source: Path
 ) -> None:
     shown = "; ".join(
-        f"{images[row]!r} in {place(source)}s {lines[leader[row]]} and {lines[row]}"
+        f"{names[row]!r} in {place(source)}s {lines[leader[row]]} and {lines[row]}"
         for row in again[:_SHOWN]
     )
-    warnings.warn(
-        f"{source} names {len(set(leader[again]))} {unit}s more than once; their rows agree, and "
-        f"are merged: {shown}{'; …' if len(again) > _SHOWN else ''}",
-        stacklevel=stacklevel,
+    warn(
+        f"{source} names {len(set(leader[again]))} rows more than once; they agree, and are "
+        f"merged: {shown}{'; …' if len(again) > _SHOWN else ''}"
     )

@@ -8,11 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-
-import numpy as np
 
 MAX_PIXELS = 2 * (1024**3 // 4 // 3)  # 178,956,970, where Pillow raises DecompressionBombError
 # The first bytes of the formats that can be decoded; WebP has its name at byte 8 as well.
@@ -95,64 +90,3 @@ def _header_fault(kind: str | None, size: tuple[int, int], data: bytes) -> str |
             return INDEXED_BMP
     animated = kind == "WEBP" and data[12:16] == b"VP8X" and data[20] & 2
     return ANIMATED_WEBP if animated else None
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A row whose input cannot be used.
-
-    Attributes:
-        line: its line in the labels file.
-        image: the name of the image, as written there.
-        reason: why it cannot be used, as in `image_fault`.
-    """
-
-    line: int
-    image: str
-    reason: str
-
-
-def missing_images(paths: Sequence[str], images: np.ndarray, lines: np.ndarray) -> list[Fault]:
-    """Returns the rows whose image file does not exist.
-
-    Args:
-        paths: the path of each row's image.
-        images: (rows,) str, the same as written in the labels file.
-        lines: (rows,) int, the row's line there.
-    """
-    return [
-        Fault(int(lines[row]), images[row], "missing")
-        for row, path in enumerate(paths)
-        if not os.path.isfile(path)
-    ]
-
-
-def invalid_images(
-    paths: Sequence[str],
-    images: np.ndarray,
-    lines: np.ndarray,
-    progress: Callable[[], None] | None = None,
-) -> list[Fault]:
-    """Returns the rows whose image cannot be used; reads and decodes all of them, in threads.
-
-    Args:
-        paths: the path of each row's image.
-        images: (rows,) str, the same as written in the labels file.
-        lines: (rows,) int, the row's line there.
-        progress: called once per row, from several threads.
-    """
-
-    def check(rows: range) -> list[Fault]:
-        faults = []
-        for row in rows:
-            reason = image_fault(paths[row])
-            if reason is not None:
-                faults.append(Fault(int(lines[row]), images[row], reason))
-            if progress is not None:
-                progress()
-        return faults
-
-    # In blocks: each call that waits in the pool takes memory.
-    blocks = [range(at, min(at + 64, len(paths))) for at in range(0, len(paths), 64)]
-    with ThreadPoolExecutor() as pool:
-        return [fault for faults in pool.map(check, blocks) for fault in faults]

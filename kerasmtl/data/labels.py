@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -315,28 +314,3 @@ def check_split_column(columns: Sequence[str], split_column: str | None, source:
     """
     if split_column and split_column != "split":
         check_columns("split_column", [split_column], columns, source)
-
-
-def check_images(
-    images: pd.Series, source: Path, column: str, root: Path, allow_outside: bool
-) -> None:
-    """Raise ValueError for a row without a picture, or with one outside of the root."""
-    unnamed = images.index[images == ""]
-    if len(unnamed):
-        raise ValueError(
-            f"`images` in {source}, line {unnamed[0]}, column {column!r} is empty. Expected the "
-            f"path of a picture. {len(unnamed)} such rows."
-        )
-    if allow_outside:
-        return
-    inside = os.path.join(root, "")
-    for line, image in zip(images.index, images, strict=True):
-        if image != "." and ".." not in image and ":" not in image and image[0] not in "/\\":
-            continue  # a plain name below the root, without a look at every part of the path
-        if not os.path.normpath(os.path.join(root, image)).startswith(inside):
-            raise ValueError(
-                f"`images` in {source}, line {line}, column {column!r} leaves the data folder "
-                f"{root}. Expected a path inside it. Received: {image!r}. If that is meant: "
-                "allow_outside=True (in a project: allow_outside = true; command line: "
-                "--allow-outside)."
-            )

@@ -7,15 +7,12 @@ another compression and another brightness, and neither a crop, a turn nor a mir
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-
-from kerasmtl.data.duplicates import identical_files
 
 COARSE, FINE = 8, 16  # bits a side
 FINE_BITS = 30  # how many of the 256 may differ
@@ -39,61 +36,53 @@ class Leak:
 
 
 def find_leaks(
-    paths: Sequence[str],
     parts: np.ndarray,
+    identities: Mapping[str, np.ndarray],
+    pairs: Iterable[tuple[int, int]] = (),
     groups: np.ndarray | None = None,
-    pictures: bool = True,
-    progress: Callable[[], None] | None = None,
 ) -> list[Leak]:
-    """What stands on both sides of a split, worst first; for each row one partner is named.
+    """What occurs on both sides of a split, worst first; for each row one partner is named.
 
-    Shapes: paths (rows,) str; parts (rows,) of any label; groups (rows,) or None. Pictures that
-    cannot be read are passed over.
+    Shapes: parts (rows,) of any label; groups (rows,) or None.
 
     Args:
-        paths: of the pictures.
-        parts: which part a row is in.
-        groups: what should not stand in two parts.
-        pictures: look at the pictures, too, for near-duplicates; reads each file once.
-        progress: called once a picture looked at.
+        parts: the part that a row is in.
+        identities: by kind of leak, keys (rows,) that should not occur in two parts.
+        pairs: rows that are nearly the same.
+        groups: what should not be in two parts.
     """
     found = _Pairs(parts)
-    found.add("same file", [os.path.realpath(path) for path in paths])
-    found.add("same bytes", identical_files(paths).tolist())
-    if pictures:
-        coarse, fine = _hashes(paths, progress)
-        for first, second in _near(coarse, fine, parts):
-            found.keep("near-duplicate", min(first, second), max(first, second))
+    for kind, keys in identities.items():
+        found.add(kind, keys.tolist())
+    for first, second in pairs:
+        found.keep("near-duplicate", min(first, second), max(first, second))
     if groups is not None:
         found.add("same group", groups.tolist())
     return found.leaks
 
 
-def find_row_leaks(
-    alike: np.ndarray, parts: np.ndarray, groups: np.ndarray | None = None
-) -> list[Leak]:
-    """Identical rows that stand in two parts: "same row", and "same group".
+def near_duplicates(
+    paths: Sequence[str], parts: np.ndarray, progress: Callable[[], None] | None = None
+) -> Iterator[tuple[int, int]]:
+    """Pairs of rows in different parts whose images look nearly the same; reads each file once.
 
-    Shapes: alike, the same value for identical rows, parts and groups (rows,).
+    Images that cannot be read are passed over. `progress` is called per image.
     """
-    found = _Pairs(parts)
-    found.add("same row", alike.tolist())
-    if groups is not None:
-        found.add("same group", groups.tolist())
-    return found.leaks
+    coarse, fine = _hashes(paths, progress)
+    return _near(coarse, fine, parts)
 
 
 def leak_table(
-    leaks: Sequence[Leak], parts: np.ndarray, lines: np.ndarray, images: np.ndarray
+    leaks: Sequence[Leak], parts: np.ndarray, lines: np.ndarray, names: np.ndarray
 ) -> pd.DataFrame:
-    """One row for each leak: its kind, and part, line and image of both sides.
+    """One row for each leak: its kind, and part, line and name of both sides.
 
-    Shapes: parts, lines and images (rows,).
+    Shapes: parts, lines and names (rows,).
     """
     sides = {
         f"{side}{name}": [values[getattr(leak, row)] for leak in leaks]
         for side, row in (("", "first"), ("other_", "second"))
-        for name, values in (("part", parts), ("line", lines.tolist()), ("image", images))
+        for name, values in (("part", parts), ("line", lines.tolist()), ("name", names))
     }
     return pd.DataFrame({"kind": [leak.kind for leak in leaks], **sides})
 

@@ -1,4 +1,4 @@
-"""The labels file: a CSV becomes validated rows, their coverage and their splits."""
+"""`Manifest`: the rows of a labels file with their inputs, labels, groups and splits."""
 
 from __future__ import annotations
 
@@ -6,162 +6,268 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kerasmtl.data.audit import Audit, audit, check_classes, class_faults, coverage
-from kerasmtl.data.duplicates import identical_files, merge_duplicates, picture_keys
-from kerasmtl.data.image_files import Fault, invalid_images, missing_images
+from kerasmtl.data.duplicates import merge_duplicates, warn_of_equal_rows
+from kerasmtl.data.inputs import Fault, Image, Input
 from kerasmtl.data.labels import (
-    check_images,
     check_split_column,
-    infer_tasks,
     read_groups,
     read_labels,
     read_splits,
     uncertain_cells,
 )
-from kerasmtl.data.leaks import Leak, find_leaks, leak_table
-from kerasmtl.data.readers import read_table
+from kerasmtl.data.leaks import find_leaks, leak_table
+from kerasmtl.data.readers import as_text, place
 from kerasmtl.data.splits import POLICIES, split_rows, units, warn_of_cuts, warn_of_parts
 from kerasmtl.tasks import Task, as_tasks
-from kerasmtl.utils.text import check_columns
+from kerasmtl.utils.text import check_columns, listed
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Manifest:
-    """Rows of pictures and labels.
+    """Rows of inputs and labels.
 
-    Shapes: images (rows,) str as written in the CSV; labels (rows, tasks) float32, 1, 0, a class's
-    position or a number, NaN = missing; lines (rows,) int, the line in the file, header = 1;
-    splits (rows,) of "train", "val" or "test", or None without such a column; groups (rows,) str,
-    or None. `split_by`: how `split` draws rows where nothing else decides; `ignored`: the columns
-    that are nothing here.
+    Attributes:
+        source: the labels file.
+        input: the kind of input, see `kerasmtl.data.Input`.
+        tasks: what the labels answer; classes that a task did not name were found.
+        values: (rows, …), one input per row: paths of images, or (rows, columns) float32.
+        labels: (rows, tasks) float32: 1, 0, the position of a class, or a number; NaN = missing.
+        lines: (rows,) int, the line of a CSV (header = 1), or the row of another file, from 0.
+        names: (rows,) str, what a row is called in messages.
+        named: whether names say which rows are the same; if not, their content does.
+        splits: (rows,) of "train", "val" or "test", or None without such a column.
+        groups: (rows,) of what belongs together, or None.
+        split_by: how `split` draws rows where nothing else decides: "stratified" or "hash".
+        ignored: the columns of the file that were not read.
+
+    Example:
+        >>> import numpy as np
+        >>> import kerasmtl as kt
+        >>> values, labels = np.eye(4), np.array([[1], [0], [np.nan], [1]])
+        >>> manifest = kt.Manifest.from_arrays(values, labels, ["car"], kt.data.Table())
+        >>> manifest.take([0, 2]).labels.tolist()
+        [[1.0], [nan]]
     """
 
     source: Path
-    root: Path
+    input: Input
     tasks: tuple[Task, ...]
-    images: np.ndarray
+    values: np.ndarray
     labels: np.ndarray
     lines: np.ndarray
+    names: np.ndarray
+    named: bool = True
     splits: np.ndarray | None = None
     groups: np.ndarray | None = None
     split_by: str = "stratified"
     ignored: tuple[str, ...] = ()
-    unit: ClassVar[str] = "pictures"  # what a row is about, for messages
 
     @classmethod
     def from_csv(
         cls,
         path: str | os.PathLike[str],
         tasks: Iterable[Task | str] | None = None,
-        image_column: str = "image",
+        input: Input | None = None,
         split_column: str = "split",
-        root: str | os.PathLike[str] | None = None,
-        allow_outside: bool = False,
-        encoding: str = "utf-8",
         group_column: str | None = None,
         split_by: str = "stratified",
+        encoding: str = "utf-8",
     ) -> Manifest:
-        """Read a CSV with a header, an image column and one column per task.
+        """Read a labels file: a CSV with a header, a Parquet file, or an NPZ with X and Y.
 
-        "", "?", NA, N/A, NaN, none and null are missing, in any case, and so are a task's own
-        codes. Rows of the same picture that do not contradict each other become one, with a
-        warning. Classes that a task does not name are found, and stand in `manifest.tasks`.
+        "", "?", NA, N/A, NaN, none and null are missing labels, in any case, and so are a task's
+        own codes. Rows of the same name (path, id) that do not contradict each other become one,
+        with a warning.
 
         Args:
-            path: the file, comma-separated.
-            tasks: the columns to learn; by default every column of 0, 1 and missing.
-            image_column: the column with the paths of the pictures.
-            split_column: the column with train, val or test; one of another name than "split"
-                must be there.
-            root: the folder the paths start from; by default the folder of the CSV.
-            allow_outside: accept pictures outside of `root`.
-            encoding: the text encoding of the file.
-            group_column: the column that says which rows belong together (frames of a video,
-                pictures of a patient); `split` never parts them.
-            split_by: how `split` draws rows: "stratified" or "hash".
+            path: the file. Parquet needs pyarrow. An NPZ may also hold `tasks`, the names of the
+                columns of Y, `columns`, those of X, and arrays (rows,) in the place of columns.
+            tasks: the columns to learn; by default every column of 0, 1 and missing labels.
+            input: the kind of input and its columns; by default `kerasmtl.data.Image()`.
+            split_column: the column of train, val and test; only "split" may be absent.
+            group_column: the column of what belongs together (frames of a video, images of a
+                patient), which `split` never separates.
+            split_by: how `split` draws rows: "stratified", or "hash" of their names.
+            encoding: of a CSV.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: empty or malformed file, wrong encoding, absent or doubled column, a cell
-                that is no label of its task, rows of one picture that contradict each other, no
-                picture named, a picture outside of `root`, an unknown split. The message names
-                file, line and column.
+            ValueError: a malformed file, an absent column or one with two meanings, a cell that is
+                not a label of its task or not an input, rows of one name that contradict each
+                other, an unknown split. The message names file, line (row) and column.
+
+        Example:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> import kerasmtl as kt
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     file = Path(folder) / "labels.csv"
+            ...     _ = file.write_text("image,car,bus\\na.jpg,1,?\\nb.jpg,0,1\\n")
+            ...     manifest = kt.Manifest.from_csv(file)
+            >>> manifest.coverage()["known"].to_dict()
+            {'car': 2, 'bus': 1}
         """
         source = Path(path)
+        given = Image() if input is None else input
         _check_policy("split_by", split_by)
-        table = read_table(source, encoding)
-        check_columns("image_column", [image_column], table.columns, source)
-        check_split_column(list(table.columns), split_column, source)
-        named = (image_column, split_column, group_column)
-        others = [column for column in table.columns if column not in named]
-        chosen = as_tasks(tasks) if tasks is not None else infer_tasks(table[others], source)
-        folder = Path(os.path.abspath(root if root is not None else source.parent))
-        images = table[image_column].str.strip()
-        check_images(images, source, image_column, folder, allow_outside)
-        chosen, labels = read_labels(table, chosen, source)
-        splits = read_splits(table[split_column], source) if split_column in table else None
-        groups = None
-        if group_column:
-            keys = picture_keys(images.to_numpy(dtype=object), folder)
-            groups = read_groups(table, group_column, keys, source)
+        file = given.open(source, encoding)
+        cells = file.cells
+        special = {
+            "split_column": (split_column,),
+            "group_column": (group_column,) if group_column else (),
+        }
+        for argument, names in {**special, **given.claimed()}.items():
+            unfit = {name: file.unfit[name] for name in names if name in file.unfit}
+            if unfit:
+                raise ValueError(f"`{argument}` must be of shape ({len(cells)},), got {unfit}")
+            if argument != "split_column":
+                check_columns(argument, names, cells.columns, source)
+        check_split_column(list(cells), split_column, source)
+        used = {split_column, group_column}.union(*given.claimed().values())
+        if tasks is None and file.tasks is None:
+            chosen = given.infer_tasks(cells[[name for name in cells if name not in used]], source)
+        else:
+            chosen = as_tasks(file.tasks if tasks is None else tasks)
+        roles = {
+            "tasks": {task.name for task in chosen},
+            "split_column": {split_column} & {*cells},
+            "group_column": {group_column} - {None},
+        }
+        _check_roles(roles, given, source)
+        input, values, names = given.read(file, roles)
+        text = as_text(cells[[name for name in cells if any(name in r for r in roles.values())]])
+        chosen, labels = read_labels(text, chosen, source)
+        splits = read_splits(text[split_column], source) if split_column in text else None
+        lines = cells.index.to_numpy()
+        keys = input.identical(values) if names is None else input.known_by(names)
+        groups = read_groups(text, group_column, keys, source) if group_column else None
         read = cls(
             source=source,
-            root=folder,
+            input=input,
             tasks=chosen,
-            images=images.to_numpy(dtype=object),
+            values=values,
             labels=labels,
-            lines=table.index.to_numpy(),
+            lines=lines,
+            names=lines.astype(str).astype(object) if names is None else names,
+            named=names is not None,
             splits=splits,
             groups=groups,
             split_by=split_by,
-            ignored=tuple(name for name in others if name not in {task.name for task in chosen}),
+            ignored=_unread(cells, roles, input),
         )
-        alike = {split_column: splits, str(group_column): groups}
+        if names is None:
+            warn_of_equal_rows(keys, labels, lines, chosen, source)
+            return read
+        others = {split_column: splits, str(group_column): groups, **input.columns(values)}
+        doubtful = uncertain_cells(text, chosen)
         rows, merged = merge_duplicates(
-            read.images,
-            labels,
-            read.lines,
-            alike,
-            chosen,
-            source,
-            folder,
-            uncertain_cells(table, chosen),
+            keys, names, labels, lines, others, chosen, source, doubtful
         )
         return read if len(rows) == len(read) else replace(read.take(rows), labels=merged)
 
+    @classmethod
+    def from_arrays(
+        cls,
+        values: Any,
+        labels: Any,
+        tasks: Iterable[Task | str],
+        input: Input | None = None,
+        splits: Sequence[str] | np.ndarray | None = None,
+        groups: Sequence[object] | np.ndarray | None = None,
+        names: Sequence[str] | np.ndarray | None = None,
+        lines: Sequence[int] | np.ndarray | None = None,
+        source: str | os.PathLike[str] = "arrays",
+    ) -> Manifest:
+        """Make a manifest of arrays; labels are taken as they are.
+
+        Args:
+            values: (rows, …), paths of images, or whatever `input` takes.
+            labels: (rows, tasks) float, NaN = missing.
+            tasks: the names of the columns of `labels`.
+            input: the kind of input; by default `kerasmtl.data.Image()`.
+            splits: (rows,) of "train", "val" and "test".
+            groups: (rows,) of what belongs together.
+            names: (rows,) str, which say which rows are the same; by default rows are numbered.
+            lines: (rows,) int; by default from 0.
+            source: what messages call the arrays.
+
+        Raises:
+            ValueError: shapes that do not fit, or values that are not such inputs.
+
+        Example:
+            >>> import kerasmtl as kt
+            >>> manifest = kt.Manifest.from_arrays(["a.jpg", "b.jpg"], [[1], [0]], ["car"])
+            >>> len(manifest), manifest.input.kind
+            (2, 'image')
+        """
+        chosen = as_tasks(tasks)
+        input, values = (Image() if input is None else input).adopt(values)
+        labels = np.asarray(labels, dtype="float32")
+        rows = len(values)
+        if labels.shape != (rows, len(chosen)):
+            raise ValueError(
+                f"`labels` must be of shape ({rows}, {len(chosen)}), got {labels.shape}"
+            )
+        given = {"splits": splits, "groups": groups, "names": names, "lines": lines}
+        for argument, array in given.items():
+            if array is not None and len(array) != rows:
+                raise ValueError(f"`{argument}` must be of length {rows}, got {len(array)}")
+        lines = np.arange(rows) if lines is None else np.asarray(lines)
+        shown = lines.astype(str) if names is None else [str(name) for name in names]
+        made = cls(
+            source=Path(source),
+            input=input,
+            tasks=chosen,
+            values=values,
+            labels=labels,
+            lines=lines,
+            names=np.asarray(shown, dtype=object),
+            named=names is not None,
+            splits=None if splits is None else np.asarray(splits, dtype=object),
+        )
+        return made if groups is None else made._grouped(groups)
+
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"Manifest({str(self.source)!r}, {len(self)} rows, {len(self.tasks)} tasks)"
-
-    @property
-    def paths(self) -> list[str]:
-        """The pictures' paths, in the order of the rows."""
-        return [os.path.join(self.root, image) for image in self.images]
+        return (
+            f"Manifest({str(self.source)!r}, {len(self)} {self.input.noun}, "
+            f"{len(self.tasks)} tasks)"
+        )
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Manifest:
         """The manifest of these rows, in this order."""
         rows = np.asarray(rows, dtype=int)
         return replace(
             self,
-            images=self.images[rows],
+            values=self.values[rows],
             labels=self.labels[rows],
             lines=self.lines[rows],
+            names=self.names[rows],
             splits=None if self.splits is None else self.splits[rows],
             groups=None if self.groups is None else self.groups[rows],
         )
 
     def where(self, row: int) -> str:
-        """The place of a row, for messages: file, line and picture."""
-        return f"{self.source}, line {self.lines[row]}: picture {self.images[row]!r}"
+        """The place of a row, for messages: file, line and name."""
+        return f"{self.source}, {place(self.source)} {self.lines[row]}: {self.names[row]!r}"
+
+    def keys(self) -> np.ndarray:
+        """What rows are known by, (rows,), in this file or any other: names, or else content."""
+        return self.input.known_by(self.names) if self.named else self.identical_rows()
+
+    def identical_rows(self) -> np.ndarray:
+        """A key of each row's content, (rows,): the same for identical inputs."""
+        return self.input.identical(self.values)
 
     def coverage(self) -> pd.DataFrame:
         """By task: kind, and how many labels are known, positive and negative, and the share known.
@@ -174,7 +280,7 @@ class Manifest:
     def audit(self) -> Audit:
         """What the known labels say about the missing ones, and what to do about it.
 
-        The first split is that of the CSV's own column, if it has one.
+        The first split is that of the file's own column, if it has one.
         """
         return audit(self.labels, self.tasks, self.splits)
 
@@ -183,23 +289,19 @@ class Manifest:
         return class_faults(self.labels, self.tasks)
 
     def check_classes(self) -> None:
-        """Warn of tasks with one class only; refuse tasks with no known label.
-
-        Raises:
-            ValueError: a task has no known label. The message names it.
-        """
-        check_classes(self.labels, self.tasks, self.source, stacklevel=4)
+        """Warn of tasks with one class only; raise ValueError for tasks with no known label."""
+        check_classes(self.labels, self.tasks, self.source)
 
     def missing_files(self) -> list[Fault]:
-        """The rows whose picture does not exist."""
-        return missing_images(self.paths, self.images, self.lines)
+        """The rows whose file does not exist."""
+        return self._faults(self.input.absent(self.values))
 
-    def check_images(self, progress: Callable[[], None] | None = None) -> list[Fault]:
-        """Decode every picture, and return the rows whose picture cannot be used.
+    def faults(self, progress: Callable[[], None] | None = None) -> list[Fault]:
+        """The rows whose input cannot be used; `progress` is called per row looked at."""
+        return self._faults(self.input.faults(self.values, progress))
 
-        `progress` is called once a row.
-        """
-        return invalid_images(self.paths, self.images, self.lines, progress)
+    def _faults(self, found: dict[int, str]) -> list[Fault]:
+        return [Fault(int(self.lines[row]), self.names[row], why) for row, why in found.items()]
 
     def split(
         self,
@@ -210,7 +312,7 @@ class Manifest:
     ) -> tuple[Manifest, ...]:
         """Train, validation and test rows.
 
-        By default the CSV's own split column decides; a part that it does not name, 15 % of all
+        By default the file's own split column decides; a part that it does not name, 15 % of all
         rows, is drawn from its train rows. Without such a column, or with `fractions`, all rows
         are drawn. Rows that are drawn stay together with those identical to them, see
         `identical_rows`, and with their group; so do groups that share identical rows. Warns of
@@ -220,15 +322,22 @@ class Manifest:
         Args:
             fractions: the share of each part, for example (0.7, 0.15, 0.15).
             seed: of the drawing; the same seed gives the same parts.
-            by: "stratified", every part has its share of each task's answers; or "hash", the name
-                of the picture (of its group) decides, so that no row changes sides when others
-                are added, unless they are identical to it. By default what the manifest says, see
-                `from_csv`.
-            groups: which rows belong together, (rows,); by default the CSV's group column.
+            by: "stratified": every part has its share of each task's answers; or "hash": what the
+                row (its group) is known by decides, so that no row changes sides when others are
+                added, unless they are identical to it. By default `split_by`.
+            groups: (rows,) of what belongs together; by default the file's group column.
 
         Raises:
-            ValueError: fractions are not positive or do not sum to 1, `by` is unknown, `groups`
-                has another length, or a part stays empty.
+            ValueError: fractions that are not positive or do not sum to 1, an unknown `by`,
+                `groups` of another length, or a part that stays empty.
+
+        Example:
+            >>> import numpy as np
+            >>> import kerasmtl as kt
+            >>> values, labels = np.arange(40.0).reshape(20, 2), np.tile([[0], [1]], (10, 1))
+            >>> manifest = kt.Manifest.from_arrays(values, labels, ["car"], kt.data.Table())
+            >>> [len(part) for part in manifest.split((0.6, 0.2, 0.2))]
+            [12, 4, 4]
         """
         rows = self if groups is None else self._grouped(groups)
         alike = rows.identical_rows()
@@ -238,15 +347,36 @@ class Manifest:
         said = self.lines, parts, names, self.source
         if rows.groups is not None:
             warn_of_cuts("groups", rows.groups, rows.groups, *said)
-        warn_of_cuts("identical rows", alike, self.images, *said)
+        warn_of_cuts("identical rows", alike, self.names, *said)
         return tuple(rows.take(part) for part in parts)
 
-    def identical_rows(self) -> np.ndarray:
-        """Number the rows by content, (rows,): the same number for images of the same bytes.
+    def leaks(
+        self,
+        fractions: Sequence[float] | None = None,
+        seed: int = 0,
+        by: str | None = None,
+        near: bool = True,
+        progress: Callable[[], None] | None = None,
+    ) -> pd.DataFrame:
+        """What is in two parts of `split(fractions, seed, by)`: the same or nearly, and groups.
 
-        Files of equal size are opened; an absent file is like no other.
+        Args:
+            fractions, seed, by: those of the split.
+            near: look for near-duplicates, too, where the kind of input knows any; of images this
+                reads every file.
+            progress: called per row looked at.
+
+        Returns:
+            One row for each leak: its kind ("same file", "same bytes", "same row",
+            "near-duplicate" or "same group"), and part, line and name of both sides.
         """
-        return identical_files(self.paths)
+        split = self._parts(self.identical_rows(), fractions, seed, by)
+        parts = np.empty(len(self), dtype=object)
+        for name, rows in zip(_part_names(split), split, strict=True):
+            parts[rows] = name
+        pairs = self.input.near_duplicates(self.values, parts, progress) if near else ()
+        found = find_leaks(parts, self.input.identities(self.values), pairs, self.groups)
+        return leak_table(found, parts, self.lines, self.names)
 
     def _parts(
         self,
@@ -263,78 +393,24 @@ class Manifest:
         else:
             shares = (0.7, 0.15, 0.15) if fractions is None else fractions
             parts = self._draw(np.arange(len(self)), alike, shares, seed, by)
-        empty = [i for i, part in enumerate(parts) if not len(part)]
+        names = _part_names(parts)
+        empty = [name for name, part in zip(names, parts, strict=True) if not len(part)]
         if empty:
-            part = _part_names(parts)[empty[0]]
+            grouped = np.arange(len(self)) if self.groups is None else self.groups
             raise ValueError(
-                f"`split` leaves the part {part} empty. Expected at least one row in each. "
-                f"Received: {len(self)} rows{self._in_units(alike)} of {self.source}, fractions "
-                f"{fractions}"
+                f"`split` must leave a row in each part, got none in {listed(empty)}: "
+                f"{len(self)} rows of {self.source}, {len(set(units(grouped, alike)))} groups of "
+                f"what stays together (groups and identical rows), fractions {fractions}"
             )
         return parts
-
-    def leaks(
-        self,
-        fractions: Sequence[float] | None = None,
-        seed: int = 0,
-        by: str | None = None,
-        pictures: bool = True,
-        progress: Callable[[], None] | None = None,
-    ) -> pd.DataFrame:
-        """What stands in two parts of `split(fractions, seed, by)`: files, pictures and groups.
-
-        Returns one row for each leak: its kind ("same file", "same bytes", "near-duplicate" or
-        "same group"), and part, line and image of both sides.
-
-        Args:
-            fractions, seed, by: those of the split.
-            pictures: look for near-duplicate pictures, too; this reads every file.
-            progress: called once a picture looked at.
-        """
-        split = self._parts(self.identical_rows(), fractions, seed, by)
-        parts = np.empty(len(self), dtype=object)
-        for name, rows in zip(_part_names(split), split, strict=True):
-            parts[rows] = name
-        found = self._find_leaks(parts, pictures, progress)
-        return leak_table(found, parts, self.lines, self.images)
-
-    def _find_leaks(
-        self, parts: np.ndarray, pictures: bool, progress: Callable[[], None] | None
-    ) -> list[Leak]:
-        return find_leaks(self.paths, parts, self.groups, pictures, progress)
-
-    def _grouped(self, groups: Sequence[object] | np.ndarray) -> Manifest:
-        given = np.asarray(groups, dtype=object)
-        if given.shape != (len(self),):
-            raise ValueError(
-                f"`groups` does not fit. Expected one for each of {len(self)} rows. "
-                f"Received: shape {given.shape}"
-            )
-        alone = np.flatnonzero(pd.isna(given))  # without a group, a picture is one of its own
-        if len(alone):
-            given = given.copy()
-            given[alone] = [f"\0{name}" for name in self._names()[alone]]
-        return replace(self, groups=given)
-
-    def _names(self) -> np.ndarray:
-        """What a row is known by, (rows,), wherever it stands in the file."""
-        return self.images
-
-    def _in_units(self, alike: np.ndarray) -> str:
-        """What is never parted, for a message: " in 3 groups"."""
-        grouped = np.arange(len(self)) if self.groups is None else self.groups
-        count = len(set(units(grouped, alike)))
-        if count == len(set(grouped)):
-            return "" if self.groups is None else f" in {count} groups"
-        return f" in {count} groups, since only a split column parts identical rows,"
 
     def _draw(
         self, rows: np.ndarray, alike: np.ndarray, fractions: Sequence[float], seed: int, by: str
     ) -> list[np.ndarray]:
         groups = None if self.groups is None else self.groups[rows]
-        names = (self._names() if by == "hash" else self.images)[rows]
+        keys = self.keys()[rows] if by == "hash" else self.names[rows]
         parts = split_rows(
-            self.labels[rows], self.tasks, names, fractions, seed, by, groups, alike[rows]
+            self.labels[rows], self.tasks, keys, fractions, seed, by, groups, alike[rows]
         )
         return [rows[part] for part in parts]
 
@@ -350,6 +426,31 @@ class Manifest:
                 )
         return [parts[name] for name in SPLITS]
 
+    def _grouped(self, groups: Sequence[object] | np.ndarray) -> Manifest:
+        given = np.array(groups, dtype=object)
+        if given.shape != (len(self),):
+            raise ValueError(f"`groups` must be of shape ({len(self)},), got {given.shape}")
+        alone = np.flatnonzero(pd.isna(given))  # without a group, a row is one of its own
+        if len(alone):
+            given[alone] = [f"\0{key}" for key in self.keys()[alone]]
+        return replace(self, groups=given)
+
+
+def _check_roles(roles: dict[str, set[str]], input: Input, source: Path) -> None:
+    """Raise ValueError for a column that is a task and something else."""
+    for argument, names in {**roles, **input.claimed()}.items():
+        both = sorted(roles["tasks"] & set(names)) if argument != "tasks" else ()
+        if both:
+            raise ValueError(
+                f"`tasks` and `{argument}` must name different columns of {source}, got "
+                f"{listed(both)} in both"
+            )
+
+
+def _unread(cells: pd.DataFrame, roles: dict[str, set[str]], input: Input) -> tuple[str, ...]:
+    used = set().union(*roles.values(), *input.claimed().values())
+    return tuple(name for name in cells if name not in used)
+
 
 def _part_names(parts: Sequence[np.ndarray]) -> Sequence[str]:
     return SPLITS if len(parts) == len(SPLITS) else [str(n + 1) for n in range(len(parts))]
@@ -357,6 +458,4 @@ def _part_names(parts: Sequence[np.ndarray]) -> Sequence[str]:
 
 def _check_policy(argument: str, value: str) -> None:
     if value not in POLICIES:
-        raise ValueError(
-            f"`{argument}` is no way to split. Expected one of {POLICIES}. Received: {value!r}"
-        )
+        raise ValueError(f"`{argument}` must be one of {POLICIES}, got {value!r}")

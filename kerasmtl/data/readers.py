@@ -8,8 +8,9 @@ import os
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, lis
 
 
 def place(source: str | os.PathLike[str]) -> str:
-    """What a row is called in messages: the line of a CSV, else the row, counted from 0."""
-    return "line" if os.fspath(source).lower().endswith(".csv") else "row"
+    """What a row is called in messages: the line of a text file, else the row, from 0."""
+    return "row" if Path(source).suffix.lower() in ("", ".npz", ".parquet") else "line"
 
 
 def _check_blank(row: list[str], expected: int, line: int, source: Path) -> None:
@@ -169,7 +170,7 @@ _NO_NPZ = (
     *(zipfile.BadZipFile, zlib.error),
 )
 _ADVICE = (
-    " Leave columns out with ignore=[…] (project.toml: [table] ignore), say what they are with "
+    " Leave columns out with ignore=[…] (project.toml: [input] ignore), say what they are with "
     "group_column=…, id_column=… or split_column=…, name those that count with features=[…], or "
     "turn text into columns of 0 and 1 first: pandas.get_dummies(frame, columns=[…])."
 )
@@ -359,6 +360,55 @@ def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class LabelsFile:
+    """The cells of a labels file.
+
+    `cells`: by line of a CSV, all text, or by row from 0 of another file; `tasks` and `features`:
+    the columns that an NPZ itself says are labels and numbers, else None; `unfit`: the shapes of
+    its arrays that cannot be columns.
+    """
+
+    source: Path
+    cells: pd.DataFrame
+    tasks: tuple[str, ...] | None = None
+    features: tuple[str, ...] | None = None
+    unfit: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def read_labels_file(
+    source: Path, encoding: str = "utf-8", packed_bits: bool = False
+) -> LabelsFile:
+    """Read the cells of an NPZ with the arrays X and Y, of a Parquet file, or else of a CSV.
+
+    Raises:
+        FileNotFoundError, ValueError: absent or malformed; `packed_bits` of another file.
+    """
+    if source.suffix.lower() != ".npz":
+        if packed_bits:
+            raise ValueError(f"`packed_bits` must be False but for NPZ files, got {source}")
+        if source.suffix.lower() == ".parquet":
+            return LabelsFile(source, read_frame(source))
+        return LabelsFile(source, read_table(source, encoding))
+    arrays = read_npz(source, packed_bits)
+    if arrays.labels is None:
+        raise ValueError(f"`path` {source} must have an array Y, (rows, tasks), got none")
+    tasks = arrays.tasks or tuple(f"y{number}" for number in range(arrays.labels.shape[1]))
+    names = [*arrays.columns, *tasks, *arrays.others]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ValueError(
+            f"`path` {source} must have distinct names of the columns of X, tasks and other "
+            f"arrays, got twice {twice[:_SHOWN]}"
+        )
+    parts = [
+        pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False),
+        pd.DataFrame(arrays.labels, columns=list(tasks)),
+        pd.DataFrame(arrays.others),
+    ]
+    return LabelsFile(source, pd.concat(parts, axis=1), tasks, arrays.columns, arrays.unfit)
+
+
 def read_features(
     path: str | os.PathLike[str],
     columns: Sequence[str],
@@ -371,7 +421,7 @@ def read_features(
     lines of a CSV (header = 1) or the rows of another file, from 0.
 
     Raises:
-        FileNotFoundError, ValueError: absent, malformed or text in a column, as in `Table.load`.
+        FileNotFoundError, ValueError: absent or malformed, or text in a column.
     """
     source = Path(path)
     if file_format(source) == ".npz":

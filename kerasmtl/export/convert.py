@@ -6,6 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import tensorflow as tf
 
 from kerasmtl._version import __version__
 from kerasmtl.data.dataset import make_dataset
+from kerasmtl.data.inputs import Input
 from kerasmtl.data.manifest import Manifest
-from kerasmtl.data.table import Table
 from kerasmtl.evaluation.calibration import DEFAULT, Decision
 from kerasmtl.export.converted_model import (
     BATCH,
@@ -34,7 +35,6 @@ from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.validation import check_choice, check_count
 
 COUNT = 300  # samples by default; TensorFlow's guide names some hundreds as enough
-NOISE = 4  # rows of noise, where no samples are given
 CALIBRATING = 2 / 3  # of the samples set the ranges of int8; the others are for the check
 AGREEMENT = 0.98  # of decisions, below which there is a warning
 NEAR = {"probability": 1e-5, "number": 1e-4}  # allowed differences; of numbers above 1, relative
@@ -45,8 +45,8 @@ def convert_model(
     path: str | os.PathLike[str],
     tasks: Iterable[Task | str],
     to: str = "litert",
+    input: Input | None = None,
     *,
-    columns: Sequence[str] | None = None,
     samples: Any = None,
     sample_count: int = COUNT,
     uint8: bool = False,
@@ -70,7 +70,7 @@ def convert_model(
         tasks: of the outputs, in order.
         to: "litert", float32; "litert-dynamic", weights of 8 bits; "litert-int8", integers of 8
             bits throughout, for images; or "onnx", float32.
-        columns: of a model of rows, the names of its inputs, in order.
+        input: what the model takes, such as `manifest.input`; by default images.
         samples: rows like those that the model will see, which "litert-int8" needs: an array, a
             data set of `make_dataset`, a manifest, or a labels file; rows of the test split are
             not drawn. Two thirds set the ranges of the integers, the others are for the check.
@@ -88,7 +88,7 @@ def convert_model(
         FileExistsError: the file exists; nothing is changed.
         ImportError: the runtime is not installed; names the extra.
         ValueError: an unknown format or a wrong suffix, a model that the format cannot hold or that
-            gives other numbers there, or tasks, columns, samples or decisions that do not fit.
+            gives other numbers there, or tasks, input, samples or decisions that do not fit.
 
     Example:
         >>> import tempfile
@@ -97,7 +97,7 @@ def convert_model(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     made = kt.export.convert_model(
         ...         model, folder + "/pumps.onnx", ["leak", "wear"], "onnx",
-        ...         columns=["age", "load"], decisions={"leak": 0.3},
+        ...         kt.data.Table(["age", "load"]), decisions={"leak": 0.3},
         ...     )
         ...     [task["threshold"] for task in made.description["tasks"]]
         [0.3, 0.5]
@@ -105,7 +105,7 @@ def convert_model(
     kind, target = _check_target(to, Path(path))
     check_runtime(kind.runtime)
     chosen = as_tasks(tasks)
-    interface = ModelInterface.of(model, chosen, columns, _check_decisions(chosen, decisions))
+    interface = ModelInterface.of(model, chosen, input, _check_decisions(chosen, decisions))
     _check_options(to, interface, samples, uint8)
     rows = None if samples is None else draw_samples(samples, interface, sample_count, seed)
     cut = 0 if rows is None or len(rows) < 2 else round(len(rows) * CALIBRATING)
@@ -154,10 +154,7 @@ def draw_samples(
     """
     check_count("sample_count", count)
     if isinstance(source, str | os.PathLike):
-        if interface.columns is None:
-            source = Manifest.from_csv(source)
-        else:
-            source = Table.load(source, tasks=interface.tasks, features=interface.columns)
+        source = Manifest.from_csv(source, interface.tasks, interface.input)
     if isinstance(source, Manifest):
         source = _drawn(source, interface, count, seed)
     if isinstance(source, tf.data.Dataset):
@@ -169,25 +166,23 @@ def draw_samples(
             f"{rows.shape} {rows.dtype}"
         )
     rows = rows.astype("float32")
-    if interface.columns is None and not (rows.min() >= 0 and rows.max() <= 1):  # NaN, too
-        raise ValueError(f"`samples` must be pixels in [0, 1], got {rows.min()} to {rows.max()}")
+    low, high = interface.input.bounds or (None, None)
+    if low is not None and not (rows.min() >= low and rows.max() <= high):  # NaN, too
+        raise ValueError(
+            f"`samples` must be numbers from {low} to {high}, got {rows.min()} to {rows.max()}"
+        )
     return rows
 
 
 def _drawn(manifest: Manifest, interface: ModelInterface, count: int, seed: int) -> Any:
-    if isinstance(manifest, Table) == (interface.columns is None):
-        raise ValueError(
-            f"`samples` must be {'images' if interface.columns is None else 'a table'}, as the "
-            f"model takes them, got {manifest!r}"
-        )
+    input = manifest.input.like(interface.input)
     known = manifest.splits is not None
     rows = np.flatnonzero(manifest.splits != "test") if known else np.arange(len(manifest))
     if not len(rows):
         raise ValueError(f"`samples` must not be test rows only, got {manifest.source}")
     taken = manifest.take(np.random.default_rng(seed).permutation(rows)[:count])
-    if isinstance(taken, Table):
-        return taken.with_columns(interface.columns).features
-    return make_dataset(taken, interface.shape[:2], cache=False)
+    values = manifest.input.select(taken.values, input)
+    return make_dataset(replace(taken, input=input, values=values), cache=False)
 
 
 def _first(dataset: tf.data.Dataset, count: int) -> np.ndarray:
@@ -204,12 +199,9 @@ def _first(dataset: tf.data.Dataset, count: int) -> np.ndarray:
 
 def noise(interface: ModelInterface) -> np.ndarray:
     """Return rows for a check without data, (rows, *interface.shape) float32."""
-    rng = np.random.default_rng(0)
-    if interface.columns is None:
-        return rng.random((NOISE, *interface.shape), dtype="float32")
-    rows = rng.normal(size=(NOISE, *interface.shape)).astype("float32")
-    rows[-1, ::2] = np.nan
-    return rows
+    signature = interface.input.signature(interface.input.model_signature)
+    given = {name: tf.constant(array) for name, array in signature.sample(0).items()}
+    return np.asarray(signature.to_input(given))
 
 
 def compare(
@@ -337,10 +329,10 @@ def _check_options(to: str, interface: ModelInterface, samples: Any, uint8: bool
         if uint8:
             raise ValueError(f"`uint8` must be False but for litert-int8, got True with to={to!r}")
         return
-    if interface.columns is not None:
+    if interface.input.bounds is None:
         raise ValueError(
-            "`to` must be litert, litert-dynamic or onnx for a table, got 'litert-int8': its "
-            "columns have no range in common, and no integer means missing"
+            f"`to` must be litert, litert-dynamic or onnx for {interface.input.noun}, got {to!r}: "
+            "their columns have no range in common, and no integer means missing"
         )
     if samples is None:
         raise ValueError(
@@ -359,19 +351,16 @@ def _check_options(to: str, interface: ModelInterface, samples: Any, uint8: bool
 def _describe(
     interface: ModelInterface, to: str, uint8: bool, check: dict[str, Any]
 ) -> dict[str, Any]:
-    images = interface.columns is None
     inputs: dict[str, Any] = {
         "dtype": "uint8" if uint8 else "float32",
         "shape": [None, *interface.shape],
     }
-    if images:
-        inputs["range"] = [0, 255] if uint8 else [0, 1]
+    if interface.input.bounds:
+        inputs["range"] = [0, 255] if uint8 else list(interface.input.bounds)
     return {
         "format": 1,
         "to": to,
-        "kind": "pictures" if images else "table",
-        "image_size": list(interface.shape[:2]) if images else None,
-        "columns": None if images else list(interface.columns or ()),
+        "input": interface.input.config(),
         "inputs": {interface.name: inputs},
         "tasks": [
             {

@@ -44,7 +44,7 @@ class ConvertedModel:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = folder + "/pumps.onnx"
         ...     _ = kt.export.convert_model(
-        ...         model, file, ["leak", "wear"], "onnx", columns=["age", "load"]
+        ...         model, file, ["leak", "wear"], "onnx", kt.data.Table(["age", "load"])
         ...     )
         ...     probabilities = kt.export.ConvertedModel(file).predict(np.ones((3, 2)))
         >>> {name: values.shape for name, values in probabilities.items()}

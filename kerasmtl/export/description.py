@@ -165,7 +165,7 @@ def read_decisions(folder: str | os.PathLike[str]) -> dict[str, Decision]:
         >>> model = kt.build_model(kt.backbones.mlp(2, [4]), ["leak"])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     version = kt.export_saved_model(
-        ...         model, folder, ["leak"], columns=["x", "y"], decisions=0.3, verify=False
+        ...         model, folder, ["leak"], kt.data.Table(["x", "y"]), decisions=0.3, verify=False
         ...     )
         ...     kt.export.read_decisions(version)["leak"].threshold
         0.3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.data.inputs import Input
 from kerasmtl.evaluation.calibration import Decision, calibrated
 from kerasmtl.export.description import DEFAULT_SIGNATURE
-from kerasmtl.export.signatures import at_temperature, check_columns, input_shape
+from kerasmtl.export.signatures import at_temperature, input_of
 from kerasmtl.models.build import check_outputs
 from kerasmtl.tasks import Task, by_task
 
@@ -26,14 +27,14 @@ class ModelInterface:
         name: of the input: "pixels" or "features", followed by "_" if a task has that name.
         shape: of the input without the batch: (height, width, 3) or (columns,).
         tasks: the outputs, in order.
-        columns: the names of the columns, or None for images.
+        input: what kind of input it is.
         decisions: threshold and temperature by task.
     """
 
     name: str
     shape: tuple[int, ...]
     tasks: tuple[Task, ...]
-    columns: tuple[str, ...] | None
+    input: Input
     decisions: Mapping[str, Decision]
 
     @classmethod
@@ -41,35 +42,27 @@ class ModelInterface:
         cls,
         model: keras.Model,
         tasks: tuple[Task, ...],
-        columns: Sequence[str] | None,
+        input: Input | None,
         decisions: Mapping[str, Decision],
     ) -> ModelInterface:
         """Return the interface of a Keras model.
 
         Raises:
-            ValueError: the model takes neither images of a fixed size nor these columns, or its
+            ValueError: the model does not take this input, or not as floats, or its
                 outputs are not those of the tasks.
         """
-        shape = input_shape(model)
+        bound = input_of(model, input)
         dtype = keras.backend.standardize_dtype(model.input.dtype)
-        is_table = len(shape) == 2
-        is_image = len(shape) == 4 and shape[3] == 3
-        if None in shape[1:] or not (is_table or is_image) or "float" not in dtype:
+        if bound.model_signature is None or "float" not in dtype:
             raise ValueError(
-                "`model` must take images of a fixed size, (batch, height, width, 3), or rows, "
-                f"(batch, columns), of floats, got {shape}, {dtype}. Export it as a SavedModel."
+                f"`model` must take images or rows of numbers, floats, got {bound!r}, {dtype}. "
+                "Export it as a SavedModel."
             )
-        if columns is None and is_table:
-            raise ValueError(
-                "`columns` must name the columns of the model's input, got None. Call with "
-                "columns=table.columns."
-            )
-        named = None if columns is None else tuple(check_columns(shape, columns))
         check_outputs(model, tasks)
-        name = "pixels" if named is None else "features"
+        (name,) = bound.signature(bound.model_signature).specs
         while name in {task.name for task in tasks}:  # ONNX has one name space for both
             name += "_"
-        return cls(name, tuple(shape[1:]), tasks, named, decisions)
+        return cls(name, tuple(bound.spec.shape[1:]), tasks, bound, decisions)
 
     def spec(self, uint8: bool = False) -> tf.TensorSpec:
         """Return the spec of the input, (batch, *shape) float32 or uint8."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kerasmtl.data.inputs import Input
 from kerasmtl.export.description import MODEL_CARD
 
 
@@ -89,18 +90,7 @@ def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _inputs(about: Mapping[str, Any]) -> str:
-    if about["kind"] == "table":
-        return (
-            f"Rows of {len(about['columns'])} numbers, float32, NaN = missing. model.json lists "
-            "the columns and their inputs."
-        )
-    height, width = about["image_size"]
-    return (
-        f"Images, which the model itself resizes to {height} x {width} pixels without keeping the "
-        "aspect ratio: JPEG (EXIF orientation is applied), PNG, GIF (first frame), BMP, still "
-        "WebP; grey, palette, CMYK and alpha (which is dropped) too. Images of more than "
-        f"{about['max_pixels']} pixels are refused."
-    )
+    return Input.from_config(about["input"]).described()
 
 
 def _signatures(signatures: Mapping[str, Any]) -> str:

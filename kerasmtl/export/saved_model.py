@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from kerasmtl.data.inputs import Input
 from kerasmtl.evaluation.calibration import (
     Decision,
     Rule,
@@ -32,16 +33,13 @@ from kerasmtl.export.signatures import (
     Endpoint,
     check_names,
     endpoints,
-    input_shape,
-    kind_of_input,
-    signatures_of,
+    input_of,
 )
 from kerasmtl.export.versions import check_target, new_version
 from kerasmtl.models.build import check_outputs
 from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.files import file_sha256
 
-MOST_PIXELS = 100_000_000  # of one image; servers receive untrusted images
 ERRORS = {"brier", "ece", "log_loss", "mae", "rmse"}  # scores of which less is better
 CARD = ("name", "licence", "data")
 
@@ -54,10 +52,8 @@ def export_saved_model(
     model: keras.Model,
     path: str | os.PathLike[str],
     tasks: Iterable[Task | str],
+    input: Input | None = None,
     *,
-    columns: Sequence[str] | None = None,
-    packed_bits: bool = False,
-    max_pixels: int = MOST_PIXELS,
     version: int | None = None,
     validation: Any = None,
     decisions: Rule | Mapping[str, Rule | Decision] | None = None,
@@ -80,7 +76,7 @@ def export_saved_model(
     cannot be decoded, is truncated or too large is named by its number in the batch.
 
     Signatures of a model of rows: `matrix`, from `features`, (batch, columns) float32 in the order
-    of `columns`, NaN = missing; up to 100 columns also `columns`, from one (batch,) float32 for
+    of the features, NaN = missing; up to 100 columns also `columns`, from one (batch,) float32 for
     each, named after it ("_" for characters that are not letters, digits or "_"). `serving_default`
     is `columns` where there is one, else `matrix`.
 
@@ -95,10 +91,8 @@ def export_saved_model(
         model: functional or sequential, with the outputs that `build_model` makes for `tasks`.
         path: the folder of all versions of this model.
         tasks: of the outputs, in order.
-        columns: of a model of rows, the names of its inputs, in order.
-        packed_bits: of a model of rows: its files store the columns as packed bits, which
-            `kerasmtl predict` unpacks; the signatures take columns all the same.
-        max_pixels: of one image; larger ones are refused before they are decoded.
+        input: what the model takes, such as `manifest.input`; by default images of the size of
+            the model's input. `kt.data.Image(max_pixels=…)` limits what is decoded.
         version: a positive integer; by default one more than the highest there.
         validation: batches of (inputs, labels) as `evaluate` takes them, from which decisions are
             fitted and scores measured.
@@ -127,7 +121,7 @@ def export_saved_model(
             published.
         kerasmtl.export.verify.VerificationError: the export does not answer as the model does;
             nothing is published.
-        ValueError: the model takes neither images nor these columns, its outputs are not those of
+        ValueError: the model does not take this input, its outputs are not those of
             the tasks, it predicts NaN, or an argument is wrong.
 
     Warns where a threshold or temperature cannot be fitted as asked: with too few known labels it
@@ -139,7 +133,7 @@ def export_saved_model(
         >>> model = kt.build_model(kt.backbones.mlp(2, [4]), ["leak", "wear"])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = kt.export_saved_model(
-        ...         model, folder + "/pumps", ["leak", "wear"], columns=["age", "load"],
+        ...         model, folder + "/pumps", ["leak", "wear"], kt.data.Table(["age", "load"]),
         ...         decisions={"leak": 0.3}, card={"licence": "CC0-1.0"}, verify=False,
         ...     )
         ...     served = tf.saved_model.load(str(path)).signatures["serving_default"]
@@ -148,7 +142,8 @@ def export_saved_model(
         ('1', ['leak', 'leak_decision', 'wear', 'wear_decision'])
     """
     chosen = as_tasks(tasks)
-    about = kind_of_input(input_shape(model), columns, packed_bits, max_pixels)
+    bound = input_of(model, input)
+    about: dict[str, Any] = {"input": bound.config()}
     check_outputs(model, chosen)
     check_names(chosen)
     base = Path(path)
@@ -166,7 +161,7 @@ def export_saved_model(
     given = given_decisions(decisions)
     warn_of({name: decision for name, decision in decided.items() if name not in given})
 
-    signatures = signatures_of(about)
+    signatures = bound.signatures()
     reference = verification.ReferenceModel(model, chosen, decided)
     cases = verification.make_cases(reference, signatures)
     with new_version(base, version) as (number, scratch):

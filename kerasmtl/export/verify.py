@@ -15,9 +15,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasmtl.data.inputs import Signature
 from kerasmtl.evaluation.calibration import Decision, calibrated
 from kerasmtl.export.description import DECISION
-from kerasmtl.export.signatures import Arrays, Signature, embedding_model
+from kerasmtl.export.signatures import Arrays, embedding_model
 from kerasmtl.tasks import Task, by_task
 
 SCRIPT = Path(__file__).with_name("verify_process.py")

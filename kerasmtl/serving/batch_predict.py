@@ -21,7 +21,6 @@ import pandas as pd
 import tensorflow as tf
 
 from kerasmtl.data.image_files import image_fault
-from kerasmtl.data.images import prepare_image
 from kerasmtl.data.readers import file_format, iter_lines, read_columns, read_npz
 from kerasmtl.serving.predictor import BATCH, Predictor, joined
 from kerasmtl.utils.files import file_lock
@@ -235,13 +234,13 @@ def predict_pieces(
         while waiting and passed >= first + len(waiting[0]):
             piece = waiting.pop(0)
             found, kept = _split(kept, first + len(piece))
-            yield _finished(piece, first, found, whys, predictor.image_size)
+            yield _finished(piece, first, found, whys)
             first += len(piece)
     if failed:
         raise failed[0]
     for piece in waiting:
         found, kept = _split(kept, first + len(piece))
-        yield _finished(piece, first, found, whys, predictor.image_size)
+        yield _finished(piece, first, found, whys)
         first += len(piece)
     advance(first - passed)
 
@@ -274,9 +273,7 @@ def _batches(
             start += len(piece)
 
     def read(place: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        if predictor.image_size is None:
-            return place, tf.io.read_file(path)
-        return place, prepare_image(tf.io.read_file(path), predictor.image_size)
+        return place, tf.io.read_file(path)
 
     kinds = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
     found = tf.data.Dataset.from_generator(named, output_signature=kinds).unbatch()
@@ -347,18 +344,17 @@ def _finished(
     first: int,
     found: list[tuple[np.ndarray, Outputs]],
     whys: dict[int, str],
-    size: tuple[int, int] | None,
 ) -> tuple[Piece, Outputs, dict[int, str]]:
     good = {int(place) - first for places, _ in found for place in places}
     bad = {
-        row: _why(piece.names[row], piece.paths[row], whys.pop(first + row, None), size)
+        row: _why(piece.names[row], piece.paths[row], whys.pop(first + row, None))
         for row in range(len(piece))
         if row not in good
     }
     return piece, joined([outputs for _, outputs in found]), bad
 
 
-def _why(name: str, path: str, said: str | None, size: tuple[int, int] | None) -> str:
+def _why(name: str, path: str, said: str | None) -> str:
     """Why a picture is bad: what Pillow finds, else what TensorFlow said, or says now."""
     if is_address(name):
         return "an address, and nothing is fetched"
@@ -367,8 +363,6 @@ def _why(name: str, path: str, said: str | None, size: tuple[int, int] | None) -
         return fault or str(said)
     try:
         data = tf.io.read_file(path)
-        if size is not None:
-            prepare_image(data, size)
     except tf.errors.OpError as error:
         return _plain(error)
     return f"could not be read at first, and can be now ({len(data.numpy())} bytes)"

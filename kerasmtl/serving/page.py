@@ -99,7 +99,7 @@ def _width(signature: Signature) -> int | None:
 
 def _inputs(model: ServedModel, signature: Signature) -> list[dict[str, Any]]:
     """Return the inputs, in the order and with the names of the table's columns if known."""
-    columns = model.description.get("inputs") or {}
+    columns = (model.description.get("input") or {}).get("arguments") or {}
     if set(columns.values()) != set(signature.inputs):
         columns = {name: name for name in signature.inputs}
     return [

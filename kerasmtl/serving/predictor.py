@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kerasmtl.data.inputs import Image, Input
 from kerasmtl.export.description import check_version_folder, read_description
 from kerasmtl.tasks import Task, as_tasks, by_task, output_columns
 
@@ -31,28 +32,28 @@ Outputs = Mapping[str, np.ndarray]
 class Predictor:
     """What predicts: a trained model or an export.
 
-    `call`: from a batch to output name → array; the batch is images, (batch, height, width, 3)
-    float32 in [0, 1], where `image_size` is known, else their bytes, (batch,) strings; of a table,
-    where `columns` is known, (batch, columns) float32. `decided`: the binary tasks with a decision,
-    1 or 0, in the output "<task>_decision".
+    `call`: from a batch of raw inputs, as `input.load` returns them (bytes of images, rows of
+    numbers), to output name → array. `decided`: the binary tasks with a decision, 1 or 0, in the
+    output "<task>_decision".
     """
 
     tasks: tuple[Task, ...]
     call: Callable[[Any], Mapping[str, np.ndarray]]
     sha256: str
+    input: Input
     decided: frozenset[str] = frozenset()
-    columns: tuple[str, ...] | None = None
-    image_size: tuple[int, int] | None = None
-    packed_bits: bool = False
-    id_column: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The columns of a table."""
+        return getattr(self.input, "features", None)
 
 
 def model_predictor(
     model: keras.Model,
     tasks: Iterable[Task | str],
     file: str | os.PathLike[str],
-    columns: Sequence[str] | None = None,
-    packed_bits: bool = False,
+    input: Input | None = None,
     id_column: str | None = None,
     thresholds: Mapping[str, float] | None = None,
 ) -> Predictor:
@@ -62,13 +63,12 @@ def model_predictor(
         model: as `build_model` makes it.
         tasks: what its outputs predict, in order.
         file: the one that it was loaded from.
-        columns: of a model of a table.
-        packed_bits: as of `export_saved_model`.
+        input: what the model takes, such as `manifest.input`; by default images.
         id_column: of a table, the names of the rows.
         thresholds: by binary task, from which probability on the answer is yes; by default 0.5.
 
     Raises:
-        ValueError: tasks that differ from the outputs, or columns from the inputs.
+        ValueError: tasks that differ from the outputs, or an input that the model does not take.
     """
     import tensorflow as tf
 
@@ -78,17 +78,13 @@ def model_predictor(
 
     chosen = as_tasks(tasks)
     check_outputs(model, chosen)
-    if columns is not None and model.input_shape != (None, len(columns)):
-        raise ValueError(
-            f"`columns` does not fit the model. Expected input (batch, {len(columns)}). "
-            f"Received: {model.input_shape}"
-        )
+    bound = _named((Image() if input is None else input).for_model(model), id_column)
     binary = [task.name for task in chosen if task.kind == "binary"]
     at = {name: (thresholds or {}).get(name, DEFAULT) for name in binary}
 
     @tf.function(reduce_retracing=True, autograph=False)
     def run(batch: tf.Tensor) -> dict[str, tf.Tensor]:
-        return by_task(model(batch, training=False), chosen)
+        return by_task(model(bound.prepare(batch), training=False), chosen)
 
     def call(batch: Any) -> Outputs:
         found = _arrays(run(tf.convert_to_tensor(batch)))
@@ -98,12 +94,9 @@ def model_predictor(
     return Predictor(
         tasks=tuple(_with_classes(task) for task in chosen),
         call=call,
-        sha256=_sha256([Path(file)], [task.name for task in chosen], columns, at),
+        sha256=_sha256([Path(file)], [task.name for task in chosen], bound.config(), at),
+        input=bound,
         decided=frozenset(binary),
-        columns=None if columns is None else tuple(columns),
-        image_size=model.input_shape[1:3] if columns is None else None,
-        packed_bits=packed_bits,
-        id_column=id_column,
     )
 
 
@@ -116,9 +109,9 @@ def export_predictor(export: str | os.PathLike[str], id_column: str | None = Non
     import tensorflow as tf
 
     described = describe_export(export)
-    columns = described.get("columns") or None
+    input = Input.from_config(described["input"]) if described else Image()
     loaded = tf.saved_model.load(str(export))
-    function = loaded.signatures["serving_default" if columns is None else "matrix"]
+    function = loaded.signatures[input.raw_signature]
     ((argument, spec),) = function.structured_input_signature[1].items()
     outputs = function.structured_outputs
     tasks = _exported_tasks(described, outputs)
@@ -131,14 +124,12 @@ def export_predictor(export: str | os.PathLike[str], id_column: str | None = Non
         tasks=tasks,
         call=call,
         sha256=_sha256(_files(Path(export)), argument),
+        input=_named(input, id_column),
         decided=frozenset(
             task.name
             for task in tasks
             if task.kind == "binary" and task.name + _DECISION in outputs
         ),
-        columns=None if columns is None else tuple(columns),
-        packed_bits=bool(described.get("packed_bits", False)),
-        id_column=id_column,
     )
 
 
@@ -183,9 +174,8 @@ def predict_rows(predictor: Predictor, files: Sequence[str]) -> dict[str, Predic
     """
     from kerasmtl.data.readers import read_features
 
-    read = [
-        (file, *read_features(file, predictor.columns, predictor.packed_bits)) for file in files
-    ]
+    of = predictor.input
+    read = [(file, *read_features(file, of.features, of.packed_bits)) for file in files]
     names = [f"{file}:{line}" for file, _, lines in read for line in lines]
     features = np.concatenate([features for _, features, _ in read])
     parts = [
@@ -238,10 +228,8 @@ class ExportScorer:
             )
 
     def predict_on_batch(self, inputs: Any) -> dict[str, np.ndarray]:
-        """The answers for files or rows, by output as `evaluate` takes them."""
-        if self.predictor.columns is None:
-            inputs = [Path(file).read_bytes() for file in inputs]
-        found = self.predictor.call(inputs)
+        """The answers for rows of a manifest's values, by output as `evaluate` takes them."""
+        found = self.predictor.call(self._input.load(inputs))
         return {
             key: np.stack([found[self.tasks[c].name] for c in columns], axis=1)
             if self.tasks[columns[0]].kind != "multiclass"
@@ -250,10 +238,10 @@ class ExportScorer:
         }
 
     def batches(self, rows: Manifest) -> list[tuple[Any, dict[str, np.ndarray]]]:
-        """Files or features, and labels, in batches."""
-        table = self.predictor.columns is not None
-        inputs = rows.features if table else np.array(rows.paths, object)
-        size = ROWS if table else BATCH
+        """Values and labels, in batches."""
+        self._input = rows.input.like(self.predictor.input)
+        inputs = rows.input.select(rows.values, self._input)
+        size = ROWS if rows.input.in_memory else BATCH
         outputs = output_columns(self.tasks)
         return [
             (
@@ -290,6 +278,11 @@ def _with_classes(task: Task, count: int = 0) -> Task:
     if task.kind != "multiclass" or task.classes:
         return task
     return Task(task.name, task.kind, tuple(str(number) for number in range(count)))
+
+
+def _named(input: Input, id_column: str | None) -> Input:
+    """The input with another column of names."""
+    return input if id_column is None else replace(input, id_column=id_column)
 
 
 def _arrays(outputs: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import posixpath
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b, file_digest
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kerasmtl.data.inputs import Input
 from kerasmtl.data.manifest import SPLITS, Manifest
 from kerasmtl.data.splits import units
-from kerasmtl.data.table import Table
 from kerasmtl.tasks import Task
 from kerasmtl.utils.files import write_aside
 
@@ -25,20 +24,18 @@ _NEW = len(SPLITS)  # the part of a row that was not there
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The tasks of a model, its columns, and which rows it has seen.
+    """The tasks of a model, its input, and which rows it has seen.
 
     Shapes: rows (rows,) uint64, a digest of each row of the training's file, in its order; parts
     (rows,) uint8, the position in `SPLITS` of the part that it was in; groups (rows,) uint64, or
-    None. A row is known by its picture's path, by its id, or else by its numbers. `data`: SHA-256
+    None. A row is known by its name (path, id), or else by its content. `data`: SHA-256
     and name of the labels file as it was then, and how many rows were trained on. `backbone`: the
     "handle" of project.toml that it was made with, and the "sha256" of a SavedModel; None of a
-    table.
+    model without one.
     """
 
     tasks: tuple[Task, ...]
-    columns: tuple[str, ...] | None
-    id_column: str | None
-    packed_bits: bool
+    input: Input
     seed: int
     rows: np.ndarray
     parts: np.ndarray
@@ -51,8 +48,6 @@ class Trained:
         cls,
         split: Sequence[Manifest],
         seed: int = 0,
-        id_column: str | None = None,
-        packed_bits: bool = False,
         labels: Path | None = None,
         backbone: dict[str, str] | None = None,
     ) -> Trained:
@@ -66,11 +61,9 @@ class Trained:
 
         return cls(
             tasks=first.tasks,
-            columns=first.columns if isinstance(first, Table) else None,
-            id_column=id_column,
-            packed_bits=packed_bits,
+            input=first.input,
             seed=seed,
-            rows=joined([_row_digests(part, id_column) for part in split]),
+            rows=joined([_texts(part.keys()) for part in split]),
             parts=np.repeat(np.arange(len(sizes), dtype="uint8"), sizes)[order],
             groups=None if first.groups is None else joined([_texts(p.groups) for p in split]),
             data=None if labels is None else _data(labels, sizes[0]),
@@ -78,17 +71,10 @@ class Trained:
         )
 
     @classmethod
-    def unrecorded(
-        cls,
-        tasks: tuple[Task, ...],
-        columns: tuple[str, ...] | None,
-        id_column: str | None,
-        packed_bits: bool,
-        seed: int,
-    ) -> Trained:
+    def unrecorded(cls, tasks: tuple[Task, ...], input: Input, seed: int) -> Trained:
         """What is known of a model of whose rows nothing was written down."""
         none = np.empty(0, dtype="u8"), np.empty(0, dtype="u1")
-        return cls(tasks, columns, id_column, packed_bits, seed, *none)
+        return cls(tasks, input, seed, *none)
 
     def changes_since(self, then: Trained) -> list[str]:
         """Name what this training has otherwise than another one: labels, rows, backbone."""
@@ -117,7 +103,7 @@ class Trained:
 
     def _known_parts(self, manifest: Manifest) -> np.ndarray:
         """The part of each row that was there, or whose like was there; else `_NEW`."""
-        now = pd.DataFrame({"row": _row_digests(manifest, self.id_column)})
+        now = pd.DataFrame({"row": _texts(manifest.keys())})
         if np.array_equal(now["row"], self.rows):
             return self.parts.copy()
         then = pd.DataFrame({"row": self.rows, "part": self.parts})
@@ -199,9 +185,7 @@ def _plain(trained: Trained) -> dict[str, Any]:
 
     return {
         "tasks": [asdict(task) for task in trained.tasks],
-        "columns": trained.columns,
-        "id_column": trained.id_column,
-        "packed_bits": trained.packed_bits,
+        "input": trained.input.config(),
         "seed": trained.seed,
         "rows": packed(trained.rows, "<u8"),
         "parts": packed(trained.parts, "u1"),
@@ -215,12 +199,10 @@ def _made(content: dict[str, Any]) -> Trained:
     def unpacked(text: str, dtype: str) -> np.ndarray:
         return np.frombuffer(base64.b64decode(text, validate=True), dtype)
 
-    columns, groups = content["columns"], content["groups"]
+    groups = content["groups"]
     return Trained(
         tasks=tuple(Task(**fields) for fields in content["tasks"]),
-        columns=None if columns is None else tuple(columns),
-        id_column=content["id_column"],
-        packed_bits=content["packed_bits"],
+        input=Input.from_config(content["input"]),
         seed=content["seed"],
         rows=unpacked(content["rows"], "<u8"),
         parts=unpacked(content["parts"], "u1"),
@@ -240,21 +222,9 @@ def _parts_now(manifest: Manifest, seed: int) -> np.ndarray:
     return parts
 
 
-def _row_digests(manifest: Manifest, id_column: str | None) -> np.ndarray:
-    if not isinstance(manifest, Table):
-        return _texts([posixpath.normpath(str(image)) for image in manifest.images])
-    if id_column is not None:
-        return _texts(manifest.images)
-    features = np.where(np.isnan(manifest.features), np.float32("nan"), manifest.features)
-    return _digests([row.tobytes() for row in (features + np.float32(0)).astype("<f4")])
-
-
 def _texts(texts: Sequence[Any] | np.ndarray) -> np.ndarray:
-    return _digests([str(text).encode() for text in texts])
-
-
-def _digests(parts: Sequence[bytes]) -> np.ndarray:
-    joined = b"".join(blake2b(part, digest_size=8).digest() for part in parts)
+    encoded = (str(text).encode() for text in texts)
+    joined = b"".join(blake2b(text, digest_size=8).digest() for text in encoded)
     return np.frombuffer(joined, "<u8")
 
 

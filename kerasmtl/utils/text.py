@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -51,8 +53,16 @@ def columns_text(manifest: Manifest) -> str:
     """Say what the columns of a file were taken for: "tasks: …; features: …; ignored: …"."""
     taken = {
         "tasks": [task.name for task in manifest.tasks],
-        "features": getattr(manifest, "columns", ()),  # of a table
+        **manifest.input.claimed(),
         "ignored": manifest.ignored,
     }
     shown = {part: [name or "(no name)" for name in names] for part, names in taken.items()}
     return "; ".join(f"{part}: {listed(names)}" for part, names in shown.items() if names)
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's code that called this package."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("kerasmtl"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

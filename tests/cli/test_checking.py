@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from tables import load_table, table_of
 from test_leaks import scene
 
 from kerasmtl.cli.check import check
 from kerasmtl.data.manifest import Manifest
-from kerasmtl.data.table import Table
 from kerasmtl.training.depth import LITTLE, advice
 from kerasmtl.utils.text import columns_text
 
@@ -30,7 +30,7 @@ def test_the_text_lists_the_first_and_the_dictionary_all(tmp_path):
     assert "… and 60 more" in text and "80 leaks between" in text
     assert len(found.to_dict()["leaks"]) == 80
     assert "and 18 more:" in text  # tasks of one policy and reason
-    assert "120 of 120 pictures cannot be used." in text
+    assert "120 of 120 images cannot be used." in text
     assert "Rows with both labels" not in text
     assert len(found.to_dict()["audit"]["co_known"]) == 30
 
@@ -49,12 +49,12 @@ def test_the_text_says_what_the_columns_were_taken_for(tmp_path):
         ",heat,leak,note,later\n" + "".join(f"{n},{n},{n % 2},x,?\n" for n in range(20))
     )
     with pytest.warns(UserWarning, match="left out"):
-        table = Table.load(path, tasks=["leak"], ignore=["note"])
+        table = load_table(path, tasks=["leak"], ignore=["note"])
     found = check(table, quiet=True)
     assert "tasks: leak; features: heat; ignored: (no name), note, later" in found.text()
-    assert found.to_dict()["features"] == ["heat"]
+    assert found.to_dict()["input"]["features"] == ["heat"]
     assert found.to_dict()["ignored"] == ["", "note", "later"]
-    assert columns_text(manifest(tmp_path, 2)) == "tasks: t0, t1"
+    assert columns_text(manifest(tmp_path, 2)) == "tasks: t0, t1; column: image"
 
 
 def test_leaks_of_the_files_own_split_name_its_column(tmp_path):
@@ -86,7 +86,7 @@ def test_near_duplicates_name_the_group_column(tmp_path, columns):
 def test_without_leaks_there_is_no_remedy(tmp_path):
     rows = "".join(f"{at},{at % 2}\n" for at in range(20))
     (tmp_path / "t.csv").write_text("x,a\n" + rows * 2)
-    found = check(Table.load(tmp_path / "t.csv", tasks=["a"]), quiet=True)
+    found = check(load_table(tmp_path / "t.csv", tasks=["a"]), quiet=True)
     assert found.to_dict()["remedies"] == [] and "0 leaks" in found.text()
 
 
@@ -102,7 +102,7 @@ def test_how_much_to_train_goes_by_the_labels_of_the_train_part(tmp_path):
 
 def test_of_a_table_nothing_is_said_of_backbones(tmp_path):
     features = np.random.default_rng(0).normal(size=(3_000, 4))
-    found = check(Table.from_arrays(features, features[:, :1] > 0, ["a"]), quiet=True)
+    found = check(table_of(features, features[:, :1] > 0, ["a"]), quiet=True)
     assert found.to_dict()["training"] is None
     assert not any(word in found.text() for word in ("backbone", "head", "layers"))
 

@@ -96,7 +96,7 @@ def test_new_with_another_image_column(tmp_path, data):
     assert "--image-column" in run("new", "multitask-image", target, "--labels", path).output
     result = run("new", "multitask-image", target, "--labels", path, "--image-column", "file")
     assert result.exit_code == 0, result.output
-    assert 'image_column = "file"' in (target / "project.toml").read_text()
+    assert 'column = "file"' in (target / "project.toml").read_text()
 
 
 def test_new_complains_before_it_asks(tmp_path):

@@ -298,7 +298,7 @@ def test_images_outside_need_to_be_meant(tmp_path):
     with pytest.raises(ValueError, match="--allow-outside"):
         new_project("multitask-image", tmp_path / "p", answers)
     made = new_project("multitask-image", tmp_path / "p", {**answers, "_allow_outside": True})
-    assert settings(made)["data"]["allow_outside"] is True
+    assert settings(made)["input"]["allow_outside"] is True
     assert kt.Project.load(made).manifest().missing_files() == []
 
 

@@ -6,8 +6,9 @@ import tensorflow as tf
 from encoded import DECODED, REFUSED, TURNED, encoded, image, large
 from PIL import Image
 
-from kerasmtl.data.image_files import MAX_PIXELS, image_fault, invalid_images, missing_images
+from kerasmtl.data.image_files import MAX_PIXELS, image_fault
 from kerasmtl.data.images import prepare_image
+from kerasmtl.data.inputs import Image as Images
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +74,13 @@ def test_no_damage_makes_the_check_itself_fail(name):
         assert fault is None or len(fault) > 3
 
 
-def test_rows_are_named_by_line_and_image(tmp_path):
+def test_the_rows_of_bad_files_are_named(tmp_path):
     (tmp_path / "good").write_bytes(TURNED)
     (tmp_path / "large").write_bytes(large())
     (tmp_path / "cut").write_bytes(encoded(image())[:-9])
     images = np.array([*["good", "large"] * 70, "cut", "gone"])
-    paths, lines = [str(tmp_path / name) for name in images], np.arange(2, 144)
     calls = []
-    faults = invalid_images(paths, images, lines, lambda: calls.append(1))
-    assert [(fault.line, fault.image, fault.reason) for fault in faults] == [
-        (142, "cut", "truncated"),
-        (143, "gone", "missing"),
-    ]
-    assert len(calls) == 142
-    assert [fault.line for fault in missing_images(paths, images, lines)] == [143]
+    input = Images(root=tmp_path)
+    faults = input.faults(images, lambda: calls.append(1))
+    assert faults == {140: "truncated", 141: "missing"} and len(calls) == 142
+    assert input.absent(images) == {141: "missing"}

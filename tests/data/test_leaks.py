@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
+from tables import table_of
 
-from kerasmtl.data.leaks import find_leaks, find_row_leaks
+from kerasmtl.data.inputs import Image as Images
+from kerasmtl.data.leaks import find_leaks
 from kerasmtl.data.manifest import Manifest
-from kerasmtl.data.table import Table
 
 
 def scene(seed, size=(160, 120)):
@@ -29,9 +30,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def found(folder, images, parts, **options):
-    paths = [str(folder / image) for image in images]
-    leaks = find_leaks(paths, np.array(list(parts), dtype=object), **options)
+def found(folder, images, parts, pictures=True, groups=None):
+    input, parts = Images(root=folder), np.array(list(parts), dtype=object)
+    pairs = input.near_duplicates(images, parts, None) if pictures else ()
+    leaks = find_leaks(parts, input.identities(images), pairs, groups)
     return [(leak.kind, images[leak.first], images[leak.second]) for leak in leaks]
 
 
@@ -117,8 +119,8 @@ def test_near_hashes_are_those_that_a_full_comparison_finds():
 
 def test_rows_of_numbers_in_two_parts_are_found():
     features = np.array([[1, 2], [3, -0.0], [1, 2], [3, 0.0]], "float32")
-    table = Table.from_arrays(features, np.zeros((4, 1)), ["a"])
-    leaks = find_row_leaks(table.identical_rows(), np.array(list("aabb")))
+    table = table_of(features, np.zeros((4, 1)), ["a"])
+    leaks = find_leaks(np.array(list("aabb")), table.input.identities(table.values))
     assert [(leak.kind, leak.first, leak.second) for leak in leaks] == [
         ("same row", 0, 2),
         ("same row", 1, 3),
@@ -139,10 +141,10 @@ def test_a_manifest_names_both_sides_of_a_leak(folder):
             "kind": "near-duplicate",
             "part": "train",
             "line": 6,
-            "image": "4.png",
+            "name": "4.png",
             "other_part": "test",
             "other_line": 12,
-            "other_image": "copy.jpg",
+            "other_name": "copy.jpg",
         }
     ]
-    assert len(calls) == 11 and manifest.leaks(pictures=False).empty
+    assert len(calls) == 11 and manifest.leaks(near=False).empty

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from pictures import write_pictures
 
-from kerasmtl.data.image_files import UNKNOWN
-from kerasmtl.data.manifest import Fault, Manifest
+from kerasmtl.data.inputs import Fault
+from kerasmtl.data.manifest import Manifest
 from kerasmtl.tasks import Task
 
 NAN = float("nan")
@@ -535,8 +535,8 @@ def test_absent_files_are_named_by_line(read, tmp_path):
     (tmp_path / "folder").mkdir()
     manifest = read("image,a\nx.png,1\n\ngone.png,0\nfolder,1\n")
     assert manifest.missing_files() == [
-        Fault(4, "gone.png", "missing"),
-        Fault(5, "folder", "missing"),
+        Fault(4, "gone.png", "absent"),
+        Fault(5, "folder", "absent"),
     ]
 
 
@@ -558,7 +558,7 @@ def test_every_picture_that_cannot_be_used_is_found_with_its_reason(read, tmp_pa
         (images.index(image) + 2, image) for image in bad
     ]
     reasons = [fault.reason for fault in faults]
-    assert reasons == ["missing", "truncated", "truncated", "empty", UNKNOWN]
+    assert reasons == ["absent", "truncated", "truncated", "empty", "not a picture"]
     assert len(calls) == len(images)
 
 

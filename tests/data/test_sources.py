@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tables import table_of
 
 from kerasmtl.data.dataset import (
-    epoch_indices,
     make_dataset,
-    make_table_dataset,
-    new_epoch,
     permutation,
     source_of,
 )
 from kerasmtl.data.manifest import Manifest
-from kerasmtl.data.table import Table
 from kerasmtl.tasks import Task
 
 ROWS = 13
@@ -29,7 +26,7 @@ def table():
     """The feature of a row is its number."""
     labels = np.stack([np.arange(ROWS) % 2, np.arange(ROWS) % 3 > 0], axis=1).astype("float32")
     labels[3, 1] = np.nan
-    return Table.from_arrays(np.arange(ROWS)[:, None], labels, ["a", "b"])
+    return table_of(np.arange(ROWS)[:, None], labels, ["a", "b"])
 
 
 @pytest.fixture
@@ -75,16 +72,14 @@ def test_all_positions_are_equally_likely():
     assert (abs(counts - 200) < 62).all()  # five standard deviations
 
 
-def test_an_iterator_takes_the_epoch_and_moves_it_on():
-    epoch = new_epoch()
-    rows = epoch_indices(20, 5, epoch)
-    assert len(rows) == 20 and rows.element_spec == tf.TensorSpec((), tf.int64)
+def test_an_iterator_takes_the_epoch_and_moves_it_on(table):
+    data = make_dataset(table, None, 4, training=True, seed=5)
+    epoch = source_of(data).epoch
     for number in (0, 1, 2):
         assert epoch.numpy() == number
-        expected = permutation(20, 5, number).numpy().tolist()
-        assert list(rows.as_numpy_iterator()) == expected
+        assert order(data) == permutation(ROWS, 5, number).numpy().tolist()
     epoch.assign(1)
-    assert list(rows.as_numpy_iterator()) == permutation(20, 5, 1).numpy().tolist()
+    assert order(data) == permutation(ROWS, 5, 1).numpy().tolist()
     assert epoch.numpy() == 2
 
 
@@ -92,12 +87,12 @@ def test_tensorflows_global_seed_changes_nothing(table):
     orders = []
     for seed in (1, 2):
         tf.random.set_seed(seed)
-        orders.append(order(make_table_dataset(table, 4, training=True, seed=3)))
+        orders.append(order(make_dataset(table, None, 4, training=True, seed=3)))
     assert orders[0] == orders[1] == permutation(ROWS, 3, 0).numpy().tolist()
 
 
-def test_pictures_and_rows_come_in_the_order_of_epoch_indices(table, greys):
-    rows = make_table_dataset(table, 4, training=True, seed=2)
+def test_pictures_and_rows_come_in_the_order_of_the_permutation(table, greys):
+    rows = make_dataset(table, None, 4, training=True, seed=2)
     pictures = [make_dataset(greys, 2, 4, True, seed=2, cache=cache) for cache in (True, False)]
     for number in range(3):
         expected = permutation(ROWS, 2, number).numpy().tolist()
@@ -106,7 +101,7 @@ def test_pictures_and_rows_come_in_the_order_of_epoch_indices(table, greys):
 
 
 def test_fit_shuffles_anew_in_every_epoch_and_an_assigned_epoch_comes_next(table):
-    data = make_table_dataset(table, 4, training=True)
+    data = make_dataset(table, None, 4, training=True)
     seen = []
 
     class Seen(keras.layers.Layer):
@@ -131,24 +126,24 @@ def test_fit_shuffles_anew_in_every_epoch_and_an_assigned_epoch_comes_next(table
 
 
 def test_the_source_says_where_a_table_data_set_came_from(table):
-    source = source_of(make_table_dataset(table, 4, training=True, seed=9))
+    source = source_of(make_dataset(table, None, 4, training=True, seed=9))
     assert (source.count, source.batch_size, source.training, source.seed) == (ROWS, 4, True, 9)
     assert source.random is None and source.deterministic
     assert source.epoch.numpy() == 0 and source.epoch.dtype == tf.int64
     np.testing.assert_array_equal(source.labels, table.labels)
     inputs = list(source.inputs(5).as_numpy_iterator())
     assert [len(batch) for batch in inputs] == [5, 5, 3]
-    np.testing.assert_array_equal(np.concatenate(inputs), table.features)
+    np.testing.assert_array_equal(np.concatenate(inputs), table.values)
     views = np.concatenate(list(source.augmented_inputs(1, 5).as_numpy_iterator()))
-    np.testing.assert_array_equal(views, table.features)
+    np.testing.assert_array_equal(views, table.values)
     assert source.where(3) == table.where(3)
-    assert source_of(make_table_dataset(table, 4)).epoch is None
+    assert source_of(make_dataset(table, None, 4)).epoch is None
 
 
 def test_the_labels_of_a_source_are_those_of_the_batches(table):
     tasks = [Task("a"), Task("b", "regression")]
-    mixed = Table.from_arrays(table.features, table.labels, tasks)
-    data = make_table_dataset(mixed, ROWS)
+    mixed = table_of(table.values, table.labels, tasks)
+    data = make_dataset(mixed, None, ROWS)
     ((_, labels),) = data.as_numpy_iterator()
     source = source_of(data)
     assert labels.keys() == source.labels.keys() == {"binary", "b"}
@@ -158,14 +153,14 @@ def test_the_labels_of_a_source_are_those_of_the_batches(table):
 
 def test_a_changed_feature_or_column_changes_the_hash(table):
     def hashed(rows):
-        return source_of(make_table_dataset(rows)).content_sha256()
+        return source_of(make_dataset(rows)).content_sha256()
 
     assert hashed(table) == hashed(table.take(range(ROWS)))
-    features = table.features.copy()
+    features = table.values.copy()
     features[4, 0] = np.nextafter(features[4, 0], np.float32(9))
     others = [
-        Table.from_arrays(features, table.labels, table.tasks),
-        Table.from_arrays(table.features, table.labels, table.tasks, columns=["other"]),
+        table_of(features, table.labels, table.tasks),
+        table_of(table.values, table.labels, table.tasks, columns=["other"]),
         table.take(range(ROWS - 1)),
         table.take(range(ROWS)[::-1]),
     ]
@@ -173,14 +168,14 @@ def test_a_changed_feature_or_column_changes_the_hash(table):
 
 
 def test_what_was_made_from_a_data_set_has_no_source(table):
-    data = make_table_dataset(table)
+    data = make_dataset(table)
     assert source_of(data) is not None
     for other in (data.map(lambda x, y: (x, y)), data.take(1), [1], None, 3, np.zeros(2)):
         assert source_of(other) is None
 
 
 def test_a_data_set_that_is_gone_leaves_nothing_behind(table):
-    data = make_table_dataset(table, 4, training=True)
+    data = make_dataset(table, None, 4, training=True)
     derived = data.take(2)
     source = weakref.ref(source_of(data))
     del data
@@ -193,7 +188,7 @@ def test_a_data_set_that_is_gone_leaves_nothing_behind(table):
 
 def test_an_epoch_is_one_variable_on_the_cpu_in_the_scope_of_a_strategy_too(table):
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-        data = make_table_dataset(table, 4, training=True)
+        data = make_dataset(table, None, 4, training=True)
     epoch = source_of(data).epoch
     assert not isinstance(epoch, tf.distribute.DistributedValues)
     assert "CPU" in epoch.device

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from modules import shared
+from tables import load_table, table_of
 
 import kerasmtl as kt
 from kerasmtl.data.duplicates import row_keys
@@ -34,7 +35,7 @@ def same(a, b):
 
 
 def test_a_csv_becomes_features_labels_and_splits(tmp_path):
-    table = kt.Table.load(write(tmp_path), ignore=["name"])
+    table = load_table(write(tmp_path), ignore=["name"])
     assert table.columns == ("heat", "speed")
     nan = np.nan
     expected = [[1.5, 100], [nan, 200], [-2000, nan], [4, 400], [5, 500]]
@@ -49,7 +50,7 @@ def test_a_csv_becomes_features_labels_and_splits(tmp_path):
 
 
 def test_ids_name_the_rows_and_features_can_be_named(tmp_path):
-    table = kt.Table.load(write(tmp_path), id_column="name", features=["speed"])
+    table = load_table(write(tmp_path), id_column="name", features=["speed"])
     assert table.images.tolist() == list("abcde") and table.columns == ("speed",)
     assert "line 3: 'b'" in table.where(1)
 
@@ -57,7 +58,7 @@ def test_ids_name_the_rows_and_features_can_be_named(tmp_path):
 def test_groups_stay_whole(tmp_path):
     rows = [f"{n // 4},{n},{n % 2},?" for n in range(80)] + ["20,1,1,1", "20,2,0,0"]
     path = write(tmp_path, "\n".join(["patient,x,ill,old", *rows]) + "\n")
-    table = kt.Table.load(path, tasks=["ill", "old"], group_column="patient")
+    table = load_table(path, tasks=["ill", "old"], group_column="patient")
     assert table.columns == ("x",)
     parts = [set(part.groups) for part in table.split(seed=3)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
@@ -66,11 +67,11 @@ def test_groups_stay_whole(tmp_path):
 def test_other_kinds_of_tasks(tmp_path):
     text = "x,grade,hours,ok\n1,low,3.5,1\n2,high,?,0\n3,?,-1,?\n"
     tasks = [kt.Task("grade", "multiclass"), kt.Task("hours", "regression"), "ok"]
-    table = kt.Table.load(write(tmp_path, text), tasks=tasks)
+    table = load_table(write(tmp_path, text), tasks=tasks)
     assert table.tasks[0].classes == ("high", "low")
     expected = [[1, 3.5, 1], [0, np.nan, 0], [np.nan, -1, np.nan]]
     np.testing.assert_array_equal(table.labels, np.float32(expected))
-    _, labels = next(iter(kt.make_table_dataset(table, 3)))
+    _, labels = next(iter(kt.make_dataset(table, None, 3)))
     assert list(labels) == ["grade", "hours", "binary"]
     assert all(values.shape == (3, 1) for values in labels.values())
 
@@ -80,16 +81,16 @@ def test_parquet_reads_as_the_csv_does(tmp_path):
     frame = pd.read_csv(write(tmp_path), na_values=["?"])
     frame["worn"] = frame["worn"].map({1.0: True, 0.0: False}).astype("boolean")
     frame.to_parquet(tmp_path / "table.parquet")
-    table = kt.Table.load(tmp_path / "table.parquet", ignore=["name"])
-    same(table, kt.Table.load(tmp_path / "table.csv", ignore=["name"]))
+    table = load_table(tmp_path / "table.parquet", ignore=["name"])
+    same(table, load_table(tmp_path / "table.csv", ignore=["name"]))
     assert table.lines.tolist() == [0, 1, 2, 3, 4]
     write(tmp_path, "no parquet", "bad.parquet")
     with pytest.raises(ValueError, match="is no Parquet file"):
-        kt.Table.load(tmp_path / "bad.parquet")
+        load_table(tmp_path / "bad.parquet")
 
 
 def test_an_npz_reads_as_the_csv_does(tmp_path):
-    table = kt.Table.load(write(tmp_path), ignore=["name"])
+    table = load_table(write(tmp_path), ignore=["name"])
     np.savez(
         tmp_path / "table.npz",
         X=table.features,
@@ -98,11 +99,11 @@ def test_an_npz_reads_as_the_csv_does(tmp_path):
         columns=["heat", "speed"],
         split=["train", "train", "train", "val", "test"],
     )
-    read = kt.Table.load(tmp_path / "table.npz")
+    read = load_table(tmp_path / "table.npz")
     same(read, table)
     assert read.splits.tolist() == table.splits.tolist()
     np.savez(tmp_path / "plain.npz", X=table.features, Y=table.labels)
-    plain = kt.Table.load(tmp_path / "plain.npz", tasks=["y1"], ignore=["x0"])
+    plain = load_table(tmp_path / "plain.npz", tasks=["y1"], ignore=["x0"])
     assert plain.columns == ("x1",) and plain.labels.shape == (5, 1)
 
 
@@ -110,26 +111,26 @@ def test_packed_bits_are_columns_only_if_said_so(tmp_path):
     bits = np.random.default_rng(0).integers(0, 2, (6, 16), "uint8")
     labels = np.float32([[0], [1], [np.nan], [0], [1], [1]])
     np.savez(tmp_path / "bits.npz", X=np.packbits(bits, axis=1), Y=labels)
-    table = kt.Table.load(tmp_path / "bits.npz", packed_bits=True)
+    table = load_table(tmp_path / "bits.npz", packed_bits=True)
     np.testing.assert_array_equal(table.features, bits)
-    assert kt.Table.load(tmp_path / "bits.npz").features.shape == (6, 2)
+    assert load_table(tmp_path / "bits.npz").features.shape == (6, 2)
     np.savez(tmp_path / "bits.npz", X=bits.astype("float32"), Y=labels)
     with pytest.raises(ValueError, match="Expected X of uint8.*packed_bits=False"):
-        kt.Table.load(tmp_path / "bits.npz", packed_bits=True)
+        load_table(tmp_path / "bits.npz", packed_bits=True)
     with pytest.raises(ValueError, match="`packed_bits` is for NPZ files"):
-        kt.Table.load(write(tmp_path), packed_bits=True)
+        load_table(write(tmp_path), packed_bits=True)
 
 
 @pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e39", "red", "1_000", "0x10", "true"])
 def test_a_feature_that_is_no_finite_number_names_line_and_column(tmp_path, cell):
     path = write(tmp_path, CSV.replace("400", cell))
     with pytest.raises(ValueError, match=rf"line 5, column 'speed': '{cell}'"):
-        kt.Table.load(path, ignore=["name"])
+        load_table(path, ignore=["name"])
 
 
 def test_text_columns_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"line 2, column 'name': 'a'.*ignore=\[…\].*get_dummies"):
-        kt.Table.load(write(tmp_path))
+        load_table(write(tmp_path))
 
 
 def test_an_infinite_value_in_an_npz_names_row_and_column(tmp_path):
@@ -137,15 +138,15 @@ def test_an_infinite_value_in_an_npz_names_row_and_column(tmp_path):
     x[2, 1] = np.inf
     np.savez(tmp_path / "t.npz", X=x, Y=np.zeros((4, 1)))
     with pytest.raises(ValueError, match="row 2, column 'x1'"):
-        kt.Table.load(tmp_path / "t.npz")
+        load_table(tmp_path / "t.npz")
 
 
 def test_tasks_and_binary_features_are_not_guessed_apart(tmp_path):
     text = "flag,x,leak\n1,2.5,?\n0,3.5,1\n1,4.5,0\n"
     with pytest.raises(ValueError, match=r"\['leak'\], without \['flag'\].*tasks=\['leak'\]"):
-        kt.Table.load(write(tmp_path, text))
-    assert kt.Table.load(tmp_path / "table.csv", tasks=["leak"]).columns == ("flag", "x")
-    assert kt.Table.load(tmp_path / "table.csv", features=["flag", "x"]).tasks[0].name == "leak"
+        load_table(write(tmp_path, text))
+    assert load_table(tmp_path / "table.csv", tasks=["leak"]).columns == ("flag", "x")
+    assert load_table(tmp_path / "table.csv", features=["flag", "x"]).tasks[0].name == "leak"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_tasks_and_binary_features_are_not_guessed_apart(tmp_path):
 )
 def test_wrong_requests_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        kt.Table.load(write(tmp_path), **options)
+        load_table(write(tmp_path), **options)
 
 
 @pytest.mark.parametrize(
@@ -178,37 +179,37 @@ def test_wrong_requests_are_named(tmp_path, options, message):
 def test_a_wrong_npz_is_named(tmp_path, arrays, message):
     np.savez(tmp_path / "t.npz", **arrays)
     with pytest.raises(ValueError, match=message):
-        kt.Table.load(tmp_path / "t.npz")
+        load_table(tmp_path / "t.npz")
 
 
 def test_absent_and_unknown_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no file"):
-        kt.Table.load(tmp_path / "no.csv")
+        load_table(tmp_path / "no.csv")
     with pytest.raises(ValueError, match="ends in one of .csv, .parquet, .npz"):
-        kt.Table.load(write(tmp_path, name="table.xlsx"))
+        load_table(write(tmp_path, name="table.xlsx"))
     write(tmp_path, "no zip", "t.npz")
     with pytest.raises(ValueError, match="is no NPZ"):
-        kt.Table.load(tmp_path / "t.npz")
+        load_table(tmp_path / "t.npz")
 
 
 def test_arrays_that_do_not_fit_are_named():
     x, y = np.zeros((3, 2)), np.zeros((3, 1))
     with pytest.raises(ValueError, match=r"`labels` of arrays do not fit. Expected shape \(3, 2\)"):
-        kt.Table.from_arrays(x, y, ["a", "b"])
+        table_of(x, y, ["a", "b"])
     with pytest.raises(ValueError, match="`columns` of arrays do not fit"):
-        kt.Table.from_arrays(x, y, ["a"], columns=["one"])
+        table_of(x, y, ["a"], columns=["one"])
     with pytest.raises(ValueError, match="`columns` are not all in"):
-        kt.Table.from_arrays(x, y, ["a"]).with_columns(["x7"])
+        table_of(x, y, ["a"]).with_columns(["x7"])
 
 
 def test_batches_keep_rows_together_and_shuffle_only_in_training():
     x = np.arange(50, dtype="float32")[:, None]
     y = np.where(x % 3 == 0, np.nan, x % 2)
-    table = kt.Table.from_arrays(x, y, ["odd"])
-    plain = list(kt.make_table_dataset(table, 16))
+    table = table_of(x, y, ["odd"])
+    plain = list(kt.make_dataset(table, None, 16))
     assert [len(labels) for _, labels in plain] == [16, 16, 16, 2]
     np.testing.assert_array_equal(np.concatenate([b[0] for b in plain]), x)
-    data = kt.make_table_dataset(table, 16, training=True, seed=1)
+    data = kt.make_dataset(table, None, 16, training=True, seed=1)
     first, second = (np.concatenate([np.hstack(batch) for batch in data]) for _ in range(2))
     assert (first[:, 0] != second[:, 0]).any() and (first[:, 0] != x[:, 0]).any()
     order = np.argsort(first[:, 0])
@@ -216,13 +217,13 @@ def test_batches_keep_rows_together_and_shuffle_only_in_training():
 
 
 def test_batches_refuse_what_cannot_be_learnt():
-    table = kt.Table.from_arrays(np.zeros((3, 1)), np.full((3, 1), np.nan), ["a"])
+    table = table_of(np.zeros((3, 1)), np.full((3, 1), np.nan), ["a"])
     with pytest.raises(ValueError, match="cannot be learnt"):
-        kt.make_table_dataset(table, training=True)
+        kt.make_dataset(table, training=True)
     with pytest.raises(ValueError, match="`batch_size` is too small"):
-        kt.make_table_dataset(table, 0)
+        kt.make_dataset(table, None, 0)
     with pytest.raises(ValueError, match="`table` has no rows"):
-        kt.make_table_dataset(table.take([]))
+        kt.make_dataset(table.take([]))
 
 
 def test_features_for_prediction_need_no_labels_and_any_order(tmp_path):
@@ -245,22 +246,22 @@ def test_cells_as_text():
 def test_rows_of_one_name_are_merged_or_refused_with_both_lines(tmp_path):
     path = write(tmp_path, "name,heat,leak,worn\na,1.5,1,?\nb,2,0,1\na,1.5,?,0\n")
     with pytest.warns(UserWarning, match="1 rows more than once.*'a' in lines 2 and 4") as caught:
-        table = kt.Table.load(path, id_column="name", tasks=["leak", "worn"])
+        table = load_table(path, id_column="name", tasks=["leak", "worn"])
     assert caught[0].filename == __file__
     assert table.images.tolist() == ["a", "b"] and table.labels.tolist() == [[1, 0], [0, 1]]
     write(tmp_path, "name,heat,leak\na,1.5,1\nb,2,0\na,1.5,0\n")
     with pytest.raises(ValueError, match=r"row 'a', column 'leak'.*1 in line 2 and 0 in line 4"):
-        kt.Table.load(path, id_column="name", tasks=["leak"])
+        load_table(path, id_column="name", tasks=["leak"])
     write(tmp_path, "name,heat,leak\na,1.5,1\nb,2,0\na,1.25,1\n")
     with pytest.raises(ValueError, match=r"column 'heat'.*1.5 in line 2 and 1.25 in line 4"):
-        kt.Table.load(path, id_column="name", tasks=["leak"])
+        load_table(path, id_column="name", tasks=["leak"])
 
 
 def test_uncertain_labels_give_way_in_tables_too(tmp_path):
     path = write(tmp_path, "name,heat,leak\na,,-1\nb,2,1\na,,0\n")
     task = kt.Task("leak", uncertain=-1, uncertain_as="one")
     with pytest.warns(UserWarning, match="are merged"):
-        table = kt.Table.load(path, id_column="name", tasks=[task])
+        table = load_table(path, id_column="name", tasks=[task])
     assert table.labels.tolist() == [[0], [1]]
 
 
@@ -268,13 +269,13 @@ def test_uncertain_labels_give_way_in_tables_too(tmp_path):
 def test_a_row_without_a_name_is_refused(tmp_path, name):
     path = write(tmp_path, f"name,heat,leak\na,1.5,1\n{name},2,0\n")
     with pytest.raises(ValueError, match=r"`id_column` in .*line 3, column 'name' is empty"):
-        kt.Table.load(path, id_column="name")
+        load_table(path, id_column="name")
 
 
 def test_equal_features_with_different_labels_are_warned_of(tmp_path):
     path = write(tmp_path, "heat,speed,leak\n1,?,1\n2,2,0\n1,,0\n2,2,?\n2,2,0\n")
     with pytest.warns(UserWarning, match=r"'leak' is 1 in line 2 and 0 in line 4\. ") as caught:
-        assert len(kt.Table.load(path, tasks=["leak"])) == 5
+        assert len(load_table(path, tasks=["leak"])) == 5
     assert caught[0].filename == __file__ and len(caught) == 1
 
 
@@ -284,7 +285,7 @@ def test_equal_features_with_different_labels_are_warned_of(tmp_path):
 def test_columns_without_a_name_or_a_value_are_left_out_with_a_warning(tmp_path):
     path = write(tmp_path, ",heat,later,leak\n0,1.5,?,1\n1,2.5,NA,0\n")
     with pytest.warns(UserWarning) as caught:
-        table = kt.Table.load(path, tasks=["leak"])
+        table = load_table(path, tasks=["leak"])
     said = [str(warning.message) for warning in caught]
     assert "column 1, ''" in said[0] and "has no name" in said[0] and "index=False" in said[0]
     assert "column 3, 'later'" in said[1] and "has no known value; it is left out" in said[1]
@@ -292,8 +293,8 @@ def test_columns_without_a_name_or_a_value_are_left_out_with_a_warning(tmp_path)
     assert table.columns == ("heat",) and table.ignored == ("", "later")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        kt.Table.load(path, tasks=["leak"], ignore=["", "later"])
-        table = kt.Table.load(path, tasks=["leak"], features=["heat", "later"])
+        load_table(path, tasks=["leak"], ignore=["", "later"])
+        table = load_table(path, tasks=["leak"], features=["heat", "later"])
     assert table.columns == ("heat", "later")
 
 
@@ -302,11 +303,11 @@ def test_features_that_look_like_labels_are_warned_of(tmp_path, cells):
     rows = "".join(f"{at},{cell},{at % 2}\n" for at, cell in enumerate([*cells, *cells]))
     path = write(tmp_path, "heat,worn,leak\n" + rows)
     with pytest.warns(UserWarning, match=r"1 columns of .*\['worn'\].*Task\(name, missing=-1\)"):
-        kt.Table.load(path, tasks=["leak"])
+        load_table(path, tasks=["leak"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        kt.Table.load(path, tasks=["leak"], features=["heat", "worn"])
-        kt.Table.load(path, tasks=["leak"], ignore=["worn"])
+        load_table(path, tasks=["leak"], features=["heat", "worn"])
+        load_table(path, tasks=["leak"], ignore=["worn"])
 
 
 def test_features_of_two_or_of_many_values_do_not_look_like_labels(tmp_path):
@@ -314,7 +315,7 @@ def test_features_of_two_or_of_many_values_do_not_look_like_labels(tmp_path):
     path = write(tmp_path, "flag,four,two,leak\n" + rows)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        kt.Table.load(path, tasks=["leak"], split_by="hash", id_column=None)
+        load_table(path, tasks=["leak"], split_by="hash", id_column=None)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,7 @@ def test_features_of_two_or_of_many_values_do_not_look_like_labels(tmp_path):
 )
 def test_columns_to_leave_out_or_to_split_by_must_be_there(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        kt.Table.load(write(tmp_path), **options)
+        load_table(write(tmp_path), **options)
 
 
 def test_arrays_of_an_npz_that_do_not_fit_are_named(tmp_path):
@@ -338,23 +339,23 @@ def test_arrays_of_an_npz_that_do_not_fit_are_named(tmp_path):
     split = np.array(["train", "val", "test", "train"])
     np.savez(tmp_path / "t.npz", X=x, Y=y, split=split[:, None])
     with pytest.raises(ValueError, match=r"array split does not fit.*\(4,\).*\(4, 1\)"):
-        kt.Table.load(tmp_path / "t.npz")
+        load_table(tmp_path / "t.npz")
     np.savez(tmp_path / "t.npz", X=x, Y=y, y0=np.zeros(4))
     with pytest.raises(ValueError, match=r"twice: \['y0'\]"):
-        kt.Table.load(tmp_path / "t.npz")
+        load_table(tmp_path / "t.npz")
     np.savez(tmp_path / "t.npz", X=x, Y=y, split=split.astype("S"), tasks=np.array([b"leak"]))
-    table = kt.Table.load(tmp_path / "t.npz")
+    table = load_table(tmp_path / "t.npz")
     assert table.splits.tolist() == split.tolist() and table.tasks[0].name == "leak"
     with pytest.raises(ValueError, match=r"row 2, column 'y0'.*Infinite values"):
         np.savez(tmp_path / "t.npz", X=x, Y=np.where(np.isnan(y), np.inf, y))
-        kt.Table.load(tmp_path / "t.npz")
+        load_table(tmp_path / "t.npz")
 
 
 # Files
 
 
 def test_files_that_are_no_npz_are_named(tmp_path):
-    table = kt.Table.load(write(tmp_path), ignore=["name"])
+    table = load_table(write(tmp_path), ignore=["name"])
     np.savez_compressed(tmp_path / "whole.npz", X=table.features, Y=table.labels)
     whole = (tmp_path / "whole.npz").read_bytes()
     np.save(tmp_path / "array.npy", table.features)
@@ -363,7 +364,7 @@ def test_files_that_are_no_npz_are_named(tmp_path):
     for content in files:
         (tmp_path / "t.npz").write_bytes(content)
         with pytest.raises(ValueError, match="is no NPZ of plain arrays.*numpy.savez"):
-            kt.Table.load(tmp_path / "t.npz")
+            load_table(tmp_path / "t.npz")
 
 
 def test_lists_in_a_parquet_are_no_numbers(tmp_path):
@@ -372,27 +373,27 @@ def test_lists_in_a_parquet_are_no_numbers(tmp_path):
     for cells in ([[1, 2], [3]], [{"a": 1}, {"a": 2}]):
         frame.assign(more=cells).to_parquet(tmp_path / "t.parquet")
         with pytest.raises(ValueError, match="row 0, column 'more'"):
-            kt.Table.load(tmp_path / "t.parquet")
-        table = kt.Table.load(tmp_path / "t.parquet", ignore=["more"])
+            load_table(tmp_path / "t.parquet")
+        table = load_table(tmp_path / "t.parquet", ignore=["more"])
         assert table.columns == ("heat",)
         with pytest.raises(ValueError, match="row 0, column 'more'"):
-            kt.Table.load(tmp_path / "t.parquet", tasks=["more"], features=["heat"])
+            load_table(tmp_path / "t.parquet", tasks=["more"], features=["heat"])
 
 
 def test_the_named_index_of_a_parquet_is_a_column(tmp_path):
     pytest.importorskip("pyarrow")
     frame = pd.DataFrame({"heat": [1.5, 2], "leak": [0, 1], "patient": ["p", "q"]})
     frame.set_index("patient").to_parquet(tmp_path / "t.parquet")
-    table = kt.Table.load(tmp_path / "t.parquet", group_column="patient")
+    table = load_table(tmp_path / "t.parquet", group_column="patient")
     assert table.groups.tolist() == ["p", "q"] and table.columns == ("heat",)
     frame.drop(columns="patient").set_index(np.array([5, 7])).to_parquet(tmp_path / "t.parquet")
-    assert kt.Table.load(tmp_path / "t.parquet").columns == ("heat",)
+    assert load_table(tmp_path / "t.parquet").columns == ("heat",)
 
 
 def test_every_column_with_a_fault_is_named_once(tmp_path):
     path = write(tmp_path, CSV.replace("400", "red"))
     with pytest.raises(ValueError) as error:
-        kt.Table.load(path)
+        load_table(path)
     assert "line 2, column 'name': 'a' (5 such cells); line 5, column 'speed'" in str(error.value)
     assert "group_column=" in str(error.value)
     with pytest.raises(ValueError, match="line 5, column 'speed'") as error:
@@ -404,12 +405,12 @@ def test_numbers_that_float32_cannot_tell_apart_are_warned_of(tmp_path):
     rows = [f"{1_700_000_000 + at},{at / 7},{16_777_216 - at},{at % 2}" for at in range(50)]
     path = write(tmp_path, "\n".join(["time,heat,count,leak", *rows]))
     with pytest.warns(UserWarning, match="'time'.*50 distinct ones become 1") as caught:
-        table = kt.Table.load(path)
+        table = load_table(path)
     assert len(caught) == 1 and caught[0].filename == __file__
     x = np.loadtxt(rows, delimiter=",")[:, :3]
     with pytest.warns(UserWarning, match="'x0'.*50 distinct ones become 1") as caught:
         np.savez(tmp_path / "t.npz", X=x, Y=table.labels)
-        kt.Table.load(tmp_path / "t.npz")
+        load_table(tmp_path / "t.npz")
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
@@ -419,11 +420,11 @@ def test_numbers_that_float32_cannot_tell_apart_are_warned_of(tmp_path):
 def test_by_hash_a_row_without_a_name_stays_where_it_is(tmp_path):
     rows = [f"{at / 7:.4f},{at % 3},{at % 2}" for at in range(60)]
     path = write(tmp_path, "\n".join(["heat,speed,leak", *rows]))
-    before = kt.Table.load(path, tasks=["leak"], split_by="hash")
+    before = load_table(path, tasks=["leak"], split_by="hash")
     rng = np.random.default_rng(0)
     more = [rows[at] for at in rng.permutation(60)]
     write(tmp_path, "\n".join(["heat,speed,leak", "91,9,1", *more, "92,8,0"]))
-    after = kt.Table.load(path, tasks=["leak"], split_by="hash")
+    after = load_table(path, tasks=["leak"], split_by="hash")
     for old, new in zip(before.split(), after.split(), strict=True):
         assert set(old.features[:, 0]) == set(new.features[:, 0]) - {91.0, 92.0}
 
@@ -431,7 +432,7 @@ def test_by_hash_a_row_without_a_name_stays_where_it_is(tmp_path):
 def test_rows_and_groups_in_two_parts_are_leaks(tmp_path):
     rows = ["p,1,2,0,train", "q,3,?,1,train", "p,5,6,1,val", "r,3,,1,test", "s,7,8,0,test"]
     path = write(tmp_path, "\n".join(["patient,heat,speed,leak,split", *rows]))
-    table = kt.Table.load(path, tasks=["leak"], group_column="patient")
+    table = load_table(path, tasks=["leak"], group_column="patient")
     found = table.leaks().to_dict(orient="records")
     assert [(leak["kind"], leak["line"], leak["other_line"]) for leak in found] == [
         ("same row", 3, 5),
@@ -451,7 +452,7 @@ def test_rows_and_groups_in_two_parts_are_leaks(tmp_path):
 )
 def test_a_column_has_one_meaning(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        kt.Table.load(write(tmp_path), **options)
+        load_table(write(tmp_path), **options)
 
 
 @pytest.mark.parametrize("by", ["stratified", "hash"])
@@ -462,21 +463,21 @@ def test_identical_rows_are_never_parted(by, ids):
     features[60:] = rng.normal(size=(30, 4))
     labels = rng.integers(0, 2, (90, 2))
     names = [f"r{at}" for at in rng.permutation(90)] if ids else None
-    table = kt.Table.from_arrays(features, labels, ["a", "b"], ids=names)
+    table = table_of(features, labels, ["a", "b"], ids=names)
     keys = [set(row_keys(part.features, part.columns).tolist()) for part in table.split(by=by)]
     assert sum(map(len, keys)) == len(set.union(*keys)) < 90
     assert table.leaks(by=by).empty
 
 
 def test_rows_that_are_all_identical_are_refused_by_that_reason():
-    table = kt.Table.from_arrays(np.ones((50, 2)), np.zeros((50, 1)), ["a"])
+    table = table_of(np.ones((50, 2)), np.zeros((50, 1)), ["a"])
     with pytest.raises(ValueError, match="empty.*50 rows in 1 groups.*split column.*identical"):
         table.split()
 
 
 @pytest.mark.filterwarnings("ignore:.*the same features and different labels")
 def test_kerasmtls_own_split_of_tox21_has_no_leak():
-    table = kt.Table.load(shared("data", "tox21") / "train.npz")
+    table = load_table(shared("data", "tox21") / "train.npz")
     assert len(np.unique(table.features, axis=0)) == len(table) - 225
     for by in ("stratified", "hash"):
         assert table.leaks(by=by).empty

@@ -52,7 +52,7 @@ def test_a_third_of_the_labels_is_missing_and_one_task_is_rare(scenes):
 
 def test_the_full_labels_agree_where_labels_are_known(scenes):
     full = kt.Manifest.from_csv(dataset_csv("street_scenes").with_name("labels_full.csv"))
-    assert full.images.tolist() == scenes.images.tolist()
+    assert full.names.tolist() == scenes.names.tolist()
     known = ~np.isnan(scenes.labels)
     assert not np.isnan(full.labels).any()
     np.testing.assert_array_equal(full.labels[known], scenes.labels[known])
@@ -60,7 +60,7 @@ def test_the_full_labels_agree_where_labels_are_known(scenes):
 
 def test_the_pictures_are_small_jpegs_and_fit_in_six_megabytes(scenes):
     assert size_of(dataset_csv("street_scenes").parent / "images") <= 6_000_000
-    for path in scenes.paths[::100]:
+    for path in scenes.input.paths(scenes.values)[::100]:
         with Image.open(path) as picture:
             assert (picture.format, picture.size, picture.mode) == ("JPEG", (128, 128), "RGB")
     assert scenes.missing_files() == []
@@ -68,7 +68,9 @@ def test_the_pictures_are_small_jpegs_and_fit_in_six_megabytes(scenes):
 
 def test_colour_alone_does_not_solve_it(scenes):
     full = kt.Manifest.from_csv(dataset_csv("street_scenes").with_name("labels_full.csv"))
-    pixels = [np.asarray(Image.open(path), "float32") / 255 for path in full.paths]
+    pixels = [
+        np.asarray(Image.open(path), "float32") / 255 for path in full.input.paths(full.values)
+    ]
     colours = np.array([[*p.mean((0, 1)), *p.std((0, 1))] for p in pixels])
     learn = full.splits != "test"
     aucs = [
@@ -89,7 +91,7 @@ def test_the_script_draws_the_same_pictures_again(tmp_path, scenes):
     drawn = sorted((tmp_path / "again" / "images").iterdir())
     assert len(drawn) == 12
     a = np.asarray(Image.open(drawn[7]), int)
-    b = np.asarray(Image.open(scenes.paths[7]), int)
+    b = np.asarray(Image.open(scenes.input.paths(scenes.values)[7]), int)
     assert abs(a - b).mean() < 1  # other versions of Pillow may round differently
     assert kt.Manifest.from_csv(tmp_path / "again" / "labels.csv", tasks=TASKS).splits is not None
 

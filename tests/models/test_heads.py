@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from tables import table_of
 
 import kerasmtl as kt
 from kerasmtl.models.build import check_outputs
@@ -98,7 +99,7 @@ def test_default_losses_and_metrics_train_every_output_and_ignore_holes():
         [rng.integers(0, n, 32) for n in (2, 3, 2)] + [rng.normal(size=32)]
     ).astype("float32")
     labels[rng.random(labels.shape) < 0.4] = np.nan
-    table = kt.Table.from_arrays(x, labels, TASKS)
+    table = table_of(x, labels, TASKS)
     model.compile(
         "adam",
         loss=kt.losses.for_tasks(TASKS),
@@ -106,7 +107,7 @@ def test_default_losses_and_metrics_train_every_output_and_ignore_holes():
         jit_compile=False,
     )
     before = [weight.numpy().copy() for weight in model.trainable_variables]
-    history = model.fit(kt.make_table_dataset(table, 8), epochs=2, verbose=0).history
+    history = model.fit(kt.make_dataset(table, None, 8), epochs=2, verbose=0).history
     assert all(np.isfinite(values).all() for values in history.values()), history
     assert {"binary_auc", "loss"} <= set(history)
     pairs = zip(before, model.trainable_variables, strict=True)

@@ -234,7 +234,9 @@ def test_an_exported_table_gives_the_numbers_of_the_model(tmp_path):
     inputs = keras.Input((2,))
     outputs = keras.layers.Dense(2, activation="sigmoid", bias_initializer="ones")(inputs)
     model = keras.Model(inputs, outputs)
-    folder = kt.export_saved_model(model, tmp_path / "t", ["up", "down"], columns=COLUMNS)
+    folder = kt.export_saved_model(
+        model, tmp_path / "t", ["up", "down"], input=kt.data.Table(COLUMNS)
+    )
     predictor = export_predictor(folder)
     assert predictor.columns == COLUMNS
     inputs = RowInputs([rows(tmp_path)], predictor.columns)

@@ -400,7 +400,9 @@ def test_a_table_over_both_protocols_equals_the_model(tmp_path):
     inputs = keras.Input((2,))
     known = keras.layers.Lambda(lambda x: keras.ops.where(keras.ops.isnan(x), 0.5, x))(inputs)
     model = keras.Model(inputs, keras.layers.Dense(2, activation="sigmoid")(known))
-    kt.export_saved_model(model, tmp_path / "t", ["ill", "well"], columns=["body weight", "1st"])
+    kt.export_saved_model(
+        model, tmp_path / "t", ["ill", "well"], input=kt.data.Table(["body weight", "1st"])
+    )
     path = tmp_path / "rows.csv"
     path.write_text("1st,ill,body weight\n2,0,1\n,1,3\n")
     expected = model.predict(np.array([[1, 2], [3, np.nan]]), verbose=0)

@@ -395,7 +395,9 @@ def test_rows_of_tables(shown, tmp_path):
     inputs = keras.Input((2,))
     model = keras.Model(inputs, keras.layers.Dense(2, activation="sigmoid")(inputs))
     columns = ["age", "weight"]
-    kt.export_saved_model(model, tmp_path / "t", ["ill", "well"], columns=columns, verify=False)
+    kt.export_saved_model(
+        model, tmp_path / "t", ["ill", "well"], input=kt.data.Table(columns), verify=False
+    )
     values = model.predict(np.array([[40.5, 70]]), verbose=0)[0]
     with serving(tmp_path / "t", "table") as running:
         visit(shown, running.url)
@@ -426,7 +428,7 @@ def test_rows_of_tables(shown, tmp_path):
     ]
     model = kt.build_model(kt.backbones.mlp(101, [4]), tasks)
     columns = [f"c{i}" for i in range(101)]
-    kt.export_saved_model(model, tmp_path / "h", tasks, columns=columns, verify=False)
+    kt.export_saved_model(model, tmp_path / "h", tasks, input=kt.data.Table(columns), verify=False)
     with serving(tmp_path / "h", "houses") as running:
         visit(shown, running.url, 360, "dark")
         field = at(shown, "numbers")

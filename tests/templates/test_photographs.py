@@ -73,10 +73,12 @@ def project(request, photographs, tmp_path_factory):
 
 def test_training_and_serving_prepare_every_image_alike(photographs):
     manifest = kt.Manifest.from_csv(photographs, tasks=["bright"])
-    assert manifest.check_images() == []
+    assert manifest.faults() == []
     for size in ((64, 64), (224, 160)):
         trained = np.concatenate([x for x, _ in kt.make_dataset(manifest, size, 8)])
-        data = tf.constant([Path(path).read_bytes() for path in manifest.paths])
+        data = tf.constant(
+            [Path(path).read_bytes() for path in manifest.input.paths(manifest.values)]
+        )
         served = prepare_images(data, size).numpy()
         assert trained.min() >= 0 and trained.max() <= 1
         np.testing.assert_array_equal(trained, served)

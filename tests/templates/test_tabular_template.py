@@ -14,12 +14,12 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from cookiecutter.main import cookiecutter
+from tables import load_table
 
 import kerasmtl as kt
 from kerasmtl.cli import main
 from kerasmtl.cli.new import new_project
 from kerasmtl.datasets.pump_faults.simulate import table as simulated
-from kerasmtl.export.signatures import column_inputs
 from kerasmtl.models.hub.embedded import dataset_csv
 from kerasmtl.tasks import by_task
 
@@ -64,11 +64,11 @@ def table_of_kinds(folder, rows=160):
 
 
 def test_the_embedded_table_has_holes_in_labels_and_numbers():
-    table = kt.Table.load(dataset_csv("pump_faults"))
-    assert [task.name for task in table.tasks] == FAULTS and table.features.shape == (1500, 12)
+    table = load_table(dataset_csv("pump_faults"))
+    assert [task.name for task in table.tasks] == FAULTS and table.values.shape == (1500, 12)
     share = table.coverage().share
     np.testing.assert_allclose(share, [0.9, 0.7, 0.5, 0.2], atol=0.03)
-    assert 0.2 < np.isnan(table.features[:, table.columns.index("noise_db")]).mean() < 0.3
+    assert 0.2 < np.isnan(table.values[:, table.input.features.index("noise_db")]).mean() < 0.3
     assert all(part.class_faults() == {} for part in table.split())
     folder = dataset_csv("pump_faults").parent
     assert sum(path.stat().st_size for path in folder.glob("*.*")) <= 300_000
@@ -144,8 +144,8 @@ def test_options_of_the_other_template_are_refused(tmp_path, template, option, m
     "text, message",
     [
         ("[model]\nbatch_norm = true\n", r"\[model\] \['batch_norm'\] are for tables"),
-        ("[table]\n[model]\nbackbone = 'tiny'\n", r"\['backbone'\] are for pictures"),
-        ("[table]\n[training]\nfine_tune_epochs = 3\n", r"\['fine_tune_epochs'\] are for pictures"),
+        ("[input]\nkind = 'table'\n[model]\nbackbone = 'tiny'\n", "`backbone`"),
+        ("[input]\nkind = 'table'\n[training]\nfine_tune_epochs = 3\n", "`fine_tune_epochs`"),
     ],
 )
 def test_settings_that_nothing_would_read_are_refused(tmp_path, text, message):
@@ -212,8 +212,8 @@ def test_command_model_and_export_agree(pumps, tmp_path):
     rows = kt.Project.load(pumps).manifest().take(range(40))
     signatures = tf.saved_model.load(str(exported)).signatures
     assert set(signatures) == {"serving_default", "columns", "matrix", "features"}
-    matrix = signatures["matrix"](features=tf.constant(rows.features))
-    named = {name: tf.constant(rows.features[:, i]) for i, name in enumerate(rows.columns)}
+    matrix = signatures["matrix"](features=tf.constant(rows.values))
+    named = {name: tf.constant(rows.values[:, i]) for i, name in enumerate(rows.input.features)}
     columns = signatures["serving_default"](**named)
     for name in FAULTS:
         expected = [row["predictions"][name] for row in trained]
@@ -313,7 +313,7 @@ def test_packed_bits_are_unpacked_for_an_export_too(tmp_path):
     model, _ = small_model(16)
     columns = [f"x{n}" for n in range(16)]
     folder = kt.export_saved_model(
-        model, tmp_path / "m", ["a", "b"], columns=columns, packed_bits=True
+        model, tmp_path / "m", ["a", "b"], input=kt.data.Table(columns, packed_bits=True)
     )
     served = json.loads(kerasmtl("predict", "--json", "--model", folder, tmp_path / "r.npz"))
     expected = model.predict(bits.astype("float32"), verbose=0)
@@ -370,14 +370,18 @@ def small_model(columns, tasks=("a", "b")):
     return kt.build_model(kt.backbones.mlp(rows, hidden=[4]), list(tasks)), rows
 
 
+def arguments(columns):
+    return kt.data.Table(columns).arguments
+
+
 def test_inputs_are_named_after_columns_as_far_as_tensorflow_can():
-    assert column_inputs(["größe (mm)", "2nd", "ok_1"]) == {
+    assert arguments(["größe (mm)", "2nd", "ok_1"]) == {
         "größe (mm)": "gr__e__mm_",
         "2nd": "column_2nd",
         "ok_1": "ok_1",
     }
-    assert column_inputs(["a b", "a_b"]) is None
-    assert column_inputs([f"x{n}" for n in range(101)]) is None
+    assert arguments(["a b", "a_b"]) is None
+    assert arguments([f"x{n}" for n in range(101)]) is None
 
 
 @pytest.mark.parametrize("columns", [["a b", "größe", "9", "_x"], [f"x{n}" for n in range(101)]])
@@ -385,32 +389,31 @@ def test_every_signature_gives_the_same_numbers(tmp_path, columns):
     model, rows = small_model(len(columns))
     rows[0, 0] = np.nan
     tasks = [kt.Task("a"), kt.Task("b")]
-    folder = kt.export_saved_model(model, tmp_path / "m", tasks, columns=columns)
+    folder = kt.export_saved_model(model, tmp_path / "m", tasks, input=kt.data.Table(columns))
     signatures = tf.saved_model.load(str(folder)).signatures
     expected = by_task(model.predict(rows, verbose=0), tasks)
     matrix = signatures["matrix"](features=tf.constant(rows))
     few = len(columns) <= 100
     assert ("columns" in signatures) == few
-    inputs = column_inputs(columns) or {}
+    inputs = arguments(columns) or {}
     given = {inputs[c]: tf.constant(rows[:, i]) for i, c in enumerate(columns) if few}
     default = signatures["serving_default"](**(given or {"features": tf.constant(rows)}))
     for name in ("a", "b"):
         np.testing.assert_allclose(matrix[name], expected[name], atol=1e-5)
         np.testing.assert_allclose(default[name], expected[name], atol=1e-5)
     described = json.loads((folder / "assets.extra" / "model.json").read_text(encoding="utf-8"))
-    assert described["columns"] == columns
+    assert described["input"]["features"] == columns
 
 
 @pytest.mark.parametrize(
     "columns, message",
     [
-        (None, "Call with columns=table.columns"),
-        (["x"], r"Expected input \(batch, 1\)"),
-        (["x", "x", "y"], "no list of distinct names"),
+        (["x", "y"], "`model` must take"),
+        (["x", "x", "y"], "`features` must be distinct"),
     ],
 )
 def test_wrong_columns_are_named_and_nothing_is_written(tmp_path, columns, message):
     model, _ = small_model(3)
     with pytest.raises(ValueError, match=message):
-        kt.export_saved_model(model, tmp_path / "m", ["a", "b"], columns=columns)
+        kt.export_saved_model(model, tmp_path / "m", ["a", "b"], input=kt.data.Table(columns))
     assert not (tmp_path / "m").exists()

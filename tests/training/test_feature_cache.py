@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tables import load_table
 
 import kerasmtl as kt
 from kerasmtl.data.dataset import permutation, source_of
@@ -228,11 +229,11 @@ def table(folder, tasks=("a", "b"), rows=ROWS, change=0.0):
     values[3, 2] += change
     names = [task if isinstance(task, kt.Task) else kt.Task(task) for task in tasks]
     np.savez(folder / "table.npz", X=values, Y=labels, tasks=[task.name for task in names])
-    return kt.Table.load(folder / "table.npz", tasks=names)
+    return load_table(folder / "table.npz", tasks=names)
 
 
 def dataset(rows, **settings):
-    return kt.make_table_dataset(rows, **settings)
+    return kt.make_dataset(rows, **settings)
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ def project(tmp_path):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"x": rng.normal(size=40), "leak": rng.integers(0, 2, 40)})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    (tmp_path / "project.toml").write_text('name = "p"\n[data]\nlabels = "t.csv"\n[table]\n')
+    (tmp_path / "project.toml").write_text(
+        'name = "p"\n[data]\nlabels = "t.csv"\n[input]\nkind = "table"\n'
+    )
     return kt.Project.load(tmp_path)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from tables import load_table
 
 import kerasmtl as kt
 from kerasmtl.training.record import Trained, load_trained, save_trained
@@ -27,7 +28,7 @@ def frame(rows=60, seed=0):
 
 def table(folder, data, **options):
     data.to_csv(folder / "t.csv", index=False)
-    return kt.Table.load(folder / "t.csv", **{"tasks": TASKS, **options})
+    return load_table(folder / "t.csv", **{"tasks": TASKS, **options})
 
 
 def trained_on(rows, seed=0, **options):
@@ -35,7 +36,7 @@ def trained_on(rows, seed=0, **options):
 
 
 def contents(rows):
-    return sorted(map(tuple, rows.features.tolist()))
+    return sorted(map(tuple, rows.values.tolist()))
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_it_is_read_as_it_was_written(tmp_path, record):
     save_trained(trained, tmp_path / "runs" / "model.keras")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["model.json"]
     again = load_trained(tmp_path / "runs" / "model.keras")
-    assert again.tasks == trained.tasks and again.columns == ("x", "z")
+    assert again.tasks == trained.tasks and again.input.features == ("x", "z")
     assert again.tasks[1].classes == ("a", "b", "c")
     for name in ("rows", "parts"):
         np.testing.assert_array_equal(getattr(again, name), getattr(trained, name))
@@ -72,7 +73,7 @@ def test_rows_keep_their_part_when_the_file_changes(tmp_path, record, change):
         data = pd.concat([data, frame(40, seed=1)])
     if change in ("shuffled", "both"):
         data = data.sample(frac=1, random_state=3)
-    now = table(tmp_path, data, features=trained.columns)
+    now = table(tmp_path, data, features=trained.input.features)
     parts, notes = trained.parts_of(now)
     found = contents(parts["test"])
     assert set(test) <= set(found) and not set(contents(before.split()[0])) & set(found)
@@ -138,22 +139,22 @@ def test_a_new_row_of_a_trained_group_is_not_scored(tmp_path):
 def test_rows_with_ids_are_known_by_them(tmp_path):
     data = frame().assign(id=[f"r{n}" for n in range(60)])
     before = table(tmp_path, data, id_column="id")
-    trained = trained_on(before, id_column="id")
+    trained = trained_on(before)
     data["x"] += 1  # corrected, and the model has seen them all the same
     now = table(tmp_path, data.sample(frac=1, random_state=1), id_column="id")
     parts, notes = trained.parts_of(now)
-    assert set(parts["test"].images) == set(before.split()[2].images) and notes == []
+    assert set(parts["test"].names) == set(before.split()[2].names) and notes == []
 
 
 def test_a_new_name_of_a_trained_row_is_no_new_row(tmp_path):
     data = frame().assign(id=[f"r{n}" for n in range(60)])
     before = table(tmp_path, data, id_column="id")
-    trained = trained_on(before, id_column="id")
+    trained = trained_on(before)
     copies = data.assign(id=[f"c{n}" for n in range(60)])
     now = table(tmp_path, pd.concat([data, copies]), id_column="id")
     parts, _ = trained.parts_of(now)
-    expected = [{n[1:] for n in part.images} for part in before.split()]
-    assert [{n[1:] for n in part.images} for part in parts.values()] == expected
+    expected = [{n[1:] for n in part.names} for part in before.split()]
+    assert [{n[1:] for n in part.names} for part in parts.values()] == expected
     assert sum(map(len, parts.values())) == 120
 
 
@@ -162,7 +163,7 @@ def test_a_copy_of_a_trained_image_is_not_scored(picture_folder):
     manifest = kt.Manifest.from_csv(path)
     trained = trained_on(manifest)
     header, *lines = path.read_text().splitlines()
-    for number, image in enumerate(manifest.images):
+    for number, image in enumerate(manifest.names):
         content = (picture_folder / image).read_bytes() + bytes([number])  # all fixtures differ
         for name in (image, f"{image}-copy"):
             (picture_folder / name).write_bytes(content)
@@ -170,7 +171,7 @@ def test_a_copy_of_a_trained_image_is_not_scored(picture_folder):
     path.write_text("\n".join([header, *lines, *copies]) + "\n")
     parts, _ = trained.parts_of(kt.Manifest.from_csv(path))
     for part, before in zip(parts.values(), manifest.split(), strict=True):
-        assert {image.removesuffix("-copy") for image in part.images} == {*before.images}
+        assert {image.removesuffix("-copy") for image in part.names} == {*before.names}
         assert len(part) == 2 * len(before)
 
 
@@ -182,8 +183,8 @@ def test_pictures_are_known_by_their_path(picture_folder):
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *(f"./{line}" for line in reversed(lines))]))
     parts, notes = trained.parts_of(kt.Manifest.from_csv(path))
-    expected = [f"./{image}" for image in manifest.split()[2].images]
-    assert sorted(parts["test"].images) == sorted(expected) and notes == []
+    expected = [f"./{image}" for image in manifest.split()[2].names]
+    assert sorted(parts["test"].names) == sorted(expected) and notes == []
 
 
 def test_a_file_of_which_no_row_is_known_is_named(tmp_path, record):

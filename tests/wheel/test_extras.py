@@ -61,10 +61,10 @@ def test_plot_draws_the_curve_of_learning_rates(environment):
     plot.python(
         "import kerasmtl as kt\nkt.quiet_tensorflow()\n"
         "from kerasmtl.models.hub.embedded import dataset_csv\n"
-        "table = kt.Table.load(dataset_csv('pump_faults'))\n"
-        "model = kt.build_model(kt.backbones.mlp(table.features, [8]), table.tasks)\n"
+        "table = kt.Manifest.from_csv(dataset_csv('pump_faults'), input=kt.data.Table())\n"
+        "model = kt.build_model(kt.backbones.mlp(table.values, [8]), table.tasks)\n"
         "model.compile('adam', loss=kt.losses.MaskedBinaryCrossentropy())\n"
-        "data = kt.make_table_dataset(table, 64, training=True)\n"
+        "data = kt.make_dataset(table, None, 64, training=True)\n"
         "kt.optimizers.find_learning_rate(model, data).plot('rates.png')\n"
     )
     assert (plot.work / "rates.png").read_bytes().startswith(b"\x89PNG")

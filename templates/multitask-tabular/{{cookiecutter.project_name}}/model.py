@@ -5,11 +5,11 @@ import keras
 import kerasmtl as kt
 
 
-def build(project: kt.Project, train: kt.Table) -> keras.Model:
+def build(project: kt.Project, train: kt.Manifest) -> keras.Model:
     """Rows of numbers in, NaN = missing; one output per task. Normalisation learns from `train`."""
     settings = project.model
     backbone = kt.backbones.mlp(
-        train.features,
+        train.values,
         hidden=settings.hidden,
         dropout=settings.dropout,
         input_dropout=settings.input_dropout,

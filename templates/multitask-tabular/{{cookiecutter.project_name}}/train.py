@@ -21,9 +21,9 @@ def main() -> None:
     # A folder in runs/ for the log, the history, the model and its scores.
     with project.start_run(train, val, test) as run:
         model = build(project, train)
-        train_data = kt.make_table_dataset(train, settings.batch_size, training=True)
-        val_data = kt.make_table_dataset(val, settings.batch_size) if len(val) else None
-        test_data = kt.make_table_dataset(test, settings.batch_size)
+        train_data = kt.make_dataset(train, batch_size=settings.batch_size, training=True)
+        val_data = kt.make_dataset(val, batch_size=settings.batch_size) if len(val) else None
+        test_data = kt.make_dataset(test, batch_size=settings.batch_size)
 
         steps = settings.epochs * len(train_data)
         model.compile(
@@ -54,8 +54,7 @@ def main() -> None:
             model,
             project.export_folder,
             table.tasks,
-            columns=table.columns,
-            packed_bits=project.table.packed_bits,
+            input=table.input,
             validation=val_data,
             decisions=decisions,
             card={"data": project.trained().data},

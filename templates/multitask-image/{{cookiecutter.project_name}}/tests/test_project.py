@@ -58,7 +58,7 @@ def test_training_moves_the_head_and_not_the_frozen_backbone(model, manifest, im
 def test_the_served_model_predicts_the_same(model, manifest, images, tmp_path):
     folder = kt.export_saved_model(model, tmp_path / "served", manifest.tasks)
     served = tf.saved_model.load(str(folder)).signatures["serving_default"]
-    data = [Path(path).read_bytes() for path in manifest.paths[:8]]
+    data = manifest.input.load(manifest.values[:8])
     outputs = served(image_bytes=tf.constant(data))
     expected = by_task(model.predict(images, verbose=0), manifest.tasks)
     for task in manifest.tasks:

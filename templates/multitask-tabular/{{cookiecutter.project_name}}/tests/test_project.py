@@ -36,7 +36,7 @@ def test_every_task_can_be_learnt(table):
 
 
 def test_missing_numbers_make_no_missing_predictions(model, rows):
-    features = rows.features.copy()
+    features = rows.values.copy()
     features[:, 0] = np.nan
     predicted = by_task(model.predict(features, verbose=0), rows.tasks)
     assert all(np.isfinite(values).all() for values in predicted.values())
@@ -46,7 +46,7 @@ def test_training_moves_the_network_and_not_the_normalisation(model, rows):
     fixed = [v.numpy().copy() for v in model.non_trainable_variables if "columns" in v.path]
     moved = [v.numpy().copy() for v in model.trainable_variables]
     model.compile("adam", loss=kt.losses.for_tasks(rows.tasks, rows.labels), jit_compile=False)
-    data = kt.make_table_dataset(rows, 16)
+    data = kt.make_dataset(rows, batch_size=16)
     history = model.fit(data, epochs=1, shuffle=False, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     after = [v.numpy() for v in model.non_trainable_variables if "columns" in v.path]
@@ -56,9 +56,9 @@ def test_training_moves_the_network_and_not_the_normalisation(model, rows):
 
 
 def test_the_served_model_gives_the_same_predictions(model, rows, tmp_path):
-    folder = kt.export_saved_model(model, tmp_path / "served", rows.tasks, columns=rows.columns)
+    folder = kt.export_saved_model(model, tmp_path / "served", rows.tasks, input=rows.input)
     served = tf.saved_model.load(str(folder)).signatures["matrix"]
-    outputs = served(features=tf.constant(rows.features))
-    expected = by_task(model.predict(rows.features, verbose=0), rows.tasks)
+    outputs = served(features=tf.constant(rows.values))
+    expected = by_task(model.predict(rows.values, verbose=0), rows.tasks)
     for task in rows.tasks:
         np.testing.assert_allclose(outputs[task.name], expected[task.name], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,303 @@
+"""`Input`, the base of all kinds of model input."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+
+from kerasmtl.data.labels import infer_tasks
+from kerasmtl.data.readers import LabelsFile, read_labels_file
+from kerasmtl.tasks import Task
+from kerasmtl.utils.tf import as_written
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that cannot be used: its line in the file, its name, and why."""
+
+    line: int
+    name: str
+    reason: str
+
+
+class Rows(NamedTuple):
+    """What `Input.read` makes of a labels file.
+
+    `input`: completed by what the file says, such as the names of its columns; `values`: (rows, …),
+    one input per row; `names`: (rows,) str, by which a row is known wherever it is listed, or None
+    if rows are numbered.
+    """
+
+    input: Input
+    values: np.ndarray
+    names: np.ndarray | None = None
+
+
+class Signature(NamedTuple):
+    """One way to ask an exported model.
+
+    `specs`: of the arguments by name, first axis = batch. `to_input`: from the arguments to the
+    model's input, in the graph. `sample`: from a seed to arguments of no meaning, for golden
+    requests.
+    """
+
+    name: str
+    specs: dict[str, tf.TensorSpec]
+    to_input: Callable[[dict[str, tf.Tensor]], tf.Tensor]
+    sample: Callable[[int], dict[str, np.ndarray]]
+
+
+class Input(ABC):
+    """One kind of model input: how it is read, checked, loaded, prepared and served.
+
+    Subclasses are frozen dataclasses with a `kind`, by which `Input.from_config` finds them. Their
+    fields are what a user chooses; what a file or a model decides is filled in by `read`, `adopt`,
+    `sized` and `for_model`, each of which returns a new object. A subclass must define `read`,
+    `spec` and `signatures`; the other methods have defaults for values that are the raw input
+    itself, such as texts or numbers.
+
+    Attributes:
+        kind: the name in model.json and project.toml.
+        noun: what rows are called in messages, in the plural.
+        in_memory: whether the values are the raw inputs, so that `make_dataset` need not cache.
+        raw_signature: the signature of an export that takes what `load` returns.
+        model_signature: the one that takes model input itself, from which converters start; None
+            if there is none.
+        has_backbone: whether models of this kind are usually built on a pretrained network.
+        bounds: the least and the largest number of model input, if there are any.
+    """
+
+    kind: ClassVar[str]
+    noun: ClassVar[str] = "rows"
+    in_memory: ClassVar[bool] = True
+    raw_signature: ClassVar[str] = "serving_default"
+    model_signature: ClassVar[str | None] = None
+    has_backbone: ClassVar[bool] = False
+    bounds: ClassVar[tuple[float, float] | None] = None
+    _kinds: ClassVar[dict[str, type[Input]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        Input._kinds[cls.kind] = cls
+
+    # From a labels file to values.
+
+    def open(self, source: Path, encoding: str = "utf-8") -> LabelsFile:
+        """Read the cells of a labels file."""
+        return read_labels_file(source, encoding)
+
+    def claimed(self) -> dict[str, tuple[str, ...]]:
+        """The columns that the user named for this input, by the name of the argument."""
+        return {}
+
+    def infer_tasks(self, cells: pd.DataFrame, source: Path) -> tuple[Task, ...]:
+        """The tasks, where the user names none, among columns that nothing else claims."""
+        return infer_tasks(cells, source)
+
+    @abstractmethod
+    def read(self, file: LabelsFile, taken: Mapping[str, set[str]]) -> Rows:
+        """Return the values of all rows of a labels file.
+
+        Args:
+            file: its cells.
+            taken: the columns that are something else, by the name of the argument that says so.
+
+        Raises:
+            ValueError: a cell is not an input; names file, line and column.
+        """
+
+    def adopt(self, values: Any) -> tuple[Self, np.ndarray]:
+        """Check values that are at hand, (rows, …); returns this input, completed, with them."""
+        return self, np.asarray(values)
+
+    def like(self, trained: Input) -> Input:
+        """This input as a trained model takes it: what the model has fixed is not read again."""
+        if trained.kind != self.kind:
+            raise ValueError(f"`input` must be {trained.kind!r}, as of the model, got {self!r}")
+        return trained
+
+    def select(self, values: np.ndarray, trained: Input) -> np.ndarray:
+        """What a trained model's input takes of these values."""
+        return values
+
+    # Rows and their content.
+
+    def known_by(self, names: np.ndarray) -> np.ndarray:
+        """One key for all ways to write the name of a row, (rows,)."""
+        return names
+
+    def identical(self, values: np.ndarray) -> np.ndarray:
+        """A key of the content of each row, (rows,): the same for identical content."""
+        if values.ndim == 1:
+            return values
+        digests = [hashlib.blake2b(np.ascontiguousarray(row)).hexdigest() for row in values]
+        return np.array(digests, dtype=object)
+
+    def identities(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """By kind of leak, keys that should not occur in two parts of a split, (rows,) each."""
+        return {"same row": self.identical(values)}
+
+    def near_duplicates(
+        self, values: np.ndarray, parts: np.ndarray, progress: Callable[[], None] | None
+    ) -> Iterable[tuple[int, int]]:
+        """Pairs of rows in different parts that are nearly the same."""
+        return ()
+
+    def columns(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """By column, numbers that must agree in rows of the same name, (rows,) each."""
+        return {}
+
+    def absent(self, values: np.ndarray) -> dict[int, str]:
+        """Why rows cannot be used, by row, as far as that is known without opening a file."""
+        return {}
+
+    def faults(
+        self, values: np.ndarray, progress: Callable[[], None] | None = None
+    ) -> dict[int, str]:
+        """Why rows cannot be used, by row, from a look at each; `progress` is called per row."""
+        return {}
+
+    def content_sha256(self, values: np.ndarray) -> str:
+        """A hash over the content of all rows, in order, and what prepares them."""
+        whole = hashlib.sha256(repr((self.config(), values.shape, str(values.dtype))).encode())
+        for row in [values] if values.dtype != object else values.ravel():
+            raw = np.ascontiguousarray(row) if values.dtype != object else str(row).encode() + b"\0"
+            whole.update(raw)
+        return whole.hexdigest()
+
+    # From values to model input.
+
+    def sized(self, size: Any) -> Input:
+        """This input at a size, of kinds that have one."""
+        if size is not None:
+            raise ValueError(f"`size` must be None for {self.noun}, got {size!r}")
+        return self
+
+    def for_model(self, model: keras.Model) -> Input:
+        """This input as a model takes it.
+
+        Raises:
+            ValueError: the model takes something else.
+        """
+        self.check_shape(model.input_shape)
+        return self
+
+    def check_shape(self, shape: Any) -> None:
+        """Raise ValueError unless `spec` fits the input shape of a model."""
+        if not isinstance(shape, tuple) or tuple(self.spec.shape) != shape:
+            raise ValueError(
+                f"`model` must take {self.noun} of shape {tuple(self.spec.shape)}, got a model of "
+                f"input shape {shape}. Train again, or pass another input=…"
+            )
+
+    @property
+    @abstractmethod
+    def spec(self) -> tf.TensorSpec:
+        """Shape and dtype of one batch of model input; the first axis is None."""
+
+    def load(self, values: np.ndarray) -> np.ndarray:
+        """Raw inputs, (rows, …): what a client sends to an export, such as bytes of files."""
+        return values
+
+    def prepare(self, raw: tf.Tensor) -> tf.Tensor:
+        """A batch of raw inputs as model input, in the graph: the same code in all places."""
+        return raw
+
+    def batches(
+        self,
+        values: np.ndarray,
+        rows: tf.data.Dataset,
+        batch_size: int,
+        deterministic: bool,
+        where: Callable[[tf.Tensor], tf.Tensor],
+    ) -> tf.data.Dataset:
+        """Batches of (epochs, model input, row numbers).
+
+        Args:
+            values: of all rows.
+            rows: batches of epochs and row numbers, (batch,) int64 each.
+            batch_size: rows per batch; the last may be smaller.
+            deterministic: whether the order must be kept.
+            where: from the number of a row to its file, line and name, in the graph, for messages.
+        """
+        import tensorflow as tf
+
+        raw = tf.constant(self.load(values))
+
+        # Whole batches are gathered: rows one by one would cost far more.
+        def gather(epochs: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            return epochs, self.prepare(tf.gather(raw, chosen)), chosen
+
+        return rows.map(as_written(gather), tf.data.AUTOTUNE, deterministic=deterministic)
+
+    def augmentation(self, augment: Any) -> keras.layers.Layer | None:
+        """The layer that varies model input in training; None for None."""
+        if augment is not None:
+            raise ValueError(f"`augment` must be None for {self.noun}, got {augment!r}")
+        return None
+
+    # Export.
+
+    @abstractmethod
+    def signatures(self) -> list[Signature]:
+        """The signatures of an exported model, "serving_default" first."""
+
+    def signature(self, name: str) -> Signature:
+        """The signature of this name."""
+        return next(each for each in self.signatures() if each.name == name)
+
+    @property
+    def arguments(self) -> dict[str, str] | None:
+        """Column → its argument in the default signature, where clients send columns by name."""
+        return None
+
+    def described(self) -> str:
+        """What clients send, in a sentence for the model card."""
+        return f"{self.noun.capitalize()}; the signatures below list shapes and dtypes."
+
+    # Persistence.
+
+    def config(self) -> dict[str, Any]:
+        """This input as JSON takes it, "kind" first: for model.json and a run's record."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+        return {"kind": self.kind, **plain, "arguments": self.arguments}
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> Input:
+        """The input that `config` describes.
+
+        Raises:
+            ValueError: an unknown kind or option.
+        """
+        given = {key: value for key, value in config.items() if key != "arguments"}
+        kind = given.pop("kind", None)
+        Input.options(kind)
+        known = {field.name: field for field in fields(Input._kinds[kind])}
+        wrong = sorted(set(given) - set(known))
+        needed = [n for n, f in known.items() if f.default is MISSING and n not in given]
+        if wrong or needed:
+            raise ValueError(
+                f"`input` of kind {kind!r} must have options of {sorted(known)}, got "
+                f"{wrong or f'none of {needed}'}"
+            )
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        return Input._kinds[kind](**plain)
+
+    @staticmethod
+    def options(kind: str | None) -> tuple[str, ...]:
+        """The names of the options of a kind; raises ValueError if there is no such kind."""
+        if kind not in Input._kinds:
+            raise ValueError(f"`kind` must be one of {sorted(Input._kinds)}, got {kind!r}")
+        return tuple(field.name for field in fields(Input._kinds[kind]))

@@ -1,0 +1,298 @@
+"""`Table`, the input kind of rows of numbers."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from kerasmtl.data.duplicates import row_keys
+from kerasmtl.data.inputs.base import Input, Rows, Signature
+from kerasmtl.data.labels import infer_tasks, is_missing, read_labels
+from kerasmtl.data.readers import (
+    LabelsFile,
+    as_text,
+    check_finite,
+    place,
+    read_columns,
+    read_labels_file,
+)
+from kerasmtl.tasks import Task
+from kerasmtl.utils.text import check_columns, listed, warn
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+MOST_NAMED = 100  # columns; a table of more is served as a matrix
+_EXAMPLES = 3
+_UNNAMED = re.compile(r"(Unnamed: \d+)?")  # what pandas writes, and reads again, for its index
+
+
+@dataclass(frozen=True)
+class Table(Input):
+    """Rows of numbers, NaN = missing: model input is (batch, columns) float32.
+
+    Args:
+        features: the columns to learn from; by default all that are nothing else, which must be
+            numbers. Columns without a name or without a known value are left out, with a warning.
+        ignore: columns that are neither features nor tasks.
+        id_column: the column with the names of the rows; by default they are numbered. Rows of one
+            name are merged, with a warning, if they do not contradict each other.
+        packed_bits: of an NPZ, the bits of X are the columns (`numpy.packbits(…, axis=1)`).
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> kt.data.Table(ignore=["date"], id_column="patient")
+        Table(features=(), ignore=('date',), id_column='patient', packed_bits=False)
+    """
+
+    kind: ClassVar[str] = "table"
+    raw_signature: ClassVar[str] = "matrix"
+    model_signature: ClassVar[str] = "matrix"
+
+    features: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    id_column: str | None = None
+    packed_bits: bool = False
+
+    def __post_init__(self) -> None:
+        for argument in ("features", "ignore"):
+            names = getattr(self, argument) or ()
+            if isinstance(names, str):
+                raise ValueError(
+                    f"`{argument}` must be a list of columns, got {names!r}. Call with "
+                    f"{argument}=[{names!r}]."
+                )
+            object.__setattr__(self, argument, tuple(names))
+        twice = [name for name, count in Counter(self.features).items() if count > 1]
+        if twice:
+            raise ValueError(f"`features` must be distinct columns, got twice {listed(twice)}")
+
+    def open(self, source: Path, encoding: str = "utf-8") -> LabelsFile:
+        """Read a CSV, a Parquet file, or an NPZ with the arrays X and Y."""
+        return read_labels_file(source, encoding, self.packed_bits)
+
+    def claimed(self) -> dict[str, tuple[str, ...]]:
+        """The features, and the column of the names."""
+        names = () if self.id_column is None else (self.id_column,)
+        return {"features": self.features, "id_column": names}
+
+    def infer_tasks(self, cells: pd.DataFrame, source: Path) -> tuple[Task, ...]:
+        """All columns of 0, 1 and missing, unless some of them may be features."""
+        text = as_text(cells[[name for name in cells if name not in self.ignore]])
+        found = infer_tasks(text, source)
+        if self.features:
+            return found
+        labels = read_labels(text[[task.name for task in found]], found, source)[1]
+        partly = np.isnan(labels).any(axis=0)
+        if partly.any() and not partly.all():
+            some, full = (
+                [task.name for task, missing in zip(found, partly, strict=True) if missing == of]
+                for of in (True, False)
+            )
+            raise ValueError(
+                f"`tasks` cannot be told from features in {source}: of its columns of 0 and 1, "
+                f"{listed(some)} have missing values, and {listed(full)} have none. Name those to "
+                f"learn: tasks={some[:20]} (command line: --task)."
+            )
+        return found
+
+    def read(self, file: LabelsFile, taken: Mapping[str, set[str]]) -> Rows:
+        """The features as float32; warns of columns that look like labels or are empty."""
+        check_columns("ignore", self.ignore, file.cells.columns, file.source)
+        self._check_roles(taken, file.source)
+        named = self.features or tuple(n for n in file.features or () if n not in self.ignore)
+        chosen = named or self._all_others(file, taken)
+        if not chosen:
+            raise ValueError(f"`features` must be at least one column of {file.source}, got none")
+        values = read_columns(file.cells, chosen, file.source)
+        if not named:
+            _warn_of_labels(values, chosen, file.source)
+        names = None
+        if self.id_column is not None:
+            names = _read_names(file, self.id_column)
+        return Rows(replace(self, features=chosen), values, names)
+
+    def adopt(self, values: Any) -> tuple[Table, np.ndarray]:
+        """A matrix of numbers, (rows, columns); unnamed columns are called x0, x1, …"""
+        with np.errstate(over="ignore"):
+            matrix = np.asarray(values, dtype="float32")
+        if matrix.ndim != 2 or not matrix.shape[1]:
+            raise ValueError(f"`values` must be of shape (rows, columns), got {matrix.shape}")
+        names = self.features or tuple(f"x{n}" for n in range(matrix.shape[1]))
+        if len(names) != matrix.shape[1]:
+            raise ValueError(
+                f"`features` must name the {matrix.shape[1]} columns of `values`, got {len(names)}"
+            )
+        check_finite(matrix, names, "arrays")
+        return replace(self, features=names), matrix
+
+    def like(self, trained: Input) -> Table:
+        """The columns of the training, by name; any other one is ignored."""
+        super().like(trained)
+        return replace(trained, ignore=())
+
+    def identical(self, values: np.ndarray) -> np.ndarray:
+        """The same number for the same features, (rows,) uint64; missing ones are alike."""
+        return row_keys(values, self.features)
+
+    def columns(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The features by name."""
+        return {name: values[:, at] for at, name in enumerate(self.features)}
+
+    def select(self, values: np.ndarray, trained: Input) -> np.ndarray:
+        """The columns of the training, in its order; raises ValueError if one is absent."""
+        absent = [name for name in trained.features if name not in self.features]
+        if absent:
+            raise ValueError(
+                f"`features` must be among {listed(self.features)}, got {listed(absent)}"
+            )
+        at = {name: position for position, name in enumerate(self.features)}
+        return values[:, [at[name] for name in trained.features]]
+
+    def for_model(self, model: keras.Model) -> Table:
+        """This input; raises ValueError unless the model takes as many columns."""
+        self.check_shape(model.input_shape)
+        return self
+
+    @property
+    def spec(self) -> tf.TensorSpec:
+        """(batch, columns) float32, NaN = missing."""
+        import tensorflow as tf
+
+        return tf.TensorSpec((None, len(self.features)), tf.float32)
+
+    @property
+    def arguments(self) -> dict[str, str] | None:
+        """Column → its argument in the signature `columns`; None if there are too many columns.
+
+        TensorFlow takes letters, digits and "_"; names that it would take for the same (`a b`,
+        `a_b`) leave the matrix only, too. Words of Python cannot name an argument.
+        """
+        names = {}
+        for column in self.features:
+            plain = re.sub(r"\W", "_", column, flags=re.ASCII)
+            free = plain[:1].isalpha() and not keyword.iskeyword(plain) and plain != "self"
+            names[column] = plain if free else f"column_{plain}"
+        distinct = len({name.lower() for name in names.values()}) == len(self.features)
+        return names if distinct and len(self.features) <= MOST_NAMED else None
+
+    def signatures(self) -> list[Signature]:
+        """`columns`, one argument per column, which is the default up to 100; and `matrix`."""
+        import tensorflow as tf
+
+        arguments = self.arguments
+
+        def rows(seed: int) -> np.ndarray:
+            drawn = np.random.default_rng(seed).normal(size=(_EXAMPLES, len(self.features)))
+            return drawn.round(3).astype("float32")
+
+        def gaps(seed: int) -> dict[str, np.ndarray]:
+            # Only here: JSON has no word for a missing value that all servers take.
+            missing = np.random.default_rng(seed).random((_EXAMPLES, len(self.features))) < 0.3
+            return {"features": np.where(missing, np.float32("nan"), rows(seed))}
+
+        whole = {"features": tf.TensorSpec((None, len(self.features)), tf.float32, name="features")}
+        matrix = Signature("matrix", whole, lambda raw: raw["features"], gaps)
+        if arguments is None:
+            plain = matrix._replace(name="serving_default")
+            return [plain._replace(sample=lambda seed: {"features": rows(seed)}), matrix]
+
+        def stacked(raw: dict[str, tf.Tensor]) -> tf.Tensor:
+            return tf.stack([raw[arguments[name]] for name in self.features], axis=1)
+
+        def named(seed: int) -> dict[str, np.ndarray]:
+            return dict(zip(arguments.values(), rows(seed).T, strict=True))
+
+        each = {n: tf.TensorSpec((None,), tf.float32, name=n) for n in arguments.values()}
+        columns = Signature("columns", each, stacked, named)
+        return [columns._replace(name="serving_default"), columns, matrix]
+
+    def described(self) -> str:
+        """How many numbers."""
+        return (
+            f"Rows of {len(self.features)} numbers, float32, NaN = missing. model.json lists the "
+            "columns and their arguments."
+        )
+
+    def _check_roles(self, taken: Mapping[str, set[str]], source: Path) -> None:
+        """Raise ValueError for columns that two arguments claim."""
+        own = {"features": {*self.features}, "ignore": {*self.ignore}}
+        pairs = [("features", own["features"], "ignore", own["ignore"])]
+        others = {**taken, "id_column": {self.id_column} - {None}}
+        pairs += [(one, own[one], other, others[other]) for one in own for other in others]
+        for one, some, other, more in pairs:
+            if both := sorted(some & more):
+                raise ValueError(
+                    f"`{one}` and `{other}` must name different columns of {source}, got "
+                    f"{listed(both)} in both"
+                )
+
+    def _all_others(self, file: LabelsFile, taken: Mapping[str, set[str]]) -> tuple[str, ...]:
+        """The columns that are nothing else; warns of those that cannot be features."""
+        used = {*self.ignore, self.id_column}.union(*taken.values())
+        found = []
+        for number, name in enumerate(file.cells, start=1):
+            if name in used:
+                continue
+            why = _unusable(file.cells[name])
+            if why is None:
+                found.append(name)
+            else:
+                warn(f"column {number}, {name!r}, of {file.source} {why}; it is left out.")
+        return tuple(found)
+
+
+def _unusable(cells: pd.Series) -> str | None:
+    """Why a column cannot be a feature."""
+
+    def empty(some: pd.Series) -> bool:
+        known = some[some.notna()]
+        if pd.api.types.is_numeric_dtype(some.dtype):
+            return not len(known)
+        return bool(is_missing(known.astype(str)).all())
+
+    if _UNNAMED.fullmatch(str(cells.name)):
+        return "has no name: an index that pandas wrote? (to_csv(…, index=False) writes none)"
+    return "has no known value" if empty(cells[:100]) and empty(cells) else None
+
+
+def _warn_of_labels(features: np.ndarray, columns: Sequence[str], source: Path) -> None:
+    """Warn of features that look like labels: 0, 1 and missing, or 0, 1 and -1."""
+    found = [name for at, name in enumerate(columns) if _like_labels(features[:, at])]
+    if found:
+        warn(
+            f"{len(found)} columns of {source} that are not tasks hold 0, 1 and missing or -1, as "
+            f"labels do, and are learnt from: {listed(found)}. If they are labels, name them in "
+            "tasks=[…], with -1 as Task(name, missing=-1) or Task(name, uncertain=-1), or leave "
+            "them out with ignore=[…]; if not, name all features in features=[…]."
+        )
+
+
+def _like_labels(values: np.ndarray) -> bool:
+    if not {*np.unique(values[:1000][~np.isnan(values[:1000])])} <= {-1, 0, 1}:
+        return False  # most columns end here
+    known = values[~np.isnan(values)]
+    states = set(np.unique(known).tolist())
+    return states == {-1, 0, 1} or (states == {0, 1} and len(known) < len(values))
+
+
+def _read_names(file: LabelsFile, column: str) -> np.ndarray:
+    """The names of the rows; ValueError for a row without one."""
+    text = as_text(file.cells[[column]])[column]
+    unnamed = np.flatnonzero(is_missing(text))
+    if len(unnamed):
+        raise ValueError(
+            f"`id_column` in {file.source}, {place(file.source)} {text.index[unnamed[0]]}, column "
+            f"{column!r} must name each row, got {text.iloc[unnamed[0]]!r} ({len(unnamed)} such "
+            "rows)"
+        )
+    return text.str.strip().to_numpy(dtype=object)

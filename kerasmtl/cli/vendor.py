@@ -1,11 +1,10 @@
-"""Commands on backbones: vendor, inspect."""
+"""Commands on backbones: `kerasmtl vendor` and `kerasmtl inspect`."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from kerasmtl.models.hub.cache import SUMS, check_content, content_sha256, copy_
 from kerasmtl.models.hub.embedded import EXTRACTORS
 from kerasmtl.models.hub.handles import APPLICATIONS, resolve_handle
 from kerasmtl.project import FILE
-from kerasmtl.utils.files import aside, settle
+from kerasmtl.utils.files import atomic_file, atomic_folder
 
 if TYPE_CHECKING:
     import tomlkit
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Vendored:
-    """A module that was copied: where to, its content hash, how many files and bytes it has, and
-    the project.toml that was pinned to it, if any."""
+    """A module that was copied: its folder, content hash, number of files and size in bytes.
+
+    `project` is the project.toml that was pinned to it, if any.
+    """
 
     folder: Path
     sha256: str
@@ -52,49 +53,29 @@ def vendor(
     Raises:
         FileExistsError: `directory` exists; nothing is changed.
         FileNotFoundError: `project` has no project.toml.
-        ValueError: the handle is wrong or cannot be had, its content is another, or project.toml
-            cannot be read.
+        ValueError: the handle is wrong or cannot be fetched, its content is another, or
+            project.toml cannot be read.
     """
     target = Path(os.path.abspath(os.path.expanduser(directory)))
     if os.path.lexists(target):
-        raise FileExistsError(
-            f"`directory` {target} exists, and is never overwritten. Choose another name."
+        raise FileExistsError(f"`directory` must be a new folder, got {target}, which exists")
+    if os.fspath(handle) in APPLICATIONS and not Path(handle).exists():
+        raise ValueError(
+            f"`handle` must be of a SavedModel, got {handle!r}, a model of keras.applications: to "
+            "use it offline, copy ~/.keras/models"
         )
     settings = _settings(target, project)
     document = _read(settings) if settings else None
-    source = _resolve(os.fspath(handle), sha256)
+    source = resolve_handle(handle, sha256)
     digest = content_sha256(source)
-    with aside(target) as made:
+    with atomic_folder(target) as made:
         copy_module(source, made)
         check_content(made, digest, os.fspath(handle))
-        files = [path for path in made.rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files)
+        sizes = [path.stat().st_size for path in made.rglob("*") if path.is_file()]
         (made / SUMS).write_bytes(listing(made))
-        settle(made, target, good=_refuse)
     if settings and document is not None:
         _pin(settings, document, target, digest)
-    return Vendored(target, digest, len(files), size, settings)
-
-
-def _resolve(handle: str, sha256: str | None) -> Path:
-    try:
-        return resolve_handle(handle, sha256)
-    except ValueError as error:
-        if handle not in APPLICATIONS:
-            raise
-        raise ValueError(
-            f"`handle` {handle!r} is a model of keras.applications: code of Keras with weights "
-            "that Keras keeps in ~/.keras, and no SavedModel to copy. Expected a handle of a "
-            "SavedModel, for example kaggle:owner/model/framework/variation/version. To use "
-            f"{handle} offline, copy ~/.keras/models."
-        ) from error
-
-
-def _refuse(there: Path) -> bool:
-    raise FileExistsError(
-        f"`directory` {there} was made by another process meanwhile, and is never overwritten. "
-        "Choose another name."
-    )
+    return Vendored(target, digest, len(sizes), sum(sizes), settings)
 
 
 def _settings(target: Path, project: str | os.PathLike[str] | None) -> Path | None:
@@ -103,8 +84,8 @@ def _settings(target: Path, project: str | os.PathLike[str] | None) -> Path | No
         path = Path(os.path.abspath(os.path.expanduser(project))) / FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"`project` {path.parent} has no {FILE}. Expected a generated project's folder. "
-                "Leave it out to copy the module without pinning it."
+                f"`project` must be a folder with a {FILE}, got {path.parent}. Without it the "
+                "module is copied, and nothing is pinned."
             )
         return path
     here = Path.cwd()
@@ -119,12 +100,9 @@ def _read(settings: Path) -> tomlkit.TOMLDocument:
     try:
         document = tomlkit.parse(settings.read_bytes().decode("utf-8"))
     except (TOMLKitError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{settings}` is no TOML. Received: {error}") from None
+        raise ValueError(f"`{settings}` must be TOML, got: {error}") from None
     if not isinstance(document.get("model", {}), dict):
-        raise ValueError(
-            f"`{settings}` has a wrong setting. Expected a section [model]. Received: "
-            f"model = {document['model']!r}"
-        )
+        raise ValueError(f"`{settings}`: `model` must be a section, got {document['model']!r}")
     return document
 
 
@@ -136,7 +114,7 @@ def _pin(settings: Path, document: tomlkit.TOMLDocument, target: Path, sha256: s
         document["model"] = tomlkit.table()
     model = document["model"]
     rest = _cut_comments(model)
-    # A folder called like an embedded module would not be looked for.
+    # A folder with the name of an embedded module would not be looked for.
     model["backbone"] = f"./{path}" if path in EXTRACTORS else path
     model["backbone_sha256"] = sha256
     if rest:
@@ -144,7 +122,8 @@ def _pin(settings: Path, document: tomlkit.TOMLDocument, target: Path, sha256: s
     text = tomlkit.dumps(document)
     if b"\r\n" in settings.read_bytes():  # new lines end as the others do
         text = text.replace("\r\n", "\n").replace("\n", "\r\n")
-    _replace(settings.resolve(), text.encode("utf-8"))
+    with atomic_file(settings.resolve()) as written:
+        written.write_bytes(text.encode("utf-8"))
 
 
 def _cut_comments(model: Any) -> list[Any]:
@@ -154,18 +133,6 @@ def _cut_comments(model: Any) -> list[Any]:
     rest = body[last + 1 :]
     del body[last + 1 :]
     return rest
-
-
-def _replace(path: Path, content: bytes) -> None:
-    descriptor, made = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(made, path.stat().st_mode & 0o777)
-        os.replace(made, path)
-    finally:
-        if os.path.exists(made):
-            os.unlink(made)
 
 
 @click.command("vendor")
@@ -187,20 +154,19 @@ def vendor_module(
 
     HANDLE: tiny, a folder, an archive, a URL, kaggle:owner/model/framework/variation/version,
     hf:owner/repo@revision, or gs://…
-    """
 
+    \b
+    Example: kerasmtl vendor hf:owner/repo backbones/mine
+    """
     done = vendor(handle, directory, project=folder, sha256=sha256)
     if json_:
-        from dataclasses import asdict
-
         click.echo(json.dumps(asdict(done), indent=2, default=str))
         return
     shown = os.path.relpath(done.folder)
     click.echo(f"{shown}: {done.files} files, {done.size / 1e6:.1f} MB\nsha256 {done.sha256}")
     if done.project:
-        click.echo(
-            f"{os.path.relpath(done.project)}: [model] backbone and backbone_sha256 are set."
-        )
+        pinned = os.path.relpath(done.project)
+        click.echo(f"{pinned}: [model] backbone and backbone_sha256 are set.")
     else:
         click.echo(f'Use it: HubLayer("{shown}", sha256="{done.sha256}")')
 
@@ -210,13 +176,16 @@ def vendor_module(
 @as_json
 @plain_errors
 def inspect(handle: str, json_: bool) -> None:
-    """Show what a backbone takes, gives and holds.
+    """Show a backbone's inputs, outputs and weights.
 
-    HANDLE is tiny, a keras.applications name, a folder, an archive, a URL, kaggle:… or hf:…
+    HANDLE: tiny, a keras.applications name, a folder, an archive, a URL, kaggle:… or hf:…
+
+    \b
+    Example: kerasmtl inspect tiny
     """
-    from kerasmtl.models.inspection import summary as look
+    from kerasmtl.models.inspection import summary
 
-    found = look(handle)
+    found = summary(handle)
     if json_:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:

@@ -19,12 +19,11 @@ import keras
 import tensorflow as tf
 
 from kerasmtl._version import __version__
-from kerasmtl.models.hub.cache import content_sha256, copy_module, holds, keep_module
+from kerasmtl.models.hub.cache import content_sha256, copy_module, holds, is_module, keep_module
 from kerasmtl.models.hub.embedded import EXTRACTORS, extractor_folder
 from kerasmtl.models.hub.handles import is_remote, resolve_handle
 from kerasmtl.models.module_spec import FORMAT, ModuleSpec, module_at_hand, runs_already
 from kerasmtl.models.saved_model import Module
-from kerasmtl.utils.files import is_module
 
 # Of images, by the convention of TF-Hub:
 # https://www.tensorflow.org/hub/common_signatures/images#input

@@ -16,10 +16,9 @@ import tensorflow as tf
 
 from kerasmtl._version import __version__
 from kerasmtl.models.graph import variable_order
-from kerasmtl.models.hub.cache import holds, kept_module
+from kerasmtl.models.hub.cache import holds, is_module, kept_module
 from kerasmtl.models.hub.handles import is_remote, resolve_handle
 from kerasmtl.models.saved_model import Module, over_replicas
-from kerasmtl.utils.files import is_module
 
 FORMAT = 1
 MOST_CALLS = 32  # how many calls are remembered, by shapes

@@ -17,7 +17,7 @@ from kerasmtl.data.inputs import Input
 from kerasmtl.data.manifest import SPLITS, Manifest
 from kerasmtl.data.splits import units
 from kerasmtl.tasks import Task
-from kerasmtl.utils.files import write_aside
+from kerasmtl.utils.files import write_text
 
 _NEW = len(SPLITS)  # the part of a row that was not there
 
@@ -156,7 +156,7 @@ def record_file(checkpoint: Path) -> Path:
 def save_trained(trained: Trained, checkpoint: Path) -> None:
     """Write the record of a training that is about to write `checkpoint`."""
     content = json.dumps(_plain(trained), indent=1, ensure_ascii=False)
-    write_aside(record_file(checkpoint), content)
+    write_text(record_file(checkpoint), content)
 
 
 def load_trained(checkpoint: Path) -> Trained | None:

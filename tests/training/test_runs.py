@@ -16,7 +16,7 @@ import kerasmtl as kt
 from kerasmtl.evaluation.report import BinaryScores, Report
 from kerasmtl.training import runs
 from kerasmtl.training.resume import LOCK
-from kerasmtl.training.runs import HistoryFile
+from kerasmtl.training.tracking import HistoryFile
 from kerasmtl.utils.files import file_lock
 
 REPORT = Report(rows=4, tasks={"leak": BinaryScores(4, 2, 0.75, 0.8, 0.5)})

@@ -1,4 +1,4 @@
-"""What is shipped with the package: example data and a feature extractor, found by name."""
+"""Example data and a feature extractor that come with the package, found by name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class Extractor:
-    """An embedded SavedModel, and the picture size it was trained for, (height, width)."""
+    """An embedded SavedModel, and the image size it was trained for, (height, width)."""
 
     folder: str
     image_size: tuple[int, int]
 
 
 EXTRACTORS = {"tiny": Extractor("tiny/1", (128, 128))}
-# What its users have to know; the scores are means of benchmarks/street_photos.py.
+# What its users need to know; the scores are means of benchmarks/street_photos.py.
 TOY = (
     "tiny was trained on drawings: on 230 street photographs it reached a macro AUC of 0.650, "
     "MobileNetV1-0.25 with ImageNet weights 0.847. For photographs write backbone = "
@@ -30,10 +30,10 @@ TOY = (
 
 
 def dataset_csv(name: str) -> Path:
-    """The labels.csv of an embedded data set."""
+    """Return the labels.csv of an embedded data set."""
     return Path(str(files("kerasmtl.datasets"))) / DATASETS[name]
 
 
 def extractor_folder(name: str) -> Path:
-    """The folder of an embedded SavedModel."""
+    """Return the folder of an embedded SavedModel."""
     return Path(str(files("kerasmtl.saved_models"))) / EXTRACTORS[name].folder

@@ -1,304 +1,34 @@
-"""Handles: what a user names becomes a local folder with a SavedModel."""
+"""Handles: the names, paths and addresses of SavedModels, which become local folders."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-import shutil
-from dataclasses import astuple, dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import requests
-
 from kerasmtl.models.hub.cache import (
+    cache_entry,
     cache_root,
+    cached_module,
     check_content,
-    content_sha256,
-    entry,
-    holds,
-    keep,
+    check_module,
+    find_module,
     valid_sha256,
 )
-from kerasmtl.models.hub.download import OFFLINE, SUFFIXES, download, max_bytes, unpack
+from kerasmtl.models.hub.download import SUFFIXES, copy_from_bucket, download, unpack
 from kerasmtl.models.hub.embedded import EXTRACTORS, extractor_folder
-from kerasmtl.utils.files import aside, check_module, filled, find_module, settle
+from kerasmtl.utils.files import file_sha256
 
-HF_PREFIX = "hf:"
+HF = "hf:"
+KAGGLE = "kaggle:"
+PRESET = "keras_hub:"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _HF = re.compile(rf"hf:({_PART}/{_PART})((?:/{_PART})*)(?:@([A-Za-z0-9_][A-Za-z0-9_./-]*))?")
-
-
-def fetch_gfile(handle: str) -> Path:
-    """The module behind gs:// or another scheme that tf.io.gfile knows, copied to the cache.
-
-    It is copied once: what changes there under the same name is not seen.
-
-    Args:
-        handle: a folder, or a .tar.gz archive.
-
-    Raises:
-        ValueError: the scheme is unknown, or there is no such module.
-    """
-    return keep(entry(handle), handle, lambda made: _copy(handle, made), named=handle)
-
-
-def _copy(handle: str, made: Path) -> None:
-    # Heavy, and of use for nothing but this.
-    import tensorflow as tf
-
-    try:
-        if handle.endswith(SUFFIXES):
-            archive = made.with_name("archive")
-            _copy_file(tf.io.gfile, handle, archive, max_bytes(), handle)
-            unpack(archive, made, handle)
-        elif tf.io.gfile.isdir(handle):
-            _copy_folder(tf.io.gfile, handle.rstrip("/"), made, handle)
-        else:
-            tf.io.gfile.stat(handle)  # says more where the scheme is unknown or access denied
-            raise tf.errors.NotFoundError(None, None, "no such folder or archive")
-    except tf.errors.OpError as error:
-        raise ValueError(
-            f"`handle` {handle!r} cannot be read. Expected a folder with a saved_model.pb or a "
-            ".tar.gz archive, behind http, https, kaggle:, hf: or a scheme that tf.io.gfile knows. "
-            f"Received: {type(error).__name__}: {error.message}. {OFFLINE}"
-        ) from error
-
-
-def _copy_folder(gfile: Any, source: str, made: Path, handle: str) -> None:
-    left = max_bytes()
-    for place, _, names in gfile.walk(source):
-        inside = place.rstrip("/").removeprefix(source).strip("/")
-        if ".." in inside.split("/"):
-            raise ValueError(f"`handle` {handle!r} has a folder outside of itself: {place!r}.")
-        (made / inside).mkdir(parents=True, exist_ok=True)
-        for name in names:
-            target = made / inside / Path(name).name
-            left -= _copy_file(gfile, f"{place.rstrip('/')}/{name}", target, left, handle)
-
-
-def _copy_file(gfile: Any, source: str, target: Path, limit: int, handle: str) -> int:
-    size = gfile.stat(source).length
-    if size > limit:
-        raise ValueError(
-            f"`handle` {handle!r} is too big. Expected at most {max_bytes()} bytes in all. If you "
-            "trust it, set the environment variable KERASMTL_MAX_BYTES."
-        )
-    with gfile.GFile(source, "rb") as stream, target.open("wb") as out:
-        shutil.copyfileobj(stream, out, 2**20)
-    return size
-
-
-def fetch_hf(handle: str) -> Path:
-    """The module in a Hugging Face repository, from the cache of huggingface_hub.
-
-    Args:
-        handle: hf:owner/repo, hf:owner/repo@revision, or hf:owner/repo/sub/folder@revision.
-
-    Raises:
-        ValueError: the handle is wrong, huggingface_hub is absent, or the module cannot be had.
-    """
-    parts = _HF.fullmatch(handle)
-    if parts is None or ".." in handle:
-        raise ValueError(
-            f"`handle` {handle!r} is no Hugging Face module. Expected hf:owner/repo, with a folder "
-            "and a revision if need be: hf:owner/repo/sub/folder@revision. Received: "
-            f"{handle.removeprefix(HF_PREFIX)!r}"
-        )
-    repo, inside, revision = parts[1], parts[2].strip("/"), parts[3]
-    try:
-        # An extra: most modules come from elsewhere.
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError(
-            f"`handle` {handle!r} needs huggingface_hub, which does not import: {error}. Install "
-            "it: pip install 'kerasmtl[hf]'"
-        ) from error
-    try:
-        snapshot = snapshot_download(
-            repo, revision=revision, allow_patterns=[f"{inside}/*"] if inside else None
-        )
-    except Exception as error:
-        # The client raises its own errors, those of its HTTP library, and OSError.
-        raise ValueError(
-            f"`handle` {handle!r} cannot be reached. Expected a public repository, or HF_TOKEN set "
-            f"to a token that may read it. Received: {type(error).__name__}: {error} Offline: "
-            "download the repository on a connected machine, and pass its folder as the handle."
-        ) from error
-    folder = Path(os.path.abspath(snapshot)) / inside
-    if not folder.is_dir():
-        raise ValueError(
-            f"`handle` {handle!r} has no folder {inside!r}. Expected one of the repository's. "
-            f"Received: {sorted(p.name for p in Path(snapshot).iterdir())[:5]} at its top."
-        )
-    return check_module(folder, handle)
-
-
-PREFIX = "kaggle:"
-ENDPOINT = "https://www.kaggle.com"
-_PAGE = re.compile(r"https?://(?:www\.)?kaggle\.com/models/([^?#]*)")
-_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# Pages had these words in their addresses once, and links to them live on.
-_WORDS = {(2, "frameworks"), (4, "variations"), (6, "versions")}
-_EXAMPLE = "kaggle:google/mobilenet-v2/tensorFlow2/100-224-feature-vector/2"
-
-
-@dataclass(frozen=True)
-class KaggleModel:
-    """One version of one variation of a Kaggle model."""
-
-    owner: str
-    model: str
-    framework: str
-    variation: str
-    version: str
-
-    @property
-    def path(self) -> str:
-        """owner/model/framework/variation/version"""
-        return "/".join(astuple(self))
-
-
-class _Bearer(requests.auth.AuthBase):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-def is_kaggle(handle: str) -> bool:
-    """Whether a handle is `kaggle:…` or the page of a Kaggle model."""
-    return handle.startswith(PREFIX) or _PAGE.match(handle) is not None
-
-
-def parse(handle: str) -> KaggleModel:
-    """The model that a handle or a page's address names.
-
-    Raises:
-        ValueError: it has no version, or other parts than owner, model, framework, variation.
-    """
-    page = _PAGE.match(handle)
-    parts = (page[1] if page else handle.removeprefix(PREFIX)).strip("/").split("/")
-    parts = [part for i, part in enumerate(parts) if (i, part) not in _WORDS]
-    if len(parts) == 4 and all(map(_SLUG.fullmatch, parts)):
-        raise ValueError(
-            f"`handle` {handle!r} has no version. Expected "
-            "owner/model/framework/variation/version: a handle needs its version, as modules "
-            f"change. See the model's page, and pass it: {PREFIX + '/'.join([*parts, '1'])!r}."
-        )
-    if len(parts) != 5 or not all(map(_SLUG.fullmatch, parts)) or not parts[4].isdecimal():
-        raise ValueError(
-            f"`handle` {handle!r} is no Kaggle model. Expected "
-            f"kaggle:owner/model/framework/variation/version, for example {_EXAMPLE!r}. "
-            f"Received: {'/'.join(parts)!r}"
-        )
-    return KaggleModel(*parts)
-
-
-def fetch(handle: str) -> Path:
-    """The folder of a Kaggle model: from a cache, or downloaded into one.
-
-    Looked at are `TFHUB_CACHE_DIR` (or ~/.cache/kerasmtl), and `KAGGLEHUB_CACHE` (or
-    ~/.cache/kagglehub). Downloads go to `KAGGLEHUB_CACHE` if that is set.
-
-    Raises:
-        ValueError: the handle is wrong, or the model cannot be had.
-    """
-    model = parse(handle)
-    page = f"{ENDPOINT}/models/{model.path}"
-    named = handle if _PAGE.match(handle) else page
-    for place in (entry(named), entry(page)):
-        if filled(place):
-            return find_module(place, handle)
-    cached = _cached(model)
-    if cached is not None:
-        return find_module(cached, handle)
-    if os.environ.get("KAGGLEHUB_CACHE"):
-        return _keep_as_kagglehub(model, handle)
-    return keep(entry(named), handle, lambda made: _fetch(model, made, handle), named=named)
-
-
-def _fetch(model: KaggleModel, made: Path, handle: str) -> None:
-    endpoint = (os.environ.get("KAGGLE_API_ENDPOINT") or ENDPOINT).rstrip("/")
-    archive = made.with_name("archive")
-    url = f"{endpoint}/api/v1/models/{model.path}/download"
-    download(url, archive, handle, auth=_credentials())
-    unpack(archive, made, handle)
-
-
-def kaggle_cache() -> Path:
-    named = os.environ.get("KAGGLEHUB_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "kagglehub"
-
-
-def _marker(folder: Path) -> Path:
-    """kagglehub takes a folder for whole if this file is beside it."""
-    return folder.with_name(f"{folder.name}.complete")
-
-
-def _cached(model: KaggleModel) -> Path | None:
-    """The folder in the cache of kagglehub, which writes the framework as its caller does."""
-    above = kaggle_cache() / "models" / model.owner / model.model
-    spellings = sorted(above.iterdir()) if above.is_dir() else []
-    same = [p for p in spellings if p.name.lower() == model.framework.lower()]
-    for framework in sorted(same, key=lambda p: p.name != model.framework):
-        folder = framework / model.variation / model.version
-        if folder.is_dir() and _marker(folder).is_file():
-            return folder
-    return None
-
-
-def _keep_as_kagglehub(model: KaggleModel, handle: str) -> Path:
-    target = kaggle_cache() / "models" / model.path
-    with aside(target) as made:
-        _fetch(model, made, handle)
-        find_module(made, handle)
-        digest = content_sha256(made)
-
-        def good(there: Path) -> bool:
-            # A folder without its marker: half a download, or a whole one about to be marked.
-            return _marker(there).is_file() or holds(there, digest)
-
-        settle(made, target, good)
-    _marker(target).touch()
-    return find_module(target, handle)
-
-
-def _credentials() -> Any:
-    """What kagglehub would log in with: a token, or a user's name and key. None for nobody."""
-    home = Path.home() / ".kaggle"
-    token = os.environ.get("KAGGLE_API_TOKEN", "").strip()
-    for file in [token] if token else [home / "access_token", home / "access_token.txt"]:
-        if os.path.isfile(file):
-            token = Path(file).read_text(encoding="utf-8").strip()
-            break
-    if token:
-        return _Bearer(token)
-    name, key = os.environ.get("KAGGLE_USERNAME"), os.environ.get("KAGGLE_KEY")
-    if name and key:
-        return name, key
-    file = Path(os.environ.get("KAGGLE_CONFIG_DIR") or home) / "kaggle.json"
-    if not file.is_file():
-        return None
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        return known["username"], known["key"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"`{file}` holds no credentials. Expected JSON with a username and a key, as Kaggle's "
-            "settings page makes it. Remove it, or make a new one."
-        ) from None
-
-
-_PREFIXES = (PREFIX, HF_PREFIX)
-PRESET = "keras_hub:"
+_KAGGLE = re.compile(rf"({_PART}/{_PART}/{_PART}/{_PART})(/\d+)?")
+_KAGGLE_PAGE = re.compile(r"https?://(?:www\.)?kaggle\.com/models/([^?#]*)")
 # The models of keras.applications, so that a name can be checked without importing Keras.
 APPLICATIONS = (
     *(f"ConvNeXt{size}" for size in ("Base", "Large", "Small", "Tiny", "XLarge")),
@@ -314,30 +44,51 @@ APPLICATIONS = (
 
 
 def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) -> Path:
-    """The local folder of the SavedModel that a handle names.
+    """Return the local folder of the SavedModel that a handle names.
 
     Args:
         handle: one of "tiny" (embedded), a folder, a .tar.gz archive, a URL of an archive or of
             TF-Hub, "kaggle:owner/model/framework/variation/version" or the page of that model,
             "hf:owner/repo/folder@revision", or a folder or archive behind gs://. Caches are looked
             at first: `TFHUB_CACHE_DIR` (or ~/.cache/kerasmtl), where downloads and unpacked
-            archives are kept, and for Kaggle `KAGGLEHUB_CACHE`.
+            archives are kept, and those of kagglehub and huggingface_hub.
         sha256: what the module's content hash must be, as `kerasmtl vendor` prints it.
 
     Raises:
-        ValueError: the handle names nothing, cannot be reached, holds no SavedModel, or has
-            another content than `sha256`.
+        ValueError: the handle names nothing, cannot be reached, has no SavedModel, or has another
+            content than `sha256`.
+        ImportError: a kaggle: or hf: handle, whose package is not installed.
     """
     handle = os.fspath(handle)
     pin = None if sha256 is None else valid_sha256(sha256)
-    folder = _fetch_handles(handle) if is_remote(handle) else _local(handle)
+    folder = _fetch(handle) if is_remote(handle) else _local(handle)
     if pin is not None:
         check_content(folder, pin, handle)
     return folder
 
 
+def is_remote(handle: str) -> bool:
+    """Return whether a handle is more than a name or a path: a URL, kaggle:… or hf:…"""
+    return "://" in handle or handle.startswith((KAGGLE, HF))
+
+
+def from_folder(handle: str, folder: Path) -> str:
+    """Return the handle with a path in it made absolute, starting from a folder.
+
+    A path may be all of it, or follow the colon of "MobileNetV2:file" and "keras_hub:folder".
+    """
+    if handle in EXTRACTORS or is_remote(handle):
+        return handle
+    name, colon, path = handle.partition(":")
+    for before, local in (("", handle), (name + colon, path)):
+        found = folder / Path(local).expanduser()
+        if local and found.exists():
+            return before + os.path.abspath(found)
+    return handle
+
+
 def check_backbone(handle: str) -> None:
-    """Refuse a backbone that cannot be one, without loading or downloading it.
+    """Check that a backbone may exist, without loading or downloading it.
 
     Args:
         handle: what `kerasmtl.load_backbone` takes, paths from the working folder.
@@ -348,19 +99,15 @@ def check_backbone(handle: str) -> None:
     """
     name, colon, rest = handle.partition(":")
     if handle.startswith(PRESET):
-        if find_spec("keras_hub") is None:
-            raise ValueError(
-                f"`backbone` {handle!r} needs keras-hub: pip install 'kerasmtl[keras-hub]'."
-            )
+        _check_installed(handle, "keras_hub", "keras-hub")
     elif name in APPLICATIONS:
         if colon and not Path(rest).expanduser().is_file():
             raise ValueError(f"`backbone` {handle!r} must name a weight file, got no such file.")
     elif is_kaggle(handle):
-        parse(handle)
-    elif handle.startswith(HF_PREFIX) and find_spec("huggingface_hub") is None:
-        raise ValueError(
-            f"`backbone` {handle!r} needs huggingface_hub: pip install 'kerasmtl[hf]'."
-        )
+        if not is_whole(kaggle_cache() / "models" / parse_kaggle(handle)):
+            _check_installed(handle, "kagglehub", "kaggle")
+    elif handle.startswith(HF):
+        _check_installed(handle, "huggingface_hub", "hf")
     elif not is_remote(handle):
         path = Path(handle).expanduser()
         if path.is_dir():
@@ -374,24 +121,12 @@ def check_backbone(handle: str) -> None:
             )
 
 
-def from_folder(handle: str, folder: Path) -> str:
-    """The handle with a path in it made absolute, starting from a folder.
-
-    A path may stand alone, or after the colon of "MobileNetV2:file" and "keras_hub:folder".
-    """
-    if handle in EXTRACTORS or is_remote(handle):
-        return handle
-    name, colon, path = handle.partition(":")
-    for before, local in (("", handle), (name + colon, path)):
-        found = folder / Path(local).expanduser()
-        if local and found.exists():
-            return before + os.path.abspath(found)
-    return handle
+def _check_installed(handle: str, package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise ValueError(f"`backbone` {handle!r} needs {package}: pip install 'kerasmtl[{extra}]'.")
 
 
-def is_remote(handle: str) -> bool:
-    """Whether a handle is more than a name or a path: a URL, kaggle:… or hf:…"""
-    return "://" in handle or handle.startswith(_PREFIXES)
+# ---------------------------------------------------------------- on this machine
 
 
 def _local(handle: str) -> Path:
@@ -403,35 +138,33 @@ def _local(handle: str) -> Path:
     if path.is_file():
         return _unpacked(path, handle)
     raise ValueError(
-        f"`handle` {handle!r} names nothing. Expected one of the embedded {sorted(EXTRACTORS)}, a "
-        "keras.applications name, a folder with a saved_model.pb, a .tar.gz archive, a URL, "
-        "kaggle:owner/model/framework/variation/version or hf:owner/repo. Tried: embedded (no), "
-        f"keras.applications (no), {os.path.abspath(path)} (no such folder or file)."
+        f"`handle` must be one of {sorted(EXTRACTORS)}, a keras.applications name, a folder with a "
+        "saved_model.pb, a .tar.gz archive, a URL, kaggle:owner/model/framework/variation/version "
+        f"or hf:owner/repo, got {handle!r}: no such folder or file as {os.path.abspath(path)}."
     )
 
 
 def _unpacked(archive: Path, handle: str) -> Path:
-    """Kept under the hash of the archive: a changed file of the same name is another module."""
+    """Unpack under the hash of the archive: a changed file of the same name is another module."""
     if not archive.name.endswith(SUFFIXES):
-        raise ValueError(
-            f"`handle` {handle!r} is a file. Expected a folder, or an archive {SUFFIXES}."
-        )
-    with archive.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return keep(cache_root() / digest, handle, lambda made: unpack(archive, made, handle))
+        raise ValueError(f"`handle` must be a folder or an archive {SUFFIXES}, got {handle!r}")
+    target = cache_root() / file_sha256(archive)
+    return cached_module(target, handle, lambda made: unpack(archive, made, handle), False)
 
 
-def _fetch_handles(handle: str) -> Path:
+# ---------------------------------------------------------------- elsewhere
+
+
+def _fetch(handle: str) -> Path:
     if is_kaggle(handle):
-        return fetch(handle)
-    if handle.startswith(HF_PREFIX):
-        return fetch_hf(handle)
+        return _fetch_kaggle(handle)
+    if handle.startswith(HF):
+        return _fetch_hf(handle)
     scheme = urlsplit(handle).scheme.lower()
     if scheme == "file":
         return _local(unquote(urlsplit(handle).path))
-    if scheme not in ("http", "https"):
-        return fetch_gfile(handle)
-    return keep(entry(handle), handle, lambda made: _download(handle, made), named=handle)
+    fill = _download if scheme in ("http", "https") else copy_from_bucket
+    return cached_module(cache_entry(handle), handle, lambda made: fill(handle, made))
 
 
 def _download(handle: str, made: Path) -> None:
@@ -448,3 +181,89 @@ def _address(url: str) -> str:
         return url
     query = "&".join(filter(None, (parts.query, "tf-hub-format=compressed")))
     return parts._replace(query=query).geturl()
+
+
+def is_kaggle(handle: str) -> bool:
+    """Return whether a handle is kaggle:… or the page of a Kaggle model."""
+    return handle.startswith(KAGGLE) or _KAGGLE_PAGE.match(handle) is not None
+
+
+def parse_kaggle(handle: str) -> str:
+    """Return owner/model/framework/variation/version of a Kaggle handle or page.
+
+    Raises:
+        ValueError: it has no version, or other parts.
+    """
+    page = _KAGGLE_PAGE.match(handle)
+    name = (page[1] if page else handle.removeprefix(KAGGLE)).strip("/")
+    parts = _KAGGLE.fullmatch(name)
+    if parts is None or parts[2] is None:
+        example = f"{name}/1" if parts else "google/mobilenet-v2/tensorFlow2/100-224/2"
+        raise ValueError(
+            "`handle` must be kaggle:owner/model/framework/variation/version, such as "
+            f"{KAGGLE + example!r}, got {handle!r}"
+        )
+    return name
+
+
+def kaggle_cache() -> Path:
+    """Return the folder of kagglehub's cache: `KAGGLEHUB_CACHE`, or ~/.cache/kagglehub."""
+    named = os.environ.get("KAGGLEHUB_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "kagglehub"
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether kagglehub marked a folder of its cache as completely downloaded."""
+    return folder.is_dir() and folder.with_name(f"{folder.name}.complete").is_file()
+
+
+def _fetch_kaggle(handle: str) -> Path:
+    """The folder in the cache of kagglehub, which downloads it if it is absent."""
+    name = parse_kaggle(handle)
+    kept = kaggle_cache() / "models" / name
+    if is_whole(kept):  # which needs neither the package nor a connection
+        return find_module(kept, handle)
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise ImportError(f"{handle!r} needs kagglehub: pip install 'kerasmtl[kaggle]'") from error
+    try:
+        return find_module(Path(kagglehub.model_download(name)), handle)
+    except Exception as error:  # the client raises its own errors, and those of requests
+        raise ValueError(
+            f"`handle` must be a Kaggle model that you may download, got {handle!r}: "
+            f"{type(error).__name__}: {error}. Accept its conditions on the model's page, log in "
+            "(KAGGLE_API_TOKEN), or download the archive with a browser and pass the file."
+        ) from error
+
+
+def _fetch_hf(handle: str) -> Path:
+    """The folder in the cache of huggingface_hub, which downloads it if it is absent."""
+    parts = _HF.fullmatch(handle)
+    if parts is None or ".." in handle:
+        raise ValueError(
+            "`handle` must be hf:owner/repo, with a folder and a revision if need be "
+            f"(hf:owner/repo/sub/folder@revision), got {handle!r}"
+        )
+    repo, inside, revision = parts[1], parts[2].strip("/"), parts[3]
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(
+            f"{handle!r} needs huggingface_hub: pip install 'kerasmtl[hf]'"
+        ) from error
+    try:
+        snapshot = snapshot_download(
+            repo, revision=revision, allow_patterns=[f"{inside}/*"] if inside else None
+        )
+    except Exception as error:  # the client raises its own errors, those of HTTP, and OSError
+        raise ValueError(
+            f"`handle` must be a repository that you may read, got {handle!r}: "
+            f"{type(error).__name__}: {error}. Set HF_TOKEN for one that is not public; offline, "
+            "download the repository on a connected machine, and pass its folder."
+        ) from error
+    folder = Path(os.path.abspath(snapshot)) / inside
+    if not folder.is_dir():
+        there = sorted(path.name for path in Path(snapshot).iterdir())[:5]
+        raise ValueError(f"`handle` {handle!r} must name a folder of the repository, got {there}")
+    return check_module(folder, handle)

@@ -1,6 +1,6 @@
-"""Trained backbones that lie on this machine already, found without TensorFlow, Keras or a network.
+"""Finds trained backbones on this machine, without TensorFlow, Keras or a network.
 
-Keras keeps downloaded weights in ~/.keras/models, TF-Hub modules lie in `TFHUB_CACHE_DIR`, Kaggle
+Keras keeps downloaded weights in ~/.keras/models, TF-Hub modules are in `TFHUB_CACHE_DIR`, Kaggle
 models in `KAGGLEHUB_CACHE`.
 """
 
@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasmtl.models.hub.cache import cache_root
-from kerasmtl.models.hub.handles import kaggle_cache
-from kerasmtl.utils.files import is_module
+from kerasmtl.models.hub.cache import cache_root, is_module
+from kerasmtl.models.hub.handles import is_whole, kaggle_cache
 
 # Of keras.applications, what Keras calls the weights without the last layer; in the order in which
 # a network is preferred: accurate for its size, and quick on a CPU.
@@ -39,7 +38,7 @@ _FAMILIES = ("efficientnet", "mobilenet", "resnet", "inception")
 
 @dataclass(frozen=True)
 class AtHand:
-    """A trained image backbone on this machine: what project.toml calls it, and where it lies."""
+    """A trained image backbone on this machine: its handle in project.toml, and where it is."""
 
     handle: str
     place: Path
@@ -71,7 +70,7 @@ def _from_keras() -> Iterator[AtHand]:
 
 
 def _from_tfhub() -> Iterator[AtHand]:
-    """Entries are called by a hash; a note beside each says which handle it belongs to."""
+    """Modules in our cache, whose entries have a note beside them that names the handle."""
     root = cache_root()
     for note in sorted(root.glob("*.descriptor.txt")) if root.is_dir() else ():
         entry = root / note.name.removesuffix(".descriptor.txt")
@@ -81,10 +80,9 @@ def _from_tfhub() -> Iterator[AtHand]:
 
 
 def _from_kaggle() -> Iterator[AtHand]:
-    """models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION, and a marker beside what is whole."""
+    """Models in kagglehub's cache: models/OWNER/MODEL/FRAMEWORK/VARIATION/VERSION."""
     root = kaggle_cache() / "models"
     for folder in sorted(root.glob("*/*/*/*/*")) if root.is_dir() else ():
         path = folder.relative_to(root).as_posix()
-        whole = folder.with_name(f"{folder.name}.complete").is_file()
-        if whole and _VECTORS.search(path) and is_module(folder):
+        if is_whole(folder) and _VECTORS.search(path) and is_module(folder):
             yield AtHand(f"kaggle:{path}", folder)

@@ -109,13 +109,15 @@ def test_links_that_lead_out_or_to_folders_are_refused(folder, tmp_path, target)
     (tmp_path / "secret").write_bytes(b"x")
     write(tmp_path / "other")
     (folder / "link").symlink_to(target)
-    with pytest.raises(ValueError, match="a link that cannot be followed: link.*cp -rL"):
+    with pytest.raises(
+        ValueError, match="`folder` must have links to its own files only, got link.*cp -rL"
+    ):
         content_sha256(folder)
 
 
 def test_a_name_that_breaks_the_listing_is_refused(folder):
     write(folder, {"a\nb": b"x"})
-    with pytest.raises(ValueError, match="breaks a listing"):
+    with pytest.raises(ValueError, match="`folder` must have no file names with line breaks"):
         content_sha256(folder)
 
 
@@ -128,8 +130,7 @@ def test_a_difference_names_the_handle_both_hashes_and_what_to_do(folder):
     with pytest.raises(ValueError) as error:
         check_content(folder, wrong, "the-handle")
     message = str(error.value)
-    assert "`sha256` of 'the-handle'" in message and f"Expected: {wrong}" in message
-    assert f"Received: {content_sha256(folder)}" in message and "fetch the module" in message
+    assert f"`sha256` of 'the-handle' must be {wrong}, got {content_sha256(folder)}" in message
     assert "Files" not in message
 
 
@@ -151,8 +152,8 @@ def test_a_trusted_listing_names_the_files_that_differ(folder):
 
 
 @pytest.mark.parametrize("wrong", ["", "abc", "g" * 64, "0" * 63, None, 7])
-def test_what_is_no_hash_is_refused(folder, wrong):
-    with pytest.raises(ValueError, match="`sha256` is no hash.*64 hexadecimal"):
+def test_what_is_not_a_hash_is_refused(folder, wrong):
+    with pytest.raises(ValueError, match="`sha256` must be 64 hexadecimal"):
         check_content(folder, wrong, "m")
 
 
@@ -186,7 +187,7 @@ def test_a_harmed_entry_is_not_found_and_is_made_anew(folder, cache, harm):
 
 
 def test_nothing_is_kept_under_a_hash_that_is_not_its_own(folder, cache):
-    with pytest.raises(ValueError, match="is another one"):
+    with pytest.raises(ValueError, match="`sha256`"):
         keep_module(folder, "0" * 64)
     assert list((cache / "modules").iterdir()) == []
 

@@ -1,0 +1,137 @@
+"""What keeps the metrics of a run: history.csv, TensorBoard, MLflow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kerasmtl.utils.files import write_text
+
+MLFLOW_RUN = "mlflow-run"  # the file with the run's id, for a training that is resumed
+
+
+class HistoryFile(keras.callbacks.Callback):
+    """Writes the metrics of each finished epoch to a CSV file: a header, then a line per epoch.
+
+    The columns are `epoch`, from 1 on, `seconds`, and the names of the logs. A training that is
+    resumed continues the file, and replaces the epochs that it does again.
+
+    Args:
+        path: of the file, which is written atomically.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._began = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        seconds = f"{time.monotonic() - self._began:.3f}"
+        row = {"epoch": str(epoch + 1), "seconds": seconds}
+        row |= {name: repr(float(value)) for name, value in (logs or {}).items()}
+        rows = [row for row in self._rows() if int(row["epoch"]) <= epoch] + [row]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: all that is known is in the file."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue the file."""
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="", encoding="utf-8") as lines:
+            return list(csv.DictReader(lines))
+
+
+class MLflow(keras.callbacks.Callback):
+    """Logs the metrics of each epoch to MLflow, in a run named after the folder.
+
+    They go to `MLFLOW_TRACKING_URI`, or else to `mlflow.db` beside the folder, which
+    `mlflow ui --backend-store-uri sqlite:///runs/mlflow.db` shows.
+
+    Args:
+        folder: of the run; the settings of its project.toml are logged as parameters.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        _start(self.folder)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        import mlflow
+
+        mlflow.log_metrics({k: float(v) for k, v in (logs or {}).items()}, step=epoch + 1)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        import mlflow
+
+        mlflow.end_run()
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: the run's id is in its folder."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue the same run."""
+
+
+def trackers(name: str, folder: Path) -> list[keras.callbacks.Callback]:
+    """Return the callbacks of a tracking, "tensorboard", "mlflow" or "none", for a run's folder."""
+    if name == "tensorboard":
+        return [keras.callbacks.TensorBoard(str(folder / name), write_graph=False)]
+    return [MLflow(folder)] if name == "mlflow" else []
+
+
+def log_scores(folder: Path, scores: dict[str, float]) -> None:
+    """Log the final scores to the MLflow run of a training's folder."""
+    import mlflow
+
+    with _start(folder):
+        mlflow.log_metrics(scores)
+
+
+def _start(folder: Path) -> Any:
+    """Open the MLflow run of a training's folder, or make it."""
+    import mlflow
+
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        mlflow.set_tracking_uri(f"sqlite:///{folder.parent.absolute() / 'mlflow.db'}")
+    kept = folder / MLFLOW_RUN
+    known = kept.read_text().strip() if kept.is_file() else None
+    active = mlflow.start_run(run_id=known, run_name=None if known else folder.name)
+    if known is None:
+        write_text(kept, active.info.run_id)
+        mlflow.log_params(_settings(folder / "project.toml"))
+    return active
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """The settings of a project.toml as MLflow's parameters: training.epochs = 20."""
+    sections = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {
+        f"{section}.{name}": value
+        for section, values in sections.items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+    }

@@ -27,6 +27,20 @@ def shared(*parts: str) -> Path:
     return path
 
 
+def twin(layer):
+    """The embedded network as plain Keras, with the weights of `HubLayer("tiny")`."""
+    from kerasmtl.saved_models.tiny.network import tiny_network
+
+    network = tiny_network()
+    stored = {variable.name: variable.numpy() for variable in layer.variables}
+    for part in network.layers:
+        for weight in part.weights:
+            weight.assign(stored.pop(f"{part.name}_{weight.name}"))
+    assert stored == {}
+    network.trainable = layer.trainable
+    return network
+
+
 class Reusable(tf.Module):
     """A convolution with batch statistics, as a TF2 reusable SavedModel.
 

@@ -1,14 +1,18 @@
-"""build_model: a plain functional model from every kind of backbone."""
+"""build_model: a plain functional model from every kind of backbone, for tasks of any kind."""
+
+import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from modules import save_dict_module, save_nested_module, save_reusable, save_text_module, shared
+from modules import save_dict_module, save_nested_module, save_reusable, save_text_module
 
 import kerasmtl as kt
 from kerasmtl.models.applications import application
 from kerasmtl.models.backbones import backbone_layers, load_backbone
+from kerasmtl.models.build import check_outputs
+from kerasmtl.tasks import by_task
 
 TASKS = [kt.Task("a"), kt.Task("b"), kt.Task("c")]
 
@@ -18,7 +22,7 @@ def folder(tmp_path_factory):
     return save_reusable(tmp_path_factory.mktemp("module") / "reusable")
 
 
-def pictures(rows, size):
+def images(rows, size):
     return np.random.default_rng(0).random((rows, size, size, 3), dtype="float32")
 
 
@@ -31,7 +35,7 @@ def test_a_plain_functional_model_with_one_output_per_task(folder):
     model = kt.build_model(folder.as_posix(), TASKS, image_size=16, hidden=[8, 4], dropout=0.5)
     assert type(model).__name__ == "Functional"
     assert model.input_shape == (None, 16, 16, 3) and model.output_shape == (None, 3)
-    p = model.predict(pictures(4, 16), verbose=0)
+    p = model.predict(images(4, 16), verbose=0)
     assert ((p > 0) & (p < 1)).all()
     assert [layer.units for layer in model.layers if isinstance(layer, keras.layers.Dense)] == [
         8,
@@ -50,7 +54,7 @@ def test_a_keras_model_is_a_backbone_and_its_map_is_pooled():
     model = kt.build_model(backbone, TASKS)
     assert model.input_shape == (None, 16, 16, 3)  # found, not asked
     assert backbone.trainable
-    x = pictures(2, 16)
+    x = images(2, 16)
     pooled = keras.Model(model.input, model.get_layer("head_pool").output)
     np.testing.assert_allclose(
         pooled.predict(x, verbose=0), backbone.predict(x, verbose=0).mean(axis=(1, 2)), atol=1e-5
@@ -63,11 +67,11 @@ def test_the_embedded_backbone_by_name():
     assert kt.build_model("tiny", TASKS, image_size=(64, 96)).input_shape == (None, 64, 96, 3)
 
 
-def test_a_module_of_fixed_size_sets_the_size_and_refuses_another():
-    path = shared("models", "mobilenet_v1_025_224")
-    assert kt.build_model(str(path), TASKS).input_shape == (None, 224, 224, 3)
-    with pytest.raises(ValueError, match=r"Expected \(224, 224\). Received: \(100, 100\)"):
-        kt.build_model(str(path), TASKS, image_size=100)
+def test_a_module_of_fixed_size_sets_the_size_and_refuses_another(tmp_path):
+    layer = kt.HubLayer(save_reusable(tmp_path / "module", 12), input_range=(0, 1))
+    assert kt.build_model(layer, TASKS).input_shape == (None, 12, 12, 3)
+    with pytest.raises(ValueError, match=r"`image_size`.*\(12, 12\).*got \(10, 10\)"):
+        kt.build_model(layer, TASKS, image_size=10)
 
 
 def test_a_dict_of_outputs_says_how_to_choose(tmp_path):
@@ -105,15 +109,15 @@ def test_probabilities_stay_float32_under_a_mixed_policy(folder):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"tasks": []}, "`tasks` is empty"),
-        ({"tasks": ["a", "a"]}, "names a task twice"),
-        ({"tasks": "a"}, r"tasks=\['a'\]"),
-        ({"hidden": [0]}, "`hidden` is no list of widths"),
-        ({"dropout": 1.0}, "`dropout` is no share"),
-        ({"image_size": (16,)}, "`image_size` is no size"),
-        ({"image_size": -3}, "`image_size` is no size"),
-        ({"backbone": keras.layers.Flatten()}, "Expected a handle, a HubLayer or a keras.Model"),
-        ({"backbone": "nothing"}, "names nothing"),
+        ({"tasks": []}, "`tasks`"),
+        ({"tasks": ["a", "a"]}, "`tasks`"),
+        ({"tasks": "a"}, "`tasks`"),
+        ({"hidden": [0]}, "`hidden`"),
+        ({"dropout": 1.0}, "`dropout`"),
+        ({"image_size": (16,)}, "`image_size`"),
+        ({"image_size": -3}, "`image_size`"),
+        ({"backbone": keras.layers.Flatten()}, "`backbone`.*HubLayer"),
+        ({"backbone": "nothing"}, "`handle`"),
     ],
 )
 def test_wrong_arguments_are_named(folder, arguments, message):
@@ -122,7 +126,7 @@ def test_wrong_arguments_are_named(folder, arguments, message):
         kt.build_model(**given)
 
 
-def save_pictures_module(folder, prepare, dtype=tf.float32, size=None):
+def save_image_module(folder, prepare, dtype=tf.float32, size=None):
     """A SavedModel that prepares its pictures and gives features of them, (batch, 4)."""
 
     class Pictures(tf.Module):
@@ -149,40 +153,44 @@ def features_of(model):
 LEVELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype("uint8")
 
 
-@pytest.mark.parametrize(
-    "prepare, dtype, given",
-    [
-        (lambda x: x / 127.5 - 1.0, tf.float32, LEVELS.astype("float32")),
-        (lambda x: x * 2.0 - 1.0, tf.float32, LEVELS.astype("float32") / 255),
-        (lambda x: x / 127.5 - 1.0, tf.uint8, LEVELS),
-        (lambda x: x / 127.5 - 1.0, tf.int32, LEVELS.astype("int32")),
-    ],
-    ids=["0 to 255", "0 to 1", "uint8", "int32"],
-)
-def test_pictures_are_brought_into_the_range_that_the_graph_tells(tmp_path, prepare, dtype, given):
-    folder = save_pictures_module(tmp_path / "module", prepare, dtype, 16)
-    expected = tf.saved_model.load(str(folder))(tf.constant(given))
+@pytest.mark.parametrize("dtype", [tf.uint8, tf.int32])
+def test_a_module_of_integer_pixels_gets_0_to_255(tmp_path, dtype):
+    folder = save_image_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, dtype, 16)
+    expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS, dtype))
     model = kt.build_model(str(folder), TASKS)
     assert model.input_shape == (None, 16, 16, 3) and model.input.dtype == "float32"
     received = features_of(model)(LEVELS.astype("float32") / 255)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "low, high", [(-1.0, 1.0), (0.0, 255.0), (0.0, 1.0)], ids=["-1 to 1", "0 to 255", "0 to 1"]
-)
-def test_a_given_range_overrides_what_is_found(tmp_path, low, high):
-    folder = save_pictures_module(tmp_path / "module", lambda x: x / 127.5 - 1.0)
-    layer = kt.HubLayer(folder, input_range=(low, high))
-    model = kt.build_model(layer, TASKS, 16)
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 255.0), (0.0, 1.0)])
+def test_images_are_scaled_to_the_given_range(tmp_path, low, high):
+    folder = save_image_module(tmp_path / "module", lambda x: x / 127.5 - 1.0)
+    layer = kt.load_backbone(str(folder), input_range=(low, high))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = kt.build_model(layer, TASKS, 16)
     x = LEVELS.astype("float32") / 255
     expected = tf.saved_model.load(str(folder))(tf.constant(low + (high - low) * x))
     np.testing.assert_allclose(features_of(model)(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_range_that_is_only_assumed_is_not_silent(folder):
+    with pytest.warns(UserWarning, match=r"`input_range`.*\[0, 1\]"):
+        kt.build_model(str(folder), TASKS, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kt.build_model("tiny", TASKS, 64)
+
+
+def test_a_range_is_for_saved_models_alone():
+    with pytest.raises(ValueError, match="`input_range`"):
+        kt.load_backbone("MobileNetV2", input_range=(0, 255))
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_levels_are_told_apart_under_a_mixed_policy(tmp_path, policy):
-    folder = save_pictures_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
+    folder = save_image_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
     expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS))
     keras.config.set_dtype_policy(policy)
     try:
@@ -194,7 +202,7 @@ def test_levels_are_told_apart_under_a_mixed_policy(tmp_path, policy):
 
 
 def test_pixels_between_two_levels_are_rounded(tmp_path):
-    folder = save_pictures_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
+    folder = save_image_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
     expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS))
     below = np.maximum(LEVELS.astype("float32") - 0.4, 0.0) / 255
     received = features_of(kt.build_model(str(folder), TASKS, 16))(below)
@@ -230,8 +238,115 @@ def test_several_inputs_are_a_dict(tmp_path):
 
 
 @pytest.mark.parametrize("save", [save_text_module, save_nested_module])
-def test_a_picture_size_for_what_is_no_picture_is_refused(tmp_path, save):
+def test_an_image_size_for_anything_else_is_refused(tmp_path, save):
     folder = save(tmp_path / "module")
     layer = kt.HubLayer(folder, output_key="pooled" if save is save_nested_module else None)
-    with pytest.raises(ValueError, match="`image_size` is for pictures.*takes none.*Received: 64"):
+    with pytest.raises(ValueError, match="`image_size`.*got 64"):
         kt.build_model(layer, TASKS, image_size=64)
+
+
+# ---------------------------------------------------------------- tasks of several kinds
+
+MIXED = [
+    kt.Task("a"),
+    kt.Task("grade/level", "multiclass", classes=("low", "mid", "high")),
+    kt.Task("b"),
+    kt.Task("hours", "regression"),
+]
+SHAPES = {"binary": (None, 2), "grade/level": (None, 3), "hours": (None, 1)}
+
+
+def model_of(tasks, **options):
+    keras.utils.set_random_seed(0)
+    return kt.build_model(kt.backbones.mlp(4, hidden=[8]), tasks, **options)
+
+
+def shapes_of(model):
+    return {key: tuple(output.shape) for key, output in model.output.items()}
+
+
+def rows_of_numbers(count=5):
+    return np.random.default_rng(0).normal(size=(count, 4)).astype("float32")
+
+
+def test_mixed_kinds_have_an_output_each_and_share_the_binary_one():
+    model = model_of(MIXED, hidden=[6], dropout=0.2)
+    assert shapes_of(model) == SHAPES
+    p = model.predict(rows_of_numbers(), verbose=0)
+    assert ((p["binary"] > 0) & (p["binary"] < 1)).all()
+    np.testing.assert_allclose(p["grade/level"].sum(axis=1), 1, rtol=1e-5)
+    far = model.predict(1e4 * rows_of_numbers(), verbose=0)["hours"]
+    assert np.abs(far).max() > 10  # linear, not squashed
+
+
+@pytest.mark.parametrize(
+    "task, shape",
+    [(kt.Task("c", "multiclass", classes=("x", "y")), (None, 2)), (MIXED[3], (None, 1))],
+)
+def test_a_single_task_of_another_kind_still_gives_a_dict(task, shape):
+    assert shapes_of(model_of([task])) == {task.name: shape}
+
+
+def test_outputs_are_float32_under_a_mixed_policy():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = model_of(MIXED)
+        assert {output.dtype for output in model.output.values()} == {"float32"}
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_classes_that_are_not_known_yet_are_asked_for():
+    with pytest.raises(ValueError, match="`classes`"):
+        model_of([kt.Task("c", "multiclass")])
+
+
+def test_outputs_by_task_are_in_the_order_of_the_tasks():
+    model = model_of(MIXED)
+    p = model.predict(rows_of_numbers(), verbose=0)
+    named = by_task(p, MIXED)
+    assert list(named) == ["a", "grade/level", "b", "hours"]
+    np.testing.assert_array_equal(named["b"], p["binary"][:, 1])
+    np.testing.assert_array_equal(named["hours"], p["hours"][:, 0])
+    assert named["grade/level"].shape == (5, 3)
+    plain = np.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(by_task(plain, [kt.Task("x"), kt.Task("y")])["y"], plain[:, 1])
+
+
+def test_tasks_that_differ_from_the_outputs_are_named():
+    check_outputs(model_of(MIXED), MIXED)
+    with pytest.raises(ValueError, match=r"`tasks`.*need \(None, 2\), got \{'binary'"):
+        check_outputs(model_of(MIXED), [kt.Task("a"), kt.Task("b")])
+    with pytest.raises(ValueError, match=r"`tasks`.*need \{'binary': \(None, 2\)"):
+        check_outputs(model_of([kt.Task("a")]), MIXED)
+
+
+def test_outputs_and_columns_without_a_task_are_named():
+    with pytest.raises(ValueError, match=r"Outputs without a task: \['grade/level', 'hours'\]"):
+        check_outputs(model_of(MIXED), [kt.Task("a"), kt.Task("b")])
+    with pytest.raises(ValueError, match=r"Outputs without a task: \['hours'\]"):
+        check_outputs(model_of(MIXED), MIXED[:3])
+    with pytest.raises(ValueError, match=r"Outputs without a task: \[1\]"):
+        check_outputs(model_of([kt.Task("a"), kt.Task("b")]), [kt.Task("a")])
+
+
+def test_default_losses_and_metrics_train_every_output_and_ignore_missing_labels():
+    model = model_of(MIXED)
+    x, rng = rows_of_numbers(32), np.random.default_rng(1)
+    labels = np.column_stack(
+        [rng.integers(0, n, 32) for n in (2, 3, 2)] + [rng.normal(size=32)]
+    ).astype("float32")
+    labels[rng.random(labels.shape) < 0.4] = np.nan
+    table = kt.Table.from_arrays(x, labels, MIXED)
+    model.compile(
+        "adam",
+        loss=kt.losses.for_tasks(MIXED),
+        metrics=kt.metrics.for_tasks(MIXED),
+        jit_compile=False,
+    )
+    before = [weight.numpy().copy() for weight in model.trainable_variables]
+    history = model.fit(kt.make_table_dataset(table, 8), epochs=2, verbose=0).history
+    assert all(np.isfinite(values).all() for values in history.values()), history
+    assert {"binary_auc", "loss"} <= set(history)
+    pairs = zip(before, model.trainable_variables, strict=True)
+    assert all((a != b.numpy()).any() for a, b in pairs)

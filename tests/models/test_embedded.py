@@ -1,4 +1,4 @@
-"""What is shipped: the drawn street scenes and the small extractor keep their promises."""
+"""What is bundled: the drawn street scenes and the tiny extractor."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_the_full_labels_agree_where_labels_are_known(scenes):
     np.testing.assert_array_equal(full.labels[known], scenes.labels[known])
 
 
-def test_the_pictures_are_small_jpegs_and_fit_in_six_megabytes(scenes):
+def test_the_images_are_small_jpegs_and_fit_in_six_megabytes(scenes):
     assert size_of(dataset_csv("street_scenes").parent / "images") <= 6_000_000
     for path in scenes.input.paths(scenes.values)[::100]:
         with Image.open(path) as picture:
@@ -66,6 +66,7 @@ def test_the_pictures_are_small_jpegs_and_fit_in_six_megabytes(scenes):
     assert scenes.missing_files() == []
 
 
+@pytest.mark.slow
 def test_colour_alone_does_not_solve_it(scenes):
     full = kt.Manifest.from_csv(dataset_csv("street_scenes").with_name("labels_full.csv"))
     pixels = [
@@ -85,6 +86,7 @@ def test_colour_alone_does_not_solve_it(scenes):
     assert np.mean(aucs) < 0.75
 
 
+@pytest.mark.slow
 def test_the_script_draws_the_same_pictures_again(tmp_path, scenes):
     done = draw(tmp_path / "again", "--count", 12, "--workers", 2)
     assert done.returncode == 0, done.stderr
@@ -96,6 +98,7 @@ def test_the_script_draws_the_same_pictures_again(tmp_path, scenes):
     assert kt.Manifest.from_csv(tmp_path / "again" / "labels.csv", tasks=TASKS).splits is not None
 
 
+@pytest.mark.slow
 def test_the_script_refuses_a_folder_with_something_in_it(tmp_path):
     (tmp_path / "mine").write_text("kept")
     done = draw(tmp_path, "--count", 1)

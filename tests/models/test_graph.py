@@ -172,7 +172,7 @@ def test_a_loop_of_the_first_tensorflow_is_read_as_well(tmp_path):
 
 
 def test_a_large_graph_is_read():
-    kernels = [tf.Variable(tf.eye(4), name=f"k{k}") for k in range(400)]
+    kernels = [tf.Variable(tf.eye(4), name=f"k{k}") for k in range(100)]
 
     @tf.function(input_signature=[ROWS])
     def call(x):
@@ -183,10 +183,11 @@ def test_a_large_graph_is_read():
         return x
 
     function = call.get_concrete_function()
-    assert len(function.graph.get_operations()) > 9000
-    assert variable_order(function, kernels[::-1]) == list(range(400))[::-1]
+    assert len(function.graph.get_operations()) > 2000
+    assert variable_order(function, kernels[::-1]) == list(range(100))[::-1]
 
 
+@pytest.mark.slow
 def test_real_mobilenet_is_in_the_order_of_its_layers():
     loaded = tf.saved_model.load(str(shared("models", "mobilenet_v1_025_224")))
     found = ordered(inference(loaded), sorted(loaded.variables, key=lambda v: v.name))

@@ -1,10 +1,14 @@
-"""Laws that hold for every module: the real ones, the embedded one, and one of each shape."""
+"""HubLayer: laws for modules of every kind, and what a layer promises beyond them.
+
+The kinds that are made here run by default, the real modules are slow.
+"""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,14 +28,6 @@ from modules import (
 
 import kerasmtl as kt
 from kerasmtl.models.hub.embedded import extractor_folder
-
-OPTIMIZERS = {
-    "adam": lambda: keras.optimizers.Adam(1e-2),
-    "adamw": lambda: keras.optimizers.AdamW(1e-2),
-    "sgd with momentum": lambda: keras.optimizers.SGD(1e-2, momentum=0.9),
-    "rmsprop": lambda: keras.optimizers.RMSprop(1e-2),
-    "lion": lambda: keras.optimizers.Lion(1e-2),
-}
 
 
 @dataclass(frozen=True)
@@ -128,6 +124,11 @@ KNOWN = {
 ONEDNN = os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0"
 FITTED = [name for name in KNOWN if (name != "effdet") == ONEDNN]
 TRAINABLE = [name for name in FITTED if KNOWN[name].trainable]
+REAL = {"mobilenet", "kws", "effdet", "mini", "tf1", "tf1 with variables"}
+
+
+def marked(names):
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in REAL else []) for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def statistics_of(layer):
     return {v.name for v in layer.non_trainable_variables if "moving" in v.name}
 
 
-@pytest.mark.parametrize("known", KNOWN, indirect=True)
+@pytest.mark.parametrize("known", marked(KNOWN), indirect=True)
 def test_the_output_is_the_modules_own(known):
     known, folder = known
     x = known.inputs(2)
@@ -189,7 +190,7 @@ def test_the_output_is_the_modules_own(known):
     np.testing.assert_allclose(received, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("known", FITTED, indirect=True)
+@pytest.mark.parametrize("known", marked(FITTED), indirect=True)
 def test_frozen_is_bit_for_bit_unchanged(known):
     known, folder = known
     layer = kt.HubLayer(folder, **known.settings)
@@ -202,22 +203,13 @@ def test_frozen_is_bit_for_bit_unchanged(known):
     assert layer.losses == [] and len(model.trainable_variables) == 2
 
 
-@pytest.mark.parametrize(
-    "known, optimizer",
-    [
-        # Adam for all; the others where statistics move, and where gradients are sparse.
-        (k, o)
-        for k in TRAINABLE
-        for o in (OPTIMIZERS if k in ("reusable", "text") else ["adam"])
-    ],
-    indirect=["known"],
-)
-def test_trainable_moves_with_each_optimizer(known, optimizer):
+@pytest.mark.parametrize("known", marked(TRAINABLE), indirect=True)
+def test_trainable_moves(known):
     known, folder = known
     layer = kt.HubLayer(folder, trainable=True, **known.settings)
     model, x, y = classifier(known, layer)
     before = values(layer)
-    model.compile(OPTIMIZERS[optimizer](), "binary_crossentropy")
+    model.compile(keras.optimizers.Adam(1e-2), "binary_crossentropy")
     model.train_on_batch(x, y)
     moved = changed(before, layer)
     assert moved & {v.name for v in layer.trainable_variables}
@@ -227,7 +219,7 @@ def test_trainable_moves_with_each_optimizer(known, optimizer):
 
 @pytest.mark.parametrize("normalization", [False, True])
 @pytest.mark.parametrize(
-    "known", [name for name in TRAINABLE if KNOWN[name].statistics], indirect=True
+    "known", marked(n for n in TRAINABLE if KNOWN[n].statistics and n != "tiny"), indirect=True
 )
 def test_moving_statistics_change_only_in_training_mode(known, normalization):
     known, folder = known
@@ -244,7 +236,7 @@ def test_moving_statistics_change_only_in_training_mode(known, normalization):
     assert {name for name in changed(before, layer) if "moving" in name} == expected
 
 
-@pytest.mark.parametrize("known", TRAINABLE, indirect=True)
+@pytest.mark.parametrize("known", marked(TRAINABLE), indirect=True)
 def test_what_is_not_unfrozen_stays_bit_for_bit(known):
     known, folder = known
     layer = kt.HubLayer(folder, **known.settings)
@@ -259,7 +251,11 @@ def test_what_is_not_unfrozen_stays_bit_for_bit(known):
     assert chosen.trainable == sum(int(np.prod(v.shape)) for v in layer.trainable_variables)
 
 
-@pytest.mark.parametrize("known", KNOWN, indirect=True)
+@pytest.mark.parametrize(
+    "known",
+    [pytest.param(n, marks=[] if n in ("reusable", "text") else pytest.mark.slow) for n in KNOWN],
+    indirect=True,
+)
 def test_an_export_gives_the_same(known, tmp_path):
     known, folder = known
     model, x, _ = classifier(known, kt.HubLayer(folder, **known.settings))
@@ -324,6 +320,7 @@ def reloaded(tmp_path_factory):
     return json.loads((place / "results.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITTED)
 def test_a_keras_file_loads_in_a_new_process_without_the_folder(name, reloaded):
     stem = name.replace(" ", "_")
@@ -333,12 +330,160 @@ def test_a_keras_file_loads_in_a_new_process_without_the_folder(name, reloaded):
     assert reloaded[stem] == {"predictions": True, "optimizer": True, "goes on alike": alike}
 
 
+# ---------------------------------------------------------------- beyond the laws
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_reusable(tmp_path_factory.mktemp("module") / "reusable")
+
+
+def images(rows=4, size=12):
+    return random(size, size, 3)(rows)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(1e-2, momentum=0.9),
+        lambda: keras.optimizers.RMSprop(1e-2),
+        lambda: keras.optimizers.Lion(1e-2),
+    ],
+    ids=["sgd with momentum", "rmsprop", "lion"],
+)
+@pytest.mark.parametrize("known", ["reusable", "text"], indirect=True)  # text: sparse gradients
+def test_any_optimizer_trains_the_layer(known, optimizer):
+    known, folder = known
+    layer = kt.HubLayer(folder, trainable=True, **known.settings)
+    model, x, y = classifier(known, layer)
+    before = values(layer)
+    model.compile(optimizer(), "binary_crossentropy")
+    model.train_on_batch(x, y)
+    assert changed(before, layer) & {v.name for v in layer.trainable_variables}
+
+
+def test_frozen_again_is_bit_for_bit_unchanged(folder):
+    layer = kt.HubLayer(folder, trainable=True)
+    model, x, y = classifier(KNOWN["reusable"], layer)
+    model.compile("adam", "binary_crossentropy")
+    model.train_on_batch(x, y)
+    layer.trainable = False
+    before = values(layer)
+    model.compile("adam", "binary_crossentropy")
+    model.fit(x, y, epochs=2, verbose=0)
+    assert changed(before, layer) == set()
+
+
+def test_only_what_the_publisher_lists_is_trainable(folder):
+    layer = kt.HubLayer(folder, trainable=True)
+    trained = ["block_1_conv_kernel", "block_1_bn_beta"]
+    assert [v.name for v in layer.trainable_variables] == trained
+    assert [v.name for v in layer.non_trainable_variables] == ["block_1_bn_moving_mean", "scale"]
+
+
+def test_regularization_losses_count_only_while_trainable(folder):
+    layer = kt.HubLayer(folder, trainable=True)
+    layer(images())
+    kernel = layer.trainable_variables[0].numpy()
+    np.testing.assert_allclose(layer.losses, [0.01 * (kernel**2).sum()], rtol=1e-6)
+    layer.trainable = False
+    layer(images())
+    assert layer.losses == []
+
+
+def test_a_module_of_signatures_is_not_trained(tmp_path):
+    path = save_keras_export(tmp_path / "export")
+    with pytest.raises(ValueError, match="`trainable`.*signatures are for inference"):
+        kt.HubLayer(path, signature="serve", trainable=True)
+    layer = kt.HubLayer(path, signature="serve")
+    with pytest.raises(ValueError, match="`trainable`"):
+        layer.trainable = True
+
+
+@pytest.mark.parametrize("size", [None, 12])
+def test_image_size_is_read_from_the_module(tmp_path, size):
+    layer = kt.HubLayer(save_reusable(tmp_path / "module", size))
+    assert layer.image_size == (size and (size, size))
+
+
+@pytest.mark.parametrize("kind", ["reusable", "text"])
+def test_mixed_policies_train_the_module_in_float32(kind, place):
+    known, folder = KNOWN[kind], folder_of(kind, place)
+    expected = kt.HubLayer(folder)(tf.constant(known.inputs(4)))
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        layer = kt.HubLayer(folder, trainable=True)
+        model, x, y = classifier(known, layer)
+        np.testing.assert_array_equal(layer(x), expected)
+        before = values(layer)
+        model.compile(keras.optimizers.Adam(1e-2), "binary_crossentropy", jit_compile=False)
+        assert np.isfinite(model.fit(x, y, epochs=6, verbose=0).history["loss"]).all()
+        assert {v.numpy().dtype.name for v in layer.trainable_variables} == {"float32"}
+        assert changed(before, layer)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_eager_steps_are_those_of_the_graph(folder):
+    weights = []
+    for eagerly in (False, True):
+        layer = kt.HubLayer(folder, trainable=True)
+        model, x, y = classifier(KNOWN["reusable"], layer)
+        model.compile(keras.optimizers.SGD(1e-2), "mse", run_eagerly=eagerly, jit_compile=False)
+        for _ in range(2):
+            model.train_on_batch(x, y)
+        weights.append(model.get_weights())
+    for graph, eager in zip(*weights, strict=True):
+        np.testing.assert_allclose(eager, graph, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_xla_compiles_the_module_only_where_the_user_says_so(tmp_path, jit):
+    folder = save_keras_export(tmp_path / "export")
+    weights = []
+    for asked in (False, True):
+        layer = kt.HubLayer(folder, trainable=True, jit=jit)
+        assert layer.get_config()["jit"] is jit
+        model, x, y = classifier(KNOWN["keras export"], layer)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            model.compile(keras.optimizers.SGD(1e-2), "mse", jit_compile=asked)
+        assert model.jit_compile is (asked and jit)
+        said = [str(w.message) for w in found if "jit_compile" in str(w.message)]
+        assert bool(said) is (asked and not jit)
+        for _ in range(2):
+            model.train_on_batch(x, y)
+        weights.append(model.get_weights())
+    for plain, compiled in zip(*weights, strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_sequential_and_subclassed_models_take_the_layer(folder):
+    layer = kt.HubLayer(folder)
+    sequential = keras.Sequential([keras.Input((12, 12, 3)), layer, keras.layers.Dense(1)])
+    assert sequential.predict(images(), verbose=0).shape == (4, 1)
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.spine, self.top = kt.HubLayer(folder, trainable=True), keras.layers.Dense(1)
+
+        def call(self, x, training=None):
+            return self.top(self.spine(x, training=training))
+
+    model = Subclassed()
+    before = values(model.spine)
+    model.compile("adam", "mse")
+    model.fit(images(), np.ones((4, 1), "float32"), epochs=1, verbose=0)
+    assert "block_1_bn_moving_mean" in changed(before, model.spine)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ONEDNN, reason="this is that process")
 def test_the_laws_hold_for_the_detector_too():
     shared("models", "fake_effdet_lite0_hub")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "effdet"],
+        [sys.executable, "-m", "pytest", "-q", "-m", "", __file__, "-k", "effdet"],
         env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"},
         capture_output=True,
         text=True,

@@ -1,17 +1,15 @@
-"""A .keras file holds its module: what it says of it, and what becomes of it elsewhere."""
+"""A .keras file contains its module, and loads where the folder is gone."""
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from modules import (
-    HELPERS,
     save_arguments_module,
     save_keras_export,
     save_nested_module,
@@ -19,7 +17,7 @@ from modules import (
 )
 
 import kerasmtl as kt
-from kerasmtl.models import module_spec as portable
+from kerasmtl.models import module_spec
 from kerasmtl.models.hub.cache import content_sha256
 from kerasmtl.models.module_spec import FORMAT
 
@@ -38,10 +36,10 @@ def folder(tmp_path):
 def forget(folder):
     """As if in a new process: the module is neither in its place nor known to have been loaded."""
     shutil.rmtree(folder, ignore_errors=True)
-    portable._loaded.clear()
+    module_spec._loaded.clear()
 
 
-def pictures(rows=4, size=12, seed=0):
+def images(rows=4, size=12, seed=0):
     return np.random.default_rng(seed).random((rows, size, size, 3), dtype="float32")
 
 
@@ -53,7 +51,7 @@ def classifier(layer, size=12):
 def trained(layer):
     model = classifier(layer)
     model.compile("adam", "mse")
-    model.train_on_batch(pictures(), np.ones((4, 1), "float32"))
+    model.train_on_batch(images(), np.ones((4, 1), "float32"))
     return model
 
 
@@ -105,9 +103,9 @@ def test_weights_and_optimizer_come_back_without_the_folder(folder, tmp_path):
     assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
     for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+    np.testing.assert_array_equal(loaded(images()), model(images()))
     for _ in range(2):
-        x, y = pictures(seed=1), np.zeros((4, 1), "float32")
+        x, y = images(seed=1), np.zeros((4, 1), "float32")
         assert loaded.train_on_batch(x, y) == pytest.approx(model.train_on_batch(x, y), abs=1e-6)
 
 
@@ -118,29 +116,30 @@ def test_the_module_is_kept_under_its_hash(folder, tmp_path, cache):
     forget(folder)
     assert hub(load(tmp_path / "model.keras")).sha256 == digest
     assert [path.name for path in (cache / "modules").iterdir()] == [digest]
-    portable._loaded.clear()
+    module_spec._loaded.clear()
     again = load(tmp_path / "model.keras")  # from the cache now
     assert hub(again).module.folder == cache / "modules" / digest
-    np.testing.assert_array_equal(again(pictures()), model(pictures()))
+    np.testing.assert_array_equal(again(images()), model(images()))
 
 
-@pytest.mark.parametrize("to", ["another module", "a broken one", "a link out of it"])
+@pytest.mark.parametrize("to", ["another module", "a link out of it", "a file"])
 def test_a_folder_with_another_content_is_left_alone(folder, tmp_path, to):
     model = trained(kt.HubLayer(folder, trainable=True))
     model.save(tmp_path / "model.keras")
     forget(folder)
     if to == "another module":
         save_nested_module(folder)
+    elif to == "a file":
+        folder.write_text("not a module")
     else:
         folder.mkdir()
         (folder / "saved_model.pb").write_bytes(b"nothing of the sort")
-    if to == "a link out of it":
         (folder / "extra").symlink_to(tmp_path)
-    before = sorted(path.name for path in folder.iterdir())
+    before = sorted(path.name for path in folder.glob("*"))
     loaded = load(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+    np.testing.assert_array_equal(loaded(images()), model(images()))
     assert hub(loaded).module.folder != folder
-    assert sorted(path.name for path in folder.iterdir()) == before
+    assert sorted(path.name for path in folder.glob("*")) == before
 
 
 def test_a_loaded_model_is_saved_again(folder, tmp_path):
@@ -149,10 +148,10 @@ def test_a_loaded_model_is_saved_again(folder, tmp_path):
     forget(folder)
     load(tmp_path / "first.keras").save(tmp_path / "second.keras")
     shutil.rmtree(tmp_path / "cache")
-    portable._loaded.clear()
+    module_spec._loaded.clear()
     loaded = load(tmp_path / "second.keras")
     same_weights(loaded, model)
-    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+    np.testing.assert_array_equal(loaded(images()), model(images()))
 
 
 def test_weights_alone_fit_every_selection(folder, tmp_path):
@@ -176,7 +175,7 @@ def test_a_clone_and_a_layer_from_json_run_without_the_folder(folder, tmp_path):
     ):
         assert hub(copy).name == "spine" and hub(copy).trainable
         copy.set_weights(loaded.get_weights())
-        np.testing.assert_allclose(copy(pictures()), loaded(pictures()), rtol=1e-6)
+        np.testing.assert_allclose(copy(images()), loaded(images()), rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", ["functional", "sequential"])
@@ -185,10 +184,10 @@ def test_a_layer_shared_by_calls_of_several_shapes(folder, tmp_path, make):
     small, large = keras.Input((8, 8, 3)), keras.Input((20, 16, 3))
     if make == "functional":
         model = keras.Model([small, large], keras.layers.Add()([layer(small), layer(large)]))
-        x = [pictures(2, 8), np.ones((2, 20, 16, 3), "float32")]
+        x = [images(2, 8), np.ones((2, 20, 16, 3), "float32")]
     else:
         model = keras.Sequential([small, layer, keras.layers.Dense(2)])
-        x = pictures(2, 8)
+        x = images(2, 8)
     expected = model(x)
     model.save(tmp_path / "model.keras")
     forget(folder)
@@ -222,21 +221,21 @@ def test_a_subclassed_model_that_carries_the_layer_in_its_config(folder, tmp_pat
     model = Subclassed(kt.HubLayer(folder, trainable=True))
     if built == "fitted":
         model.compile("adam", "mse")
-        model.fit(pictures(), np.ones((4, 1), "float32"), verbose=0)
-    expected = model(pictures()).numpy()
+        model.fit(images(), np.ones((4, 1), "float32"), verbose=0)
+    expected = model(images()).numpy()
     model.save(tmp_path / "model.keras")
     if gone:
         forget(folder)
     loaded = load(tmp_path / "model.keras")
     same_weights(loaded, model)
-    np.testing.assert_array_equal(loaded(pictures()), expected)
+    np.testing.assert_array_equal(loaded(images()), expected)
 
 
 def test_the_embedded_module_needs_no_trust(tmp_path):
     model = kt.build_model("tiny", ["a"], 64)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", safe_mode=True)
-    x = pictures(1, 64)
+    x = images(1, 64)
     np.testing.assert_array_equal(loaded(x), model(x))
 
 
@@ -288,7 +287,7 @@ def test_a_signature_travels(tmp_path):
     forget(folder)
     loaded = load(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(np.ones((2, 4), "float32")), expected)
-    with pytest.raises(ValueError, match="signatures are for inference"):
+    with pytest.raises(ValueError, match="`trainable`"):
         hub(loaded).trainable = True
 
 
@@ -322,7 +321,7 @@ def test_the_selection_and_the_mode_travel(tmp_path, choose, gone):
         loaded.get_config()["module"]["training_mode"]
         == (layer.get_config()["module"]["training_mode"])
     )
-    assert kt.backbones.layer_groups(loaded) == kt.backbones.layer_groups(layer)
+    assert str(kt.backbones.layer_groups(loaded)) == str(kt.backbones.layer_groups(layer))
 
 
 # ---------------------------------------------------------------- errors
@@ -337,7 +336,7 @@ def test_a_changed_module_in_the_file_is_refused(folder, tmp_path, cache):
         tmp_path / "tampered.keras",
         lambda name, content: content + b"\0" if name.endswith("saved_model.pb") else content,
     )
-    with pytest.raises(ValueError, match="was changed since it was saved") as error:
+    with pytest.raises(ValueError, match="`handle`.*was changed since") as error:
         load(tampered)
     assert digest in str(error.value) and str(folder) in str(error.value)
     assert list(cache.rglob("*.pb")) == []
@@ -355,7 +354,7 @@ def test_a_file_without_its_module_says_so(folder, tmp_path):
         tmp_path / "half.keras",
         lambda name, content: None if "assets/layers/hub_layer/" in name else content,
     )
-    with pytest.raises(ValueError, match=f"'{folder}' is gone, and the file holds no module"):
+    with pytest.raises(ValueError, match=f"`handle` '{folder}'.*contains no module"):
         load(half)
 
 
@@ -380,7 +379,7 @@ def test_a_key_that_a_later_version_adds_is_no_matter(folder, tmp_path):
         tmp_path / "more.keras",
         edit_layers(lambda config: config["module"].update(further=1)),
     )
-    np.testing.assert_array_equal(load(more)(pictures()), model(pictures()))
+    np.testing.assert_array_equal(load(more)(images()), model(images()))
 
 
 def test_a_layer_whose_module_is_not_there_says_what_to_do(folder):
@@ -389,10 +388,10 @@ def test_a_layer_whose_module_is_not_there_says_what_to_do(folder):
     forget(folder)
     layer = kt.HubLayer.from_config(config)
     assert layer(keras.Input((12, 12, 3))).shape == (None, 4)
-    for call in (lambda: layer(pictures()), lambda: layer.module):
+    for call in (lambda: layer(images()), lambda: layer.module):
         with pytest.raises(ValueError, match="'spine' waits for its module.*kerasmtl.load_model"):
             call()
-    with pytest.raises(ValueError, match="never called with inputs of these shapes"):
+    with pytest.raises(ValueError, match="`inputs`"):
         layer(keras.Input((20, 20, 3)))
 
 
@@ -406,32 +405,12 @@ def test_saving_without_the_module_leaves_the_last_file_whole(folder, tmp_path, 
         shutil.rmtree(folder)
     else:
         (folder / "further.txt").write_text("more")
-    with pytest.warns(UserWarning, match=f"'{folder}' has changed or gone.*Put the module back"):
+    with pytest.warns(UserWarning, match=f"`handle` '{folder}'.*Restore the module"):
         checkpoint.on_epoch_end(1)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["model.keras"]
     forget(folder)
-    with pytest.raises(ValueError, match="holds no module in its place|waits for its module"):
-        load(tmp_path / "runs" / "model.keras")(pictures())
-    save_reusable(folder)
-    portable._loaded.clear()
-
-
-def test_a_subclassed_model_loads_in_a_new_process(folder, tmp_path):
-    model = Subclassed(kt.HubLayer(folder, trainable=True))
-    expected = model(pictures()).numpy()
-    model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "expected.npy", expected)
-    shutil.rmtree(folder)
-    code = (
-        f"import sys; sys.path.insert(0, {str(HELPERS)!r})\n"
-        "import numpy as np, kerasmtl as kt, test_module_spec as t\n"
-        "model = kt.load_model('model.keras', safe_mode=False)\n"
-        "np.testing.assert_array_equal(model(t.pictures()), np.load('expected.npy'))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    with pytest.raises(ValueError, match="`handle`|waits for its module"):
+        load(tmp_path / "runs" / "model.keras")(images())
 
 
 def test_a_cache_that_cannot_be_written_to_is_no_obstacle(folder, tmp_path, monkeypatch):
@@ -440,21 +419,31 @@ def test_a_cache_that_cannot_be_written_to_is_no_obstacle(folder, tmp_path, monk
     forget(folder)
     monkeypatch.setenv("TFHUB_CACHE_DIR", "/proc/nowhere")
     loaded = load(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+    np.testing.assert_array_equal(loaded(images()), model(images()))
     loaded.save(tmp_path / "again.keras")
 
 
-@pytest.mark.parametrize("what", ["link", "other files", "a file"])
-def test_what_now_lies_at_the_old_place_does_not_matter(folder, tmp_path, what):
-    model = trained(kt.HubLayer(folder, trainable=True))
-    model.save(tmp_path / "model.keras")
-    forget(folder)
-    if what == "a file":
-        folder.write_text("no module")
-    else:
-        folder.mkdir()
-        (folder / "saved_model.pb").write_bytes(b"another")
-        if what == "link":
-            (folder / "out").symlink_to("/etc/hostname")
-    loaded = load(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded(pictures()), model(pictures()))
+# ---------------------------------------------------------------- files of version 0.1
+
+SAVED = Path(__file__).parents[1] / "fixtures" / "saved_0_1"
+
+
+@pytest.mark.parametrize("load", [kt.load_model, keras.models.load_model])
+def test_a_compiled_model_of_a_table(load):
+    model = load(SAVED / "table.keras")
+    given = np.load(SAVED / "table.npz")
+    found = model.predict(given["x"], verbose=0)
+    assert found.keys() == set(given.files) - {"x"}
+    for name, values in found.items():
+        np.testing.assert_allclose(values, given[name], atol=1e-6)
+    assert isinstance(model.optimizer, kt.optimizers.LayerwiseDecay)
+    assert model.optimizer.iterations == 4  # goes on from there
+
+
+def test_a_compiled_model_with_a_hub_layer():
+    model = kt.load_model(SAVED / "image.keras", safe_mode=False)
+    given = np.load(SAVED / "image.npz")
+    np.testing.assert_allclose(model.predict(given["x"], verbose=0), given["y"], atol=1e-6)
+    assert isinstance(model.loss, kt.losses.MaskedBinaryCrossentropy)
+    y = np.array([[1, np.nan], [0, 1]] * 4, "float32")
+    assert np.isfinite(model.fit(given["x"], y, verbose=0).history["loss"]).all()

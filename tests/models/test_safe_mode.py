@@ -1,4 +1,4 @@
-"""Whose graphs may run: a file's own, only if its reader says so."""
+"""Safe mode: the graph in a .keras file runs only if its reader trusts it."""
 
 import json
 import shutil
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from modules import save_reusable
-from test_module_spec import classifier, edit, edit_layers, forget, hub, pictures
+from test_module_spec import classifier, edit, edit_layers, forget, hub, images
 
 import kerasmtl as kt
 from kerasmtl.cli import main
 from kerasmtl.cli.new import new_project
-from kerasmtl.models import module_spec as portable
+from kerasmtl.models import module_spec
 from kerasmtl.models.hub.cache import content_sha256
 from kerasmtl.models.hub.embedded import extractor_folder
 from kerasmtl.project import Project
@@ -51,19 +51,18 @@ def test_a_foreign_graph_is_refused_and_the_message_says_how_to_trust_it(file, l
     assert not (tmp_path / "cache").exists()  # nothing was unpacked
 
 
-@pytest.mark.parametrize("load", [kt.load_model, keras.models.load_model])
-def test_a_graph_is_refused_though_its_module_is_in_its_place(folder, tmp_path, load):
+def test_a_graph_is_refused_though_its_module_is_in_its_place(folder, tmp_path):
     classifier(kt.HubLayer(folder)).save(tmp_path / "model.keras")
-    portable._loaded.clear()  # as in a new process
+    module_spec._loaded.clear()  # as in a new process
     with pytest.raises(ValueError, match=REFUSED):
-        load(tmp_path / "model.keras")
+        keras.models.load_model(tmp_path / "model.keras")
 
 
 def test_a_graph_that_this_process_runs_already_is_not_refused(folder, tmp_path):
     model = classifier(kt.HubLayer(folder))
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(
-        kt.load_model(tmp_path / "model.keras")(pictures()), model(pictures())
+        kt.load_model(tmp_path / "model.keras")(images()), model(images())
     )
 
 
@@ -83,8 +82,8 @@ def test_a_graph_that_this_process_runs_already_is_not_refused(folder, tmp_path)
 def test_a_file_is_trusted_knowingly(file, how):
     loaded = how(file)
     again = kt.HubLayer(file.parent / "elsewhere")
-    np.testing.assert_array_equal(hub(loaded)(pictures()), again(pictures()))
-    portable._loaded.clear()
+    np.testing.assert_array_equal(hub(loaded)(images()), again(images()))
+    module_spec._loaded.clear()
     with pytest.raises(ValueError, match=REFUSED):  # the trust has ended with the call
         kt.load_model(file)
 
@@ -97,7 +96,7 @@ def test_keras_own_switch_is_respected(file):
         from keras.src.backend.common import global_state  # Keras has no way back
 
         global_state.set_global_attribute("safe_mode_saving", None)
-    portable._loaded.clear()
+    module_spec._loaded.clear()
     with pytest.raises(ValueError, match=REFUSED):
         kt.load_model(file)
 
@@ -106,9 +105,9 @@ def test_trust_in_something_else_is_none(file):
     for other in ("sha256:" + "0" * 64, "tiny"):
         with pytest.raises(ValueError, match=REFUSED):
             kt.load_model(file, trust=other)
-    with pytest.raises(ValueError, match="`sha256` is no hash.*Received: '123'"):
+    with pytest.raises(ValueError, match="`sha256`"):
         kt.load_model(file, trust="sha256:123")
-    with pytest.raises(ValueError, match="names nothing"):
+    with pytest.raises(ValueError, match="`handle`"):
         kt.load_model(file, trust="absent")
 
 
@@ -124,10 +123,10 @@ def test_trust_ends_after_a_failure(file, tmp_path):
 def test_outside_of_loading_nothing_is_refused(folder):
     model = classifier(kt.HubLayer(folder, name="spine"))
     clone = keras.models.clone_model(model)
-    portable._loaded.clear()
+    module_spec._loaded.clear()
     keras.models.clone_model(model)
     again = kt.HubLayer.from_config(hub(model).get_config())
-    np.testing.assert_array_equal(hub(clone)(pictures()), again(pictures()))
+    np.testing.assert_array_equal(hub(clone)(images()), again(images()))
 
 
 def test_a_model_nested_in_another_is_cloned(folder):
@@ -135,7 +134,7 @@ def test_a_model_nested_in_another_is_cloned(folder):
     nested = keras.Model(image, classifier(kt.HubLayer(folder))(image))
     clone = keras.models.clone_model(nested)
     clone.set_weights(nested.get_weights())
-    np.testing.assert_allclose(clone(pictures()), nested(pictures()), rtol=1e-6)
+    np.testing.assert_allclose(clone(images()), nested(images()), rtol=1e-6)
 
 
 @pytest.mark.parametrize("sha256", ["its own", "the embedded one's"])
@@ -147,7 +146,7 @@ def test_a_foreign_module_under_the_name_of_the_embedded_one(file, tmp_path, sha
 
     claiming = edit(file, tmp_path / "claiming.keras", edit_layers(claim))
     with pytest.raises(ValueError, match=REFUSED if sha256 == "its own" else None):
-        kt.load_model(claiming)(pictures())
+        kt.load_model(claiming)(images())
 
 
 def test_a_layer_without_a_description_is_refused(file, tmp_path):
@@ -188,6 +187,7 @@ def words(command, made, picture, tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.slow
 def test_a_projects_own_backbone_is_trusted(projects, command, tmp_path):
     made, _, picture = projects
     done = run(*words(command, made, picture, tmp_path))
@@ -195,13 +195,14 @@ def test_a_projects_own_backbone_is_trusted(projects, command, tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.slow
 def test_another_graph_runs_only_with_trust(projects, command, tmp_path):
     made, backbone, picture = projects
     shutil.copytree(made, tmp_path / "project")
     settings = tmp_path / "project" / "project.toml"
     settings.write_text(settings.read_text().replace('"../backbone"', '"tiny"'))
     call = words(command, tmp_path / "project", picture, tmp_path)
-    portable._loaded.clear()
+    module_spec._loaded.clear()
     refused = run(*call)
     assert refused.exit_code == 1 and "holds another backbone" in refused.output
     assert "train again" in refused.output and "safe_mode" not in refused.output
@@ -213,6 +214,7 @@ def test_another_graph_runs_only_with_trust(projects, command, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["another", "removed", "vendored"])
+@pytest.mark.slow
 def test_a_model_with_a_record_works_whatever_project_toml_names_now(
     shared_pictures, tmp_path, change
 ):
@@ -231,7 +233,7 @@ def test_a_model_with_a_record_works_whatever_project_toml_names_now(
     if change == "vendored":
         done = run("vendor", backbone, made / "modules" / "mine", "--project", made)
         assert done.exit_code == 0, done.output
-    portable._loaded.clear()
+    module_spec._loaded.clear()
     done = run("evaluate", "--json", "--project", made)
     assert done.exit_code == 0, done.output
     assert ("Train again" in done.stderr) == (change == "another")

@@ -64,11 +64,10 @@ class HubLayer(keras.layers.Layer):
             `build_model` does, and warns where the range of a float module is only assumed.
         sha256: of the module's content, as `kerasmtl vendor` and `kerasmtl inspect` print it;
             anything else is refused.
-        jit: whether XLA may compile the module, where Keras compiles a model (`jit_compile`, on by
-            default with a GPU). Off by default, and then the whole model is not compiled: XLA
-            lacks operations for text, tables and image files, and compiles some gradients again
-            for every batch, which takes seconds per step. Try it where a module is called with
-            one fixed shape. On a CPU Keras does not compile unless `jit_compile=True` asks it to.
+        jit: whether XLA may compile a model with this layer (`jit_compile` of `compile`, which is
+            on by default with a GPU only). Off by default, since XLA lacks operations for text,
+            tables and image files, and compiles some gradients again for every batch, which takes
+            seconds per step. Worth a try for a module that is called with one fixed shape.
         name: of the layer.
 
     Raises:

@@ -25,39 +25,38 @@ class Summary:
     """Facts about a backbone; `to_dict` for JSON, `table` for the terminal.
 
     Attributes:
-        handle, kind: of the backbone.
-        folder, sha256, size: of a SavedModel; the size in bytes.
         inputs, outputs: of the call for inference, by name: type and shape.
         image_size: the (height, width) it was made for, if any.
         input_range: the pixels it takes; None if it does not take images.
         range_source: how the range is known; see `HubLayer.range_source`.
-        calls: of a SavedModel: the inputs of each traced call, the training mode it serves (None:
-            both) and its further arguments.
-        signatures: of a SavedModel.
         groups: name, depth, parameters and trainable parameters of each layer group, from input to
             output, if all of the backbone were trained.
         parameters, trainable_parameters, regularization_losses: counts.
         can_be_trained, why_not: whether it can be trained, or the reason why not.
+        folder, sha256, size: of a SavedModel; the size in bytes.
+        calls: of a SavedModel: the inputs of each traced call, the training mode it serves (None:
+            both) and its further arguments.
+        signatures: of a SavedModel.
     """
 
     handle: str
     kind: str
-    folder: str | None
-    sha256: str | None
-    size: int | None
     inputs: dict[str, str]
     outputs: dict[str, str]
     image_size: tuple[int, int] | None
     input_range: tuple[float, float] | None
     range_source: str | None
-    calls: list[dict[str, Any]]
-    signatures: list[str]
     groups: list[dict[str, Any]]
     parameters: int
     trainable_parameters: int
     regularization_losses: int
     can_be_trained: bool
     why_not: str | None
+    folder: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+    calls: Sequence[dict[str, Any]] = ()
+    signatures: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the facts for JSON."""
@@ -139,6 +138,9 @@ def summary(backbone: str | HubLayer | keras.Model) -> Summary:
 def _of_layer(layer: HubLayer) -> Summary:
     module = layer.module
     call = module.inference_call
+    calls: list[dict[str, Any]] = []
+    for facts in map(_call, module.calls):
+        calls += [facts] if facts not in calls else []
     groups = _facts_of(groups_of(layer))
     return Summary(
         handle=layer.handle,
@@ -151,7 +153,7 @@ def _of_layer(layer: HubLayer) -> Summary:
         image_size=layer.image_size,
         input_range=layer.input_range if module.image is not None else None,
         range_source=layer.range_source if module.image is not None else None,
-        calls=_distinct([_call(call) for call in module.calls]),
+        calls=calls,
         signatures=sorted(getattr(module.loaded, "signatures", {})),
         groups=groups,
         parameters=layer.count_params(),
@@ -171,16 +173,11 @@ def _of_model(
     return Summary(
         handle=handle,
         kind=kind,
-        folder=None,
-        sha256=None,
-        size=None,
         inputs={t.name: describe(t) for t in model.inputs},
         outputs=_outputs(model.output),
         image_size=image_size,
         input_range=(0.0, 1.0) if images else None,
         range_source="as every Keras model" if images else None,
-        calls=[],
-        signatures=[],
         groups=groups,
         parameters=parameters,
         trainable_parameters=sum(group["trainable"] for group in groups),
@@ -237,7 +234,3 @@ def _line(call: dict[str, Any]) -> str:
         parts.append(f"training={call['training']}")
     parts += [f"{name}={value}" for name, value in call["arguments"].items()]
     return f"({', '.join(parts)})"
-
-
-def _distinct(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [call for number, call in enumerate(calls) if call not in calls[:number]]

@@ -150,7 +150,9 @@ class Module:
     def _find_variables(self) -> tuple[list[tf.Variable], list[bool]]:
         """Finds the variables that a layer can hold, and which ones the publisher trains."""
         listed = list(getattr(self.loaded, "variables", None) or [])
-        trained = [] if self.signature else list(_trained(self.loaded))
+        trained = (
+            [] if self.signature else list(getattr(self.loaded, "trainable_variables", None) or [])
+        )
         captured = [c for call in self.calls for c in call.function.captured_inputs]
         used = [v for v in self.created if any(c is captured_as(v) for c in captured)]
         listed += [v for v in (*trained, *used) if not any(v is other for other in listed)]
@@ -191,12 +193,6 @@ class Module:
         """The call for inference."""
         return next((c for c in self.calls if not c.trains(True) or c.trains(False)), self.calls[0])
 
-    def call_for(self, training: bool) -> Call:
-        """Returns the call for a mode; without one for training, that for inference."""
-        if not training:
-            return self.inference_call
-        return next((c for c in self.calls if c.trains(True)), self.inference_call)
-
     @property
     def takes_images(self) -> bool:
         """Whether the one input is a batch of images, or its shape is undeclared."""
@@ -228,12 +224,11 @@ class Module:
         Raises:
             ValueError: the inputs fit none of its calls.
         """
-        modes = [[c for c in self.calls if c.trains(training)], self.calls]
-        for calls in modes if training else [[self.inference_call, *modes[0], *modes[1]]]:
-            for call in calls:
-                bound = _bind(call, inputs)
-                if bound is not None:
-                    return self._apply(call, bound, training)
+        of_mode = [call for call in self.calls if call.trains(training)]
+        for call in ([] if training else [self.inference_call]) + of_mode + self.calls:
+            bound = _bind(call, inputs)
+            if bound is not None:
+                return self._apply(call, bound, training)
         raise ValueError(
             f"`inputs` must be {' or '.join(dict.fromkeys(c.takes for c in self.calls))} for "
             f"{self.handle!r}, got {describe(inputs)}"
@@ -369,10 +364,6 @@ def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | N
     raise ValueError(
         f"`signature` must be one of {sorted(signatures)} for {handle!r}, got {signature!r}"
     )
-
-
-def _trained(loaded: Any) -> Sequence[tf.Variable]:
-    return getattr(loaded, "trainable_variables", None) or []
 
 
 def _calls_of(run: Any, is_signature: bool, arguments: Mapping[str, Any]) -> list[Call]:

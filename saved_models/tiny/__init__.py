@@ -1,1 +1,1 @@
-"""The embedded extractor: its SavedModel, and the scripts that draw its pictures and train it."""
+"""The embedded extractor: its SavedModel, and the scripts that draw its images and train it."""

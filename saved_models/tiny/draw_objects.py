@@ -1,4 +1,4 @@
-"""Draw cluttered pictures of everyday objects, for training the embedded extractor.
+"""Draw cluttered images of everyday objects, for training the embedded extractor.
 
 None of the four labels of the street scenes is among the objects, nor a part of one: no people,
 no cars, no octagons, no traffic lights. Places, street furniture and the camera are those of the
@@ -387,8 +387,8 @@ CENTRED = {"round_sign", "square_sign", "triangular_sign"}
 AS_DRAWN = {"letter", "pentagon"}
 
 
-def draw_picture(rng: np.random.Generator, size: int = 128) -> tuple[Image.Image, dict[str, int]]:
-    """Draw one picture of several objects.
+def draw_image(rng: np.random.Generator, size: int = 128) -> tuple[Image.Image, dict[str, int]]:
+    """Draw one image of several objects.
 
     The labels are 1, 0, or -1 for a class of which no more than a half hidden object is seen.
     """

@@ -3,7 +3,7 @@
     pip install -e .
     python saved_models/tiny/train.py --out saved_models/tiny/1
 
-The pictures are drawn once into a cache; drawing that was interrupted goes on where it stopped.
+The images are drawn once into a cache; drawing that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kerasmtl.saved_models.tiny.draw_objects import CLASSES, HALF_HIDDEN, draw_picture
+from kerasmtl.saved_models.tiny.draw_objects import CLASSES, HALF_HIDDEN, draw_image
 
 if TYPE_CHECKING:
     import keras
@@ -36,20 +36,20 @@ HELD_OUT = 4000
 SIDES, SIDE_SHARES = (96, 112, 128), (0.5, 0.25, 0.25)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 def draw_cache(cache: Path, count: int, seed: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `count` pictures into memory-mapped arrays, or go on drawing them, and open those."""
+    """Draw `count` images into memory-mapped arrays, or go on drawing them, and open those."""
     cache.mkdir(parents=True, exist_ok=True)
     plan = {"count": count, "seed": seed, "size": SIZE, "classes": list(CLASSES)}
     plan_file, done_file = cache / "plan.json", cache / "done.txt"
     if not plan_file.exists():
-        _allocate(cache, "pictures", (count, SIZE, SIZE, 3), np.uint8)
+        _allocate(cache, "images", (count, SIZE, SIZE, 3), np.uint8)
         _allocate(cache, "labels", (count, len(CLASSES)), np.int8)
         plan_file.write_text(json.dumps(plan))
     elif json.loads(plan_file.read_text()) != plan:
-        raise SystemExit(f"{cache} holds other pictures (count, seed or classes): empty it")
+        raise SystemExit(f"{cache} holds other images (count, seed or classes): empty it")
     done = set(done_file.read_text().split()) if done_file.exists() else set()
     todo = [start for start in range(0, count, CHUNK) if str(start) not in done]
     began = time.time()
@@ -64,7 +64,7 @@ def draw_cache(cache: Path, count: int, seed: int, workers: int) -> tuple[np.nda
             message = f"\rdrawing: {number}/{len(todo)} chunks, {pace:.0f}/s, {left:.0f} s left "
             print(message, end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return tuple(np.load(cache / f"{name}.npy", mmap_mode="r") for name in ("pictures", "labels"))
+    return tuple(np.load(cache / f"{name}.npy", mmap_mode="r") for name in ("images", "labels"))
 
 
 def _allocate(cache: Path, name: str, shape: tuple[int, ...], dtype: type) -> None:
@@ -72,13 +72,13 @@ def _allocate(cache: Path, name: str, shape: tuple[int, ...], dtype: type) -> No
 
 
 def _draw_chunk(cache: Path, count: int, seed: int, start: int) -> int:
-    pictures = np.load(cache / "pictures.npy", mmap_mode="r+")
+    images = np.load(cache / "images.npy", mmap_mode="r+")
     labels = np.load(cache / "labels.npy", mmap_mode="r+")
     for index in range(start, min(start + CHUNK, count)):
-        picture, seen = draw_picture(np.random.default_rng([seed, index]), SIZE)
-        pictures[index] = np.asarray(picture)
+        image, seen = draw_image(np.random.default_rng([seed, index]), SIZE)
+        images[index] = np.asarray(image)
         labels[index] = [seen[name] for name in CLASSES]
-    pictures.flush()
+    images.flush()
     labels.flush()
     return start
 
@@ -95,14 +95,14 @@ def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[np.ndar
 
 
 def train(
-    network: keras.Model, pictures: np.ndarray, labels: np.ndarray, args: argparse.Namespace
+    network: keras.Model, images: np.ndarray, labels: np.ndarray, args: argparse.Namespace
 ) -> float:
-    """Train the network under a sigmoid head, and return the macro AUC on held-out pictures."""
+    """Train the network under a sigmoid head, and return the macro AUC on held-out images."""
     import keras
 
     outputs = keras.layers.Dense(len(CLASSES), name="head")(network.output)
     model = keras.Model(network.input, outputs)
-    count = len(pictures) - min(HELD_OUT, len(pictures) // 5)
+    count = len(images) - min(HELD_OUT, len(images) // 5)
     progress = Progress(args.epochs * (count // args.batch_size))
     step = _training_step(model, _optimizer(args.learning_rate, progress.steps))
     rng = np.random.default_rng([args.seed, 1])
@@ -110,8 +110,8 @@ def train(
     for epoch in range(1, args.epochs + 1):
         for index in batches(count, args.batch_size, rng):
             side = int(rng.choice(SIDES, p=SIDE_SHARES))
-            progress.show(epoch, float(step(pictures[index], labels[index], side)))
-        score = macro_auc(model, pictures[count:], labels[count:])
+            progress.show(epoch, float(step(images[index], labels[index], side)))
+        score = macro_auc(model, images[count:], labels[count:])
         print(f"\nepoch {epoch}: held-out macro AUC {score:.4f}", flush=True)
         network.save_weights(args.cache / "latest.weights.h5")
     return score
@@ -169,9 +169,9 @@ def _training_step(
     return step
 
 
-def macro_auc(model: keras.Model, pictures: np.ndarray, labels: np.ndarray) -> float:
+def macro_auc(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
     """The mean over the classes of the area under the ROC curve, half hidden objects left out."""
-    parts = [pictures[start : start + 200] for start in range(0, len(pictures), 200)]
+    parts = [images[start : start + 200] for start in range(0, len(images), 200)]
     logits = [model(part.astype(np.float32) / 255.0, training=False).numpy() for part in parts]
     scores = np.concatenate(logits)
     areas = []
@@ -186,20 +186,20 @@ def macro_auc(model: keras.Model, pictures: np.ndarray, labels: np.ndarray) -> f
 def main() -> None:
     """Draw, train and export."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, default=224_000, help="how many to draw")
+    parser.add_argument("--images", type=int, default=224_000, help="how many to draw")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=20261121)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--cache", type=Path, default=Path("build/tiny_pictures"),
-                        help="where the pictures are kept, 49 kB each")  # fmt: skip
+    parser.add_argument("--cache", type=Path, default=Path("build/tiny_images"),
+                        help="where the images are kept, 49 kB each")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("saved_models/tiny/1"))
     args = parser.parse_args()
 
     began = time.time()
     try:
-        pictures, labels = draw_cache(args.cache, args.pictures, args.seed, args.workers)
+        images, labels = draw_cache(args.cache, args.images, args.seed, args.workers)
     except KeyboardInterrupt:
         parser.exit(130, "\ninterrupted: the same command goes on where drawing stopped\n")
     drawn = time.time()
@@ -210,7 +210,7 @@ def main() -> None:
 
     keras.utils.set_random_seed(args.seed)
     network = tiny_network()
-    train(network, pictures, labels, args)
+    train(network, images, labels, args)
     export(network, args.out)
     print(f"drawing {drawn - began:.0f} s, training {time.time() - drawn:.0f} s: {args.out}")
 

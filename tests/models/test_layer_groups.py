@@ -193,7 +193,7 @@ def test_an_application_alone():
 def test_a_backbone_inside_a_model_leaves_the_head_as_it_is():
     model = kt.build_model(own_network(), ["a"])
     kt.unfreeze(model, last=1)
-    assert [v.path for v in model.trainable_variables][0] == "third/kernel"
+    assert [v.path for v in model.trainable_variables][0] == "own/third/kernel"
     assert len(model.trainable_variables) == 4  # its bias, and the head's two
     kt.freeze(model)
     assert len(model.trainable_variables) == 2

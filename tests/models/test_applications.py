@@ -89,6 +89,7 @@ def test_a_users_own_model_sees_zero_to_one(image):
 # ---------------------------------------------------------------- weights from a file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["the network", "the backbone"])
 def test_weights_come_from_a_file(image, tmp_path, of):
     keras.utils.set_random_seed(0)
@@ -120,7 +121,9 @@ def test_efficientnet_files_of_keras_divide_by_the_whole_deviation(image, tmp_pa
     same(loaded(image), expected)
 
 
-@pytest.mark.parametrize("wrong", ["another model's", "no weights", "absent"])
+@pytest.mark.parametrize(
+    "wrong", [pytest.param("another model's", marks=pytest.mark.slow), "no weights", "absent"]
+)
 def test_a_wrong_file_is_named(tmp_path, wrong):
     path = tmp_path / "wrong.weights.h5"
     if wrong == "another model's":

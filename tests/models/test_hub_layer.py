@@ -124,11 +124,11 @@ KNOWN = {
 ONEDNN = os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0"
 FITTED = [name for name in KNOWN if (name != "effdet") == ONEDNN]
 TRAINABLE = [name for name in FITTED if KNOWN[name].trainable]
-REAL = {"mobilenet", "kws", "effdet", "mini", "tf1", "tf1 with variables"}
+SLOW = {"tiny", "mobilenet", "kws", "effdet", "mini", "tf1", "tf1 with variables"}
 
 
 def marked(names):
-    return [pytest.param(n, marks=[pytest.mark.slow] if n in REAL else []) for n in names]
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_trainable_moves(known):
 
 @pytest.mark.parametrize("normalization", [False, True])
 @pytest.mark.parametrize(
-    "known", marked(n for n in TRAINABLE if KNOWN[n].statistics and n != "tiny"), indirect=True
+    "known", marked(n for n in TRAINABLE if KNOWN[n].statistics), indirect=True
 )
 def test_moving_statistics_change_only_in_training_mode(known, normalization):
     known, folder = known
@@ -406,9 +406,8 @@ def test_image_size_is_read_from_the_module(tmp_path, size):
     assert layer.image_size == (size and (size, size))
 
 
-@pytest.mark.parametrize("kind", ["reusable", "text"])
-def test_mixed_policies_train_the_module_in_float32(kind, place):
-    known, folder = KNOWN[kind], folder_of(kind, place)
+def test_mixed_policies_train_the_module_in_float32(place):
+    known, folder = KNOWN["text"], folder_of("text", place)
     expected = kt.HubLayer(folder)(tf.constant(known.inputs(4)))
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -1,4 +1,4 @@
-"""The command line. A command's module is imported when that command is called, and no other."""
+"""The command line. The module of a command is imported when that command is called."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import click
 from kerasmtl._version import __version__
 from kerasmtl.utils.tf import quiet_tensorflow
 
-# Each command: its module and function, and its line in `kerasmtl --help`.
+# Of each command: its module and function, and its line in `kerasmtl --help`.
 COMMANDS = {
-    "new": ("data:new", "Make a project FOLDER from TEMPLATE."),
-    "templates": ("data:list_templates", "List the templates."),
-    "check": ("data:check", "Check a labels file: rows, broken images, missing labels."),
+    "new": ("new:new", "Make a project FOLDER from TEMPLATE."),
+    "templates": ("new:list_templates", "List the templates."),
+    "check": ("check:check", "Check a labels file: rows, broken images, missing labels."),
     "evaluate": ("predict:evaluate", "Score the trained model, or an export, on known labels."),
     "export": ("export:export", "Write the trained model as a SavedModel."),
-    "predict": ("predict:predict", "Predict for files, from the trained model or an export."),
+    "predict": ("predict:predict", "Predict for files, with the trained model or an export."),
     "vendor": ("vendor:vendor_module", "Copy a TF-Hub or Kaggle module into the project."),
-    "inspect": ("vendor:inspect", "Show what a backbone takes, gives and holds."),
-    "cache": ("cache:cache", "List or clear the kept features of frozen backbones."),
+    "inspect": ("vendor:inspect", "Summarize a backbone's inputs, outputs and weights."),
+    "cache": ("cache:cache", "List or clear the cached features of frozen backbones."),
     "serve": ("serve:serve", "Serve exported models over HTTP, with a page to try them."),
     "convert": ("export:convert", "Convert a model to LiteRT or ONNX."),
     "deploy": ("serve:deploy", "Write the files for TensorFlow Serving or KServe."),
-    "client": ("serve:client", "Predict for files, from a server."),
+    "client": ("serve:client", "Predict for files, with a server."),
 }
 
 
 class Commands(click.Group):
-    """Commands that are imported on use."""
+    """A group whose commands are imported on use, so that `--help` stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order of use."""
+        """Return all names, in the order of use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -51,10 +51,10 @@ class Commands(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-def _start(context: click.Context, option: click.Parameter, verbose: bool) -> None:
+def _set_log_level(context: click.Context, option: click.Parameter, verbose: bool) -> None:
     if verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
-    if not isinstance(context.command, click.Group):  # whose commands may say --verbose themselves
+    if not isinstance(context.command, click.Group):  # whose commands may have --verbose themselves
         quiet_tensorflow()
 
 
@@ -62,7 +62,7 @@ verbose = click.Option(
     ["--verbose"],
     is_flag=True,
     expose_value=False,
-    callback=_start,
+    callback=_set_log_level,
     help="Show TensorFlow's own log lines.",
 )
 
@@ -76,4 +76,10 @@ def main() -> None:
 
     Make a project with `kerasmtl new`, train it with `python train.py`; inside the project `check`,
     `evaluate` and `export` need no arguments, and `predict` only the files.
+
+    \b
+    Examples:
+      kerasmtl new multitask-image street --labels photos/labels.csv
+      kerasmtl check
+      kerasmtl COMMAND --help
     """

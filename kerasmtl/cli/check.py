@@ -1,33 +1,114 @@
-"""Everything that `kerasmtl check` finds in a labels file and its pictures."""
+"""`kerasmtl check`: what is wrong with a labels file, and what its labels are enough for."""
 
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from kerasmtl.cli.common import (
+    as_json,
+    load_project,
+    plain_errors,
+    project_option,
+    read_task,
+    reading_options,
+)
 from kerasmtl.data.audit import Audit
-from kerasmtl.data.inputs import Fault
+from kerasmtl.data.inputs import Fault, Input
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.training.depth import advice
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.tables import Name, print_whole
 from kerasmtl.utils.text import columns_text, listed
 
-_SHOWN = 20  # leaks and tasks of the matrix that the text lists; JSON has all
-_MATRIX = 10
+_SHOWN = 20  # leaks that the text lists; JSON has all
+_MATRIX = 10  # tasks of which the text shows which are known together
+
+
+@click.command()
+@click.argument("labels", required=False, type=click.Path())
+@reading_options
+@click.option("--table", is_flag=True, help="The CSV has numbers instead of images.")
+@click.option("--no-leaks", is_flag=True, help="Do not look for images in two splits at once.")
+@project_option
+@as_json
+@plain_errors
+def check(
+    labels: str | None, table: bool, no_leaks: bool, project: str, json_: bool, **reading: Any
+) -> None:
+    """Check LABELS, by default the project's file: rows, broken images, missing labels, leaks.
+
+    Shows how many labels each task has, whether labels are missing at random and what to do about
+    it, and images that are, also nearly alike, in two splits at once. Exits with status 1 if an
+    image cannot be used or a task cannot be learnt.
+
+    \b
+    Examples:
+      kerasmtl check
+      kerasmtl check photos/labels.csv --group-column video
+      kerasmtl check pumps.csv --table --task leak:missing=-1 --task hours:regression
+    """
+    given = {name: value for name, value in reading.items() if value}
+    seed, skips = 0, False
+    if labels is not None:
+        manifest = _read(labels, table, given)
+    elif given or table:
+        names = [*given, *(["table"] if table else [])]
+        raise ValueError(f"{_flags(names)} must be given with LABELS: they say how to read it")
+    else:
+        found = load_project(project)
+        manifest, seed = found.manifest(every_row=True), found.training.seed
+        skips = found.data.on_invalid_image == "skip"
+    result = check_manifest(manifest, seed, leaks=not no_leaks, quiet=json_)
+    click.echo(json.dumps(result.to_dict(), indent=2) if json_ else result.text())
+    if result.faults and skips and not json_:
+        click.echo('Training skips these rows: on_invalid_image = "skip".')
+    if (result.faults and not skips) or result.class_faults:
+        raise SystemExit(1)
+
+
+def _read(labels: str, table: bool, given: dict[str, Any]) -> Manifest:
+    kind = "image" if labels.lower().endswith(".csv") and not table else "table"
+    tasks = [read_task(word) for word in given.pop("tasks", ())] or None
+    columns = {n: given.pop(n) for n in ("split_column", "group_column") if n in given}
+    options = {name.removeprefix("image_"): value for name, value in given.items()}
+    wrong = [name for name in given if name.removeprefix("image_") not in Input.options(kind)]
+    if wrong:
+        other = "without --table" if table else "with --table" if kind == "image" else "with a CSV"
+        raise ValueError(f"{_flags(wrong)} must be given {other}: this file is read as {kind}s")
+    input = Input.from_config({"kind": kind, **options})
+    return Manifest.from_csv(labels, tasks=tasks, input=input, **columns)
+
+
+def _flags(names: list[str]) -> str:
+    flags = ["--task" if name == "tasks" else f"--{name.replace('_', '-')}" for name in names]
+    return ", ".join(flags)
 
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found; `leaks` is None where none was looked for, `no_leaks` says why.
+    """What `check_manifest` found.
 
-    `training` says how much of a network the labels are enough for; None of a table, and of rows
-    that cannot be split.
+    Args:
+        manifest: the rows.
+        faults: rows whose input cannot be used.
+        class_faults: by task, why it cannot be learnt.
+        coverage: how many labels are known, one row per task.
+        audit: which labels are missing, and advice.
+        leaks: rows that are in two splits; None where they were not looked for.
+        no_leaks: why they were not looked for.
+        training: how much of a network the labels are enough for; None without a backbone, and for
+            rows that cannot be split.
     """
 
     manifest: Manifest
@@ -40,8 +121,7 @@ class Check:
     training: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them."""
-        leaks = None if self.leaks is None else self.leaks.to_dict(orient="records")
+        """Return plain values, for JSON."""
         return {
             "labels": str(self.manifest.source),
             "rows": len(self.manifest),
@@ -55,76 +135,41 @@ class Check:
             },
             "audit": self.audit.to_dict(),
             "training": self.training,
-            "leaks": leaks,
+            "leaks": None if self.leaks is None else self.leaks.to_dict(orient="records"),
             "remedies": self.remedies(),
         }
 
     def text(self) -> str:
-        """Tables and sentences for a terminal."""
+        """Return tables and sentences, for a terminal."""
+        count, noun = len(self.manifest), self.manifest.input.noun
+        grouped = self.audit.tasks.groupby(["policy", "reason"], sort=False)
         lines = [
-            f"{self.manifest.source}: {len(self.manifest)} rows",
+            f"{self.manifest.source}: {count} rows",
             columns_text(self.manifest),
             self._coverage_table(),
-            *self._together(),
-            *self._missing(),
+            *self._known_together(),
+            *(
+                f"Missing labels: {policy}: {listed(map(str, rows.index))}: {reason}."
+                for (policy, reason), rows in grouped
+            ),
             *self.audit.advice,
             *([self.training] if self.training else []),
             *(f"Task {name}: {fault}" for name, fault in self.class_faults.items()),
             *self._leak_lines(),
             *(f"line {fault.line}: {fault.name}: {fault.reason}" for fault in self.faults),
-            f"{len(self.faults)} of {len(self.manifest)} {self.manifest.input.noun} cannot be "
-            "used.",
+            f"{len(self.faults)} of {count} {noun} cannot be used.",
         ]
         return "\n".join(lines)
 
-    def _coverage_table(self) -> str:
-        mixed = "classes" in self.coverage
-        header = ["task", "kind", "known", "positive", "negative", "share known"]
-        rows = []
-        for name, row in self.coverage.astype(object).iterrows():
-            counts = [_count(row[key]) for key in ("known", "positive", "negative")]
-            values = [str(name), row["kind"], *counts, f"{row['share']:.0%}"]
-            rows.append([*values, _values(row)] if mixed else values)
-        return _table([*header, "values"] if mixed else header, rows)
-
-    def _together(self) -> list[str]:
-        """How many rows have both of two tasks, where that is not plain from the coverage."""
-        both = self.audit.co_known
-        if not 1 < len(both) <= _MATRIX or (self.coverage["share"] == 1).all():
-            return []
-        rows = [[str(name), *(str(count) for count in row)] for name, row in both.iterrows()]
-        return ["Rows with both labels:", _table(["", *map(str, both.columns)], rows)]
-
-    def _missing(self) -> list[str]:
-        """The policy for missing labels, tasks of the same reason in one line."""
-        grouped = self.audit.tasks.groupby(["policy", "reason"], sort=False)
-        return [
-            f"Missing labels: {policy}: {listed([str(name) for name in rows.index])}: {reason}."
-            for (policy, reason), rows in grouped
-        ]
-
-    def _leak_lines(self) -> list[str]:
-        if self.leaks is None:
-            return [f"Leaks were not looked for: {self.no_leaks}."] if self.no_leaks else []
-        lines = [
-            f"Warning: {row.kind}: {row.part}, line {row.line}: {row.name} and {row.other_part}, "
-            f"line {row.other_line}: {row.other_name}"
-            for row in self.leaks.head(_SHOWN).itertuples()
-        ]
-        if len(self.leaks) > _SHOWN:
-            lines.append(f"Warning: … and {len(self.leaks) - _SHOWN} more; --json lists all.")
-        lines.append(f"{len(self.leaks)} leaks between the parts of the split.")
-        return [*lines, *(f"Remedy: {remedy}" for remedy in self.remedies())]
-
     def remedies(self) -> list[str]:
-        """What mends the leaks, a sentence each."""
+        """Return what to do about leaks, one sentence each."""
         if self.leaks is None or self.leaks.empty:
             return []
         found = []
         if self.manifest.splits is not None:
             found.append(
-                "give such rows the same part in the split column, or remove the column: a split "
-                "drawn by kerasmtl keeps identical rows and groups together."
+                "give such rows the same value in the split column, or remove the column: splits "
+                "drawn by kerasmtl keep identical rows and groups together."
             )
         if "near-duplicate" in set(self.leaks["kind"]):
             found.append(
@@ -133,14 +178,50 @@ class Check:
             )
         return found
 
+    def _coverage_table(self) -> str:
+        mixed = "classes" in self.coverage
+        header = ["task", "kind", "known", "positive", "negative", "share known"]
+        rows = []
+        for name, row in self.coverage.astype(object).iterrows():
+            counts = [
+                "" if pd.isna(row[key]) else str(row[key])
+                for key in ("known", "positive", "negative")
+            ]
+            values = [str(name), row["kind"], *counts, f"{row['share']:.0%}"]
+            rows.append([*values, _values(row)] if mixed else values)
+        return _table([*header, "values"] if mixed else header, rows)
 
-def check(manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = False) -> Check:
-    """Look at every label and every picture of a manifest.
+    def _known_together(self) -> list[str]:
+        """Count the rows with both of two labels, where the coverage does not imply it."""
+        both = self.audit.co_known
+        if not 1 < len(both) <= _MATRIX or (self.coverage["share"] == 1).all():
+            return []
+        rows = [[str(name), *(str(count) for count in row)] for name, row in both.iterrows()]
+        return ["Rows with both labels:", _table(["", *map(str, both.columns)], rows)]
+
+    def _leak_lines(self) -> list[str]:
+        if self.leaks is None:
+            return [f"Leaks were not looked for: {self.no_leaks}."] if self.no_leaks else []
+        lines = [
+            f"Warning: {row.kind}: {row.part}, line {row.line}: {row.name} and {row.other_part}, "
+            f"line {row.other_line}: {row.other_name}"
+            for row in self.leaks.head(_SHOWN).itertuples(name="Leak")
+        ]
+        if len(self.leaks) > _SHOWN:
+            lines.append(f"Warning: … and {len(self.leaks) - _SHOWN} more; --json lists all.")
+        lines.append(f"{len(self.leaks)} leaks between the splits.")
+        return [*lines, *(f"Remedy: {remedy}" for remedy in self.remedies())]
+
+
+def check_manifest(
+    manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = False
+) -> Check:
+    """Look at every label and every file of a manifest.
 
     Args:
         manifest: the rows.
-        seed: of the split between whose parts leaks are looked for.
-        leaks: look for them; reads every picture once more.
+        seed: of the split in which leaks are looked for.
+        leaks: look for them; reads every file once more.
         quiet: show no progress bars.
     """
     with progress_bar(manifest.input.noun, len(manifest), not quiet) as step:
@@ -175,25 +256,16 @@ def _training(manifest: Manifest, seed: int) -> str | None:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table()
     for number, column in enumerate(header):
         justify = "right" if number and column not in ("kind", "values") else "left"
         table.add_column(Name(column), justify=justify, overflow="fold")
     for name, *cells in rows:
         table.add_row(Name(name), *map(Text, cells))
-    shown = Console()
-    file = io.StringIO()
+    shown, file = Console(), io.StringIO()
     copy = {"width": shown.width, "force_terminal": shown.is_terminal, "color_system": None}
     print_whole(table, Console(file=file, **copy))
     return file.getvalue().rstrip("\n")
-
-
-def _count(value: Any) -> str:
-    return "" if pd.isna(value) else str(value)
 
 
 def _values(row: pd.Series) -> str:

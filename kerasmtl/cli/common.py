@@ -1,4 +1,4 @@
-"""What commands share: options, and errors and warnings as plain lines."""
+"""What commands share: options, the syntax of --task, plain errors, and tables of predictions."""
 
 from __future__ import annotations
 
@@ -18,116 +18,7 @@ if TYPE_CHECKING:
 
     from kerasmtl.project import Project
 
-_TEXT = r"'[^']*'|\"[^\"]*\""
-_LIST = r"\[[^\]]*\]|\([^)]*\)"
-_CALL = re.compile(rf"Task\(({_TEXT}|name)((?:, \w+=(?:{_TEXT}|{_LIST}|[^,)]+))*)\)")
-_SETTING = re.compile(rf", (\w+)=({_TEXT}|{_LIST}|[^,]+)")
-# "Call with image_column=… (command line: --image-column)", "tasks=[…] (command line: --task)".
-_BOTH = re.compile(r"(?:\w+=\S* )?\((?:[^()]*; )?command line: (--[\w-]+)\)")
-_IN_TOML = re.compile(r" In project\.toml: \{[^}]*\}\.")
-# Arguments of the library that are called otherwise on the command line.
-_OTHERWISE = {
-    "export": "export_",
-    "tasks": "task",
-    "target": "folder",
-    "images": "labels",
-    "path": "labels",
-}
-
-
-def in_cli_words(message: str, command: click.Command) -> str:
-    """Say a message of the library in the words of a command: its options and its arguments.
-
-    `image_column` becomes --image-column, Task('a', missing=-1) becomes --task a:missing=-1.
-
-    Args:
-        message: of an exception.
-        command: that was called.
-    """
-    named = {param.name: _name(param) for param in command.params if param.name}
-    if "tasks" in named:
-        message = _CALL.sub(_task_words, _IN_TOML.sub("", message))
-    message = _BOTH.sub(r"\1", message)
-
-    def argument(found: re.Match[str]) -> str:
-        name = found[1] if found[1] in named else _OTHERWISE.get(found[1], found[1])
-        name = "tasks" if name == "task" else name
-        return named.get(name, found[0])
-
-    return re.sub(r"`(\w+)`", argument, message)
-
-
-def _name(param: click.Parameter) -> str:
-    if isinstance(param, click.Option):
-        return max(param.opts, key=len)
-    return str(param.name).upper()
-
-
-def _task_words(call: re.Match[str]) -> str:
-    name, settings = call[1].strip("'\""), _SETTING.findall(call[2])
-    words = ["NAME" if name == "name" else name]
-    for key, value in settings:
-        plain = value.strip("'\"")
-        if value[0] in "[(":
-            parts = re.findall(r"'([^']*)'", value)
-            plain = ",".join(parts) or "A,B"
-        words.append(plain if key == "kind" else f"{key}={plain}")
-    return "--task " + _quoted(":".join(words))
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if re.search(r"[^\w:=.,-]", word) else word
-
-
-HELP = (
-    "A column to learn, if not every 0/1/? one; with its kind or codes: hours:regression, "
-    "weather:multiclass, leak:missing=-1, edema:uncertain=-1:uncertain_as=one."
-)
-_LISTS = ("missing", "uncertain", "classes")
-_OPTION = re.compile(r"(missing|uncertain|classes|uncertain_as|weight)=(.*)", re.DOTALL)
-
-
-def read_task(word: str) -> Task:
-    """The task that a word of the command line describes.
-
-    What follows the column's name, behind colons, is a kind, or `missing`, `uncertain` and
-    `classes` with values between commas, `uncertain_as` or `weight`. A colon that nothing of this
-    follows is one of the name.
-
-    Raises:
-        ValueError: an option that stands twice, or what `Task` refuses.
-    """
-    *_, name, options = _cut(word)
-    fields: dict[str, Any] = {}
-    for option in options:
-        found = _OPTION.fullmatch(option)
-        key, value = (found[1], _value(found[1], found[2])) if found else ("kind", option)
-        if key in fields:
-            raise ValueError(f"`task` names {key} twice. Expected it once. Received: {word!r}")
-        fields[key] = value
-    return Task(name, **fields)
-
-
-def _cut(word: str) -> tuple[str, list[str]]:
-    name, *parts = word.split(":")
-    options: list[str] = []
-    while parts and (parts[-1] in KINDS or _OPTION.fullmatch(parts[-1])):
-        options.insert(0, parts.pop())
-    return ":".join([name, *parts]), options
-
-
-def _value(key: str, text: str) -> Any:
-    if key in _LISTS:
-        return tuple(part.strip() for part in text.split(","))
-    try:
-        return float(text)
-    except ValueError:
-        if key == "weight":
-            raise ValueError(
-                f"`weight` of a task is no number. Expected one, such as 0.1. Received: {text!r}"
-            ) from None
-        return text
-
+# ------------------------------------------------------------------ options
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
 
@@ -145,10 +36,112 @@ def _project_option(name: str) -> Callable[..., Any]:
 
 in_project = _project_option("folder")
 project_option = _project_option("project")
+task_option = click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    help="A column to learn; by default every column of 0, 1 and ?. With its kind or codes: "
+    "hours:regression, weather:multiclass, leak:missing=-1, "
+    "edema:uncertain=-1:uncertain_as=one.",
+)
+_READING = (
+    click.option("--image-column", help="The column with the paths of images.  [default: image]"),
+    click.option(
+        "--split-column",
+        help="The column of train, val and test.  [default: split, if there is one]",
+    ),
+    click.option(
+        "--group-column",
+        help="A column whose rows of one value stay in one split: video, patient, machine.",
+    ),
+    click.option("--id-column", help="The column with the names of a table's rows."),
+    click.option(
+        "--ignore",
+        multiple=True,
+        help="A table's column that is neither feature nor task; may be repeated.",
+    ),
+    click.option(
+        "--allow-outside", is_flag=True, help="Accept images outside of the labels file's folder."
+    ),
+)
+
+
+def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what the columns of a labels file are."""
+    for option in (*reversed(_READING), task_option):
+        command = option(command)
+    return command
+
+
+def load_project(folder: str) -> Project:
+    """Load the project in a folder."""
+    from kerasmtl.project import Project  # pydantic would slow `--help` down
+
+    return Project.load(folder)
+
+
+# ------------------------------------------------------------------ --task
+
+_LISTS = ("missing", "uncertain", "classes")
+_OPTION = re.compile(r"(missing|uncertain|classes|uncertain_as|weight)=(.*)", re.DOTALL)
+
+
+def read_task(word: str) -> Task:
+    """Parse a task: the column's name, then kind and options, separated by colons.
+
+    Options are `missing`, `uncertain` and `classes` with values separated by commas, `uncertain_as`
+    and `weight`. Other colons belong to the name.
+
+    Raises:
+        ValueError: an option appears twice, or `Task` refuses it.
+
+    Example:
+        >>> read_task("edema:uncertain=-1:uncertain_as=one").uncertain_as
+        'one'
+    """
+    name, *parts = word.split(":")
+    options: list[str] = []
+    while parts and (parts[-1] in KINDS or _OPTION.fullmatch(parts[-1])):
+        options.insert(0, parts.pop())
+    fields: dict[str, Any] = {}
+    for option in options:
+        found = _OPTION.fullmatch(option)
+        key, value = (found[1], _value(found[1], found[2])) if found else ("kind", option)
+        if key in fields:
+            raise ValueError(f"`task` must have {key} once, got {word!r}")
+        fields[key] = value
+    return Task(":".join([name, *parts]), **fields)
+
+
+def _value(key: str, text: str) -> Any:
+    if key in _LISTS:
+        return tuple(part.strip() for part in text.split(","))
+    try:
+        return float(text)
+    except ValueError:
+        if key == "weight":
+            raise ValueError(f"`weight` of a task must be a number, got {text!r}") from None
+        return text
+
+
+# ------------------------------------------------------------------ errors
+
+_TEXT = r"'[^']*'|\"[^\"]*\""
+_LIST = r"\[[^\]]*\]|\([^)]*\)"
+_CALL = re.compile(rf"Task\(({_TEXT}|name)((?:, \w+=(?:{_TEXT}|{_LIST}|[^,)]+))*)\)")
+_SETTING = re.compile(rf", (\w+)=({_TEXT}|{_LIST}|[^,]+)")
+# "Call with image_column=… (command line: --image-column)", "tasks=[…] (command line: --task)".
+_BOTH = re.compile(r"(?:\w+=\S* )?\((?:[^()]*; )?command line: (--[\w-]+)\)")
+_IN_TOML = re.compile(r" In project\.toml: \{[^}]*\}\.")
+# Arguments of the library that have another name on the command line.
+_RENAMED = {
+    **{"export": "export_", "tasks": "task", "target": "folder", "images": "labels"},
+    **{"path": "labels", "column": "image_column"},
+}
 
 
 def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that name what is wrong, and warnings, are shown as they are, without a traceback."""
+    """Show errors of the user's doing, and warnings, as plain lines without a traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -171,15 +164,47 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def in_cli_words(message: str, command: click.Command) -> str:
+    """Translate a message of the library to the options and arguments of a command.
+
+    `image_column` becomes --image-column, Task('a', missing=-1) becomes --task a:missing=-1.
+
+    Args:
+        message: of an exception.
+        command: the one that was called.
+    """
+    named = {param.name: _shown(param) for param in command.params if param.name}
+    if "tasks" in named:
+        message = _CALL.sub(_task_words, _IN_TOML.sub("", message))
+    message = _BOTH.sub(r"\1", message)
+
+    def argument(found: re.Match[str]) -> str:
+        name = found[1] if found[1] in named else _RENAMED.get(found[1], found[1])
+        return named.get("tasks" if name == "task" else name, found[0])
+
+    return re.sub(r"`(\w+)`", argument, message)
+
+
+def _shown(param: click.Parameter) -> str:
+    return max(param.opts, key=len) if isinstance(param, click.Option) else str(param.name).upper()
+
+
+def _task_words(call: re.Match[str]) -> str:
+    words = ["NAME" if call[1] == "name" else call[1].strip("'\"")]
+    for key, value in _SETTING.findall(call[2]):
+        plain = value.strip("'\"")
+        if value[0] in "[(":
+            plain = ",".join(re.findall(r"'([^']*)'", value)) or "A,B"
+        words.append(plain if key == "kind" else f"{key}={plain}")
+    word = ":".join(words)
+    return f"--task '{word}'" if re.search(r"[^\w:=.,-]", word) else f"--task {word}"
+
+
 def _plain_warning(message: Warning | str, *place: Any, **more: Any) -> None:
     click.echo(f"Warning: {message}", err=True)
 
 
-def load_project(folder: str) -> Project:
-    """The project in a folder."""
-    from kerasmtl.project import Project
-
-    return Project.load(folder)
+# ------------------------------------------------------------------ tables
 
 
 def print_table(table: RenderableType) -> None:
@@ -197,10 +222,10 @@ def print_predictions(
     values: Sequence[Mapping[str, Any]],
     decisions: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Print a table of predictions, a line per image or row: "0.731 yes", "rain (0.912)", "4.2".
+    """Print predictions, one line per image or row: "0.731 yes", "rain (0.912)", "4.2".
 
     Args:
-        first: what the names are of.
+        first: the heading of the names.
         names: one per line.
         values: by task a probability, a number, or class → probability.
         decisions: by task 1 or 0, or the likeliest class, where there is one.

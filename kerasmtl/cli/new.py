@@ -1,4 +1,4 @@
-"""New projects from templates."""
+"""`kerasmtl new` and `kerasmtl templates`: projects from templates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from kerasmtl._version import __version__
+from kerasmtl.cli.common import plain_errors, read_task, reading_options
 from kerasmtl.models.hub.embedded import DATASETS, TOY
 from kerasmtl.models.hub.handles import check_backbone, from_folder
 from kerasmtl.models.hub.local import trained_backbones
@@ -25,80 +28,139 @@ if TYPE_CHECKING:
     from kerasmtl.data.manifest import Manifest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_PLAIN = ("_toy", "_requirement")  # answers that are no values of project.toml
+_PLAIN = ("_toy", "_requirement")  # answers that are not values of project.toml
 _LOOKED_AT = 100  # images that are decoded, and rows that are split, before a project is made
 
 
 @dataclass(frozen=True)
 class Template:
-    """A cookiecutter folder: its name, what it is for, what it asks and takes, its input."""
+    """A cookiecutter folder, and its cookiecutter.json: variables, questions and defaults."""
 
-    name: str
     folder: Path
-    description: str
-    questions: dict[str, tuple[str, str]]  # variable → (question, default)
-    variables: frozenset[str]
-    kind: str
+    context: dict[str, Any]
+
+    @property
+    def questions(self) -> dict[str, tuple[str, str]]:
+        """By variable that is asked for, the question and its default."""
+        prompts = self.context["__prompts__"]
+        asked = [name for name in prompts if name != "project_name"]
+        return {name: (prompts[name], self.context[name]) for name in asked}
+
+
+@click.command()
+@click.argument("template")
+@click.argument("folder", type=click.Path())
+@click.option(
+    "--labels",
+    type=click.Path(),
+    help="CSV with an image column and 0/1/? columns; or a table: CSV, Parquet or NPZ.",
+)
+@click.option(
+    "--backbone",
+    help="tiny, a keras.applications name, a folder, archive or URL, kaggle:… or hf:…  [default: "
+    "for images of your own a trained one that is on this machine, else tiny]",
+)
+@reading_options
+@click.option(
+    "--on-invalid-image",
+    type=click.Choice(["error", "skip"]),
+    help="How training treats missing and broken images.  [default: error]",
+)
+@click.option("--no-input", is_flag=True, help="Ask nothing and take the defaults.")
+@plain_errors
+def new(
+    template: str,
+    folder: str,
+    labels: str | None,
+    backbone: str | None,
+    no_input: bool,
+    tasks: tuple[str, ...],
+    image_column: str | None,
+    **settings: Any,
+) -> None:
+    """Make a project FOLDER from TEMPLATE.
+
+    With --labels nothing is asked, and each 0/1/? column of the file becomes a task. What training
+    would refuse is refused here.
+
+    \b
+    Examples:
+      kerasmtl new multitask-image demo --no-input
+      kerasmtl new multitask-image street --labels photos/labels.csv --backbone MobileNetV2
+      kerasmtl new multitask-tabular pumps --labels pumps.csv --task leak --task hours:regression
+    """
+    known, _ = check_target(template, folder)
+    given = {
+        "labels": labels,
+        "backbone": backbone,
+        "_tasks": [read_task(word) for word in tasks],
+        "_column": image_column,
+        **{f"_{name}": value for name, value in settings.items()},
+    }
+    answers = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v}
+    if not no_input and labels is None:
+        for name, (question, default) in known.questions.items():
+            if name == "backbone" and answers["labels"] not in DATASETS:
+                default = next((found.handle for found in trained_backbones()), default)
+            if name not in answers:
+                answers[name] = click.prompt(question, default=default)
+    target = new_project(template, folder, answers, tell=click.echo)
+    click.echo(f"Made {target}. Next:\n\n  cd {os.path.relpath(target)}\n  python train.py")
+
+
+@click.command("templates")
+@plain_errors
+def list_templates() -> None:
+    """List the templates.
+
+    \b
+    Examples:
+      kerasmtl templates
+    """
+    for name, template in templates().items():
+        click.echo(f"{name}  {template.context['_description']}")
 
 
 def templates() -> dict[str, Template]:
-    """The templates that are shipped, by name."""
-    found = {}
-    for folder in sorted(Path(str(files("kerasmtl.templates"))).iterdir()):
-        if not (folder / "cookiecutter.json").is_file():
-            continue
-        context = json.loads((folder / "cookiecutter.json").read_text(encoding="utf-8"))
-        prompts = context["__prompts__"]
-        questions = {
-            key: (prompts[key], default)
-            for key, default in context.items()
-            if not key.startswith("_") and key != "project_name"
-        }
-        found[folder.name] = Template(
-            folder.name,
-            folder,
-            context["_description"],
-            questions,
-            frozenset(context),
-            context["_input"],
-        )
-    return found
+    """Return the templates of this package, by name."""
+    folders = sorted(Path(str(files("kerasmtl.templates"))).glob("*/cookiecutter.json"))
+    read = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in folders}
+    return {folder.name: Template(folder, context) for folder, context in read.items()}
 
 
 def new_project(
     template: str,
     target: str | os.PathLike[str],
     answers: dict[str, Any],
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Make a project folder from a template; it appears whole or not at all.
+    """Make a project folder from a template; it appears complete or not at all.
 
     Args:
-        template: a name among `templates()`.
+        template: a name of `templates()`.
         target: the folder to make; its last part is the project's name.
-        answers: by variable of the template; what is left out gets its default. `labels` and
-            `backbone` may be paths from the working folder. The tasks are `_tasks`, or read from
-            the labels; their columns are `_column` of images, `_split_column`, `_group_column`, and
-            of a table `_id_column` and `_ignore`. `_allow_outside` and `_on_invalid_image` are
-            settings of images. Without `backbone`, images of one's own get a trained one that is
-            on this machine already, or else "tiny".
+        answers: by variable of the template (see its cookiecutter.json); others have defaults.
+            `labels` and `backbone` may be paths from the working folder. `_tasks` are read from the
+            labels if they are not given. Without `backbone`, a user's own images get a trained one
+            that is on this machine, or else "tiny".
         tell: called with lines that say what the columns of the labels are taken for, and which
             backbone was chosen.
 
+    Returns:
+        The folder.
+
     Raises:
         FileExistsError: the folder exists; nothing is changed.
-        FileNotFoundError: there is no such labels file.
-        ValueError: unknown template, a name that is no project name, an answer that is no setting,
-            or what training would refuse: a labels file without any column of 0, 1 and missing, a
-            task with one class, absent images, a backbone that is none.
+        FileNotFoundError: the labels file does not exist.
+        ValueError: an unknown template or backbone, an invalid name or setting, or what training
+            would refuse: labels without a column of 0 and 1, a task with one class, missing images.
     """
-    # Imported here: listing templates must stay quick.
-    from cookiecutter.main import cookiecutter
+    from cookiecutter.main import cookiecutter  # slow: `templates` and `--help` do not need it
 
     from kerasmtl.project import Project
 
     known, target = check_target(template, target)
-    context = {**_settings(answers, known, target, tell), "project_name": target.name}
+    context = {**_context(answers, known, target, tell), "project_name": target.name}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as aside:
         made = cookiecutter(
@@ -117,43 +179,46 @@ def new_project(
 
 
 def check_target(template: str, target: str | os.PathLike[str]) -> tuple[Template, Path]:
-    """The template and the absolute folder, or the errors that `new_project` raises for them."""
+    """Return the template and the absolute folder, or raise the errors of `new_project`."""
     known = templates()
     if template not in known:
-        raise ValueError(f"`template` {template!r} is unknown. Expected one of {sorted(known)}.")
+        raise ValueError(f"`template` must be one of {sorted(known)}, got {template!r}")
     target = Path(os.path.abspath(target))
     if not NAME.fullmatch(target.name):
         raise ValueError(
-            f"`target` {target.name!r} is no project name. Expected letters, digits, '_', '-' "
-            "and '.', beginning with a letter or digit."
+            "`target` must have letters, digits, '_', '-' and '.', beginning with a letter or "
+            f"digit, got {target.name!r}"
         )
     if target.exists():
-        raise FileExistsError(
-            f"`target` {target} exists, and is never overwritten. Choose another name."
-        )
+        raise FileExistsError(f"`target` must be new, got {target}, which is never overwritten")
     return known[template], target
 
 
-def _settings(
-    answers: dict[str, Any], template: Template, target: Path, tell: Callable[[str], None] | None
+def _context(
+    answers: dict[str, Any], template: Template, target: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The answers for cookiecutter: paths as project.toml has them, tasks found, and what it must
-    not render as TOML, under names with a "_", which it takes as they are."""
-    wrong = sorted(name.lstrip("_") for name in answers if name not in template.variables)
+    """Return the answers for cookiecutter.
+
+    Paths are written as in project.toml, and variables with a "_" as TOML: cookiecutter does not
+    render those.
+    """
+    wrong = sorted(name.lstrip("_") for name in answers if name not in template.context)
     if wrong:
-        raise ValueError(f"`{wrong[0]}` must not be given for the template {template.name!r}")
-    tell = tell or (lambda line: None)
+        name = "image_column" if wrong[0] == "column" else wrong[0]
+        raise ValueError(f"`{name}` must be left out for the template {template.folder.name!r}")
     given = dict(answers)
     labels = given.pop("labels", None)
     own = labels is not None and labels not in DATASETS
     if own:
         labels = os.path.abspath(os.path.expanduser(labels))
-        manifest = _read_manifest(labels, template.kind, given)
+        manifest = _read_manifest(labels, template.context["_input"], given)
         tell(columns_text(manifest))
+        _check_files(manifest, given.get("_on_invalid_image", "error"))
         _check_tasks(manifest)
-        named = {task.name: task for task in map(_as_task, given.get("_tasks") or ())}
+        asked = [task if isinstance(task, Task) else Task(task) for task in given.get("_tasks", ())]
+        named = {task.name: task for task in asked}
         given["_tasks"] = [named.get(task.name, task.name) for task in manifest.tasks]
-    if "backbone" in template.variables:
+    if "backbone" in template.context:
         handle = _backbone(given.pop("backbone", None), own, tell)
         given["_backbone"] = handle and _from_project(handle, target)
         given["_toy"] = TOY if own and handle == "tiny" else None
@@ -167,15 +232,28 @@ def _settings(
     }
 
 
+def _read_manifest(labels: str, kind: str, answers: dict[str, Any]) -> Manifest:
+    # pandas, not TensorFlow: a second at most.
+    from kerasmtl.data.inputs import Input
+    from kerasmtl.data.manifest import Manifest
+
+    def chosen(*names: str) -> dict[str, Any]:
+        return {name: answers[f"_{name}"] for name in names if answers.get(f"_{name}")}
+
+    input = Input.from_config({"kind": kind, **chosen(*Input.options(kind))})
+    columns = chosen("split_column", "group_column")
+    return Manifest.from_csv(labels, tasks=answers.get("_tasks"), input=input, **columns)
+
+
 def _from_project(path: str, target: Path) -> str:
-    """A path from the project's folder, if it lies beside or in it: they can then move together."""
+    """Return a path relative to the project if it is beside or in it, so that both can be moved."""
     if not os.path.isabs(path) or not Path(path).is_relative_to(target.parent):
         return path
     return Path(os.path.relpath(path, target)).as_posix()
 
 
 def _requirement() -> str:
-    """What installs this very kerasmtl: by name from an index, else from where it came."""
+    """Return what installs this very kerasmtl: from an index, or from where it was installed."""
     origin = distribution("kerasmtl").read_text("direct_url.json")
     found = json.loads(origin) if origin else {}
     if not found:
@@ -186,7 +264,7 @@ def _requirement() -> str:
 
 
 def _backbone(named: str | None, own: bool, tell: Callable[[str], None]) -> str | None:
-    """The backbone of project.toml: what was named, or for images of one's own what is at hand."""
+    """Return the backbone for project.toml: the named one, or for own images one at hand."""
     if named is not None:
         handle = from_folder(named, Path.cwd())
         check_backbone(handle)
@@ -209,78 +287,53 @@ def _check_tasks(manifest: Manifest) -> None:
         first, why = next(iter(faults.items()))
         more = f"; likewise {listed(list(faults)[1:])}" if len(faults) > 1 else ""
         good = [task.name for task in manifest.tasks if task.name not in faults]
-        remedy = "No task is left."
-        if good:
-            named = " ".join(f"--task {name}" for name in good)
-            remedy = f"Name the others: {named if len(good) <= SHOWN else '--task NAME …'}"
+        named = " ".join(f"--task {name}" for name in good[:SHOWN]) + " …" * (len(good) > SHOWN)
+        remedy = f"Name the others: {named}" if good else "No task is left."
         raise ValueError(
             f"`tasks` must be columns with two answers or more, got {first!r}: {why}{more}. "
             f"{remedy}"
         )
-    if len(manifest) <= _LOOKED_AT:  # of more rows no part stays empty
+    if len(manifest) <= _LOOKED_AT:  # of more rows no split stays empty
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training says it again
             manifest.split()
 
 
 def _check_files(manifest: Manifest, policy: str) -> None:
-    """Refuse files that training would refuse: the absent ones, and broken ones among the first.
+    """Refuse files that training would refuse: the missing ones, and broken ones among the first.
 
-    To decode all of them is what `kerasmtl check` is for.
+    To look at all of them is what `kerasmtl check` is for.
     """
     absent = manifest.missing_files()
     gone = {fault.line for fault in absent}
     rows = [row for row, line in enumerate(manifest.lines) if line not in gone][:_LOOKED_AT]
     broken = manifest.take(rows).faults()
-    if (
-        rows
-        and len(broken) == len(rows)
-        or absent
-        and not rows
-        or (policy == "error" and (absent or broken))
-    ):
+    if len(broken) == len(rows) or (policy == "error" and (absent or broken)):
         faults = [*absent, *broken]
         shown = "; ".join(f"line {f.line}: {f.name!r} is {f.reason}" for f in faults[:3])
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        skip = ", or pass --on-invalid-image skip" if len(broken) < len(rows) else ""
         raise ValueError(
             f"`labels` {manifest.source} must name {manifest.input.noun}, got {shown}{more}. Mend "
-            "the file" + (", or pass --on-invalid-image skip." if len(broken) < len(rows) else ".")
+            f"the file{skip}."
         )
 
 
 def toml_value(value: Any) -> str:
-    """A text, number, list or task as TOML writes it, in one line."""
+    """Write a text, number, list or task as TOML, in one line.
+
+    Example:
+        >>> toml_value(["a", Task("b", "regression")])
+        '["a", {name = "b", kind = "regression"}]'
+    """
     if isinstance(value, Task):
-        default = Task(value.name)
-        fields = {key: getattr(value, key) for key in asdict(value)}
-        other = {key: v for key, v in fields.items() if v != getattr(default, key)}
+        default = asdict(Task(value.name))
+        other = {key: v for key in default if (v := getattr(value, key)) != default[key]}
         if not other:
             return toml_value(value.name)
         pairs = {"name": value.name, **other}.items()
         return "{" + ", ".join(f"{key} = {toml_value(v)}" for key, v in pairs) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    # JSON's texts and numbers are TOML's, but for this one character.
+    # JSON's texts and numbers are TOML's, except for this one character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _as_task(task: Task | str) -> Task:
-    return task if isinstance(task, Task) else Task(task)
-
-
-def _read_manifest(labels: str, kind: str, answers: dict[str, Any]) -> Manifest:
-    # pandas, not TensorFlow: a second at most.
-    from kerasmtl.data.inputs import Input
-    from kerasmtl.data.manifest import Manifest
-
-    names = Input.options(kind)
-    options = {name: answers[f"_{name}"] for name in names if answers.get(f"_{name}")}
-    columns = ("split_column", "group_column")
-    manifest = Manifest.from_csv(
-        labels,
-        tasks=answers.get("_tasks"),
-        input=Input.from_config({"kind": kind, **options}),
-        **{name: answers[f"_{name}"] for name in columns if answers.get(f"_{name}")},
-    )
-    _check_files(manifest, answers.get("_on_invalid_image") or "error")
-    return manifest

@@ -184,22 +184,6 @@ def test_examples_that_the_model_names_are_cut_out_and_checked(lie):
         assert [len(batch) for batch in model.batches] == [32, 20, 1, 10, 1]
 
 
-def test_calls_are_told_with_their_size():
-    seen = []
-
-    async def main():
-        with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(
-                ServerConfig(), executor, lambda rows, seconds: seen.append((rows, seconds))
-            )
-            calls = [batcher.predict(Doubling(), examples(1, 2)) for _ in range(2)]
-            assert batcher.waiting == 0
-            await asyncio.gather(*calls)
-
-    asyncio.run(main())
-    assert [rows for rows, _ in seen] == [2, 2] and all(seconds >= 0 for _, seconds in seen)
-
-
 def test_bytes_keep_their_trailing_zeros():
     seen = []
     model = SimpleNamespace(call=lambda s, inputs: seen.extend(inputs["x"]) or {"y": inputs["x"]})

@@ -1,17 +1,20 @@
-"""Templates become projects that work at once."""
+"""`kerasmtl new` and `templates`: projects that work at once, or nothing."""
 
+import json
 import os
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
 from pictures import write_pictures
 
 import kerasmtl as kt
-from kerasmtl.cli.new import new_project, templates, toml_value
+from kerasmtl.cli import main
+from kerasmtl.cli.new import new_project, toml_value
 from kerasmtl.models.hub.handles import APPLICATIONS
 from kerasmtl.models.hub.local import WEIGHTS, trained_backbones
 
@@ -26,6 +29,10 @@ FILES = {
     "tests/test_project.py",
     "train.py",
 }
+
+
+def run(*arguments, **options):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
 
 
 def files(folder):
@@ -95,25 +102,55 @@ def test_plain_cookiecutter_works_too(tmp_path):
     assert names == ["pedestrian", "car", "stop_sign", "traffic_light"]
 
 
-def test_at_most_six_questions_each_with_a_default():
-    for template in templates().values():
-        asked = {"project_name", *template.questions}
-        assert len(asked) <= 6
-        assert all(question and default for question, default in template.questions.values())
+def test_new_asks_each_question_with_its_default(tmp_path):
+    result = run("new", "multitask-image", tmp_path / "p", input="\n" * 5)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("[") == 5  # questions
+    assert (tmp_path / "p" / "project.toml").is_file()
+    again = run("new", "multitask-image", tmp_path / "p")
+    assert again.exit_code == 1 and again.output.startswith("Error: FOLDER ")
+    assert "multitask-tabular" in run("templates").output
 
 
-def test_python_files_are_not_rendered(tmp_path):
-    made = new_project("multitask-image", tmp_path / "street", {})
-    source = ROOT / "templates" / "multitask-image" / "{{cookiecutter.project_name}}"
-    for path in made.rglob("*.py"):
-        assert path.read_bytes() == (source / path.relative_to(made)).read_bytes()
+def test_new_with_labels_asks_nothing_and_says_what_columns_are(tmp_path, labels_csv):
+    text = labels_csv.read_text().replace("image,", "file,")
+    labels_csv.write_text("\n".join(f"{line},x" for line in text.splitlines()))
+    words = ["new", "multitask-image", tmp_path / "p", "--labels", labels_csv]
+    assert "--image-column" in run(*words).output
+    result = run(*words, "--image-column", "file")
+    assert result.exit_code == 0, result.output
+    assert "tasks: bright, odd" in result.output and "ignored: x" in result.output
+    text = (tmp_path / "p" / "project.toml").read_text()
+    assert 'column = "file"' in text and 'tasks = ["bright", "odd"]' in text
 
 
-def test_model_and_training_are_short_with_fit_in_plain_sight(tmp_path):
-    made = new_project("multitask-image", tmp_path / "street", {})
-    text = (made / "model.py").read_text() + (made / "train.py").read_text()
-    assert len(text.splitlines()) <= 100
-    assert "model.fit(" in text and "model.compile(" in text
+TABLE = """\
+id,patient,fold,temp,leak,weather,hours
+r0,p0,train,1.5,1,dry,400.5
+r1,p0,train,2.5,0,wet,410
+r2,p1,train,3.5,-1,dry,390
+r3,p2,val,4.5,1,wet,?
+r4,p3,test,5.5,0,dry,405
+"""
+OPTIONS = [
+    *("--task", "leak:missing=-1", "--task", "weather:multiclass", "--task", "hours:regression"),
+    *("--group-column", "patient", "--id-column", "id", "--split-column", "fold"),
+]
+
+
+def test_new_and_check_take_kinds_codes_and_special_columns(tmp_path):
+    (tmp_path / "t.csv").write_text(TABLE)
+    words = ["new", "multitask-tabular", tmp_path / "p", "--labels", tmp_path / "t.csv", *OPTIONS]
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "tasks: leak, weather, hours; features: temp" in result.output
+    text = (tmp_path / "p" / "project.toml").read_text()
+    assert 'group_column = "patient"' in text and 'id_column = "id"' in text
+    project = run("check", "--project", tmp_path / "p", "--json")
+    direct = run("check", tmp_path / "t.csv", "--table", *OPTIONS, "--json")
+    assert json.loads(direct.stdout) == json.loads(project.stdout)
+    tasks = json.loads(direct.stdout)["tasks"]
+    assert [task["known"] for task in tasks.values()] == [4, 5, 4]
 
 
 def test_the_pinned_version_is_this_one():
@@ -132,10 +169,13 @@ def test_an_existing_folder_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize(
     "template, name, answers, error, message",
     [
-        ("nope", "p", {}, ValueError, "'nope' is unknown. Expected one of .*'multitask-image'"),
-        ("multitask-image", "-p", {}, ValueError, "is no project name"),
-        ("multitask-image", "my project", {}, ValueError, "is no project name"),
-        ("multitask-image", "p", {"labels": "no.csv"}, FileNotFoundError, "is no file"),
+        ("nope", "p", {}, ValueError, "`template`.*'multitask-image'"),
+        ("multitask-image", "-p", {}, ValueError, "`target`"),
+        ("multitask-image", "my project", {}, ValueError, "`target`"),
+        ("multitask-image", "p", {"labels": "no.csv"}, FileNotFoundError, "no.csv"),
+        ("multitask-image", "p", {"_ignore": ["x"]}, ValueError, "`ignore`"),
+        ("multitask-tabular", "p", {"_column": "x"}, ValueError, "`image_column`"),
+        ("multitask-image", "p", {"epochs": "many"}, ValueError, "p/project.toml"),
     ],
 )
 def test_wrong_requests_are_named_and_leave_nothing(
@@ -166,12 +206,6 @@ def test_names_and_paths_of_any_characters_are_kept(tmp_path):
     project = kt.Project.load(made)
     assert [task.name for task in project.data.tasks] == names
     assert project.labels_csv.resolve() == folder / "l.csv"
-
-
-def test_an_answer_that_is_no_setting_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"q/project.toml` .*TOML"):
-        new_project("multitask-image", tmp_path / "q", {"epochs": "many"})
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

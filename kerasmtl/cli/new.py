@@ -287,7 +287,9 @@ def _check_tasks(manifest: Manifest) -> None:
         first, why = next(iter(faults.items()))
         more = f"; likewise {listed(list(faults)[1:])}" if len(faults) > 1 else ""
         good = [task.name for task in manifest.tasks if task.name not in faults]
-        named = " ".join(f"--task {name}" for name in good[:SHOWN]) + " …" * (len(good) > SHOWN)
+        named = " ".join(f"--task {name}" for name in good)
+        if len(good) > SHOWN:  # a call that lists some would drop the others
+            named = "--task NAME …"
         remedy = f"Name the others: {named}" if good else "No task is left."
         raise ValueError(
             f"`tasks` must be columns with two answers or more, got {first!r}: {why}{more}. "

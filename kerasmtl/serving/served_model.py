@@ -146,7 +146,7 @@ def _signature(name: str, function: Any, order: list[str]) -> Signature:
     outputs = function.structured_outputs
     return Signature(
         name,
-        {key: _tensor(key, spec) for key, spec in specs.items()},
+        {key: _tensor(key, specs[key]) for key in sorted(specs)},
         {key: _tensor(key, outputs[key]) for key in sorted(outputs, key=place)},
     )
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_leaks import scene
+from PIL import Image
 
 import kerasmtl as kt
 from kerasmtl.cli import main
@@ -34,6 +34,12 @@ def many(folder, tasks, rows=60):
         lines.append(f"{row}.png,{part}," + ",".join(cells))
     (folder / "labels.csv").write_text("\n".join(lines))
     return kt.Manifest.from_csv(folder / "labels.csv")
+
+
+def scene(number):
+    """A blurred image like no other."""
+    pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), "uint8")
+    return Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC)
 
 
 # ------------------------------------------------------------------ images
@@ -136,7 +142,7 @@ def test_other_kinds_of_tasks_in_a_project(tmp_path, labels_csv):
     "words, named",
     [
         (["--table"], "--table must be given with LABELS"),
-        (["--task", "a", "--split-column", "s"], "--split-column, --task must be given"),
+        (["--task", "a", "--split-column", "s"], "--task, --split-column must be given"),
         (["x.csv", "--ignore", "y"], "--ignore must be given with --table"),
         (["x.npz", "--image-column", "y"], "--image-column must be given"),
         (["x.csv", "--table", "--allow-outside"], "--allow-outside must be given without --table"),
@@ -145,7 +151,7 @@ def test_other_kinds_of_tasks_in_a_project(tmp_path, labels_csv):
 def test_options_that_nothing_would_read_are_refused(tmp_path, words, named):
     result = run(*words, "--project", tmp_path)
     assert result.exit_code == 1
-    assert set(named.split()) <= set(result.output.split()), result.output
+    assert named in " ".join(result.output.split())
 
 
 # ------------------------------------------------------------------ what the text shows

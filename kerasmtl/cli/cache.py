@@ -32,7 +32,9 @@ def cache(key: str | None, clear: bool, yes: bool, folder: str | None, json_: bo
     KEY: the first characters of one entry's key, as the list shows it.
 
     \b
-    Example: kerasmtl cache --clear --yes
+    Examples:
+      kerasmtl cache
+      kerasmtl cache --clear --yes
     """
     root = features_root(folder)
     found = _chosen(entries(root), key, root)

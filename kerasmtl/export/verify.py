@@ -102,7 +102,6 @@ def make_cases(reference: ReferenceModel, signatures: Sequence[Signature]) -> li
     Raises:
         ValueError: the model predicts NaN or infinity.
     """
-    prepare = {each.name: tf.function(each.to_input, autograph=False) for each in signatures}
     for seed in range(ATTEMPTS):
         cases, features = [], None
         for each in signatures:
@@ -111,7 +110,7 @@ def make_cases(reference: ReferenceModel, signatures: Sequence[Signature]) -> li
                 name: tf.constant(given[name].tolist() if spec.dtype == tf.string else given[name])
                 for name, spec in each.specs.items()
             }
-            inputs = prepare[each.name](raw)
+            inputs = each.to_input(raw)
             cases.append(Case(each.name, given, reference.answers(inputs)))
             if features is None:
                 features = (given, reference.features(inputs))

@@ -103,10 +103,13 @@ def _reserve(base: Path, version: int | None) -> tuple[int, Path]:
         number = version or max(taken, default=0) + 1
         if number in taken:
             raise _exists(base, number)
+        folder = base / f"{_HIDDEN}{number}"
         try:
-            folder = base / f"{_HIDDEN}{number}"
             folder.mkdir()
         except FileExistsError:  # another process was faster
+            continue
+        if os.path.lexists(base / str(number)):  # and has finished since we looked
+            folder.rmdir()
             continue
         return number, folder
 

@@ -286,8 +286,9 @@ def check_outputs(model: keras.Model, tasks: Sequence[Task]) -> None:
     if all_binary(tasks):
         expected = expected[BINARY]
     received: Any = model.output_shape
-    if isinstance(model.output, dict):  # which `output_shape` flattens
-        received = {key: tuple(output.shape) for key, output in model.output.items()}
+    output = getattr(model, "output", None)  # a Sequential has none before its first call
+    if isinstance(output, dict):  # which `output_shape` flattens
+        received = {key: tuple(each.shape) for key, each in output.items()}
     if received == expected:
         return
     beyond: list[Any] = []

@@ -52,7 +52,7 @@ class ModelInterface:
                 outputs are not those of the tasks.
         """
         bound = input_of(model, input)
-        dtype = keras.backend.standardize_dtype(model.input.dtype)
+        dtype = keras.backend.standardize_dtype(model.inputs[0].dtype)
         if bound.model_signature is None or "float" not in dtype:
             raise ValueError(
                 f"`model` must take images or rows of numbers, floats, got {bound!r}, {dtype}. "

@@ -68,10 +68,11 @@ def _one_by_one(
     for number in range(len(samples)):
         row = samples[number : number + 1]
         if number == 0:
-            # Two pixels make the range of the input [0, 1] whatever the samples contain, so that
-            # its scale is 1/255 and a uint8 pixel means what it does in an image.
+            # Two numbers make the range of the input that of its kind, whatever the samples
+            # contain: for pixels in [0, 1] the scale is 1/255, so that uint8 means what it does in
+            # an image.
             row = row.copy()
-            row[0, 0, 0], row[0, 0, 1] = 0.0, 1.0
+            row.flat[0], row.flat[-1] = interface.input.bounds
         yield DEFAULT_SIGNATURE, {interface.name: row}
 
 

@@ -34,6 +34,7 @@ from kerasmtl.export.signatures import (
     check_names,
     endpoints,
     input_of,
+    traced_signatures,
 )
 from kerasmtl.export.versions import check_target, new_version
 from kerasmtl.models.build import check_outputs
@@ -161,7 +162,7 @@ def export_saved_model(
     given = given_decisions(decisions)
     warn_of({name: decision for name, decision in decided.items() if name not in given})
 
-    signatures = bound.signatures()
+    signatures = traced_signatures(bound)
     reference = verification.ReferenceModel(model, chosen, decided)
     cases = verification.make_cases(reference, signatures)
     with new_version(base, version) as (number, scratch):

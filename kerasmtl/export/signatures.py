@@ -20,6 +20,19 @@ Arrays = dict[str, np.ndarray]
 Endpoint = tuple[str, Callable[[Tensors], Tensors], list[dict[str, tf.TensorSpec]]]
 
 
+def traced_signatures(input: Input) -> list[Signature]:
+    """Return the signatures of an input, the default one first.
+
+    Their functions are traced once, and shared by verification and all functions of the export.
+    """
+    return [
+        each._replace(
+            to_input=tf.function(each.to_input, autograph=False).get_concrete_function(each.specs)
+        )
+        for each in input.signatures()
+    ]
+
+
 def endpoints(
     model: keras.Model,
     signatures: Sequence[Signature],
@@ -115,7 +128,7 @@ def embedding_model(model: keras.Model) -> keras.Model | None:
     inputs = {id(tensor) for tensor in model.inputs}
     if not isinstance(features, keras.KerasTensor) or id(features) in inputs:
         return None
-    return keras.Model(model.input, features) if len(features.shape) == 2 else None
+    return keras.Model(model.inputs[0], features) if len(features.shape) == 2 else None
 
 
 def input_shape(model: Any) -> tuple[int | None, ...]:

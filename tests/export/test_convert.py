@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from exports import image_options, small_model, table_options
-from modules import save_reusable, save_text_module, shared
+from exports import small_model, table_options
+from modules import save_reusable, save_text_module
 from pictures import write_picture_folder
 
 import kerasmtl as kt
@@ -89,7 +89,7 @@ def network():
 
 def interface_of(model, tasks, decisions=None):
     found = convert._check_decisions(as_tasks(tasks), decisions)
-    return ModelInterface.of(model, as_tasks(tasks), *image_options(), found)
+    return ModelInterface.of(model, as_tasks(tasks), None, found)
 
 
 def file_for(folder, to):
@@ -330,13 +330,6 @@ def test_samples_are_drawn_from_a_data_set_a_manifest_or_a_file(network, tmp_pat
     (folder / "labels.csv").write_text(text.replace("train", "test").replace("val", "test"))
     with pytest.raises(ValueError, match="`samples`.*test"):
         draw_samples(folder / "labels.csv", interface)
-
-
-def test_photographs_can_be_samples(network, tmp_path):
-    labels = shared("data", "street_photos", "labels.csv")
-    tasks = ["person", "car"]
-    drawn = draw_samples(labels, interface_of(network, ["a", "b"]), 10)
-    assert drawn.shape == (10, 24, 24, 3) and tasks
 
 
 # What is refused.

@@ -27,7 +27,9 @@ def small_model(columns=2, tasks=("a",), seed=0):
 
 def export_table(model, path, tasks=TASKS, columns=COLUMNS, verify=False, **options):
     """`export_saved_model` of a model of rows; verification takes a process."""
-    return kt.export_saved_model(model, path, tasks, columns=columns, verify=verify, **options)
+    return kt.export_saved_model(
+        model, path, tasks, kt.data.Table(columns), verify=verify, **options
+    )
 
 
 def validation(rows=120, seed=0):
@@ -48,9 +50,4 @@ def validation(rows=120, seed=0):
 
 def table_options(columns):
     """What says to `export_saved_model` and `convert_model` that a model takes these columns."""
-    return {"columns": list(columns)}
-
-
-def image_options():
-    """The same for images, by position, to `ModelInterface.of`."""
-    return (None,)
+    return {"input": kt.data.Table(columns)}

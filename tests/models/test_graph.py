@@ -3,7 +3,7 @@
 import keras
 import pytest
 import tensorflow as tf
-from modules import save_reusable, shared
+from modules import shared
 
 from kerasmtl.models.graph import variable_order
 from kerasmtl.models.hub.embedded import extractor_folder
@@ -125,12 +125,6 @@ def test_variables_that_are_not_used_come_last_in_their_order(tmp_path):
     variables = [module.a, strange, module.b, module.c, module.d, module.e]
     assert variable_order(function, variables) == [5, 3, 0, 1, 2, 4]
     assert variable_order(function, []) == []
-
-
-def test_batch_statistics_stand_with_their_block(tmp_path):
-    loaded = tf.saved_model.load(str(save_reusable(tmp_path / "reusable")))
-    found = ordered(inference(loaded), loaded.variables)
-    assert found == ["block_1/conv/kernel", "block_1/bn/moving_mean", "scale", "block_1/bn/beta"]
 
 
 def test_an_exported_keras_model_with_an_embedding_and_a_recurrent_layer(tmp_path):

@@ -343,15 +343,15 @@ def images(rows=4, size=12):
 
 
 @pytest.mark.parametrize(
-    "optimizer",
+    "known, optimizer",
     [
-        lambda: keras.optimizers.SGD(1e-2, momentum=0.9),
-        lambda: keras.optimizers.RMSprop(1e-2),
-        lambda: keras.optimizers.Lion(1e-2),
+        ("reusable", lambda: keras.optimizers.SGD(1e-2, momentum=0.9)),
+        ("text", lambda: keras.optimizers.RMSprop(1e-2)),  # text: sparse gradients
+        ("text", lambda: keras.optimizers.Lion(1e-2)),
     ],
+    indirect=["known"],
     ids=["sgd with momentum", "rmsprop", "lion"],
 )
-@pytest.mark.parametrize("known", ["reusable", "text"], indirect=True)  # text: sparse gradients
 def test_any_optimizer_trains_the_layer(known, optimizer):
     known, folder = known
     layer = kt.HubLayer(folder, trainable=True, **known.settings)

@@ -5,7 +5,6 @@ import math
 import socket
 
 import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
@@ -133,19 +132,6 @@ def test_inputs_and_outputs_are_those_of_inference(name, inputs, outputs, place)
     assert found.outputs == outputs
 
 
-def test_every_call_is_listed_once(place):
-    calls = summary(str(folder_of("arguments", place))).calls
-    spec = "float32 (None, 3)"
-    assert len(calls) == 4
-    for double in (False, True):
-        for training in (False, True):
-            assert {
-                "inputs": {"left": spec, "right": spec},
-                "training": training,
-                "arguments": {"double": str(double)},
-            } in calls
-
-
 def test_what_could_be_trained_is_told_whatever_is_trained_now(place):
     folder = folder_of("reusable", place)
     layer = kt.HubLayer(folder)
@@ -220,12 +206,6 @@ def test_the_table_shows_the_key_facts(monkeypatch):
         assert part in text, part
 
 
-def test_the_table_says_why_a_module_cannot_be_trained(place, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    text = " ".join(cli(folder_of("dict", place)).stdout.split())
-    assert "no: it declares no trainable variables" in text
-
-
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -240,14 +220,3 @@ def test_what_is_no_module_is_named_without_a_traceback(tmp_path, make, message)
         summary(str(handle))
     done = cli(handle, code=1)
     assert "Traceback" not in done.output and "Error" in done.output
-
-
-def test_nothing_is_changed_by_looking(place):
-    folder = folder_of("reusable", place)
-    before = content_sha256(folder)
-    layer = kt.HubLayer(folder, trainable=True)
-    values = [v.numpy() for v in layer.variables]
-    summary(layer)
-    for a, b in zip(values, layer.variables, strict=True):
-        np.testing.assert_array_equal(a, b.numpy())
-    assert layer.trainable and content_sha256(folder) == before

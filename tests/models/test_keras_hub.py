@@ -5,9 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from kerasmtl.cli import main
 from kerasmtl.models.keras_hub import is_preset, preset, preset_size
 
 
@@ -65,13 +63,6 @@ def test_any_size_is_taken_and_the_presets_own_is_known(hub, resnet, tmp_path):
     assert preset(handle).predict(images(48), verbose=0).shape[0] == 2
 
 
-@pytest.mark.parametrize("trainable", [False, True])
-@pytest.mark.slow
-def test_frozen_or_trainable_as_a_whole(hub, resnet, tmp_path, trainable):
-    model = preset(saved(hub, resnet, tmp_path), trainable=trainable)
-    assert bool(model.trainable_variables) == trainable
-
-
 @pytest.mark.slow
 def test_a_model_with_a_preset_is_saved_and_loaded(hub, resnet, tmp_path):
     model = preset(saved(hub, resnet, tmp_path / "preset", **CONVERTERS["by channel"]))
@@ -114,21 +105,6 @@ def test_without_keras_hub_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'kerasmtl\[keras-hub\]'"):
         preset("keras_hub:resnet_50_imagenet")
-
-
-@pytest.mark.parametrize("command", ["inspect", "vendor"])
-def test_on_the_command_line_that_is_one_line(monkeypatch, tmp_path, command):
-    monkeypatch.setitem(sys.modules, "keras_hub", None)
-    words = [
-        command,
-        "keras_hub:resnet_50_imagenet",
-        *([str(tmp_path / "x")] * (command == "vendor")),
-    ]
-    done = CliRunner().invoke(main, words)
-    assert (
-        done.exit_code == 1 and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
-    )
-    assert isinstance(done.exception, SystemExit)
 
 
 def test_the_prefix_alone_makes_a_preset():

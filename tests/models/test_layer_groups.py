@@ -449,17 +449,3 @@ def test_only_losses_of_what_is_trained_count():
     kernels = {v.path: v.numpy() for v in layer.variables if v.path.endswith("kernel")}
     expected = [L2 * (kernels[f"block_{k}_conv_kernel"] ** 2).sum() for k in (7, 8)]
     np.testing.assert_allclose(sorted(map(float, layer.losses)), sorted(expected), rtol=1e-5)
-
-
-def test_a_choice_takes_effect_with_the_next_compile(reusable):
-    model = kt.build_model(kt.HubLayer(reusable, input_range=(0, 1)), ["a"], 12)
-    layer = model.layers[1]
-    model.compile("adam", "binary_crossentropy")
-    step(model, 12)
-    before = snapshot(layer)
-    kt.unfreeze(model)
-    step(model, 12)  # the step that was traced while all was frozen
-    assert moved(before, layer) == set()
-    model.compile("adam", "binary_crossentropy")
-    step(model, 12)
-    assert moved(before, layer) == {"block_1_conv_kernel"}

@@ -68,12 +68,6 @@ def test_missing_values_reach_neither_predictions_nor_gradients():
     assert np.isfinite(model.predict(np.full((2, 5), np.nan, "float32"), verbose=0)).all()
 
 
-def test_training_leaves_the_normalisation_as_it_is():
-    x = rows(32)
-    model = kt.build_model(kt.backbones.mlp(x, hidden=[4]), ["a"])
-    assert not [v.path for v in model.trainable_variables if "columns" in v.path]
-
-
 def test_a_saved_model_keeps_its_normalisation(tmp_path):
     x = rows()
     model = kt.build_model(kt.backbones.mlp(x, hidden=[4], indicators=True), ["a", "b"])
@@ -101,18 +95,6 @@ def test_layers_are_those_asked_for():
     kinds = [type(layer).__name__ for layer in model.layers]
     assert kinds.count("BatchNormalization") == 2 and kinds.count("Dropout") == 3
     assert len(model.losses) == 2
-
-
-def test_adapting_later_is_adapting_at_once():
-    x = rows()
-    later = kt.backbones.mlp(5, hidden=[4])
-    later.get_layer("columns").adapt(x)
-    at_once = kt.backbones.mlp(x, hidden=[4])
-    pairs = zip(
-        later.get_layer("columns").weights, at_once.get_layer("columns").weights, strict=True
-    )
-    for a, b in pairs:
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
 @pytest.mark.parametrize(

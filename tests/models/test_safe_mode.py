@@ -178,7 +178,7 @@ def run(*words):
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-COMMANDS = ["evaluate", "predict", "export"]
+COMMANDS = ["evaluate", "predict"]
 
 
 def words(command, made, picture, tmp_path):
@@ -211,29 +211,3 @@ def test_another_graph_runs_only_with_trust(projects, command, tmp_path):
     if command == "predict":
         (row,) = json.loads(trusted.stdout)
         assert set(row["probabilities"]) == {"cat", "dog", "bird"}
-
-
-@pytest.mark.parametrize("change", ["another", "removed", "vendored"])
-@pytest.mark.slow
-def test_a_model_with_a_record_works_whatever_project_toml_names_now(
-    shared_pictures, tmp_path, change
-):
-    backbone = save_reusable(tmp_path / "backbone")
-    labels = str(shared_pictures / "labels.csv")
-    answers = {"labels": labels, "backbone": str(backbone)}
-    made = new_project("multitask-image", tmp_path / "project", answers)
-    project = Project.load(made)
-    kept = project.start_run(*project.manifest().split())
-    kt.save_model(kt.build_model(str(backbone), project.manifest().tasks, 12), kept.checkpoint)
-    settings = made / "project.toml"
-    if change == "another":
-        settings.write_text(settings.read_text().replace('"../backbone"', '"tiny"'))
-    if change == "removed":
-        shutil.rmtree(backbone)
-    if change == "vendored":
-        done = run("vendor", backbone, made / "modules" / "mine", "--project", made)
-        assert done.exit_code == 0, done.output
-    module_spec._loaded.clear()
-    done = run("evaluate", "--json", "--project", made)
-    assert done.exit_code == 0, done.output
-    assert ("Train again" in done.stderr) == (change == "another")

@@ -124,6 +124,9 @@ KNOWN = {
 ONEDNN = os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0"
 FITTED = [name for name in KNOWN if (name != "effdet") == ONEDNN]
 TRAINABLE = [name for name in FITTED if KNOWN[name].trainable]
+# What is saved and loaded in a new process, once for each way to hold a module.
+SAVED = [n for n in FITTED if n not in ("mobilenet", "mini", "tf1", "one signature")]
+EFFDET = "effdet and (output or frozen or moves or not_unfrozen)"
 SLOW = {"tiny", "mobilenet", "kws", "effdet", "mini", "tf1", "tf1 with variables"}
 
 
@@ -219,7 +222,7 @@ def test_trainable_moves(known):
 
 @pytest.mark.parametrize("normalization", [False, True])
 @pytest.mark.parametrize(
-    "known", marked(n for n in TRAINABLE if KNOWN[n].statistics), indirect=True
+    "known", marked(n for n in TRAINABLE if n in ("reusable", "kws")), indirect=True
 )
 def test_moving_statistics_change_only_in_training_mode(known, normalization):
     known, folder = known
@@ -253,7 +256,7 @@ def test_what_is_not_unfrozen_stays_bit_for_bit(known):
 
 @pytest.mark.parametrize(
     "known",
-    [pytest.param(n, marks=[] if n in ("reusable", "text") else pytest.mark.slow) for n in KNOWN],
+    ["reusable", "text", *marked(["kws", "tf1 with variables"])],
     indirect=True,
 )
 def test_an_export_gives_the_same(known, tmp_path):
@@ -292,7 +295,7 @@ Path("results.json").write_text(json.dumps(results))
 def reloaded(tmp_path_factory):
     """Every module trained, saved, its folder deleted, and loaded in one new process."""
     place = tmp_path_factory.mktemp("portable")
-    for name in FITTED:
+    for name in SAVED:
         try:
             folder = folder_of(name, place)
         except pytest.skip.Exception:
@@ -321,7 +324,7 @@ def reloaded(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("name", SAVED)
 def test_a_keras_file_loads_in_a_new_process_without_the_folder(name, reloaded):
     stem = name.replace(" ", "_")
     if stem not in reloaded:
@@ -482,7 +485,7 @@ def test_sequential_and_subclassed_models_take_the_layer(folder):
 def test_the_laws_hold_for_the_detector_too():
     shared("models", "fake_effdet_lite0_hub")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "", __file__, "-k", "effdet"],
+        [sys.executable, "-m", "pytest", "-q", "-m", "", __file__, "-k", EFFDET],
         env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"},
         capture_output=True,
         text=True,

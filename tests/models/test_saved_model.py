@@ -14,7 +14,6 @@ from modules import (
     save_dict_module,
     save_reusable,
     save_text_module,
-    shared,
 )
 
 import kerasmtl as kt
@@ -244,12 +243,6 @@ def run_without_tf_keras(folder, tmp_path):
 @pytest.mark.slow
 def test_a_module_saved_with_its_optimizer_loads_trains_and_travels(tmp_path):
     run_without_tf_keras(add_optimizer(save_text_module(tmp_path / "text")), tmp_path)
-
-
-@pytest.mark.slow
-def test_a_real_module_saved_with_its_optimizer_loads_trains_and_travels(tmp_path):
-    # tests/wheel tries all of them, where tf_keras is not installed.
-    run_without_tf_keras(shared("models", "kws_ref_model"), tmp_path)
 
 
 def test_without_its_optimizer_a_module_is_the_same(tmp_path):

@@ -52,7 +52,7 @@ bench: $(INSTALLED)  ## measure, and keep the tables in benchmarks/RESULTS.md
 bench-plans: $(INSTALLED)  ## which plan is best at which size, about two hours
 	$(BIN)/python benchmarks/plans.py --folder .plans --write
 
-bench-tox21: $(INSTALLED)  ## many tasks with holes: the tabular template's model on Tox21, about 25 minutes
+bench-tox21: $(INSTALLED)  ## many tasks with missing labels: the tabular template's model on Tox21, about 25 minutes
 	$(BIN)/python benchmarks/tox21.py --write
 
 clean:  ## remove the environment and what was built; demo/ stays

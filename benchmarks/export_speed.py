@@ -82,7 +82,7 @@ def speed(call: Callable[[tf.Tensor], object], data: list[tf.Tensor]) -> float:
 def compare(
     model: keras.Model, data: list[tf.Tensor], sides: tuple[int, int] | None, rounds: int
 ) -> tuple[float, float, float]:
-    """Median pictures a second of the signature and of the parts, and the median ratio."""
+    """Median images a second of the signature and of the parts, and the median ratio."""
     with tempfile.TemporaryDirectory() as folder:
         path = kt.export_saved_model(model, Path(folder, "m"), TASKS, verify=False)
         loaded = tf.saved_model.load(str(path))
@@ -102,7 +102,7 @@ def compare(
 def section(args: argparse.Namespace) -> str:
     """The section of RESULTS.md."""
     lines = [
-        "| model | JPEGs | signature, pictures/s | decode + bare graph, pictures/s | ratio |",
+        "| model | JPEGs | signature, images/s | decode + bare graph, images/s | ratio |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for backbone, size in (("tiny", 64), ("tiny", 128), ("MobileNetV2", 224)):

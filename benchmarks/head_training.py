@@ -4,7 +4,7 @@
 
 On street_photos (230 photographs) and on the embedded street_scenes (1,200 drawings), with a
 MobileNet and with the embedded extractor. Both contestants get the same model, weights, batches,
-loss and metrics; stock Keras decodes each picture once, too (its data set is cached in memory), and
+loss and metrics; stock Keras decodes each image once, too (its data set is cached in memory), and
 then runs the frozen backbone in every epoch. The cache of features starts empty.
 
 Each run has a process of its own, and the contestants take turns: stock, cached, cached again.
@@ -155,7 +155,7 @@ def section(args: argparse.Namespace) -> str:
     if args.only:
         contestants = [each for each in contestants if args.only in f"{each[0]} {each[2]}"]
     lines = [
-        "| pictures | backbone | stock `fit`, s | cached, s | ratio | cached again, s | "
+        "| images | backbone | stock `fit`, s | cached, s | ratio | cached again, s | "
         "its first epoch, s | later epochs: stock, ms | cached, ms | ratio | validation apart by |",
         "| --- | --- |" + " ---: |" * 9,
         *(row(*contestant, args) for contestant in contestants),
@@ -181,7 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help="part of the names of pictures and backbone")
+    parser.add_argument("--only", help="part of the names of images and backbone")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--machine", default=f"{os.cpu_count()} cores {platform.machine()}")
     parser.add_argument("--write", action="store_true", help="keep the table in RESULTS.md")

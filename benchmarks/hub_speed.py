@@ -34,7 +34,7 @@ Step = Callable[[], Any]
 
 
 def tiny(hub: bool, trainable: bool) -> tuple[Any, int]:
-    """The embedded network and its picture size: through `HubLayer`, or as plain Keras."""
+    """The embedded network and its image size: through `HubLayer`, or as plain Keras."""
     import kerasmtl as kt
     from kerasmtl.saved_models.tiny.network import tiny_network
 
@@ -46,7 +46,7 @@ def tiny(hub: bool, trainable: bool) -> tuple[Any, int]:
 
 
 def mobilenet(hub: bool, trainable: bool) -> tuple[Any, int]:
-    """A published module and its picture size, or the same network from Keras."""
+    """A published module and its image size, or the same network from Keras."""
     import keras
 
     import kerasmtl as kt
@@ -73,7 +73,7 @@ def copy_weights(layer: Any, peer: Any, size: int) -> None:
 
 
 def tfsm(hub: bool, trainable: bool) -> tuple[Any, int]:
-    """A published module and its picture size, or the same in Keras' own layer for it."""
+    """A published module and its image size, or the same in Keras' own layer for it."""
     import keras
 
     if hub:

@@ -2,7 +2,7 @@
 
     python benchmarks/million_rows.py [--rows 1000000] [--tasks 20] [--write]
 
-The file is generated in a temporary folder; a child process does the work. The pictures do not
+The file is generated in a temporary folder; a child process does the work. The images do not
 exist: what is checked is every cell, duplicates, coverage and the audit of missing labels.
 """
 

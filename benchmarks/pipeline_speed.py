@@ -2,10 +2,10 @@
 
     python benchmarks/pipeline_speed.py [--rounds 9] [--photos FOLDER] [--write]
 
-The same JPEGs, size and batch; each epoch reads and decodes every picture (no cache on either side,
+The same JPEGs, size and batch; each epoch reads and decodes every image (no cache on either side,
 files in the operating system's cache), in turn A B B A; medians, and the ratio pair by pair. Small:
-pictures drawn at 128 pixels, and photographs of 1280 x 720 if they are at hand. Large: the same
-photographs (or drawn pictures) enlarged to 1920 x 1080 and 4000 x 3000 with the noise of a sensor.
+images drawn at 128 pixels, and photographs of 1280 x 720 if they are at hand. Large: the same
+photographs (or drawn images) enlarged to 1920 x 1080 and 4000 x 3000 with the noise of a sensor.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def enlarged(image: Image.Image, width: int, height: int, rng: np.random.Generat
     return Image.fromarray(pixels.clip(0, 255).astype("uint8"))
 
 
-def folder_of(pictures: list[Image.Image], copies: int, folder: Path) -> float:
+def folder_of(images: list[Image.Image], copies: int, folder: Path) -> float:
     """Two folders of classes with JPEGs of quality 90, and a labels.csv; the mean kB of a file."""
     rows = []
-    for number in range(copies * len(pictures)):
+    for number in range(copies * len(images)):
         name = f"{'ab'[number % 2]}/{number:05d}.jpg"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if number < len(pictures):
-            pictures[number].save(folder / name, "JPEG", quality=90)
+        if number < len(images):
+            images[number].save(folder / name, "JPEG", quality=90)
         else:
-            earlier = number % len(pictures)
+            earlier = number % len(images)
             (folder / name).write_bytes((folder / rows[earlier][0]).read_bytes())
         rows.append((name, number % 2))
     with (folder / "labels.csv").open("w", newline="") as file:
@@ -69,7 +69,7 @@ def folder_of(pictures: list[Image.Image], copies: int, folder: Path) -> float:
     return statistics.mean((folder / name).stat().st_size for name, _ in rows) / 1000
 
 
-Epoch = Callable[[], tuple[float, float]]  # seconds and seconds of the processor, a picture
+Epoch = Callable[[], tuple[float, float]]  # seconds and seconds of the processor, an image
 
 
 def epochs(folder: Path, size: int) -> tuple[Epoch, Epoch, Epoch]:
@@ -102,7 +102,7 @@ def _decoded(paths: list[str]) -> tf.data.Dataset:
 
 
 def compare(folder: Path, size: int, rounds: int) -> tuple[float, float, float, float, float]:
-    """Median pictures a second of both; median ratios of speed and of the processor's time, and of
+    """Median images a second of both; median ratios of speed and of the processor's time, and of
     the processor's time to that of the decoder at 1/8."""
     ours, theirs, least = epochs(folder, size)
     ours(), theirs(), least()
@@ -128,7 +128,7 @@ def photographs(folder: Path, count: int) -> list[Image.Image]:
 
 
 def cases(args: argparse.Namespace) -> list[tuple[str, list[Image.Image], int, int]]:
-    """Name, pictures, copies of each, and the size that they are read at."""
+    """Name, images, copies of each, and the size that they are read at."""
     rng = np.random.default_rng(0)
     small = [drawn(rng, 128, 128) for _ in range(200)]
     photos = photographs(Path(args.photos), 24)
@@ -154,13 +154,13 @@ def cases(args: argparse.Namespace) -> list[tuple[str, list[Image.Image], int, i
 def section(args: argparse.Namespace) -> str:
     """The section of RESULTS.md."""
     lines = [
-        "| JPEGs | kB each | read at | make_dataset, pictures/s | image_dataset_from_directory, "
+        "| JPEGs | kB each | read at | make_dataset, images/s | image_dataset_from_directory, "
         "pictures/s | ratio | by processor time | decoder alone |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, pictures, copies, size in cases(args):
+    for name, images, copies, size in cases(args):
         with tempfile.TemporaryDirectory() as folder:
-            kilobytes = folder_of(pictures, copies, Path(folder))
+            kilobytes = folder_of(images, copies, Path(folder))
             own, other, ratio, worked, most = compare(Path(folder), size, args.rounds)
         lines.append(
             f"| {name} | {kilobytes:.0f} | {size} | {own:,.0f} | {other:,.0f} | {ratio:.2f} | "

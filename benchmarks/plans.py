@@ -32,20 +32,20 @@ TEST = 2000
 SEED_OF_TEST, SEED_OF_VALIDATION, SEED_OF_TRAINING = 940_000, 950_000, 960_000
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 def _draw(folder: Path, seed: int, index: int) -> str:
     from kerasmtl.datasets.street_scenes.draw import LABELS, draw_scene
 
-    picture, labels = draw_scene(np.random.default_rng([seed, index]))
+    image, labels = draw_scene(np.random.default_rng([seed, index]))
     name = f"{seed}/{index}.png"
-    picture.save(folder / name)
+    image.save(folder / name)
     return ",".join([name, *(str(labels[label]) for label in LABELS)])
 
 
 def drawn(folder: Path, seed: int, count: int, workers: int) -> Path:
-    """A CSV of that many pictures, which are drawn if the folder has none of that seed."""
+    """A CSV of that many images, which are drawn if the folder has none of that seed."""
     from kerasmtl.datasets.street_scenes.draw import LABELS
 
     path = folder / f"{seed}_{count}.csv"
@@ -145,7 +145,7 @@ def section(results: dict[tuple[str, int], list[dict]], args: argparse.Namespace
             f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras "
             f"{keras.__version__}.",
             "Drawn street scenes, the embedded extractor, a head of 512 units; macro AUC on "
-            f"{TEST:,} test pictures, mean and range of {args.seeds} seeds; epochs trained.",
+            f"{TEST:,} test images, mean and range of {args.seeds} seeds; epochs trained.",
             "\n".join(lines),
             f"The best fixed plan less `auto` (wanted: 0.01 or less): {verdict}.",
             f"`gradual` less `head` (wanted: not below 0 at the least, 0.02 or more at the most): "
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plans", nargs="+", default=list(PLANS))
-    parser.add_argument("--folder", type=Path, help="where pictures and runs are kept")
+    parser.add_argument("--folder", type=Path, help="where images and runs are kept")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--machine", default=f"{os.cpu_count()} cores {platform.machine()}")
     parser.add_argument("--write", action="store_true", help="keep the table in RESULTS.md")

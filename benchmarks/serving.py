@@ -3,7 +3,7 @@
     python benchmarks/serving.py [--seconds 60] [--clients 32] [--write]
 
 The model is the tiny backbone with the tasks of the street scenes, untrained: weights do not
-change the speed. Each client sends one picture of the street scenes per request, over one
+change the speed. Each client sends one image of the street scenes per request, over one
 connection, and waits for the answer. "One at a time" is one client, with and without batching.
 """
 
@@ -75,8 +75,8 @@ def asked(connection: socket.socket, request: bytes) -> bool:
     return answer.startswith(b"HTTP/1.1 200") and b"predictions" in answer
 
 
-def request(picture: Path) -> bytes:
-    instance = {"b64": base64.b64encode(picture.read_bytes()).decode()}
+def request(image: Path) -> bytes:
+    instance = {"b64": base64.b64encode(image.read_bytes()).decode()}
     body = json.dumps({"instances": [instance]}).encode()
     head = f"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
@@ -113,8 +113,8 @@ def measured(
     folder: Path, servers: dict[str, tuple[int, tuple[str, ...]]], seconds: float
 ) -> dict[str, dict[str, float]]:
     """What each server does with its clients, by turns, so that all meet the same machine."""
-    pictures = sorted(PICTURES.glob("*.jpg"))[:64]
-    requests = [request(picture) for picture in pictures]
+    images = sorted(PICTURES.glob("*.jpg"))[:64]
+    requests = [request(image) for image in images]
     running = {name: Server(folder, "--name", "m", *given) for name, (_, given) in servers.items()}
     times: dict[str, list[float]] = {name: [] for name in servers}
     failed = dict.fromkeys(servers, 0)
@@ -163,7 +163,7 @@ def section(rows: dict[str, dict[str, float]], seconds: float, machine: str) -> 
         [
             HEADING,
             f"`python benchmarks/serving.py --write`, {time.strftime('%Y-%m-%d')}, {machine}, "
-            f"Python {platform.python_version()}; one picture a request, {seconds:g} s each in "
+            f"Python {platform.python_version()}; one image a request, {seconds:g} s each in "
             f"{ROUNDS} turns, after {WARM_UP} s that do not count, clients "
             "and server on the same cores.",
             "\n".join(lines),
@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--size", type=int, default=64, help="of the model's pictures, in pixels")
+    parser.add_argument("--size", type=int, default=64, help="of the model's images, in pixels")
     parser.add_argument("--machine", default=f"{os.cpu_count()} cores {platform.machine()}")
     parser.add_argument("--write", action="store_true", help="keep the table in RESULTS.md")
     args = parser.parse_args()

@@ -3,7 +3,7 @@
     python benchmarks/transfer.py            # prints a table
     python benchmarks/transfer.py --write    # and keeps it in benchmarks/RESULTS.md
 
-Every contestant sees the same pictures, and takes the epoch that is best on the validation set.
+Every contestant sees the same images, and takes the epoch that is best on the validation set.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ EXTRACTOR = HERE.parent / "saved_models" / "tiny" / "1"
 HEADING = "## Transfer: is the embedded extractor worth it?"
 SEED_OF_TEST, SEED_OF_VALIDATION, SEED_OF_TRAINING = 910_000, 920_000, 930_000
 
-Pictures = np.ndarray
+Images = np.ndarray
 Labels = np.ndarray
-Part = tuple[Pictures, Labels]
+Part = tuple[Images, Labels]
 Contestant = Callable[[Part, Part, Part, int], np.ndarray]
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 def _one(seed: int, index: int) -> tuple[np.ndarray, list[int]]:
-    picture, labels = draw_scene(np.random.default_rng([seed, index]))
-    return np.asarray(picture), [labels[name] for name in LABELS]
+    image, labels = draw_scene(np.random.default_rng([seed, index]))
+    return np.asarray(image), [labels[name] for name in LABELS]
 
 
 def draw(seed: int, count: int, workers: int) -> Part:
     """Pictures in [0, 1] and their full labels."""
     with multiprocessing.Pool(workers) as pool:
         pairs = pool.map(partial(_one, seed), range(count), chunksize=20)
-    pictures, labels = zip(*pairs, strict=True)
-    return np.stack(pictures).astype(np.float32) / 255.0, np.array(labels)
+    images, labels = zip(*pairs, strict=True)
+    return np.stack(images).astype(np.float32) / 255.0, np.array(labels)
 
 
 def areas(truth: Labels, scores: np.ndarray) -> np.ndarray:
@@ -62,8 +62,8 @@ def areas(truth: Labels, scores: np.ndarray) -> np.ndarray:
 def mean_colours(train: Part, validation: Part, test: Part, seed: int) -> np.ndarray:
     """Logistic regression on the mean and the spread of each colour channel."""
 
-    def describe(pictures: Pictures) -> np.ndarray:
-        return np.hstack([pictures.mean((1, 2)), pictures.std((1, 2))])
+    def describe(images: Images) -> np.ndarray:
+        return np.hstack([images.mean((1, 2)), images.std((1, 2))])
 
     inputs, unseen = _standardised(describe(train[0]), describe(test[0]))
     models = [LogisticRegression().fit(inputs, truth) for truth in train[1].T]
@@ -134,11 +134,11 @@ def _head(extractor: Callable, train: Part, validation: Part, test: Part,
           seed: int) -> np.ndarray:  # fmt: skip
     import keras
 
-    def features(pictures: Pictures) -> np.ndarray:
-        parts = [extractor(pictures[k : k + 100]) for k in range(0, len(pictures), 100)]
+    def features(images: Images) -> np.ndarray:
+        parts = [extractor(images[k : k + 100]) for k in range(0, len(images), 100)]
         return np.concatenate([np.asarray(part) for part in parts])
 
-    # Each picture and its mirror image: what random flips are to the contestants trained whole.
+    # Each image and its mirror image: what random flips are to the contestants trained whole.
     both = np.concatenate([train[0], train[0][:, :, ::-1]])
     inputs, held, unseen = _standardised(*map(features, (both, validation[0], test[0])))
     truth = np.concatenate([train[1], train[1]])
@@ -250,7 +250,7 @@ def section(results: dict[str, np.ndarray], args: argparse.Namespace) -> str:
             f"{versions}Keras {keras.__version__}.",
             f"{args.train} fully labelled street scenes to learn from, {args.validation} to choose "
             f"the epoch (the same rule for all), {args.test} to test; area under the ROC curve, "
-            f"mean of {args.seeds} seeds, each with training and validation pictures of its own.",
+            f"mean of {args.seeds} seeds, each with training and validation images of its own.",
             table(results),
             f"The frozen extractor gains {frozen - scratch:+.3f} macro AUC over the same network "
             f"from random weights (wanted: 0.05 or more), and {frozen - random:+.3f} over its own "
@@ -262,7 +262,7 @@ def section(results: dict[str, np.ndarray], args: argparse.Namespace) -> str:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--train", type=int, default=300, help="labelled pictures to learn from")
+    parser.add_argument("--train", type=int, default=300, help="labelled images to learn from")
     parser.add_argument("--validation", type=int, default=300)
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)

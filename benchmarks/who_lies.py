@@ -1,4 +1,4 @@
-"""The same predictions and holes, scored by kerasmtl and as others score them: who tells the truth?
+"""The same predictions and missing labels, scored by kerasmtl and as others score them.
 
     python benchmarks/who_lies.py [--rows 4000] [--write]
 
@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 
 import kerasmtl as kt
 
-HEADING = "## Who lies: one set of predictions with holes, scored by all"
+HEADING = "## Who lies: one set of predictions with missing labels, scored by all"
 TASKS, MISSING = 6, 0.3
 
 

@@ -69,7 +69,7 @@ def simulate(rng: np.random.Generator, count: int) -> tuple[pd.DataFrame, pd.Dat
 
 
 def table(seed: int, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table as one would have it, with holes, and the same rows with nothing hidden."""
+    """Return the table with missing labels, and the same rows with nothing hidden."""
     rng = np.random.default_rng(seed)
     readings, faults = simulate(rng, count)
     ends = np.round(np.cumsum(list(SPLITS.values())) * count).astype(int)

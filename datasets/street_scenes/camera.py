@@ -13,11 +13,11 @@ from kerasmtl.datasets.street_scenes.palette import Dice, log_uniform
 
 def photograph(canvas: Canvas, dice: Dice, rng: np.random.Generator) -> Image.Image:
     """Reduce the canvas to its final size under some light, weather and camera."""
-    picture = canvas.image.reduce(SUPERSAMPLE)
+    image = canvas.image.reduce(SUPERSAMPLE)
     scale = canvas.size / 128
     if dice.random() < 0.4:
-        picture = picture.filter(ImageFilter.GaussianBlur(scale * log_uniform(dice, 0.3, 1.2)))
-    light = np.asarray(picture, np.float32)
+        image = image.filter(ImageFilter.GaussianBlur(scale * log_uniform(dice, 0.3, 1.2)))
+    light = np.asarray(image, np.float32)
     light = _daylight(light, canvas, dice, rng)
     if dice.random() < 0.25:
         fog = np.float32(dice.uniform(120, 225))

@@ -14,7 +14,7 @@ SUPERSAMPLE = 2
 CLEARLY_SEEN, HARDLY_SEEN = 0.5, 0.06
 
 Point = tuple[float, float]
-# Where (as a share of the picture), how far, and in which colour a lamp shines.
+# Where (as a share of the image), how far, and in which colour a lamp shines.
 Glow = tuple[float, float, float, Colour]
 
 CIRCLE = [(math.cos(k * math.pi / 10), math.sin(k * math.pi / 10)) for k in range(20)]
@@ -41,7 +41,7 @@ STROKES: dict[str, list[list[Point]]] = {
 
 
 class Canvas:
-    """A picture at twice its final size, and a map of which object is seen at each pixel.
+    """An image at twice its final size, and a map of which object is seen at each pixel.
 
     Owner 0 is scenery; every object whose visibility matters gets an owner of its own.
     """

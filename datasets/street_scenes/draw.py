@@ -2,7 +2,7 @@
 
     python datasets/street_scenes/draw.py OUT_DIR --count 1200
 
-Picture i depends on the seed, the size and i alone, whatever the count or the number of workers.
+Image i depends on the seed, the size and i alone, whatever the count or the number of workers.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ COVERAGE = {"pedestrian": 0.95, "car": 0.85, "stop_sign": 0.70, "traffic_light":
 SPLITS = {"train": 0.65, "val": 0.15, "test": 0.20}
 SHARES = {"pedestrian": 0.45, "car": 0.45, "stop_sign": 0.40, "traffic_light": 0.42}
 MISSING = "?"
-# The streams of random numbers beside those of the pictures.
+# The streams of random numbers beside those of the images.
 STREAM_OF_SPLITS, STREAM_OF_HOLES = 1 << 40, 1 << 41
 
-# Drawer, height in metres, and the least and greatest height as a share of the picture.
+# Drawer, height in metres, and the least and greatest height as a share of the image.
 LABELLED: dict[str, tuple[Drawer, float, float, float]] = {
     "pedestrian": (pedestrian, 1.7, 0.32, 0.95),
     "car": (car, 1.5, 0.2, 0.6),
@@ -45,7 +45,7 @@ LABELLED: dict[str, tuple[Drawer, float, float, float]] = {
     "traffic_light": (traffic_light, 1.0, 0.18, 0.5),
 }
 
-# How far down the picture an object stands, and what draws it.
+# How far down the image an object stands, and what draws it.
 Item = tuple[float, Callable[[], None]]
 
 
@@ -53,7 +53,7 @@ def draw_scene(rng: np.random.Generator, size: int = 128) -> tuple[Image.Image, 
     """Draw one scene, and tell which of the four labels can be seen in it.
 
     What is to be seen is settled first, each label by itself; the scene is drawn again until at
-    least half of one object of each such label is in the picture and not hidden.
+    least half of one object of each such label is in the image and not hidden.
     """
     dice = random.Random(int(rng.integers(1 << 62)))
     wanted = [label for label in LABELS if dice.random() < SHARES[label]]
@@ -164,7 +164,7 @@ def _on_pole(canvas: Canvas, dice: Dice, horizon: float, drawer: Drawer, metres:
 
 
 def split_and_hide(labels: np.ndarray, seed: int) -> tuple[list[str], np.ndarray]:
-    """Share pictures out among the splits, and choose at random which labels are known.
+    """Share images out among the splits, and choose at random which labels are known.
 
     In each split each task keeps its share of the known cells, of ones as of zeros, and at least
     one of both where there are any.
@@ -195,7 +195,7 @@ def write_dataset(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     width = max(5, len(str(count - 1)))
     names = [f"images/{index:0{width}d}.jpg" for index in range(count)]
-    job = partial(_write_picture, folder, seed, size, quality)
+    job = partial(_write_image, folder, seed, size, quality)
     labels = np.zeros((count, len(LABELS)), np.int8)
     # The workers leave Ctrl-C to this process.
     with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
@@ -207,12 +207,12 @@ def write_dataset(
     _write_csv(folder / "labels.csv", names, splits, labels, known)
 
 
-def _write_picture(
+def _write_image(
     folder: Path, seed: int, size: int, quality: int, item: tuple[int, str]
 ) -> tuple[int, ...]:
     index, name = item
-    picture, labels = draw_scene(np.random.default_rng([seed, index]), size)
-    picture.save(folder / name, quality=quality, optimize=True)
+    image, labels = draw_scene(np.random.default_rng([seed, index]), size)
+    image.save(folder / name, quality=quality, optimize=True)
     return tuple(labels.values())
 
 
@@ -224,7 +224,7 @@ def _with_progress(rows: Iterable[tuple[int, ...]], count: int) -> Iterable[tupl
         if now - shown > 0.5 or number == count:
             pace = number / max(now - began, 1e-6)
             left = (count - number) / pace
-            text = f"\r{number}/{count} pictures, {pace:.0f}/s, {left:.0f} s left "
+            text = f"\r{number}/{count} images, {pace:.0f}/s, {left:.0f} s left "
             print(text, end="\n" if number == count else "", file=sys.stderr, flush=True)
             shown = now
 
@@ -246,9 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, help="a new or empty folder")
-    parser.add_argument("--count", type=int, default=1200, help="pictures, up to 1000000")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other pictures")
-    parser.add_argument("--size", type=int, default=128, help="side of a picture in pixels")
+    parser.add_argument("--count", type=int, default=1200, help="images, up to 1000000")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
+    parser.add_argument("--size", type=int, default=128, help="side of an image in pixels")
     parser.add_argument("--quality", type=int, default=84, help="of the JPEG files, 1 to 95")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(arguments)

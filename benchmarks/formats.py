@@ -77,8 +77,8 @@ def trained(train: kt.Manifest, val: kt.Manifest, seed: int, folder: Path) -> ke
     return kt.load_model(folder / "model.keras")
 
 
-def pictures(manifest: kt.Manifest, model: keras.Model) -> np.ndarray:
-    """All pictures of a manifest in its order, (rows, height, width, 3) float32."""
+def images_of(manifest: kt.Manifest, model: keras.Model) -> np.ndarray:
+    """Return all images of a manifest in its order, (rows, height, width, 3) float32."""
     return np.concatenate([x for x, _ in kt.make_dataset(manifest, model.input_shape[1:3])])
 
 
@@ -150,7 +150,7 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
     train, val, test = manifest.split(seed=args.seed)
     model = trained(train, val, args.seed, folder)
     names = [task.name for task in manifest.tasks]
-    samples = pictures(train.take(range(300)), model)
+    samples = images_of(train.take(range(300)), model)
     made = {to: written(model, names, to, folder / "all", samples) for to in NAMES}
     first = accuracy_table(args, model, made, val, test)
     apart = {to: [] for to in COMPARED}
@@ -172,15 +172,15 @@ def accuracy_table(
     """Size, macro AUC on full labels, decisions that agree with Keras, and latency."""
     full = pd.read_csv(dataset_csv("street_scenes").with_name("labels_full.csv"))
     truth = full.set_index("image").loc[[str(image) for image in test.names]]
-    images = pictures(test, model)
+    images = images_of(test, model)
     wanted = by_task(model.predict(images, verbose=0), test.tasks)
-    checked = by_task(model.predict(pictures(val, model), verbose=0), test.tasks)
+    checked = by_task(model.predict(images_of(val, model), verbose=0), test.tasks)
     half, best = dict.fromkeys(wanted, 0.5), best_limits(val, checked)
     runs = {to: [predict] for to, (_, predict) in made.items()}
     times = [milliseconds(runs, images[:size], args.rounds) for size in SIZES]
     lines = [
         "| format | MB | macro AUC | largest difference | decisions the same, at 0.5 | at the best "
-        "F1 | one picture (ms) | 32 pictures (ms) |",
+        "F1 | one image (ms) | 32 images (ms) |",
         "| --- |" + " ---: |" * 7,
     ]
     for to, (path, predict) in made.items():
@@ -196,7 +196,7 @@ def accuracy_table(
             f"{same[0]:.1%} | {same[1]:.1%} | {times[0][to]:.1f} | {times[1][to]:.0f} |"
         )
     return "\n".join(lines) + (
-        f"\n\n{len(images)} test pictures, {len(wanted)} tasks. The best F1 is that on validation "
+        f"\n\n{len(images)} test images, {len(wanted)} tasks. The best F1 is that on validation "
         "labels. litert-int8: " + _changed(wanted, runs["litert-int8"][0], images)
     )
 
@@ -238,7 +238,7 @@ def separate_table(
             f"{sum(size_of(p) for p, _ in apart[to]) / 1e6:.2f} | {one:.1f} | {each:.1f} | "
             f"{each / one:.1f} |"
         )
-    return "\n".join(lines) + f"\n\nOne picture, all {count} answers."
+    return "\n".join(lines) + f"\n\nOne image, all {count} answers."
 
 
 def sections(tables: tuple[str, str], args: argparse.Namespace) -> list[str]:

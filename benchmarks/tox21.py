@@ -1,4 +1,4 @@
-"""Twelve tasks with holes: the model of the template multitask-tabular on Tox21.
+"""Twelve tasks with missing labels: the model of the template multitask-tabular on Tox21.
 
     python benchmarks/tox21.py [--seeds 5] [--write]    # the table, on the test file
     python benchmarks/tox21.py --choose [--write]       # how the settings were chosen
@@ -32,7 +32,7 @@ from kerasmtl.cli.new import new_project
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data" / "tox21"
-HEADING = "## Tox21: twelve tasks with holes"
+HEADING = "## Tox21: twelve tasks with missing labels"
 CHOICE = "## Tox21: the choice, on validation rows"
 WANTED = 0.826
 VALIDATION = 1000  # rows of the training file, of 6,472
@@ -166,7 +166,7 @@ def missing_as_negative(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed:
     return scores(learn(filled, seed, len(train)), test)
 
 
-def holes_dropped(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) -> np.ndarray:
+def missing_dropped(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) -> np.ndarray:
     """The same network, on the rows without any hole."""
     whole = train.take(np.flatnonzero(~np.isnan(train.labels).any(axis=1)))
     return scores(learn(whole, seed, len(train)), test)
@@ -185,7 +185,7 @@ def separate_networks(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: i
 CONTESTANTS = {
     "one network, sum over known": one_network,
     "one network, missing as negative": missing_as_negative,
-    "one network, rows with any hole dropped": holes_dropped,
+    "one network, rows with any missing label dropped": missing_dropped,
     "12 separate networks of the same size": separate_networks,
 }
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from kerasmtl.data.manifest import Manifest
     from kerasmtl.models.hub_layer import HubLayer
-    from kerasmtl.training.record import Trained
+    from kerasmtl.training.record import TrainingRecord
 
 Pixels = Annotated[int, Field(gt=0)]
 Code = str | int | float
@@ -236,7 +236,7 @@ class Project(Settings):
             input_range=self.model.input_range,
         )
 
-    def manifest(self, trained: Trained | None = None, every_row: bool = False) -> Manifest:
+    def manifest(self, trained: TrainingRecord | None = None, every_row: bool = False) -> Manifest:
         """The labels file, read and checked.
 
         With `on_invalid_image = "skip"` every image is read once, and the rows of those that are
@@ -304,10 +304,10 @@ class Project(Settings):
 
         Example: see train.py of a generated project.
         """
-        from kerasmtl.training.record import Trained
+        from kerasmtl.training.record import TrainingRecord
 
         self._check_present((train, val, test))
-        record = Trained.of(
+        record = TrainingRecord.of(
             (train, val, test),
             self.training.seed,
             self.labels_csv,
@@ -330,7 +330,7 @@ class Project(Settings):
             sha256 = ""
         return {"handle": self.model.backbone, "sha256": sha256}
 
-    def trained(self, run: str | None = None) -> Trained:
+    def trained(self, run: str | None = None) -> TrainingRecord:
         """What a model was trained on: that of `checkpoint`, or of the run of that name.
 
         Without a record, which a train.py of one's own may not have written, it is what the labels
@@ -339,10 +339,10 @@ class Project(Settings):
         Raises:
             ValueError: the record is broken, or of the other kind of project.
         """
-        from kerasmtl.training.record import Trained, load_trained, record_file
+        from kerasmtl.training.record import TrainingRecord, load_record, record_file
 
         kept = self.checkpoint if run is None else self._folder / "runs" / run / CHECKPOINT
-        found = load_trained(kept)
+        found = load_record(kept)
         if found is None and run is not None:
             raise ValueError(
                 f"`run` must be a folder in runs/ with its model.json, got {run!r}: without it "
@@ -356,7 +356,7 @@ class Project(Settings):
                 stacklevel=2,
             )
             manifest = self.manifest()
-            return Trained.unrecorded(manifest.tasks, manifest.input, self.training.seed)
+            return TrainingRecord.unrecorded(manifest.tasks, manifest.input, self.training.seed)
         if found.input.kind != self.input.kind:
             raise ValueError(
                 f"`kind` of [input] in {FILE} must be {found.input.kind!r}, as of the model, got "

@@ -354,9 +354,9 @@ def trained_model(project: Project, trust: bool) -> keras.Model:
     """
     check_trained(project)
     from kerasmtl.models.build import load_model
-    from kerasmtl.training.record import load_trained
+    from kerasmtl.training.record import load_record
 
-    record = load_trained(project.checkpoint)
+    record = load_record(project.checkpoint)
     of = (record and record.backbone) or {}
     if of and _is_another(of, project):
         click.echo(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from kerasmtl.evaluation.calibration import Decision
     from kerasmtl.evaluation.report import Report
-    from kerasmtl.training.record import Trained
+    from kerasmtl.training.record import TrainingRecord
 
 LATEST = "latest"
 CHECKPOINT, STATE, SCORES = "model.keras", "state", "scores.json"
@@ -161,7 +161,7 @@ class Run:
             raise ValueError(reason) from error
 
 
-def begin_run(project: Path, record: Trained, tracking: str = "none") -> Run:
+def begin_run(project: Path, record: TrainingRecord, tracking: str = "none") -> Run:
     """Open the newest run, if it was interrupted and nothing has changed since, or else a new one.
 
     Args:
@@ -176,7 +176,7 @@ def begin_run(project: Path, record: Trained, tracking: str = "none") -> Run:
         ValueError: the package that `tracking` needs is not installed, or the newest run is under
             way in another process.
     """
-    from kerasmtl.training.record import load_trained, save_trained
+    from kerasmtl.training.record import load_record, save_record
 
     if tracking != "none" and find_spec(tracking) is None:
         raise ValueError(
@@ -189,7 +189,7 @@ def begin_run(project: Path, record: Trained, tracking: str = "none") -> Run:
         if _under_way(last):
             raise ValueError(f"`runs` must be of one training at a time, got {shown} under way.")
         changed = [name for name in KEPT if _read(project / name) != _read(last.folder / name)]
-        then = load_trained(last.checkpoint)
+        then = load_record(last.checkpoint)
         changed += [] if then is None else record.changes_since(then)
         if not changed:
             print(f"Resuming {shown}, which was interrupted.")
@@ -204,7 +204,7 @@ def begin_run(project: Path, record: Trained, tracking: str = "none") -> Run:
             shutil.copyfile(project / file, run.folder / file)
     if record.data is not None:
         record.data["run"] = run.folder.name
-    save_trained(record, run.checkpoint)
+    save_record(record, run.checkpoint)
     _point_latest(run.folder)
     print(f"New run: {os.path.relpath(run.folder, project)}")
     return run

@@ -63,7 +63,7 @@ def test_a_run_keeps_what_it_was_made_of_and_latest_points_to_it(project, tmp_pa
     assert not os.path.isabs(os.readlink(latest))
     assert (run.folder / "project.toml").read_bytes() == (tmp_path / "project.toml").read_bytes()
     record = json.loads((run.folder / "model.json").read_text())
-    assert record["columns"] == ["x"] and record["data"]["source"] == "t.csv"
+    assert record["input"]["kind"] == "table" and record["data"]["source"] == "t.csv"
 
 
 def test_nothing_is_overwritten_by_the_next_run(project):
@@ -71,7 +71,8 @@ def test_nothing_is_overwritten_by_the_next_run(project):
     fit(first)
     first.finish(REPORT)
     kept = {path.name: path.read_bytes() for path in first.folder.iterdir()}
-    assert set(kept) == {"project.toml", "model.json", "model.keras", "history.csv", "scores.json"}
+    names = "project.toml model.json split.csv model.keras history.csv scores.json"
+    assert set(kept) == set(names.split())
     second = start(project)
     fit(second, 1)
     assert second.folder != first.folder and len(folders(project)) == 2

@@ -8,7 +8,7 @@ import pytest
 from tables import load_table
 
 import kerasmtl as kt
-from kerasmtl.training.record import Trained, load_trained, save_trained
+from kerasmtl.training.record import TrainingRecord, load_record, save_record
 
 pytestmark = pytest.mark.filterwarnings("ignore:the part .* has no two different labels")
 TASKS = ["leak", kt.Task("grade", "multiclass")]
@@ -32,7 +32,7 @@ def table(folder, data, **options):
 
 
 def trained_on(rows, seed=0, **options):
-    return Trained.of(rows.split(seed=seed), seed=seed, **options)
+    return TrainingRecord.of(rows.split(seed=seed), seed=seed, **options)
 
 
 def contents(rows):
@@ -46,22 +46,28 @@ def record(tmp_path):
 
 
 def test_it_is_read_as_it_was_written(tmp_path, record):
-    _, trained = record
+    rows, trained = record
     (tmp_path / "runs").mkdir()
-    save_trained(trained, tmp_path / "runs" / "model.keras")
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["model.json"]
-    again = load_trained(tmp_path / "runs" / "model.keras")
+    save_record(trained, tmp_path / "runs" / "model.keras")
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"model.json", "split.csv"}
+    lines = (tmp_path / "runs" / "split.csv").read_text().splitlines()
+    assert lines[0] == "name,split" and lines[1].split(",")[1] in ("train", "val", "test")
+    again = load_record(tmp_path / "runs" / "model.keras")
     assert again.tasks == trained.tasks and again.input.features == ("x", "z")
     assert again.tasks[1].classes == ("a", "b", "c")
-    for name in ("rows", "parts"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(trained, name))
+    assert again.changes_since(trained) == []
+    parts = again.parts_of(rows)[0]
+    assert [contents(part) for part in parts.values()] == list(map(contents, rows.split()))
+    (tmp_path / "runs" / "split.csv").unlink()
+    with pytest.raises(ValueError, match="split.csv beside it.*train.py"):
+        load_record(tmp_path / "runs" / "model.keras")
 
 
 def test_no_record_is_none_and_a_broken_one_is_named(tmp_path):
-    assert load_trained(tmp_path / "model.keras") is None
+    assert load_record(tmp_path / "model.keras") is None
     (tmp_path / "model.json").write_text('{"tasks": 3')
-    with pytest.raises(ValueError, match=r"model.json` is no record of a training.*train.py"):
-        load_trained(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"model.json` must be the record.*train.py"):
+        load_record(tmp_path / "model.keras")
 
 
 @pytest.mark.parametrize("change", ["appended", "shuffled", "both"])
@@ -175,11 +181,10 @@ def test_a_copy_of_a_trained_image_is_not_scored(picture_folder):
         assert len(part) == 2 * len(before)
 
 
-def test_pictures_are_known_by_their_path(picture_folder):
+def test_images_are_known_by_their_path(picture_folder):
     path = picture_folder / "labels.csv"
     manifest = kt.Manifest.from_csv(path)
     trained = trained_on(manifest)
-    assert trained.columns is None
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *(f"./{line}" for line in reversed(lines))]))
     parts, notes = trained.parts_of(kt.Manifest.from_csv(path))

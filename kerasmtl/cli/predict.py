@@ -1,14 +1,15 @@
-"""Commands on a trained model: evaluate, export, predict."""
+"""Commands `evaluate` and `predict`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kerasmtl.cli.common import (
     as_json,
@@ -22,116 +23,11 @@ from kerasmtl.cli.common import (
 if TYPE_CHECKING:
     import keras
 
+    from kerasmtl.data.inputs import Input
     from kerasmtl.data.manifest import Manifest
     from kerasmtl.project import Project
-    from kerasmtl.serving.batch_predict import Done, Predictor
-    from kerasmtl.serving.predictor import Predicted
-
-Load = Callable[["Project"], "keras.Model"]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The options of `predict` that --out has."""
-
-    resume: bool = True
-    overwrite: bool = False
-    fail_on_bad: bool = False
-    batch_size: int | None = None
-    image_column: str | None = None
-    id_column: str | None = None
-
-    def check_unused(self) -> None:
-        """Raise ValueError if one was given: there is no --out."""
-        given = [name for name, value in asdict(self).items() if value != getattr(Wanted, name)]
-        if given:
-            names = ", ".join(
-                "--no-resume" if name == "resume" else f"--{name.replace('_', '-')}"
-                for name in given
-            )
-            raise ValueError(f"{names} belong to --out. Expected --out FILE with it.")
-
-
-def predict_into(
-    out: Path,
-    files: Sequence[str],
-    export: str | None,
-    folder: str,
-    wanted: Wanted,
-    load: Load,
-    as_json: bool,
-) -> None:
-    """Predict with an export, or else the project in `folder`, and say what was done.
-
-    Raises:
-        SystemExit: 1 if inputs are bad and that is to fail; 130 if interrupted.
-    """
-    from kerasmtl.serving.batch_predict import check_out
-
-    check_out(out, wanted.overwrite)  # before anything slow
-    predictor = make_predictor(export, folder, load, wanted.id_column)
-    from kerasmtl.serving.batch_predict import BATCH, how_to_go_on, predict_to_file
-    from kerasmtl.serving.predictor import ROWS
-
-    try:
-        done = predict_to_file(
-            predictor,
-            _inputs(files, predictor, wanted),
-            out,
-            batch_size=wanted.batch_size or (BATCH if predictor.columns is None else ROWS),
-            resume=wanted.resume,
-            overwrite=wanted.overwrite,
-            progress=not as_json,
-        )
-    except KeyboardInterrupt:
-        click.echo(f"\n{how_to_go_on(out)}", err=True)
-        raise SystemExit(130) from None
-    click.echo(json.dumps(asdict(done), default=str, indent=2) if as_json else _said(done))
-    if done.bad and wanted.fail_on_bad:
-        raise SystemExit(1)
-
-
-def make_predictor(
-    export: str | None, folder: str, load: Load, id_column: str | None = None
-) -> Predictor:
-    """What predicts: the export, or else the trained model of the project in `folder`."""
-    from kerasmtl.serving.predictor import export_predictor, model_predictor
-
-    if export is not None:
-        return export_predictor(export, id_column)
-    project = load_project(folder)
-    model, of = load(project), project.trained()
-    return model_predictor(
-        model,
-        of.tasks,
-        project.checkpoint,
-        input=of.input,
-        id_column=id_column,
-        thresholds=project.run.thresholds(),
-    )
-
-
-def _inputs(files: Sequence[str], predictor: Predictor, wanted: Wanted) -> Any:
-    from kerasmtl.serving.batch_predict import PictureInputs, RowInputs
-
-    if predictor.columns is None:
-        if wanted.id_column is not None:
-            raise ValueError("--id-column is for tables, and the model takes pictures.")
-        return PictureInputs(files, wanted.image_column or "image")
-    if wanted.image_column is not None:
-        raise ValueError("--image-column is for pictures, and the model takes rows of a table.")
-    of = predictor.input
-    return RowInputs(files, of.features, of.packed_bits, of.id_column)
-
-
-def _said(done: Done) -> str:
-    text = f"{done.rows} predictions in {done.out}"
-    if done.resumed:
-        text += f", {done.resumed} inputs of them from before"
-    if done.bad:
-        text += f"; {done.bad} inputs could not be used, see {done.quarantine}"
-    return text
-
+    from kerasmtl.serving.batch_predict import Source, Summary
+    from kerasmtl.serving.predictor import Prediction, Predictor
 
 trusting = click.option(
     "--trust",
@@ -209,18 +105,19 @@ def evaluate(
 
 
 def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest, Any, Any]:
-    """An export to score, the rows of a part of the run that it is of, and its thresholds."""
-    from kerasmtl.serving.predictor import ExportScorer, describe_export, export_predictor
+    """Return an export to score, the rows of a part of its run, their batches, its thresholds."""
+    from kerasmtl.export.description import check_version_folder, read_description
+    from kerasmtl.serving.predictor import ExportScorer, export_predictor
 
-    described = describe_export(folder)
+    described = read_description(check_version_folder(folder)) or {}
     rows = project.part(part, (described.get("data") or {}).get("run"))
-    scorer = ExportScorer(export_predictor(folder), rows.tasks)
+    scorer = ExportScorer(export_predictor(folder), rows)
     thresholds = {
         task["name"]: task["threshold"]
         for task in described.get("tasks", ())
         if task.get("threshold") is not None
     }
-    return scorer, rows, scorer.batches(rows), thresholds
+    return scorer, rows, scorer.batches(), thresholds
 
 
 @click.command()
@@ -229,28 +126,28 @@ def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest,
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write predictions here, .csv, .parquet or .jsonl; FILES may then be folders and lists, "
-    "too.",
+    help="Write predictions to this file: .csv, .parquet or .jsonl.",
 )
 @click.option(
     "--resume/--no-resume",
     default=True,
     show_default=True,
-    help="With --out: go on where an interrupted call stopped.",
+    help="With --out: continue where an interrupted call stopped.",
 )
 @click.option("--overwrite", is_flag=True, help="With --out: replace the file.")
 @click.option(
-    "--fail-on-bad", is_flag=True, help="With --out: end with 1 if some inputs cannot be used."
+    "--fail-on-bad", is_flag=True, help="With --out: exit with 1 if some inputs cannot be used."
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="With --out: inputs in one call of the model.  [default: 32; 1024 rows of a table]",
+    help="Inputs in one call of the model.  [default: 32 images, 1024 rows]",
 )
-@click.option("--image-column", help="With --out: a list's column of pictures.  [default: image]")
 @click.option(
-    "--id-column",
-    help="With --out: a table's column with the names of its rows.  [default: the project's]",
+    "--image-column", help="The column with the images, if FILES are CSVs.  [default: image]"
+)
+@click.option(
+    "--id-column", help="A table's column with the names of its rows.  [default: the project's]"
 )
 @in_project
 @trusting
@@ -260,89 +157,147 @@ def predict(
     files: tuple[str, ...],
     export_: str | None,
     out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    fail_on_bad: bool,
+    batch_size: int | None,
+    image_column: str | None,
+    id_column: str | None,
     folder: str,
     trust: bool,
     json_: bool,
-    **into_file: Any,
 ) -> None:
-    """Predictions for FILES, pictures or tables, from the trained model or an exported one.
+    """Predict for FILES with the trained model or an export.
 
-    With --out, any number of them: FILES are pictures, folders of pictures, CSVs that list
-    pictures, or tables. What is finished is kept when the command is interrupted, and the same
-    command goes on from there. What cannot be used is listed in OUT.quarantine.csv.
+    FILES are images, folders of images, CSVs that list images, or tables. With --out there may be
+    any number of them: what is finished is kept if the command is interrupted, and the same
+    command continues. Inputs that cannot be used are listed in OUT.errors.csv.
     """
-    wanted = Wanted(**into_file)
-    if out is not None:
-        predict_into(out, files, export_, folder, wanted, lambda p: trained_model(p, trust), json_)
+    if out is None:
+        _refuse(click.get_current_context(), ("resume", "overwrite", "fail_on_bad"))
+        absent = [file for file in files if not Path(file).exists()]
+        if len(absent) == len(files):  # said before TensorFlow and the model are loaded
+            _fail([(file, "absent") for file in absent])
+        predictor, source = _open(files, export_, folder, trust, image_column, id_column)
+        found = _predict_all(predictor, source, batch_size or predictor.batch_size)
+        _show(source.first, predictor, found, json_)
         return
-    wanted.check_unused()
-    _refuse_folders(files)
-    table = _is_table(export_, folder)
-    # What is wrong with a file is said before TensorFlow and the model are loaded.
-    bad = _bad_files(files, table)
-    good = [file for file in files if file not in bad]
-    found: dict[str, Predicted] = {}
-    if good:
-        from kerasmtl.serving.predictor import predict_images, predict_rows
+    from kerasmtl.serving.batch_predict import check_out, parts_of, predict_to_file
 
-        predictor = make_predictor(export_, folder, lambda p: trained_model(p, trust))
-        if table:
-            found = predict_rows(predictor, good)
-        else:
-            found, worse = predict_images(predictor, good)
-            bad |= worse
-    if json_:
-        click.echo(json.dumps(_as_json(files, found, bad, table), indent=2, ensure_ascii=False))
-    elif found:
-        decisions = [each.decisions for each in found.values()]
-        print_predictions("row" if table else "image", list(found), [*found.values()], decisions)
-    if bad:
-        for file, why in bad.items():
-            click.echo(f"Error: {file}: {why}", err=True)
+    check_out(out, overwrite)  # before the model is loaded
+    predictor, source = _open(files, export_, folder, trust, image_column, id_column)
+    try:
+        done = predict_to_file(
+            predictor,
+            source,
+            out,
+            batch_size=batch_size,
+            resume=resume,
+            overwrite=overwrite,
+            progress=not json_,
+        )
+    except KeyboardInterrupt:
+        kept = f"What is finished is in {parts_of(out)}; the same command continues from there."
+        click.echo(f"\nInterrupted. {kept}", err=True)
+        raise SystemExit(130) from None
+    click.echo(json.dumps(asdict(done), default=str, indent=2) if json_ else _summary(done))
+    if done.invalid and fail_on_bad:
         raise SystemExit(1)
 
 
-def _is_table(export_: str | None, folder: str) -> bool:
-    """Whether the model takes rows, without loading it."""
-    if export_ is None:
-        project = load_project(folder)
-        check_trained(project)
-        return project.input.kind == "table"
-    from kerasmtl.serving.predictor import describe_export
-
-    return (describe_export(export_).get("input") or {}).get("kind") == "table"
+def _refuse(context: click.Context, names: Sequence[str]) -> None:
+    """Raise ValueError if options that belong to --out were given without it."""
+    given = [n for n in names if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    options = [f"--{'no-' * (n == 'resume')}{n.replace('_', '-')}" for n in given]
+    if options:
+        raise ValueError(f"{', '.join(options)} must be used with --out FILE")
 
 
-def _bad_files(files: Sequence[str], table: bool) -> dict[str, str]:
-    from kerasmtl.data.image_files import image_fault
+def make_predictor(export: str | None, folder: str, trust: bool = False) -> Predictor:
+    """Make a predictor of an export, or else of the trained model of the project in `folder`."""
+    from kerasmtl.serving.predictor import export_predictor, model_predictor
 
-    def fault(file: str) -> str | None:
-        if table:
-            return None if Path(file).is_file() else "missing"
-        return image_fault(file)
-
-    faults = {file: fault(file) for file in files}
-    return {file: fault for file, fault in faults.items() if fault}
-
-
-def _as_json(
-    files: Sequence[str], found: Mapping[str, Predicted], bad: Mapping[str, str], table: bool
-) -> list[dict[str, Any]]:
-    """One object per image or row, in the order of the command line."""
-    first, values = ("row", "predictions") if table else ("image", "probabilities")
-    names = [*found, *bad] if table else [file for file in files if file in found or file in bad]
-    return [
-        {first: name, "error": bad[name]}
-        if name in bad
-        else {first: name, values: found[name], "decisions": found[name].decisions}
-        for name in names
-    ]
+    if export is not None:
+        return export_predictor(export)
+    project = load_project(folder)
+    model, of = trained_model(project, trust), project.trained()
+    thresholds = project.run.thresholds()
+    return model_predictor(model, of.tasks, project.checkpoint, of.input, thresholds)
 
 
-def _refuse_folders(files: Sequence[str]) -> None:
-    for file in files:
-        if Path(file).is_dir():
-            raise ValueError(f"`files` {file} is a folder. Expected --out FILE with it.")
+def _open(
+    files: Sequence[str],
+    export: str | None,
+    folder: str,
+    trust: bool,
+    image_column: str | None,
+    id_column: str | None,
+) -> tuple[Predictor, Source]:
+    """Load the model, and open files of the kind of its input."""
+    from kerasmtl.serving.batch_predict import ImageSource, TableSource
+
+    predictor = make_predictor(export, folder, trust)
+    of: Input = predictor.input
+    if of.kind not in ("image", "table"):
+        raise ValueError(f"`input` must be of kind 'image' or 'table', got {of.kind!r}")
+    if of.kind == "image":
+        if id_column is not None:
+            raise ValueError("--id-column must be left out: the model takes images")
+        return predictor, ImageSource(files, image_column or "image")
+    if image_column is not None:
+        raise ValueError("--image-column must be left out: the model takes rows of a table")
+    named = id_column or of.id_column
+    return predictor, TableSource(files, of.features, of.packed_bits, named)
+
+
+def _predict_all(
+    predictor: Predictor, source: Source, batch_size: int
+) -> list[tuple[str, Prediction | str]]:
+    """Return the name of each input, and what is predicted or why it cannot be used."""
+    from kerasmtl.serving.batch_predict import predict_chunk
+    from kerasmtl.serving.predictor import predictions
+
+    found: list[tuple[str, Prediction | str]] = []
+    for chunk in source.chunks(source.shard):
+        rows, outputs, reasons = predict_chunk(predictor, source, chunk, batch_size)
+        said = reasons | dict(zip(rows, predictions(predictor, outputs), strict=True))
+        found += [(name, said[row]) for row, name in enumerate(chunk.names)]
+    return found
+
+
+def _show(
+    first: str, predictor: Predictor, found: Sequence[tuple[str, Any]], as_json: bool
+) -> None:
+    good = [(name, each) for name, each in found if not isinstance(each, str)]
+    if as_json:
+        values = "probabilities" if predictor.input.kind == "image" else "predictions"
+        rows = [
+            {first: name, "error": each}
+            if isinstance(each, str)
+            else {first: name, values: each, "decisions": each.decisions}
+            for name, each in found
+        ]
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif good:
+        names, values = zip(*good, strict=True)
+        print_predictions(first, names, values, [each.decisions for each in values])
+    if len(good) < len(found):
+        _fail([(name, each) for name, each in found if isinstance(each, str)])
+
+
+def _fail(faults: Sequence[tuple[str, str]]) -> None:
+    for name, reason in faults:
+        click.echo(f"Error: {name}: {reason}", err=True)
+    raise SystemExit(1)
+
+
+def _summary(done: Summary) -> str:
+    text = f"{done.rows} predictions in {done.out}"
+    if done.resumed:
+        text += f"; {done.resumed} inputs were finished before"
+    if done.invalid:
+        text += f"; {done.invalid} inputs could not be used, see {done.errors}"
+    return text
 
 
 def trained_model(project: Project, trust: bool) -> keras.Model:

@@ -1,4 +1,10 @@
-"""Predictions for any number of pictures or rows, into a file, that can be interrupted."""
+"""Predictions for any number of files or rows, into one file.
+
+`predict_to_file` reads its inputs in parts of a fixed size, the shards, and writes the predictions
+for each of them aside and renames them into OUT.parts/. A call that is repeated after an
+interruption skips the shards that are there; at the end they are joined into OUT. Memory does not
+depend on the number of inputs.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +13,11 @@ import hashlib
 import json
 import os
 import shutil
-import stat
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,1008 +25,568 @@ import tensorflow as tf
 
 from kerasmtl.data.image_files import image_fault
 from kerasmtl.data.readers import file_format, iter_lines, read_columns, read_npz
-from kerasmtl.serving.predictor import BATCH, Predictor, joined
-from kerasmtl.utils.files import file_lock
+from kerasmtl.export.description import DECISION
+from kerasmtl.serving.predictor import Outputs, Predictor
+from kerasmtl.utils.files import Shards, atomic_file, file_lock, write_text
 from kerasmtl.utils.progress import progress_bar
-from kerasmtl.utils.tf import as_written
+from kerasmtl.utils.text import check_columns
+from kerasmtl.utils.tf import graph_fault
+from kerasmtl.utils.validation import check_count
 
-PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+FORMATS = (".csv", ".jsonl", ".parquet")
+SHARD, SHARD_OF_ROWS = 512, 8192  # inputs: what an interruption costs at most
+ERRORS = ("name", "line", "reason")
+# What TensorFlow raises for bytes that cannot be decoded.
+_INVALID = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.UnimplementedError)
 
+Columns = Sequence[tuple[str, str]]  # name and NumPy type; "str" for text
 
-def shown(path: str) -> str:
-    """A path as text that can be written anywhere."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
-
-def is_address(path: str) -> bool:
-    """Whether a path is one on the network: a letter or more, and "://"."""
-    scheme, sign, _ = path.partition("://")
-    return bool(sign) and scheme.isalnum()
-
-
-def walk(folder: str, around: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Pictures in a folder, then those of its folders; of one within that is shut, its own path."""
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-        status = os.stat(folder)
-    except OSError:
-        if not around:
-            raise
-        yield folder
-        return
-    around = (*around, (status.st_dev, status.st_ino))
-    for entry in entries:
-        if entry.name.lower().endswith(PICTURES) and not _is_folder(entry):
-            yield entry.path
-    for entry in entries:
-        if _is_folder(entry) and not _leads_back(entry, around):
-            yield from walk(entry.path, around)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _leads_back(entry: os.DirEntry[str], around: tuple[tuple[int, int], ...]) -> bool:
-    if not entry.is_symlink():
-        return False
-    status = entry.stat()
-    return (status.st_dev, status.st_ino) in around
-
-
-_GROUP = 2**16  # rows that a Parquet file keeps together
-
-Columns = Sequence[tuple[str, str]]  # name, NumPy type; "str" for text
-
-
-class Writer(Protocol):
-    """One format: a block, and the file made of all blocks."""
-
-    def write(self, path: Path, values: Mapping[str, Any]) -> None: ...
-
-    def join(self, blocks: Sequence[Path], path: Path) -> None: ...
-
-
-class _Csv:
-    def __init__(self, columns: Columns) -> None:
-        self._names = [name for name, _ in columns]
-
-    def write(self, path: Path, values: Mapping[str, Any]) -> None:
-        frame = pd.DataFrame({name: values[name] for name in self._names})
-        path.write_text(csv_lines(frame), encoding="utf-8", newline="")
-
-    def join(self, blocks: Sequence[Path], path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(self._names)
-        append(blocks, path)
-
-
-def csv_lines(frame: pd.DataFrame) -> str:
-    """Rows as lines of a CSV, without a header."""
-    texts = [frame[name] for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
-    # Python before 3.13 leaves a carriage return bare, which readers take for the end of a line.
-    bare = any("\r" in str(cell) for cells in texts for cell in cells)
-    quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-    return frame.to_csv(header=False, index=False, lineterminator="\n", quoting=quoting)
-
-
-class _JsonLines:
-    """An object by input in a line; a number that is not finite is null."""
-
-    def __init__(self, columns: Columns) -> None:
-        self._names = [name for name, _ in columns]
-
-    def write(self, path: Path, values: Mapping[str, Any]) -> None:
-        cells = [_as_json(values[name]) for name in self._names]
-        with path.open("w", newline="", encoding="utf-8") as file:
-            for row in zip(*cells, strict=True):
-                line = dict(zip(self._names, row, strict=True))
-                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-
-    def join(self, blocks: Sequence[Path], path: Path) -> None:
-        path.write_bytes(b"")
-        append(blocks, path)
-
-
-def _as_json(values: Any) -> list[Any]:
-    array = np.asarray(values)
-    if array.dtype.kind != "f":
-        return array.tolist()
-    # By way of text: 0.1 of float32 is then 0.1, not 0.10000000149011612.
-    return [float(text) if np.isfinite(float(text)) else None for text in array.astype(str)]
-
-
-class _Parquet:
-    def __init__(self, columns: Columns) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise ValueError(
-                "`out` needs pyarrow to become a Parquet file. Install it: pip install "
-                "'kerasmtl[parquet]', or write a .csv."
-            ) from error
-        self._arrow = pyarrow
-        types = [
-            pyarrow.string() if kind == "str" else pyarrow.from_numpy_dtype(np.dtype(kind))
-            for _, kind in columns
-        ]
-        self._schema = pyarrow.schema(
-            [(name, kind) for (name, _), kind in zip(columns, types, strict=True)]
-        )
-
-    def write(self, path: Path, values: Mapping[str, Any]) -> None:
-        table = self._arrow.table(
-            {name: values[name] for name in self._schema.names}, schema=self._schema
-        )
-        self._arrow.parquet.write_table(table, path)
-
-    def join(self, blocks: Sequence[Path], path: Path) -> None:
-        with self._arrow.parquet.ParquetWriter(path, self._schema) as file:
-            pending, rows = [], 0
-            for block in blocks:
-                pending.append(self._arrow.parquet.read_table(block, schema=self._schema))
-                rows += pending[-1].num_rows
-                if rows >= _GROUP:
-                    file.write_table(self._arrow.concat_tables(pending).combine_chunks())
-                    pending, rows = [], 0
-            if rows:
-                file.write_table(self._arrow.concat_tables(pending).combine_chunks())
-
-
-FORMATS = {".csv": _Csv, ".parquet": _Parquet, ".jsonl": _JsonLines}
-
-
-def writer_of(out: Path, columns: Columns) -> Writer:
-    """What writes a file of this name.
-
-    Raises:
-        ValueError: an unknown ending, or no pyarrow for Parquet.
-    """
-    kind = out.suffix.lower()
-    if kind not in FORMATS:
-        raise ValueError(
-            f"`out` {out} has another ending. Expected one of {', '.join(FORMATS)}. "
-            f"Received: {out.suffix!r}"
-        )
-    return FORMATS[kind](columns)
-
-
-def append(parts: Sequence[Path], path: Path) -> None:
-    """Put files behind one another, at the end of another one."""
-    with path.open("ab") as file:
-        for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, file)
-
-
-# What TensorFlow says of bytes that it cannot make a picture of.
-_BAD = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.UnimplementedError)
-
-Outputs = dict[str, np.ndarray]
-
-
-def predict_pieces(
-    predictor: Predictor,
-    pieces: Iterator[Piece],
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> Iterator[tuple[Piece, Outputs, dict[int, str]]]:
-    """By piece the outputs of its good pictures, and by position why the others are bad.
-
-    Reading runs on from one piece to the next; a batch never does, so that a call which goes on
-    after an interruption makes the same batches, and gets the same last digits.
-    """
-    waiting: list[Piece] = []  # handed to TensorFlow, and not whole yet
-    failed: list[Exception] = []
-    kept: list[tuple[np.ndarray, Outputs]] = []
-    whys: dict[int, str] = {}
-    first = passed = 0
-    for places, batch in _batches(predictor, _remembered(pieces, waiting, failed), batch_size):
-        advance(int(places[-1]) + 1 - passed)
-        passed = int(places[-1]) + 1
-        good, outputs, wrong = _on_good(predictor.call, batch)
-        whys |= {int(places[row]): why for row, why in wrong.items()}
-        if len(good):
-            kept.append((places[good], outputs))
-        # In order: of a piece that is passed, what has not come is bad.
-        while waiting and passed >= first + len(waiting[0]):
-            piece = waiting.pop(0)
-            found, kept = _split(kept, first + len(piece))
-            yield _finished(piece, first, found, whys)
-            first += len(piece)
-    if failed:
-        raise failed[0]
-    for piece in waiting:
-        found, kept = _split(kept, first + len(piece))
-        yield _finished(piece, first, found, whys)
-        first += len(piece)
-    advance(first - passed)
-
-
-def _remembered(
-    pieces: Iterator[Piece], waiting: list[Piece], failed: list[Exception]
-) -> Iterator[Piece]:
-    try:
-        for piece in pieces:
-            waiting.append(piece)
-            yield piece
-    except Exception as error:  # which TensorFlow would take for a bad picture, and ignore
-        failed.append(error)
-
-
-def _batches(
-    predictor: Predictor, pieces: Iterator[Piece], batch_size: int
-) -> Iterator[tuple[np.ndarray, tf.Tensor]]:
-    """Positions and pictures, decoded or as bytes; what cannot be read is left out."""
-
-    ends: list[int] = []
-
-    def named() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        start = 0
-        for piece in pieces:
-            ends.append(start + len(piece))
-            rows = [row for row, path in enumerate(piece.paths) if _special(path) is None]
-            paths = np.array([os.fsencode(piece.paths[row]) for row in rows], object)
-            yield start + np.array(rows, "int64"), paths
-            start += len(piece)
-
-    def read(place: tf.Tensor, path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return place, tf.io.read_file(path)
-
-    kinds = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((None,), tf.string))
-    found = tf.data.Dataset.from_generator(named, output_signature=kinds).unbatch()
-    found = found.map(as_written(read), tf.data.AUTOTUNE, deterministic=True).ignore_errors()
-    yield from _within(found.batch(batch_size).prefetch(tf.data.AUTOTUNE), ends, batch_size)
-
-
-def _within(
-    found: Iterable[tuple[tf.Tensor, tf.Tensor]], ends: list[int], batch_size: int
-) -> Iterator[tuple[np.ndarray, tf.Tensor]]:
-    """The same in batches that do not run over the end of a piece."""
-    places: np.ndarray = np.empty(0, "int64")
-    waiting: list[tf.Tensor] = []
-    for more, batch in found:
-        places = np.concatenate([places, more.numpy()])
-        waiting.append(batch)
-        while len(places):
-            end = ends[bisect_right(ends, places[0])]
-            inside = int(np.searchsorted(places, end))
-            if inside < batch_size and inside == len(places):
-                break  # more of this piece may come
-            whole = waiting[0] if len(waiting) == 1 else tf.concat(waiting, 0)
-            count = min(inside, batch_size)
-            yield places[:count], whole if count == len(places) else whole[:count]
-            places = places[count:]
-            waiting = [whole[count:]] if len(places) else []
-    if len(places):
-        yield places, waiting[0] if len(waiting) == 1 else tf.concat(waiting, 0)
-
-
-def _on_good(
-    call: Callable[[Any], Any], batch: tf.Tensor
-) -> tuple[np.ndarray, Outputs, dict[int, str]]:
-    """Which of a batch are good, their outputs, and why the others are not.
-
-    A batch that fails is halved until the bad ones stand alone.
-    """
-    rows = len(batch)
-    try:
-        return np.arange(rows), dict(call(batch)), {}
-    except _BAD as error:
-        if rows == 1:
-            return np.arange(0), {}, {0: _plain(error)}
-    half = rows // 2
-    good, outputs, wrong = _on_good(call, batch[:half])
-    more, others, worse = _on_good(call, batch[half:])
-    whys = wrong | {half + row: why for row, why in worse.items()}
-    parts = [part for part in (outputs, others) if part]
-    return np.concatenate([good, half + more]), joined(parts), whys
-
-
-def _split(
-    kept: list[tuple[np.ndarray, Outputs]], end: int
-) -> tuple[list[tuple[np.ndarray, Outputs]], list[tuple[np.ndarray, Outputs]]]:
-    """The batches before a position, and those from it on."""
-    before, after = [], []
-    for places, outputs in kept:
-        at = int(np.searchsorted(places, end))
-        if at:
-            before.append((places[:at], {name: part[:at] for name, part in outputs.items()}))
-        if at < len(places):
-            after.append((places[at:], {name: part[at:] for name, part in outputs.items()}))
-    return before, after
-
-
-def _finished(
-    piece: Piece,
-    first: int,
-    found: list[tuple[np.ndarray, Outputs]],
-    whys: dict[int, str],
-) -> tuple[Piece, Outputs, dict[int, str]]:
-    good = {int(place) - first for places, _ in found for place in places}
-    bad = {
-        row: _why(piece.names[row], piece.paths[row], whys.pop(first + row, None))
-        for row in range(len(piece))
-        if row not in good
-    }
-    return piece, joined([outputs for _, outputs in found]), bad
-
-
-def _why(name: str, path: str, said: str | None) -> str:
-    """Why a picture is bad: what Pillow finds, else what TensorFlow said, or says now."""
-    if is_address(name):
-        return "an address, and nothing is fetched"
-    fault = _special(path) or image_fault(path)
-    if fault or said:
-        return fault or str(said)
-    try:
-        data = tf.io.read_file(path)
-    except tf.errors.OpError as error:
-        return _plain(error)
-    return f"could not be read at first, and can be now ({len(data.numpy())} bytes)"
-
-
-def _special(path: str) -> str | None:
-    """What a path is that is no file: a pipe, say, on which a reader waits for ever."""
-    try:
-        mode = os.stat(path).st_mode
-    except ValueError:
-        return "no name that a file can have"
-    except OSError:
-        return None  # the reader says why
-    if stat.S_ISDIR(mode):
-        return "a folder" if os.access(path, os.R_OK | os.X_OK) else "a folder that cannot be read"
-    return None if stat.S_ISREG(mode) else "no regular file"
-
-
-def _plain(error: tf.errors.OpError) -> str:
-    text = (error.message or type(error).__name__).strip().splitlines()[0]
-    return text.partition("{{")[0].strip()[:300] or type(error).__name__
-
-
-_HASHED = 2**20  # bytes at once
+class InvalidInputError(Exception):
+    """An input that cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some inputs in a row: what each is called, its line or None, and where or what it is.
-
-    `paths` of pictures; `features` (inputs, columns) of rows, where `faults` names by position
-    those that cannot be used.
-    """
+class Chunk:
+    """Some inputs: their names, their lines in a file or None, and their paths or numbers."""
 
     names: list[str]
-    lines: list[int | None]
-    paths: list[str] = field(default_factory=list)
-    features: np.ndarray | None = None
-    faults: dict[int, str] = field(default_factory=dict)
+    lines: list[int] | None
+    items: list[str] | pd.DataFrame
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-class PictureInputs:
-    """The pictures of folders (with all folders in them, in order of their names) and files.
+class ImageSource:
+    """Image files: given themselves, in folders, or listed in a column of CSV files.
 
-    Links are followed, but for those that lead back to a folder around them. A folder within that
-    cannot be listed counts as one bad input.
+    Folders are searched with all their subfolders, in order of the names; links are followed. The
+    paths in a CSV start from its own folder.
 
-    A CSV names pictures in one of its columns, from its own folder on; CSVs and pictures do not
-    mix.
+    Args:
+        files: images and folders, or CSV files.
+        column: of the CSV files.
 
     Raises:
-        FileNotFoundError: a folder or file is absent.
-        ValueError: CSVs among others, or an address (https://…).
+        ValueError: CSV files among others.
     """
 
     first = "image"
+    shard = SHARD
 
-    def __init__(self, sources: Sequence[str], image_column: str = "image") -> None:
-        self._sources = list(sources)
-        self._column = image_column
-        tables = [source for source in sources if source.lower().endswith(".csv")]
-        self.has_lines = bool(tables)
-        if tables and len(tables) < len(sources):
-            raise ValueError(
-                "`files` are CSVs and others. Expected either. Received: "
-                f"{', '.join(self._sources[:5])}"
-            )
-        for source in sources:
-            if is_address(source):
-                raise ValueError(
-                    "`files` names an address, and nothing is fetched. Expected files or folders "
-                    f"of this machine. Received: {source}"
-                )
-            if not os.path.exists(source):
-                raise FileNotFoundError(f"`files` {source} does not exist.")
+    def __init__(self, files: Sequence[str], column: str = "image") -> None:
+        self._files, self._column = list(files), column
+        lists = [file for file in files if file.lower().endswith(".csv")]
+        self.has_lines = bool(lists)
+        if lists and len(lists) < len(files):
+            raise ValueError(f"`files` must be all CSV files or none, got {', '.join(files[:5])}")
 
-    def measure(self) -> tuple[int, str]:
-        """How many there are, and a hash over their names, sizes and times.
+    def measure(self, size: int) -> tuple[int, int, str]:
+        """Count inputs and chunks, and hash names, sizes and times.
 
         Raises:
-            ValueError: there are none, or a CSV is malformed.
+            FileNotFoundError: a file that was given is absent.
+            ValueError: there are no images, or a CSV file is malformed.
         """
+        for file in self._files:
+            if not os.path.exists(file):
+                raise FileNotFoundError(f"`files` {file} does not exist.")
         whole, count = hashlib.sha256(), 0
         for name, line, path in self._each():
-            try:
-                status = os.stat(path)
-                found = (status.st_size, status.st_mtime_ns)
-            except (OSError, ValueError):  # ValueError: no name that a file can have
-                found = None
-            whole.update(repr((name, line, path, found)).encode())
+            whole.update(repr((name, line, path, _state(path))).encode())
             count += 1
         if not count:
-            raise ValueError(
-                f"`files` hold no pictures. Expected {', '.join(PICTURES)}. "
-                f"Received: {', '.join(self._sources[:5])}"
-            )
-        return count, whole.hexdigest()
+            raise ValueError(f"`files` must be images, got none in {', '.join(self._files[:5])}")
+        return count, -(-count // size), whole.hexdigest()
 
-    def pieces(self, size: int, skip: int = 0) -> Iterator[Piece]:
-        """All from position `skip` on, `size` at a time."""
-        each = islice(self._each(), skip, None)
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Yield all inputs, `size` at a time."""
+        each = self._each()
         while some := list(islice(each, size)):
-            names, lines, paths = zip(*some, strict=True)
-            yield Piece(list(names), list(lines), list(paths))
+            names, lines, paths = map(list, zip(*some, strict=True))
+            yield Chunk(names, lines if self.has_lines else None, paths)
+
+    def load(self, paths: list[str]) -> np.ndarray:
+        """Return the bytes of files, (batch,); raises InvalidInputError."""
+        found = []
+        for path in paths:
+            if not os.path.isfile(path):  # such as a pipe, which would be waited for
+                raise InvalidInputError("not a file" if os.path.exists(path) else "absent")
+            try:
+                found.append(Path(path).read_bytes())
+            except OSError as error:
+                raise InvalidInputError(f"unreadable ({error.strerror})") from error
+        return np.array(found, dtype=object)
+
+    def reason(self, path: str, error: Exception) -> str:
+        """Say why an image was refused."""
+        if isinstance(error, InvalidInputError):
+            return str(error)
+        fault = image_fault(path)
+        return fault or (graph_fault(error) or str(error)).partition(". If it is an image")[0]
 
     def _each(self) -> Iterator[tuple[str, int | None, str]]:
-        for source in self._sources:
-            if os.path.isdir(source):
-                for path in walk(source):
-                    yield shown(path), None, path
+        for file in self._files:
+            if os.path.isdir(file):
+                yield from ((_printable(path), None, path) for path in find_images(file))
             elif self.has_lines:
-                yield from self._listed(Path(source))
+                rows = iter_lines(Path(file))
+                _, names = next(rows)
+                check_columns("image_column", [self._column], names, Path(file))
+                at = names.index(self._column)
+                for line, row in rows:
+                    yield row[at], line, os.path.join(os.path.dirname(file), row[at].strip())
             else:
-                yield shown(source), None, source
-
-    def _listed(self, source: Path) -> Iterator[tuple[str, int, str]]:
-        found = iter_lines(source)
-        _, names = next(found)
-        at = _position(names, self._column, source, "image_column")
-        for line, row in found:
-            name = row[at].strip()
-            yield name, line, os.path.join(source.parent, name)
+                yield _printable(file), None, file
 
 
-class RowInputs:
-    """The rows of tables: CSV and Parquet piece by piece, NPZ at once.
+class TableSource:
+    """The rows of CSV, Parquet and NPZ files: CSV and Parquet bit by bit, NPZ at once.
+
+    Args:
+        files: with all `columns`, among others.
+        columns: of the model, in order.
+        packed_bits: as of `kt.data.Table`.
+        id_column: the names of the rows; by default FILE:LINE.
 
     Raises:
-        FileNotFoundError, ValueError: a file is absent, or no table.
+        FileNotFoundError, ValueError: a file is absent, or is not a table.
     """
 
     has_lines = True
+    shard = SHARD_OF_ROWS
 
     def __init__(
         self,
-        sources: Sequence[str],
+        files: Sequence[str],
         columns: Sequence[str],
         packed_bits: bool = False,
         id_column: str | None = None,
     ) -> None:
-        self._sources = [Path(source) for source in sources]
-        self._columns = list(columns)
-        self._packed_bits = packed_bits
-        self._id_column = id_column
+        self._files = [Path(file) for file in files]
+        self._columns, self._packed, self._id = list(columns), packed_bits, id_column
+        self._needed = [*columns, *([id_column] if id_column else [])]
         self.first = "row" if id_column is None else "id"
-        for source in self._sources:
-            file_format(source)
+        for file in self._files:
+            file_format(file)
 
-    def measure(self) -> tuple[int, str]:
-        """How many rows there are, and a hash over the files.
+    def measure(self, size: int) -> tuple[int, int, str]:
+        """Count rows and chunks, and hash the files' sizes and times.
 
         Raises:
-            ValueError: there are none, a file is malformed or lacks a column.
+            ValueError: there are no rows, or a file is malformed or lacks a column.
         """
-        whole, count = hashlib.sha256(repr((self._columns, self._id_column)).encode()), 0
-        for source in self._sources:
-            whole.update(str(source).encode())
-            with source.open("rb") as file:
-                while part := file.read(_HASHED):
-                    whole.update(part)
-            count += self._rows_in(source)
-        if not count:
-            raise ValueError("`files` have no rows. Expected at least one.")
-        return count, whole.hexdigest()
+        whole, counts = hashlib.sha256(repr(self._needed).encode()), []
+        for file in self._files:
+            whole.update(repr((str(file), _state(str(file)))).encode())
+            counts.append(sum(len(frame) for frame in self._frames(file, size)))
+        if not sum(counts):
+            raise ValueError("`files` must have at least one row, got none")
+        return sum(counts), sum(-(-count // size) for count in counts), whole.hexdigest()
 
-    def pieces(self, size: int, skip: int = 0) -> Iterator[Piece]:
-        """All from position `skip`, a multiple of `size`, on; `size` at a time."""
-        pending: list[tuple[Path, pd.DataFrame]] = []
-        waiting = passed = 0
-        for source, frame in self._frames(size):
-            while len(frame):
-                some, frame = frame.iloc[: size - waiting], frame.iloc[size - waiting :]
-                pending.append((source, some))
-                waiting += len(some)
-                if waiting == size:
-                    if passed >= skip:
-                        yield self._piece(pending)
-                    passed += size
-                    pending, waiting = [], 0
-        if pending and passed >= skip:
-            yield self._piece(pending)
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Yield all rows, `size` at a time, but not of two files at once."""
+        for file in self._files:
+            for frame in self._frames(file, size):
+                lines = [int(line) for line in frame.index]
+                names = (
+                    [f"{file}:{line}" for line in lines]
+                    if self._id is None
+                    else [str(cell) for cell in frame[self._id]]
+                )
+                yield Chunk(names, lines, frame[self._columns])
 
-    def _piece(self, parts: list[tuple[Path, pd.DataFrame]]) -> Piece:
-        names: list[str] = []
-        lines: list[int | None] = []
-        faults: dict[int, str] = {}
-        features = np.empty((sum(len(frame) for _, frame in parts), len(self._columns)), "float32")
-        for source, frame in parts:
-            start = len(names)
-            if self._id_column is None:
-                names += [f"{source}:{line}" for line in frame.index]
-            else:
-                names += [str(cell) for cell in frame[self._id_column]]
-            lines += [int(line) for line in frame.index]
-            values, wrong = _numbers(frame, self._columns, source)
-            features[start : start + len(frame)] = values
-            faults |= {start + row: why for row, why in wrong.items()}
-        return Piece(names, lines, features=features, faults=faults)
+    def load(self, frame: pd.DataFrame) -> np.ndarray:
+        """Return numbers, (batch, columns) float32; raises InvalidInputError."""
+        try:
+            return read_columns(frame, self._columns, Path("row"), advice="")
+        except ValueError as error:
+            reason = str(error).rpartition("Received: ")[2].rstrip(".")
+            raise InvalidInputError(f"not a finite number: {reason}") from error
 
-    def _frames(self, size: int) -> Iterator[tuple[Path, pd.DataFrame]]:
-        needed = [*self._columns, *([self._id_column] if self._id_column else [])]
-        for source in self._sources:
-            kind = file_format(source)
-            if kind == ".csv":
-                frames = _csv_frames(source, needed, size)
-            elif kind == ".parquet":
-                frames = _parquet_frames(source, needed, size)
-            else:
-                frames = self._npz_frames(source, needed)
-            for frame in frames:
-                yield source, frame
+    def reason(self, item: object, error: Exception) -> str:
+        """Say why a row was refused."""
+        return str(error)
 
-    def _npz_frames(self, source: Path, needed: list[str]) -> Iterator[pd.DataFrame]:
-        arrays = read_npz(source, self._packed_bits)
-        frame = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
-        for name, values in arrays.others.items():
-            if name == self._id_column:
-                frame[name] = values
-        _check_columns(needed, list(frame.columns), source)
-        yield frame
-
-    def _rows_in(self, source: Path) -> int:
-        needed = [*self._columns, *([self._id_column] if self._id_column else [])]
-        kind = file_format(source)
-        if kind == ".npz":
-            return len(read_npz(source, self._packed_bits).features)
+    def _frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
+        """Yield the needed columns; the index is the line, or the row of files without lines."""
+        kind = file_format(file)
+        if kind == ".csv":
+            rows = iter_lines(file)
+            _, names = next(rows)
+            check_columns("features", self._needed, names, file)
+            at = [names.index(name) for name in self._needed]
+            while some := list(islice(rows, size)):
+                cells = [[row[position] for position in at] for _, row in some]
+                lines = [line for line, _ in some]
+                yield pd.DataFrame(cells, columns=self._needed, index=lines, dtype=object)
+            return
         if kind == ".parquet":
-            file = _parquet(source)
-            _check_columns(needed, file.schema_arrow.names, source)
-            return file.metadata.num_rows
-        found = iter_lines(source)
-        _check_columns(needed, next(found)[1], source)
-        return sum(1 for _ in found)
+            frames = _parquet_frames(file, self._needed, size)
+        else:
+            arrays = read_npz(file, self._packed)
+            whole = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
+            if self._id in arrays.others:
+                whole[self._id] = arrays.others[self._id]
+            check_columns("features", self._needed, whole.columns, file)
+            frames = (whole.iloc[at : at + size] for at in range(0, len(whole), size))
+        start = 0
+        for frame in frames:
+            yield frame.set_axis(range(start, start + len(frame)))
+            start += len(frame)
 
 
-def _numbers(
-    frame: pd.DataFrame, columns: list[str], source: Path
-) -> tuple[np.ndarray, dict[int, str]]:
-    """The features, and by position why a row cannot be used: halves until it stands alone."""
+Source = ImageSource | TableSource
+
+
+def _parquet_frames(file: Path, columns: list[str], size: int) -> Iterator[pd.DataFrame]:
+    pyarrow = _pyarrow(file)
     try:
-        return read_columns(frame, columns, source, advice=""), {}
-    except ValueError as error:
-        if len(frame) == 1:
-            why = str(error).rpartition("Received: ")[2].rstrip(".")
-            return np.full((1, len(columns)), np.nan, "float32"), {0: f"no finite number: {why}"}
-    half = len(frame) // 2
-    first, wrong = _numbers(frame.iloc[:half], columns, source)
-    second, more = _numbers(frame.iloc[half:], columns, source)
-    return np.concatenate([first, second]), wrong | {half + row: why for row, why in more.items()}
-
-
-def _csv_frames(source: Path, needed: list[str], size: int) -> Iterator[pd.DataFrame]:
-    found = iter_lines(source)
-    _, names = next(found)
-    at = [_position(names, name, source, "features") for name in needed]
-    while some := list(islice(found, size)):
-        rows = [[row[position] for position in at] for _, row in some]
-        yield pd.DataFrame(rows, columns=needed, index=[line for line, _ in some], dtype=object)
-
-
-def _parquet_frames(source: Path, needed: list[str], size: int) -> Iterator[pd.DataFrame]:
-    start = 0
-    for batch in _parquet(source).iter_batches(batch_size=size, columns=needed):
+        found = pyarrow.parquet.ParquetFile(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"`files` {file} must be a Parquet file, got an error: {error}") from None
+    check_columns("features", columns, found.schema_arrow.names, file)
+    # Batches of Arrow end where row groups end; chunks must all be of one size but the last.
+    pending: pd.DataFrame | None = None
+    for batch in found.iter_batches(batch_size=size, columns=columns):
         frame = batch.to_pandas(ignore_metadata=True)
-        frame.index = pd.RangeIndex(start, start + len(frame))
-        start += len(frame)
-        yield frame
+        pending = frame if pending is None else pd.concat([pending, frame], ignore_index=True)
+        while len(pending) >= size:
+            yield pending.iloc[:size]
+            pending = pending.iloc[size:]
+    if pending is not None and len(pending):
+        yield pending
 
 
-def _parquet(source: Path):  # noqa: ANN202 – the type is of an optional package
+def _pyarrow(file: Path) -> Any:
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
+        import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
         raise ValueError(
-            f"`path` {source} needs pyarrow to be read. Install it: "
-            "pip install 'kerasmtl[parquet]'."
+            f"{file} needs pyarrow. Install it: pip install 'kerasmtl[parquet]', or use CSV."
         ) from error
-    try:
-        return ParquetFile(source)
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"`path` {source} is no Parquet file. Received: {error}") from None
+    return pyarrow
 
 
-def _check_columns(needed: Sequence[str], names: Sequence[str], source: Path) -> None:
-    for name in needed:
-        _position(names, name, source, "features")
-
-
-def _position(names: Sequence[str], wanted: str, source: Path, argument: str) -> int:
-    if wanted in names:
-        return list(names).index(wanted)
-    raise ValueError(
-        f"`{argument}` names a column that {source} lacks: {wanted!r}. Expected one of: "
-        f"{list(names)[:100]}"
-    )
-
-
-BAD = ("path", "line", "reason")
-_RUN = "run.json"
-_PUBLISHED = "published.json"
-
-
-class Unfinished:
-    """The blocks of a prediction that is under way, in a folder beside the file to be.
-
-    They belong to one model and one list of inputs, which `identity` tells. Open with
-    `unfinished`.
-    """
-
-    def __init__(self, out: Path, columns: Columns) -> None:
-        self.out = out
-        self.folder = folder_of(out)
-        self._columns = columns
-        self._writer = writer_of(out, columns)
-        self._identity: dict[str, Any] = {}
-
-    def begin(self, identity: Mapping[str, Any], resume: bool, total: int) -> int:
-        """How many blocks are finished; without `resume` they are removed first.
-
-        Raises:
-            ValueError: they belong to another model, or to other inputs.
-        """
-        record, self._identity = self.folder / _RUN, dict(identity)
-        if resume and record.is_file():
-            self._compare(json.loads(record.read_text(encoding="utf-8")), dict(identity))
-        else:
-            self._clear()
-            _put(record, json.dumps({**identity, "inputs_found": total}, indent=2))
-        return len(self._blocks())
-
-    def published(
-        self, identity: Mapping[str, Any], overwrite: bool
-    ) -> tuple[Path | None, int] | None:
-        """What `publish` returned, where it was killed once the file had its name; else None.
-
-        Raises:
-            FileExistsError: the file is of another model, or of other inputs.
-        """
-        if not _is_published(self.out):
-            return None
-        said = json.loads((self.folder / _PUBLISHED).read_text(encoding="utf-8"))
-        same = said["identity"] == json.loads(json.dumps(identity))
-        if overwrite and not same:
-            self._clear()
-            return None
-        shutil.rmtree(self.folder)
-        if not same:
-            check_free(self.out)
-        return (quarantine_of(self.out) if said["bad"] else None), said["bad"]
-
-    def write(
-        self, number: int, values: Mapping[str, Any], bad: Sequence[tuple[str, int | None, str]]
-    ) -> None:
-        """Keep a block, once it is whole: its predictions, and path, line and reason of others."""
-        if bad:
-            rows = pd.DataFrame(bad, columns=list(BAD), dtype=object)
-            _put(self._bad(number), csv_lines(rows))
-        path = self._block(number)
-        aside = path.with_name(path.name + ".part")
-        self._writer.write(aside, values)
-        _settle(aside, path)
-
-    def publish(self, overwrite: bool) -> tuple[Path | None, int]:
-        """Make the file and, if there are bad inputs, their list; return the list, and its length.
-
-        Raises:
-            FileExistsError: another process made the file meanwhile.
-        """
-        whole = self.folder / f"whole{self.out.suffix}"
-        self._writer.join(self._blocks(), whole)
-        listed, count = quarantine_of(self.out), 0
-        found = sorted(self.folder.glob("*.bad"))
-        if found:
-            aside = self.folder / "quarantine.csv"
-            count = _join_lists(found, aside)
-            _settle(aside, listed)
-        elif overwrite:
-            listed.unlink(missing_ok=True)  # it would be taken for this file's
-        if not overwrite:
-            check_free(self.out)
-        # From here to the end a killed call is one that is done: see `published`.
-        said = {"file": _mark(whole), "identity": self._identity, "bad": count}
-        _put(self.folder / _PUBLISHED, json.dumps(said))
-        _settle(whole, self.out)
-        self._clear(but=_PUBLISHED)
-        shutil.rmtree(self.folder)
-        return (listed if found else None), count
-
-    def _compare(self, found: dict[str, Any], now: dict[str, Any]) -> None:
-        for key, value in now.items():
-            if found.get(key) != value:
-                raise ValueError(
-                    f"`out` {self.out} was begun with other {key}. Expected the same model, inputs "
-                    f"and options, to go on from the blocks in {self.folder}. To begin anew, call "
-                    "with resume=False (command line: --no-resume)."
-                )
-
-    def _clear(self, but: str = "") -> None:
-        for path in self.folder.glob("*.*"):  # all but the lock
-            if path.name != but:
-                path.unlink()
-
-    def _blocks(self) -> list[Path]:
-        """Those that are finished, without a gap from the first on."""
-        found = []
-        while self._block(len(found)).is_file():
-            found.append(self._block(len(found)))
-        return found
-
-    def _block(self, number: int) -> Path:
-        return self.folder / f"{number:08d}{self.out.suffix.lower()}"
-
-    def _bad(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.bad"
-
-
-@contextmanager
-def unfinished(out: Path, columns: Columns) -> Iterator[Unfinished]:
-    """The blocks of a file to be, for one process at a time.
+def find_images(folder: str) -> Iterator[str]:
+    """Yield the image files in a folder and its subfolders, by their endings, in order.
 
     Raises:
-        ValueError: an unknown ending, no pyarrow, or another process is at it.
+        OSError: a folder cannot be read.
     """
-    made = Unfinished(out, columns)
-    made.folder.mkdir(parents=True, exist_ok=True)
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
+        folders[:] = [name for name, path in real.items() if path not in seen]  # links may loop
+        seen.update(real.values())
+        yield from (os.path.join(root, n) for n in sorted(files) if n.lower().endswith(IMAGES))
+
+
+def _printable(path: str) -> str:
+    """Return a path as text for files: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\r", "\\r")
+
+
+def _state(path: str) -> tuple[int, int] | None:
     try:
-        with file_lock(made.folder / "lock", wait=False):
-            yield made
-    except BlockingIOError:
-        raise ValueError(
-            f"`out` {out} is being written by another process. Expected one at a time."
-        ) from None
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a name with a null byte
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
-def check_out(out: Path, overwrite: bool) -> None:
-    """Raise unless the file, and its list of bad inputs, can be written.
+def predict_chunk(
+    predictor: Predictor, source: Source, chunk: Chunk, batch_size: int
+) -> tuple[list[int], Outputs, dict[int, str]]:
+    """Predict for a chunk.
 
-    Raises:
-        FileExistsError: one is there; without `overwrite` neither is touched.
-        ValueError: an unknown ending, or no pyarrow.
+    Returns:
+        The positions of its valid inputs, their outputs, and by position why others are invalid.
     """
-    writer_of(out, ())
-    if not overwrite:
-        if not _is_published(out):
-            check_free(out)
-        if not folder_of(out).exists():  # else the list is of the run that goes on
-            check_free(quarantine_of(out))
+    rows: list[int] = []
+    parts: list[Outputs] = []
+    reasons: dict[int, str] = {}
 
+    def predict(start: int, end: int) -> None:
+        """Predict for some; if that fails, for each half, until invalid inputs are alone."""
+        items = chunk.items
+        some = items.iloc[start:end] if isinstance(items, pd.DataFrame) else items[start:end]
+        try:
+            parts.append(dict(predictor.call(source.load(some))))
+            rows.extend(range(start, end))
+        except (InvalidInputError, *_INVALID) as error:
+            if end - start == 1:
+                item = None if isinstance(some, pd.DataFrame) else some[0]
+                reasons[start] = source.reason(item, error)
+            else:
+                middle = (start + end) // 2
+                predict(start, middle)
+                predict(middle, end)
 
-def check_free(path: Path) -> None:
-    """Raise FileExistsError if there is such a file."""
-    if path.exists():
-        raise FileExistsError(
-            f"`out` {path} exists, and is not overwritten unasked. Call with overwrite=True "
-            "(command line: --overwrite), or with another name."
-        )
-
-
-def _is_published(out: Path) -> bool:
-    """Whether the file is that of a call which was killed before it could tidy up."""
-    try:
-        said = json.loads((folder_of(out) / _PUBLISHED).read_text(encoding="utf-8"))
-        return said["file"] == _mark(out)
-    except OSError:
-        return False
-
-
-def _mark(path: Path) -> list[int]:
-    """What a file keeps when it is renamed, and another one does not have."""
-    status = path.stat()
-    return [status.st_ino, status.st_size, status.st_mtime_ns]
-
-
-def quarantine_of(out: Path) -> Path:
-    """The list of the inputs that could not be used."""
-    return out.with_name(out.name + ".quarantine.csv")
-
-
-def folder_of(out: Path) -> Path:
-    """Where blocks are until all are there."""
-    return out.with_name(out.name + ".unfinished")
-
-
-def _join_lists(found: Sequence[Path], path: Path) -> int:
-    path.write_text(",".join(BAD) + "\n", encoding="utf-8")
-    append(found, path)
-    with path.open(newline="", encoding="utf-8") as file:
-        return sum(1 for _ in csv.reader(file)) - 1
-
-
-def _put(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8", newline="")
-    _settle(aside, path)
-
-
-def _settle(aside: Path, path: Path) -> None:
-    """Rename, once the disk has it: after a power failure, too, what has the name is whole."""
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-BLOCK = 512  # pictures that are lost at most by an interruption
-BLOCK_OF_ROWS = 8192
-
-Bad = tuple[str, int | None, str]
+    for start in range(0, len(chunk), batch_size):
+        predict(start, min(start + batch_size, len(chunk)))
+    names = parts[0] if parts else ()
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return rows, outputs, reasons
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a batch prediction did: the file, its rows, how many inputs were bad, and their list.
+class Summary:
+    """What `predict_to_file` did.
 
-    `resumed`: inputs that an earlier call had dealt with.
+    Attributes:
+        out: the file.
+        rows: how many predictions it has.
+        invalid: how many inputs could not be used.
+        errors: the list of those, or None.
+        resumed: how many inputs an earlier call had dealt with.
     """
 
     out: Path
     rows: int
-    bad: int
-    quarantine: Path | None
+    invalid: int
+    errors: Path | None
     resumed: int
 
 
 def predict_to_file(
     predictor: Predictor,
-    inputs: PictureInputs | RowInputs,
+    source: Source,
     out: str | os.PathLike[str],
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     resume: bool = True,
     overwrite: bool = False,
     progress: bool = False,
-    block: int | None = None,
-) -> Done:
+    shard_size: int | None = None,
+) -> Summary:
     """Write predictions for all inputs to a CSV, Parquet or JSON lines file, in their order.
 
-    Columns: image, or row or id; line, where the inputs have lines; by task its probability or
-    number, and the decision if the model has one; of a multiclass task the likeliest class and
-    `task:class`, a probability each. Memory does not depend on the number of inputs.
-
-    Predictions are kept in finished blocks in `<out>.unfinished/` until all are there; the same
-    call goes on from them after an interruption. Inputs that cannot be used are listed with the
-    reason in `<out>.quarantine.csv`.
+    Columns: "image", or "row" or "id"; "line", where inputs have lines; by task its probability or
+    number, and "<task>_decision" if the model decides; of a multiclass task the likeliest class,
+    and "<task>:<class>", the probability of each. Inputs that cannot be used are listed with line
+    and reason in OUT.errors.csv.
 
     Args:
-        predictor: as `model_predictor` or `export_predictor` makes it.
-        inputs: pictures or rows, as the predictor takes them.
-        out: ends in .csv, .parquet or .jsonl.
+        predictor: of the model.
+        source: the inputs, of the kind that the predictor takes.
+        out: the file; ends in .csv, .parquet or .jsonl.
         batch_size: inputs in one call of the model.
-        resume: False forgets the blocks of an interrupted call.
-        overwrite: replace a file of that name.
-        progress: show a bar on a terminal.
-        block: inputs in a block; by default 512 pictures or 8192 rows.
+        resume: use the shards of an interrupted call; False starts over.
+        overwrite: replace an existing file.
+        progress: show a progress bar on a terminal.
+        shard_size: inputs per shard; by default 512 images or 8192 rows.
 
     Raises:
-        FileExistsError: `out` or its list of bad inputs exists; nothing is changed.
-        FileNotFoundError: an input file is absent.
-        ValueError: no inputs, a wrong batch size or ending, or blocks of another model or of
-            other inputs.
+        FileExistsError: `out` or OUT.errors.csv exists; nothing is changed.
+        ValueError: no inputs, an unknown ending, or shards of another model or other inputs.
     """
     target = Path(out)
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is too small. Expected at least 1. Received: {batch_size}")
     check_out(target, overwrite)
-    columns = _columns(predictor, inputs)
-    total, digest = inputs.measure()
-    size = block or (BLOCK if predictor.columns is None else BLOCK_OF_ROWS)
-    identity = {"model": predictor.sha256, "inputs": digest, "columns": columns, "block": size}
-    bar = progress_bar("predicting", total, progress, transient=False)
-    with unfinished(target, columns) as kept, bar as advance:
-        before = kept.published(identity, overwrite)
-        if before is not None:
-            return Done(target, total - before[1], before[1], before[0], total)
-        finished = kept.begin(identity, resume, total)
-        resumed = min(finished * size, total)
-        advance(resumed)
-        seen = resumed
-        pieces = inputs.pieces(size, skip=finished * size)
-        for number, (piece, outputs, bad) in enumerate(
-            _predicted(predictor, pieces, batch_size, advance), start=finished
-        ):
-            kept.write(number, _values(predictor, inputs, piece, outputs, bad), _listed(piece, bad))
-            seen += len(piece)
-        if seen != total:
-            raise ValueError(f"`inputs` changed meanwhile. Expected {total}. Received: {seen}")
-        quarantine, count = kept.publish(overwrite)
-    return Done(target, total - count, count, quarantine, resumed)
+    batch_size = check_count("batch_size", batch_size or predictor.batch_size)
+    size = check_count("shard_size", shard_size or source.shard)
+    columns = _columns(predictor, source)
+    total, count, digest = source.measure(size)
+    identity = {"model": predictor.sha256, "inputs": digest, "columns": columns, "shards": size}
+    parts = parts_of(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file_lock(parts.with_name(f"{parts.name}.lock"), wait=False):
+            _begin(target, json.loads(json.dumps(identity)), resume)
+            shards, errors = Shards(parts, count, target.suffix), Shards(parts, count, ".errors")
+            missing, resumed, seen = set(shards.missing()), 0, 0
+            with progress_bar("predicting", total, progress, transient=False) as advance:
+                for number, chunk in enumerate(source.chunks(size)):
+                    if number in missing:
+                        rows, outputs, why = predict_chunk(predictor, source, chunk, batch_size)
+                        with errors.write(number) as file:
+                            _write_errors(file, chunk, why)
+                        with shards.write(number) as file:
+                            frame = _frame(predictor, source, chunk, rows, outputs)
+                            _write(file, frame, columns)
+                    else:
+                        resumed += len(chunk)
+                    seen += len(chunk)
+                    advance(len(chunk))
+            if seen != total:
+                raise ValueError(
+                    f"`source` must not change meanwhile, got {seen} of {total} inputs"
+                )
+            listed, invalid = _publish(target, columns, shards, errors)
+            shutil.rmtree(parts)
+    except BlockingIOError:
+        raise ValueError(f"`out` {out} is being written by another process") from None
+    return Summary(target, total - invalid, invalid, listed, resumed)
 
 
-def how_to_go_on(out: str | os.PathLike[str]) -> str:
-    """What to tell somebody who has interrupted a prediction."""
-    kept = folder_of(Path(out))
-    if not kept.is_dir():
-        return "Interrupted before anything was predicted."
-    return f"Interrupted. What is finished is in {kept}; the same command goes on from there."
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise unless a file, and its list of invalid inputs, can be written.
+
+    Raises:
+        FileExistsError: one exists, and `overwrite` is False.
+        ValueError: an unknown ending, or no pyarrow for Parquet.
+    """
+    kind = out.suffix.lower()
+    if kind not in FORMATS:
+        raise ValueError(f"`out` must end in {', '.join(FORMATS)}, got {str(out)!r}")
+    if kind == ".parquet":
+        _pyarrow(out)
+    for path in (out, errors_of(out)):
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f"`out` must be a new file, got {path}, which exists. Call with overwrite=True "
+                "(command line: --overwrite), or use another name."
+            )
 
 
-def _predicted(
-    predictor: Predictor,
-    pieces: Iterator[Piece],
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> Iterator[tuple[Piece, dict[str, np.ndarray], dict[int, str]]]:
-    """By piece the outputs of its good inputs, and by position why the others are bad."""
-    if predictor.columns is None:
-        yield from predict_pieces(predictor, pieces, batch_size, advance)
+def parts_of(out: Path) -> Path:
+    """Return the folder of the shards."""
+    return out.with_name(out.name + ".parts")
+
+
+def errors_of(out: Path) -> Path:
+    """Return the list of the inputs that could not be used."""
+    return out.with_name(out.name + ".errors.csv")
+
+
+def _begin(out: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Write down what the shards belong to, or compare it with what is written there."""
+    record = parts_of(out) / "run.json"
+    if resume and record.is_file():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if other := [key for key in identity if found.get(key) != identity[key]]:
+            raise ValueError(
+                f"`out` {out} was begun with other {', '.join(other)}: use the same model, inputs "
+                "and options to continue. To start over, call with resume=False (command line: "
+                "--no-resume)."
+            )
         return
-    for piece in pieces:
-        good = np.array([row for row in range(len(piece)) if row not in piece.faults], int)
-        parts = [
-            predictor.call(piece.features[good[start : start + batch_size]])
-            for start in range(0, len(good), batch_size)
-        ]
-        advance(len(piece))
-        yield piece, joined(parts), piece.faults
+    shutil.rmtree(parts_of(out), ignore_errors=True)
+    write_text(record, json.dumps(identity, indent=1))
 
 
-def _columns(predictor: Predictor, inputs: PictureInputs | RowInputs) -> list[list[str]]:
-    columns = [[inputs.first, "str"], *([["line", "int64"]] if inputs.has_lines else [])]
+def _columns(predictor: Predictor, source: Source) -> list[tuple[str, str]]:
+    columns = [(source.first, "str"), *([("line", "int64")] if source.has_lines else [])]
     for task in predictor.tasks:
         if task.kind == "multiclass":
-            columns.append([task.name, "str"])
-            columns += [[f"{task.name}:{label}", "float32"] for label in task.classes]
+            columns.append((task.name, "str"))
+            columns += [(f"{task.name}:{label}", "float32") for label in task.classes]
         else:
-            columns.append([task.name, "float32"])
+            columns.append((task.name, "float32"))
             if task.name in predictor.decided:
-                columns.append([f"{task.name}_decision", "int32"])
+                columns.append((task.name + DECISION, "int32"))
     names = [name for name, _ in columns]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"`tasks` give columns of the same name. Received twice: {twice}")
+        raise ValueError(f"`tasks` must give columns of different names, got twice {twice}")
     return columns
 
 
-def _values(
-    predictor: Predictor,
-    inputs: PictureInputs | RowInputs,
-    piece: Piece,
-    outputs: Mapping[str, np.ndarray],
-    bad: Mapping[int, str],
-) -> dict[str, Any]:
-    good = [row for row in range(len(piece)) if row not in bad]
-    values: dict[str, Any] = {inputs.first: [piece.names[row] for row in good]}
-    if inputs.has_lines:
-        values["line"] = np.array([piece.lines[row] for row in good], "int64")
+def _frame(
+    predictor: Predictor, source: Source, chunk: Chunk, rows: list[int], outputs: Outputs
+) -> pd.DataFrame:
+    """Return the predictions for the valid inputs of a chunk, a column each."""
+    values: dict[str, Any] = {source.first: [chunk.names[row] for row in rows]}
+    if chunk.lines is not None:
+        values["line"] = np.array([chunk.lines[row] for row in rows], "int64")
     for task in predictor.tasks:
-        found = outputs[task.name] if good else np.empty((0, len(task.classes) or 1), "float32")
+        found = outputs[task.name] if rows else np.empty((0, len(task.classes) or 1))
         if task.kind == "multiclass":
-            labels = np.array(task.classes, object)
-            values[task.name] = labels[found.argmax(axis=1)]
-            values |= {f"{task.name}:{label}": found[:, n] for n, label in enumerate(labels)}
+            values[task.name] = np.array(task.classes, object)[found.argmax(axis=1)]
+            values |= {
+                f"{task.name}:{label}": found[:, at].astype("float32")
+                for at, label in enumerate(task.classes)
+            }
         else:
-            values[task.name] = np.asarray(found, "float32").reshape(len(good))
+            values[task.name] = np.asarray(found, "float32").reshape(len(rows))
             if task.name in predictor.decided:
-                decided = f"{task.name}_decision"
-                values[decided] = np.asarray(outputs[decided] if good else [], "int32")
-    return values
+                name = task.name + DECISION
+                values[name] = np.asarray(outputs[name] if rows else [], "int32")
+    return pd.DataFrame(values)
 
 
-def _listed(piece: Piece, bad: Mapping[int, str]) -> list[Bad]:
-    return [(piece.names[row], piece.lines[row], bad[row]) for row in sorted(bad)]
+def _write(path: Path, frame: pd.DataFrame, columns: Columns) -> None:
+    """Write a shard: CSV without a header, JSON lines, or Parquet."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        pyarrow = _pyarrow(path)
+        table = pyarrow.Table.from_pandas(frame, _schema(columns), preserve_index=False)
+        pyarrow.parquet.write_table(table, path)
+    elif kind == ".csv":
+        path.write_text(_csv_lines(frame), encoding="utf-8", newline="")
+    else:
+        cells = [_json_cells(frame[name].to_numpy()) for name in frame]
+        lines = [
+            json.dumps(dict(zip(frame, row, strict=True)), ensure_ascii=False, allow_nan=False)
+            for row in zip(*cells, strict=True)
+        ]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
+
+
+def _csv_lines(frame: pd.DataFrame) -> str:
+    return frame.to_csv(header=False, index=False, lineterminator="\n")
+
+
+def _json_cells(values: np.ndarray) -> list[Any]:
+    if values.dtype.kind != "f":
+        return values.tolist()
+    # By way of text: 0.1 of float32 is then 0.1, not 0.10000000149011612. JSON has no NaN.
+    return [float(text) if np.isfinite(float(text)) else None for text in values.astype(str)]
+
+
+def _schema(columns: Columns) -> Any:
+    import pyarrow
+
+    kinds = {
+        name: pyarrow.string() if kind == "str" else pyarrow.from_numpy_dtype(np.dtype(kind))
+        for name, kind in columns
+    }
+    return pyarrow.schema(list(kinds.items()))
+
+
+def _write_errors(path: Path, chunk: Chunk, reasons: Mapping[int, str]) -> None:
+    rows = [
+        (chunk.names[row], chunk.lines[row] if chunk.lines else None, reasons[row])
+        for row in sorted(reasons)
+    ]
+    frame = pd.DataFrame(rows, columns=list(ERRORS), dtype=object)
+    path.write_text(_csv_lines(frame), encoding="utf-8", newline="")
+
+
+def _publish(
+    out: Path, columns: Columns, shards: Shards, errors: Shards
+) -> tuple[Path | None, int]:
+    """Join the shards; returns the list of invalid inputs, and how many it has."""
+    listed = errors_of(out)
+    with atomic_file(listed) as whole:
+        _join(errors.paths(), whole, ERRORS)
+        with whole.open(newline="", encoding="utf-8") as file:
+            invalid = sum(1 for _ in csv.reader(file)) - 1
+    if not invalid:
+        listed.unlink()
+    with atomic_file(out) as whole:
+        if out.suffix.lower() == ".parquet":
+            pyarrow = _pyarrow(out)
+            with pyarrow.parquet.ParquetWriter(whole, _schema(columns)) as file:
+                for path in shards.paths():
+                    file.write_table(pyarrow.parquet.read_table(path, schema=_schema(columns)))
+        else:
+            csv_file = out.suffix.lower() == ".csv"
+            _join(shards.paths(), whole, [name for name, _ in columns] if csv_file else None)
+    return (listed if invalid else None), invalid
+
+
+def _join(parts: Sequence[Path], path: Path, header: Sequence[str] | None) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if header is not None:
+            csv.writer(file, lineterminator="\n").writerow(header)
+    with path.open("ab") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)

@@ -177,7 +177,7 @@ def predict(
         _refuse(click.get_current_context(), ("resume", "overwrite", "fail_on_bad"))
         absent = [file for file in files if not Path(file).exists()]
         if len(absent) == len(files):  # said before TensorFlow and the model are loaded
-            _fail([(file, "absent") for file in absent])
+            _fail([(file, "missing") for file in absent])
         predictor, source = _open(files, export_, folder, trust, image_column, id_column)
         found = _predict_all(predictor, source, batch_size or predictor.batch_size)
         _show(source.first, predictor, found, json_)

@@ -41,7 +41,7 @@ def image_fault(image: str | os.PathLike[str] | bytes) -> str | None:
         image: a path, or the bytes of a file.
 
     Returns:
-        A reason that completes "the file is …", such as "absent", "empty" or "truncated".
+        A reason that completes "the file is …", such as "missing", "empty" or "truncated".
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -57,7 +57,7 @@ def image_fault(image: str | os.PathLike[str] | bytes) -> str | None:
                 opened.load()
             return reason
     except FileNotFoundError:
-        return "absent"
+        return "missing"
     except UnidentifiedImageError:
         # Pillow cannot identify a file that is cut within its header either.
         return TRUNCATED if data.startswith((STARTS["JPEG"], STARTS["PNG"])) else UNKNOWN

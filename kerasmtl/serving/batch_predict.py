@@ -113,7 +113,7 @@ class ImageSource:
         found = []
         for path in paths:
             if not os.path.isfile(path):  # such as a pipe, which would be waited for
-                raise InvalidInputError("not a file" if os.path.exists(path) else "absent")
+                raise InvalidInputError("not a file" if os.path.exists(path) else "missing")
             try:
                 found.append(Path(path).read_bytes())
             except OSError as error:

@@ -133,7 +133,7 @@ def test_a_list_names_images_from_its_folder_and_invalid_ones_by_line(served, fo
     assert list(found["image"]) == ["2.png", "more/1.png", "2.png"]
     assert list(found["line"]) == [2, 5, 7]
     assert errors_in(done.out) == [
-        {"name": "gone.png", "line": "4", "reason": "absent"},
+        {"name": "gone.png", "line": "4", "reason": "missing"},
         {"name": "more", "line": "6", "reason": "not a file"},
     ]
 

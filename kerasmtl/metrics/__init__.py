@@ -1,4 +1,4 @@
-"""Metrics that mask themselves: give them to `compile(metrics=...)`, nothing else is needed."""
+"""Streaming metrics over known labels, for `model.compile(metrics=…)`."""
 
 from kerasmtl.metrics.base import MaskedMetric
 from kerasmtl.metrics.calibration import MaskedBrier, MaskedECE

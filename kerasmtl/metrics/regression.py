@@ -10,28 +10,37 @@ from keras import ops
 from kerasmtl.metrics.base import MaskedMetric, ratio
 
 
-class _ValueMetric(MaskedMetric):
-    CELL = "float64"
+class _RegressionMetric(MaskedMetric):
+    COMPARED_IN = "float64"
 
-    def _sound(self, y_true: Any, y_pred: Any) -> Any:
-        return ops.logical_and(ops.isfinite(y_true), super()._sound(y_true, y_pred))
+    def _is_valid(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.logical_and(ops.isfinite(y_true), super()._is_valid(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
-class MaskedMAE(_ValueMetric):
-    """Mean absolute difference of prediction and known label, averaged over tasks.
+class MaskedMAE(_RegressionMetric):
+    """Computes the mean absolute error over known labels, averaged over tasks.
 
     `MAE_j = Σ_i known_ij |p_ij - y_ij| / Σ_i known_ij`
 
     Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks). The result is a
-    scalar; `per_task()` gives (tasks,).
+    scalar; `per_task()` returns (tasks,).
 
-    Missing cells have no influence. A task with no known label is undefined: NaN by task, left
-    out of the mean; NaN if no task is defined. A NaN prediction or an infinite label in a known
-    cell makes the result NaN (see `MaskedMetric`).
+    A task without known labels is undefined, see `MaskedMetric`.
+
+    Args:
+        missing, average, name, dtype: as in `MaskedMetric`.
 
     Raises:
-        ValueError: y_true and y_pred are not both (batch, tasks).
+        ValueError: as in `MaskedMetric`.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> metric = kt.metrics.MaskedMAE()
+        >>> metric.update_state(np.array([[1], [3], [np.nan]]), np.array([[2], [1], [9]]))
+        >>> float(metric.result())
+        1.5
     """
 
     def __init__(
@@ -43,7 +52,7 @@ class MaskedMAE(_ValueMetric):
     ) -> None:
         super().__init__(average, missing, name, dtype)
 
-    def _layout(self) -> dict[str, tuple[int, ...]]:
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"errors": (), "known": ()}
 
     def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
@@ -55,20 +64,20 @@ class MaskedMAE(_ValueMetric):
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
-class MaskedRMSE(_ValueMetric):
-    """Root of the mean squared difference of prediction and known label, averaged over tasks.
+class MaskedRMSE(_RegressionMetric):
+    """Computes the root of the mean squared error over known labels, averaged over tasks.
 
     `RMSE_j = sqrt(Σ_i known_ij (p_ij - y_ij)² / Σ_i known_ij)`
 
-    Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks). The result is a
-    scalar; `per_task()` gives (tasks,).
+    Shapes, undefined tasks, arguments and errors: as in `MaskedMAE`.
 
-    Missing cells have no influence. A task with no known label is undefined: NaN by task, left
-    out of the mean; NaN if no task is defined. A NaN prediction or an infinite label in a known
-    cell makes the result NaN (see `MaskedMetric`).
-
-    Raises:
-        ValueError: y_true and y_pred are not both (batch, tasks).
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> metric = kt.metrics.MaskedRMSE()
+        >>> metric.update_state(np.array([[1], [3], [np.nan]]), np.array([[2], [10], [9]]))
+        >>> float(metric.result())  # sqrt((1 + 49) / 2)
+        5.0
     """
 
     def __init__(
@@ -80,7 +89,7 @@ class MaskedRMSE(_ValueMetric):
     ) -> None:
         super().__init__(average, missing, name, dtype)
 
-    def _layout(self) -> dict[str, tuple[int, ...]]:
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"squares": (), "known": ()}
 
     def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
@@ -92,21 +101,21 @@ class MaskedRMSE(_ValueMetric):
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
-class MaskedR2(_ValueMetric):
-    """Share of the variance of the known labels that is explained, averaged over tasks.
+class MaskedR2(_RegressionMetric):
+    """Computes the share of the variance of known labels that is explained, averaged over tasks.
 
     `R2_j = 1 - Σ_i known_ij (y_ij - p_ij)² / Σ_i known_ij (y_ij - mean_j)²`
 
-    Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks). The result is a
-    scalar; `per_task()` gives (tasks,).
+    Shapes, arguments and errors: as in `MaskedMAE`. A task whose known labels do not differ (by
+    more than a millionth of their size, the precision of sums of squares) is undefined.
 
-    Missing cells have no influence. A task whose known labels do not differ (by more than a
-    millionth of their size: sums of squares tell no more) is undefined: NaN by task, left out of
-    the mean; NaN if no task is defined. A NaN prediction or an infinite label in a known cell
-    makes the result NaN (see `MaskedMetric`).
-
-    Raises:
-        ValueError: y_true and y_pred are not both (batch, tasks).
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> metric = kt.metrics.MaskedR2()
+        >>> metric.update_state(np.array([[1], [3], [np.nan]]), np.array([[1], [2], [9]]))
+        >>> float(metric.result())  # 1 - 1 / 2
+        0.5
     """
 
     def __init__(
@@ -118,7 +127,7 @@ class MaskedR2(_ValueMetric):
     ) -> None:
         super().__init__(average, missing, name, dtype)
 
-    def _layout(self) -> dict[str, tuple[int, ...]]:
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"residuals": (), "labels": (), "squares": (), "known": ()}
 
     def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
@@ -130,7 +139,6 @@ class MaskedR2(_ValueMetric):
         }
 
     def _score(self, sums: dict[str, Any]) -> Any:
-        mean_part = ratio(ops.square(sums["labels"]), sums["known"])
-        total = sums["squares"] - mean_part
+        total = sums["squares"] - ratio(ops.square(sums["labels"]), sums["known"])
         total = ops.where(total > 1e-12 * sums["squares"], total, ops.zeros_like(total))
         return 1.0 - ratio(sums["residuals"], total)

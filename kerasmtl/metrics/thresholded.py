@@ -9,10 +9,11 @@ from keras import ops
 
 from kerasmtl.masking import fill_missing, match_classes
 from kerasmtl.metrics.base import NAN, SUM, BinaryMetric, MaskedMetric, ratio
+from kerasmtl.utils.validation import check_number
 
 
-class _Decision(BinaryMetric):
-    """From `threshold` on, a probability counts as 1."""
+class _ThresholdedMetric(BinaryMetric):
+    """Base of the metrics in which a probability counts as 1 from `threshold` on."""
 
     def __init__(
         self,
@@ -24,11 +25,7 @@ class _Decision(BinaryMetric):
         dtype: Any = None,
     ) -> None:
         super().__init__(average, from_logits, missing, name, dtype)
-        if not 0.0 < threshold < 1.0:
-            raise ValueError(
-                f"`threshold` is no probability. Expected 0 < threshold < 1. Received: {threshold}"
-            )
-        self.threshold = float(threshold)
+        self.threshold = check_number("threshold", threshold, 0.0, 1.0, True, True)
 
     def _decided(self, y_pred: Any) -> Any:
         return self._probability(y_pred) >= self.threshold
@@ -38,21 +35,32 @@ class _Decision(BinaryMetric):
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
-class MaskedBinaryAccuracy(_Decision):
-    """Share of the known labels that the thresholded prediction meets, averaged over tasks.
+class MaskedBinaryAccuracy(_ThresholdedMetric):
+    """Computes the share of known labels that are predicted right, averaged over tasks.
 
     `accuracy_j = Σ_i known_ij [y_ij = (p_ij >= threshold)] / Σ_i known_ij`
 
     Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks), probabilities, or
-    logits with `from_logits=True` (then compared after a sigmoid). The result is a scalar;
-    `per_task()` gives (tasks,). A soft label counts as 1 above 0.5.
+    logits with `from_logits=True` (compared after a sigmoid). The result is a scalar;
+    `per_task()` returns (tasks,). A label between 0 and 1 counts as 1 above 0.5.
 
-    Missing cells have no influence. A task with no known label is undefined: NaN by task, left
-    out of the mean; NaN if no task is defined. A known cell that cannot be scored makes the result
-    NaN (see `MaskedMetric`).
+    A task without known labels is undefined, see `MaskedMetric`.
+
+    Args:
+        threshold: above 0 and below 1.
+        from_logits: whether predictions are logits rather than probabilities.
+        missing, average, name, dtype: as in `MaskedMetric`.
 
     Raises:
-        ValueError: y_true and y_pred are not both (batch, tasks), or a threshold outside (0, 1).
+        ValueError: as in `MaskedMetric`, or a threshold outside (0, 1).
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> metric = kt.metrics.MaskedBinaryAccuracy()
+        >>> metric.update_state(np.array([[1], [0], [np.nan]]), np.array([[0.5], [0.9], [0.1]]))
+        >>> float(metric.result())
+        0.5
     """
 
     def __init__(
@@ -66,7 +74,7 @@ class MaskedBinaryAccuracy(_Decision):
     ) -> None:
         super().__init__(threshold, average, from_logits, missing, name, dtype)
 
-    def _layout(self) -> dict[str, tuple[int, ...]]:
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"correct": (), "known": ()}
 
     def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
@@ -78,24 +86,29 @@ class MaskedBinaryAccuracy(_Decision):
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
-class MaskedF1(_Decision):
-    """Harmonic mean of precision and recall over the known labels, averaged over tasks.
+class MaskedF1(_ThresholdedMetric):
+    """Computes the harmonic mean of precision and recall over known labels, averaged over tasks.
 
-    `F1_j = 2 TP_j / (2 TP_j + FP_j + FN_j)`, counted where `p_ij >= threshold` is a 1.
+    `F1_j = 2 TP_j / (2 TP_j + FP_j + FN_j)`, where `p_ij >= threshold` counts as 1.
 
-    Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks), probabilities, or
-    logits with `from_logits=True` (then compared after a sigmoid). The result is a scalar;
-    `per_task()` gives (tasks,). A soft label counts as 1 above 0.5.
+    Shapes and arguments: as in `MaskedBinaryAccuracy`.
 
-    Missing cells have no influence. A task without a known positive is undefined, whatever the
-    model says, so that all models are averaged over the same tasks: NaN by task, left out of the
-    mean; NaN if no task is defined. A known cell that cannot be scored makes the result NaN (see
-    `MaskedMetric`).
+    A task without a known positive is undefined whatever is predicted, so that all models are
+    averaged over the same tasks, see `MaskedMetric`.
 
     Raises:
-        ValueError: y_true and y_pred are not both (batch, tasks), or a threshold outside (0, 1).
+        ValueError: as in `MaskedMetric`, or a threshold outside (0, 1).
 
     Source: van Rijsbergen 1979, Information Retrieval, chapter 7.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> metric = kt.metrics.MaskedF1()
+        >>> y = np.array([[1], [0], [1], [np.nan]])
+        >>> metric.update_state(y, np.array([[0.5], [0.9], [0.1], [0.9]]))
+        >>> float(metric.result())  # one hit, one false positive, one false negative
+        0.5
     """
 
     def __init__(
@@ -109,7 +122,7 @@ class MaskedF1(_Decision):
     ) -> None:
         super().__init__(threshold, average, from_logits, missing, name, dtype)
 
-    def _layout(self) -> dict[str, tuple[int, ...]]:
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"hits": (), "positives": (), "predicted": ()}
 
     def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
@@ -128,19 +141,31 @@ class MaskedF1(_Decision):
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedCategoricalAccuracy(MaskedMetric):
-    """Share of the known labels whose class has the highest prediction.
+    """Computes the share of known labels whose class has the highest prediction.
 
     `accuracy = Σ_i known_i [y_i = argmax_c p_ic] / Σ_i known_i`, the first class if several are
     highest.
 
     Shapes: y_true (batch,) or (batch, 1), the class from 0, NaN = missing; y_pred (batch, classes),
-    probabilities or logits. The result is a scalar; `per_task()` gives (1,).
+    probabilities or logits. The result is a scalar; `per_task()` returns (1,).
 
-    Missing rows have no influence; with no known label the result is NaN. A known row with a NaN
-    prediction or with a label that is no class makes the result NaN (see `MaskedMetric`).
+    Rows without a label have no influence; with none known the result is NaN. A known row with a
+    NaN prediction or with a label that is not a class makes the result NaN, see `MaskedMetric`.
+
+    Args:
+        missing, name, dtype: as in `MaskedMetric`.
 
     Raises:
         ValueError: other shapes, or another number of classes than in the first batch.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> metric = kt.metrics.MaskedCategoricalAccuracy()
+        >>> y = np.array([2, 0, np.nan])
+        >>> metric.update_state(y, np.array([[0.1, 0.2, 0.7], [0, 1, 0], [1, 0, 0]]))
+        >>> float(metric.result())
+        0.5
     """
 
     def __init__(
@@ -152,26 +177,26 @@ class MaskedCategoricalAccuracy(MaskedMetric):
         super().__init__(missing=missing, name=name, dtype=dtype)
         self.num_classes: int | None = None
 
-    def _cells(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    def _aligned(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
         y_true, y_pred = match_classes(y_true, y_pred)
         classes = y_pred.shape[1]
         if self.num_classes not in (None, classes):
             raise ValueError(
-                f"`y_pred` has another number of classes than the first batch of {self.name!r}. "
-                f"Expected {self.num_classes}. Received: {classes}"
+                f"`y_pred` must have the {self.num_classes} classes of the first batch of "
+                f"{self.name!r}, got {classes}"
             )
         self.num_classes = classes
-        chosen = ops.cast(ops.argmax(y_pred, axis=-1), self.CELL)
-        broken = ops.any(ops.isnan(y_pred), axis=-1)
-        chosen = fill_missing(chosen, ops.logical_not(broken), NAN)
+        chosen = ops.cast(ops.argmax(y_pred, axis=-1), self.COMPARED_IN)
+        invalid = ops.any(ops.isnan(y_pred), axis=-1)
+        chosen = fill_missing(chosen, ops.logical_not(invalid), NAN)
         return ops.reshape(y_true, (-1, 1)), ops.reshape(chosen, (-1, 1))
 
-    def _sound(self, y_true: Any, y_pred: Any) -> Any:
+    def _is_valid(self, y_true: Any, y_pred: Any) -> Any:
         within = ops.logical_and(y_true >= 0, y_true < self.num_classes)
         label = ops.logical_and(within, ops.equal(y_true, ops.floor(y_true)))
-        return ops.logical_and(label, super()._sound(y_true, y_pred))
+        return ops.logical_and(label, super()._is_valid(y_true, y_pred))
 
-    def _layout(self) -> dict[str, tuple[int, ...]]:
+    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"correct": (), "known": ()}
 
     def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Scores on known labels, reports, thresholds and temperatures."""
+"""Exact scores on known labels, reports, intervals, thresholds and temperatures."""

@@ -1,4 +1,4 @@
-"""From probabilities to decisions: thresholds and temperatures, fitted on known labels alone."""
+"""Decision thresholds and temperatures, fitted on known labels alone."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_softmax, softmax
+from sklearn.metrics import precision_recall_curve
 
 from kerasmtl.evaluation.evaluate import scores_and_cells
 from kerasmtl.masking import is_known
 from kerasmtl.tasks import Task, as_tasks
 
 DEFAULT = 0.5
-NOTES = 5  # that are shown
-BELOW = 1e-3  # a threshold under all probabilities is that much under them
-FEWEST = 5  # known labels of each class; fewer say too little
+NOTES = 5  # that a warning shows
+BELOW = 1e-3  # how far a threshold is below the lowest probability, if all count as 1
+FEWEST = 5  # known labels of each class that a fit needs
 TEMPERATURES = (0.05, 20.0)  # the range that is searched
-TINY = 2.0**-23  # closer to 0 and 1 no logit is computed; 1 - TINY is a float32
+TINY = 2.0**-23  # probabilities nearer to 0 and 1 have no logit; 1 - TINY is a float32
 
 Rule = str | float | tuple[str, float]
-# Of one task: labels, predictions, on its known cells.
+# Known labels of one task, and their predictions.
 Cells = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A threshold or temperature, the rule it follows, how many labels it rests on, and why not."""
+    """A threshold or temperature, its rule, the number of known labels, and a note on problems."""
 
     value: float
     rule: str
@@ -39,7 +42,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Decision:
-    """How the answer of one task is calibrated and decided; None where that has no meaning.
+    """How the probabilities of one task are calibrated and decided; None where not applicable.
 
     `scores`: precision, recall and F1 at the threshold, on the labels that it was fitted on.
     """
@@ -53,66 +56,97 @@ class Decision:
 
 
 def fit_thresholds(y_true: Any, p: Any, rule: Rule = "f1") -> tuple[Fitted, ...]:
-    """By task, the threshold from which on (p >= threshold) a probability counts as 1.
+    """Fit from which probability on (p >= threshold) the prediction of each task counts as 1.
 
-    Shapes: y_true (rows, tasks) or (rows,), 1, 0 or NaN = missing; p alike, probabilities.
+    Thresholds are midway between the probabilities that they separate, or, if all are on one side,
+    a little below the lowest. A task with fewer than 5 known labels of a class gets 0.5 and a note.
 
-    "f1": the best F1. ("precision", 0.9): the best recall at a precision of 0.9 or more, or, if
-    none is, the best precision. ("recall", 0.9): the best precision at a recall of 0.9 or more.
-    "precision>=0.9" is the same as text. A number, or "fixed" for 0.5: that one. A task with fewer
-    than 5 known labels of a class gets 0.5 and a note. Thresholds lie midway between the
-    probabilities that they divide, or, if all are on one side, a little below the lowest.
+    Args:
+        y_true: (rows, tasks) or (rows,), 1, 0 or NaN = missing.
+        p: same shape, probabilities.
+        rule: "f1": the best F1. ("precision", 0.9): the best recall at a precision of 0.9 or more,
+            or, if none reaches it, the best precision. ("recall", 0.9): the best precision at a
+            recall of 0.9 or more. "precision>=0.9" is the same as text. A number, or "fixed" for
+            0.5: that threshold.
+
+    Returns:
+        One per task, with `value`, `rule`, `known` and `note`.
 
     Raises:
-        ValueError: an unknown rule, shapes that differ, other labels, or no probabilities.
+        ValueError: an unknown rule, shapes that differ, other labels, or values that are not
+            probabilities.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.array([0] * 6 + [1] * 6 + [np.nan])
+        >>> p = np.array([0.1] * 6 + [0.3] * 6 + [0.9])
+        >>> (found,) = kt.calibration.fit_thresholds(y, p)
+        >>> round(found.value, 3), found.known
+        (0.2, 12)
     """
     name, wanted = parse_rule(rule)
     return tuple(_threshold(y, q, name, wanted) for y, q in _cells(y_true, p))
 
 
 def fit_temperatures(y_true: Any, p: Any) -> tuple[Fitted, ...]:
-    """By task, the T of sigmoid(logit(p) / T) that makes the known labels the likeliest.
+    """Fit the temperature T of each binary task that maximizes the likelihood of known labels.
 
-    Shapes: as `fit_thresholds`. A task with fewer than 5 known labels of a class gets 1.
+    Calibrated probabilities are `sigmoid(logit(p) / T)`. A task with fewer than 5 known labels of a
+    class gets 1 and a note.
+
+    Args:
+        y_true: (rows, tasks) or (rows,), 1, 0 or NaN = missing.
+        p: same shape, probabilities.
+
+    Returns:
+        One per task, with `value`, `rule`, `known` and `note`.
 
     Raises:
-        ValueError: shapes that differ, other labels, or no probabilities.
+        ValueError: shapes that differ, other labels, or values that are not probabilities.
 
     Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> y = np.array([1, 1, 1, 0] * 5 + [0, 0, 0, 1] * 5)  # 3/4 and 1/4 are positive
+        >>> p = np.array([0.9] * 20 + [0.1] * 20)  # too sure: logit(0.9) / logit(0.75) = 2
+        >>> (found,) = kt.calibration.fit_temperatures(y, p)
+        >>> round(found.value, 2)
+        2.0
     """
     found = []
     for y, q in _cells(y_true, p):
-        positive = _logit(q)[:, None] * (0.0, 1.0)  # the two classes' scores
-        found.append(_temperature(y.astype(int), positive, min((y == 1).sum(), (y == 0).sum())))
+        scores = _logit(q)[:, None] * (0.0, 1.0)  # of the classes 0 and 1
+        found.append(_temperature(y.astype(int), scores, min((y == 1).sum(), (y == 0).sum())))
     return tuple(found)
 
 
 def fit_class_temperature(y_true: Any, p: Any) -> Fitted:
-    """The T of softmax(log(p) / T) that makes the known classes of one task the likeliest.
+    """Fit the T of `softmax(log(p) / T)` that maximizes the likelihood of known classes.
 
-    Shapes: y_true (rows,), positions of classes, NaN = missing; p (rows, classes). Fewer than 10
-    known labels give 1.
+    Args:
+        y_true: (rows,), positions of classes, NaN = missing. Fewer than 10 known labels give 1.
+        p: (rows, classes), probabilities.
 
     Raises:
-        ValueError: shapes that differ, other labels, or no probabilities.
+        ValueError: shapes that differ, other labels, or values that are not probabilities.
     """
     y, q = np.asarray(y_true, "float64"), np.asarray(p, "float64")
     if y.ndim != 1 or q.ndim != 2 or len(y) != len(q):
         raise ValueError(
-            "`p` does not fit `y_true`. Expected (rows,) labels and (rows, classes) probabilities. "
-            f"Received: {y.shape} and {q.shape}"
+            f"`p` must be (rows, classes) for y_true (rows,), got {q.shape} for {y.shape}"
         )
     known = is_known(y)
     y, q = y[known], q[known]
-    _check(np.isin(y, range(q.shape[1])), y, "`y_true`", f"positions from 0 to {q.shape[1] - 1}")
-    _check((q >= 0) & (q <= 1), q, "`p`", "probabilities")
+    _check("y_true", y, np.isin(y, range(q.shape[1])), f"classes from 0 to {q.shape[1] - 1}")
+    _check("p", q, (q >= 0) & (q <= 1), "probabilities")
     return _temperature(y.astype(int), np.log(np.maximum(q, TINY)), len(y) // 2)
 
 
 def calibrated(p: np.ndarray, temperature: float, classes: bool = False) -> np.ndarray:
-    """Probabilities at a temperature, float64: (cells,), or (cells, classes); 1 changes nothing."""
-    from scipy.special import expit, softmax
-
+    """Return probabilities at a temperature, float64, (n,) or (n, classes); 1 changes nothing."""
     p = np.asarray(p, "float64")
     if temperature == 1.0:
         return p
@@ -127,36 +161,48 @@ def fit_decisions(
     tasks: Iterable[Task | str],
     thresholds: Rule | Mapping[str, Rule] | None = None,
 ) -> dict[str, Decision]:
-    """Fit from which probability on the answer of each task is yes, on known validation labels.
+    """Fit the decision thresholds of a model's tasks on known validation labels.
 
-    The probabilities are those of the model, not calibrated.
-
-    Shapes: validation yields (inputs, labels), as `evaluate` takes them, NaN = missing.
+    The probabilities are those of the model, not calibrated. Warns where a threshold is not what
+    was asked for.
 
     Args:
         model: as `build_model` makes it.
-        validation: batches, or None: then every threshold is 0.5.
+        validation: batches of (inputs, labels), as `kt.evaluate` takes them, NaN = missing; or
+            None: then every threshold is 0.5.
         tasks: what the outputs predict, in order.
-        thresholds: as of `export_saved_model`.
+        thresholds: a rule of `fit_thresholds` for all tasks, or a dict of task name and rule; "f1"
+            by default.
 
     Returns:
-        By task a `Decision`, for `evaluate(threshold=…)` and `export_saved_model(thresholds=…)`.
+        A decision per task, for `kt.evaluate(threshold=…)` and
+        `kt.export_saved_model(thresholds=…)`.
 
     Raises:
-        ValueError: as `export_saved_model`. Warns where a threshold is not what was asked for.
+        ValueError: an unknown rule or task, or a rule that needs `validation` without it.
+
+    Example:
+        >>> import keras
+        >>> import kerasmtl as kt
+        >>> import numpy as np
+        >>> inputs = keras.Input((1,))
+        >>> model = keras.Model(inputs, keras.layers.Activation("sigmoid")(inputs))
+        >>> x = np.linspace(-3, 3, 13)[:, None]
+        >>> y = np.where(x > 1, 1, np.where(x < 0, 0, np.nan))
+        >>> decisions = kt.calibration.fit_decisions(model, [(x, y)], ["cat"], "fixed")
+        >>> decisions["cat"].threshold, decisions["cat"].known
+        (0.5, 10)
     """
     chosen = as_tasks(tasks)
     check_rules(chosen, thresholds, False, validation is not None)
-    cells = None
-    if validation is not None:
-        _, cells = scores_and_cells(model, validation, chosen)
+    cells = None if validation is None else scores_and_cells(model, validation, chosen)[1]
     decisions = decide(chosen, cells, thresholds, calibrate=False)
     warn_of(decisions)
     return decisions
 
 
 def warn_of(decisions: Mapping[str, Decision]) -> None:
-    """Warn where a decision is not what was asked for; the card has all of it."""
+    """Warn where a decision is not what was asked for; the model card has all notes."""
     notes = [f"{task!r}: {note}" for task, of in decisions.items() for note in of.notes]
     if notes:
         more = f"; {len(notes) - NOTES} more are in the model card" if len(notes) > NOTES else ""
@@ -169,25 +215,25 @@ def decide(
     thresholds: Rule | Mapping[str, Rule | Decision] | None,
     calibrate: bool,
 ) -> dict[str, Decision]:
-    """How each task decides, fitted on its known cells where there are any.
+    """Return how each task decides, fitted on its known labels if there are any.
 
-    Thresholds are those of the calibrated probabilities. A decision that is given stays as it is.
+    Thresholds are those of the calibrated probabilities. A `Decision` that is given stays as it is.
 
     Raises:
-        ValueError: an unknown rule or task, or one that needs known cells where there are none.
+        ValueError: an unknown rule or task, or one that needs known labels without them.
     """
-    chosen = check_rules(tasks, thresholds, calibrate, cells is not None)
+    rules = check_rules(tasks, thresholds, calibrate, cells is not None)
     given = given_decisions(thresholds)
     empty = (np.zeros(0), np.zeros(0))
     return {
         task.name: given.get(task.name)
-        or _decision(task, (cells or {}).get(task.name, empty), chosen.get(task.name), calibrate)
+        or _decision(task, (cells or {}).get(task.name, empty), rules.get(task.name), calibrate)
         for task in tasks
     }
 
 
 def given_decisions(thresholds: Any) -> dict[str, Decision]:
-    """What is decided already, among rules."""
+    """Return what is decided already, among rules."""
     found = thresholds.items() if isinstance(thresholds, Mapping) else ()
     return {name: rule for name, rule in found if isinstance(rule, Decision)}
 
@@ -198,25 +244,43 @@ def check_rules(
     calibrate: bool,
     fitted: bool,
 ) -> dict[str, Rule]:
-    """The rule of each binary task; `fitted`: whether there are known cells to fit on.
+    """Return the rule of each binary task without a given decision.
+
+    Args:
+        tasks: of the model.
+        thresholds: one rule, or rules and decisions by task name.
+        calibrate: whether temperatures are fitted.
+        fitted: whether there are known labels to fit on.
 
     Raises:
         ValueError: as `decide`.
     """
-    chosen = _rules(tasks, thresholds, fitted)
-    if not fitted and (calibrate or any(_needs_labels(rule) for rule in chosen.values())):
+    default: Rule = "f1" if fitted else "fixed"
+    given = given_decisions(thresholds)
+    names = [task.name for task in tasks if task.kind == "binary" and task.name not in given]
+    if isinstance(thresholds, Mapping):
+        chosen = {name: rule for name, rule in thresholds.items() if name not in given}
+        unknown = sorted(set(chosen) - set(names))
+        if unknown:
+            raise ValueError(f"`thresholds` must name binary tasks of {names}, got {unknown}")
+    else:
+        parse_rule(default if thresholds is None else thresholds)
+        chosen = {} if thresholds is None else dict.fromkeys(names, thresholds)
+    rules = {name: chosen.get(name, default) for name in names}
+    needed = [name for name, rule in rules.items() if parse_rule(rule)[0] != "fixed"]
+    if not fitted and (calibrate or needed):
         raise ValueError(
-            "`validation` is absent, and thresholds or temperatures are fitted on it. Expected a "
-            'data set. Call with validation=…, or with thresholds="fixed" and calibrate=False.'
+            "`validation` must be a data set to fit thresholds or temperatures on, got None. Call "
+            'with validation=…, or with thresholds="fixed" and calibrate=False.'
         )
-    return chosen
+    return rules
 
 
 def parse_rule(rule: Rule) -> tuple[str, float]:
-    """A rule as its name and number: ("f1", nan), ("precision", 0.9), ("fixed", 0.5).
+    """Return a rule as its name and number: ("f1", nan), ("precision", 0.9), ("fixed", 0.5).
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a rule.
     """
     if isinstance(rule, str) and rule in ("f1", "fixed"):
         return rule, DEFAULT if rule == "fixed" else float("nan")
@@ -231,47 +295,21 @@ def parse_rule(rule: Rule) -> tuple[str, float]:
     if name in ("precision", "recall") and 0 < number <= 1:
         return name, number
     raise ValueError(
-        '`thresholds` has no such rule. Expected "f1", "fixed", a number from 0 to 1, '
-        f'("precision", 0.9) or ("recall", 0.9). Received: {rule!r}'
+        '`thresholds` must be "f1", "fixed", a number from 0 to 1, ("precision", 0.9) or '
+        f'("recall", 0.9), got {rule!r}'
     )
-
-
-def _rules(
-    tasks: Sequence[Task], thresholds: Rule | Mapping[str, Rule] | None, fitted: bool
-) -> dict[str, Rule]:
-    default: Rule = "f1" if fitted else "fixed"
-    names = [task.name for task in tasks if task.kind == "binary"]
-    if not isinstance(thresholds, Mapping):
-        parse_rule(default if thresholds is None else thresholds)
-        return dict.fromkeys(names, default if thresholds is None else thresholds)
-    given = given_decisions(thresholds)
-    thresholds = {name: rule for name, rule in thresholds.items() if name not in given}
-    names = [name for name in names if name not in given]
-    unknown = sorted(set(thresholds) - set(names))
-    if unknown:
-        raise ValueError(
-            f"`thresholds` names what is no binary task. Expected some of {names}. "
-            f"Received: {unknown}"
-        )
-    for rule in thresholds.values():
-        parse_rule(rule)
-    return {name: thresholds.get(name, default) for name in names}
-
-
-def _needs_labels(rule: Rule) -> bool:
-    return parse_rule(rule)[0] != "fixed"
 
 
 def _decision(task: Task, cells: Cells, rule: Rule | None, calibrate: bool) -> Decision:
     if task.kind == "regression":
         return Decision()
     y, p = cells
-    warm = None
+    fitted = None
     if calibrate:
         several = task.kind == "multiclass"
-        warm = fit_class_temperature(y, p) if several else fit_temperatures(y, p)[0]
-    temperature = warm.value if warm else 1.0
-    notes = [warm.note] if warm and warm.note else []
+        fitted = fit_class_temperature(y, p) if several else fit_temperatures(y, p)[0]
+    temperature = fitted.value if fitted else 1.0
+    notes = [fitted.note] if fitted and fitted.note else []
     if task.kind == "multiclass":
         return Decision(None, temperature, "argmax", len(y), tuple(notes))
     q = calibrated(p, temperature)
@@ -282,40 +320,41 @@ def _decision(task: Task, cells: Cells, rule: Rule | None, calibrate: bool) -> D
 
 
 def scores_at(y: np.ndarray, p: np.ndarray, threshold: float) -> dict[str, float | None]:
-    """Precision, recall and F1 of p >= threshold; None where the labels (cells,) define none."""
+    """Return precision, recall and F1 of p >= threshold; None where the labels define none."""
+    if not len(y):
+        return {}
     decided, positive = p >= threshold, y == 1
-    hits = int((decided & positive).sum())
-
-    def share(of: int) -> float | None:
-        return hits / of if of else None
-
-    f1 = 2 * hits / int(decided.sum() + positive.sum()) if positive.any() else None
-    found = {"precision": share(int(decided.sum())), "recall": share(int(positive.sum())), "f1": f1}
-    return found if len(y) else {}
+    hits, predicted, actual = (int(s.sum()) for s in (decided & positive, decided, positive))
+    return {
+        "precision": hits / predicted if predicted else None,
+        "recall": hits / actual if actual else None,
+        "f1": 2 * hits / (predicted + actual) if actual else None,
+    }
 
 
 def _cells(y_true: Any, p: Any) -> list[Cells]:
+    """Return the known labels of each task and their probabilities, checked."""
     y, q = np.asarray(y_true, "float64"), np.asarray(p, "float64")
     if y.shape != q.shape or y.ndim not in (1, 2):
         raise ValueError(
-            "`p` does not fit `y_true`. Expected the same shape, (rows, tasks). "
-            f"Received: {y.shape} and {q.shape}"
+            f"`p` must have the shape of `y_true`, (rows, tasks), got {q.shape} and {y.shape}"
         )
     if y.ndim == 1:
         y, q = y[:, None], q[:, None]
     found = []
     for labels, probabilities in zip(y.T, q.T, strict=True):
         known = is_known(labels)
-        found.append((labels[known], probabilities[known]))
-        _check(np.isin(found[-1][0], (0, 1)), found[-1][0], "`y_true`", "0, 1 and NaN = missing")
-        _check((found[-1][1] >= 0) & (found[-1][1] <= 1), found[-1][1], "`p`", "probabilities")
+        labels, probabilities = labels[known], probabilities[known]
+        _check("y_true", labels, np.isin(labels, (0, 1)), "0, 1 or NaN (= missing)")
+        _check("p", probabilities, (probabilities >= 0) & (probabilities <= 1), "probabilities")
+        found.append((labels, probabilities))
     return found
 
 
-def _check(good: np.ndarray, values: np.ndarray, name: str, expected: str) -> None:
+def _check(name: str, values: np.ndarray, good: np.ndarray, must: str) -> None:
     if not good.all():
         shown = sorted({float(value) for value in values[~good]})[:5]
-        raise ValueError(f"{name} has other values. Expected {expected}. Received: {shown}")
+        raise ValueError(f"`{name}` must be {must}, got {shown}")
 
 
 def _threshold(y: np.ndarray, p: np.ndarray, name: str, wanted: float) -> Fitted:
@@ -327,8 +366,6 @@ def _threshold(y: np.ndarray, p: np.ndarray, name: str, wanted: float) -> Fitted
     if fewest < FEWEST:
         note = f"{fewest} known labels of one class are too few for {shown}: the threshold is 0.5"
         return Fitted(DEFAULT, "fixed", known, note)
-    from sklearn.metrics import precision_recall_curve
-
     precision, recall, at = precision_recall_curve(y, p)
     precision, recall = precision[:-1], recall[:-1]  # the last has no threshold
     note = None
@@ -346,7 +383,7 @@ def _threshold(y: np.ndarray, p: np.ndarray, name: str, wanted: float) -> Fitted
 
 
 def _between(p: np.ndarray, threshold: float) -> float:
-    """Midway to the next lower probability: noise in the last digit then decides nothing."""
+    """Return the middle to the next lower probability, so that rounding decides nothing."""
     below = p[p < threshold]
     if not len(below):
         return threshold - min(BELOW, threshold / 2)
@@ -355,17 +392,14 @@ def _between(p: np.ndarray, threshold: float) -> float:
 
 
 def _temperature(y: np.ndarray, scores: np.ndarray, fewest: int) -> Fitted:
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
-
+    """Fit T of `softmax(scores / T)` to the classes y."""
     if fewest < FEWEST:
         note = f"{len(y)} known labels are too few for a temperature: it is 1"
         return Fitted(1.0, "fixed", len(y), note)
 
     def loss(log_temperature: float) -> float:
-        return -float(
-            log_softmax(scores / np.exp(log_temperature), axis=1)[np.arange(len(y)), y].mean()
-        )
+        scaled = log_softmax(scores / np.exp(log_temperature), axis=1)
+        return -float(scaled[np.arange(len(y)), y].mean())
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded")
     return Fitted(float(np.exp(found.x)), "likelihood", len(y))

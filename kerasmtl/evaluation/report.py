@@ -1,4 +1,4 @@
-"""The scores of a model by task: as numbers, as JSON, as a table."""
+"""The scores of a model, task by task: as numbers, as JSON, as a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NAN = float("nan")
-COUNTS = ("known", "positive", "classes")
+COUNTS = ("known", "positive", "classes")  # fields that are not scores
 AT_RECALL = "precision_at_recall"
 
 
@@ -22,11 +22,16 @@ AT_RECALL = "precision_at_recall"
 class BinaryScores:
     """Scores of one binary task over its known labels; NaN = not defined by them.
 
-    `known`, `positive`: how many labels; `auc`: area under the ROC curve; `average_precision`:
-    area under precision against recall, by steps; `accuracy`: share predicted right; `f1`: harmonic
-    mean of precision and recall; `brier`: mean squared error of the probability; `ece`: expected
-    calibration error, 15 bins of equal width; `precision_at_recall`: the best precision at the
-    recall asked for or more.
+    Attributes:
+        known: number of known labels.
+        positive: how many of them are 1.
+        auc: area under the ROC curve.
+        average_precision: area under precision against recall, by steps.
+        accuracy: share predicted right at the threshold.
+        f1: harmonic mean of precision and recall at the threshold.
+        brier: mean squared error of the probability.
+        ece: expected calibration error, 15 bins of equal width.
+        precision_at_recall: best precision at the recall asked for or more.
     """
 
     known: int
@@ -40,16 +45,16 @@ class BinaryScores:
     precision_at_recall: float = NAN
 
 
-TaskScores = BinaryScores
-
-
 @dataclass(frozen=True)
 class MulticlassScores:
     """Scores of one multiclass task over its known labels; NaN = not defined by them.
 
-    `known`: how many labels; `classes`: how many classes are among them; `accuracy`: share
-    predicted right; `auc`: mean area under the ROC curve, each class against the rest; `log_loss`:
-    mean -log of the probability of the right class.
+    Attributes:
+        known: number of known labels.
+        classes: how many classes are among them.
+        accuracy: share predicted right.
+        auc: mean area under the ROC curve of each class against the rest.
+        log_loss: mean -log of the probability of the right class.
     """
 
     known: int
@@ -63,8 +68,11 @@ class MulticlassScores:
 class RegressionScores:
     """Scores of one regression task over its known labels; NaN = not defined by them.
 
-    `known`: how many labels; `mae`: mean absolute error; `rmse`: root of the mean squared error;
-    `r2`: share of variance explained.
+    Attributes:
+        known: number of known labels.
+        mae: mean absolute error.
+        rmse: root of the mean squared error.
+        r2: share of the variance that is explained.
     """
 
     known: int
@@ -77,16 +85,11 @@ KINDS = {"binary": BinaryScores, "multiclass": MulticlassScores, "regression": R
 Scores = BinaryScores | MulticlassScores | RegressionScores
 
 
-def kind_of(scores: Scores) -> str:
-    """The kind of task that such scores are of."""
-    return next(kind for kind, cls in KINDS.items() if isinstance(scores, cls))
-
-
 @dataclass(frozen=True)
 class Interval:
     """From the 2.5th to the 97.5th percentile of a score over the draws that define it.
 
-    `undefined`: the number of draws that do not; NaN if none does.
+    `undefined` is the number of draws that do not; the ends are NaN if none does.
     """
 
     low: float
@@ -96,7 +99,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Intervals of every score: by task, of the mean by kind, and of the pooled cells by kind."""
+    """Intervals of every score: of each task, of the mean of a kind, and of its pooled labels."""
 
     draws: int
     tasks: dict[str, dict[str, Interval]]
@@ -106,12 +109,15 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Report:
-    """Scores by task; their means over the tasks that define them; all known cells pooled.
+    """What `kt.evaluate` returns: scores per task, their means, and those of pooled labels.
 
-    `micro`, by kind, takes all known cells of a kind for one task; it is empty where it was not
-    computed. `bootstrap` is None where no interval was asked for, `recall` where no precision at a
-    recall was: then that score is NaN, and neither in the table nor in the dict. `thresholds`: by
-    binary task, from which probability on the answer counted as 1.
+    Attributes:
+        rows: of the data.
+        tasks: scores by task name.
+        micro: by kind, scores of all known labels of a kind as those of one task.
+        bootstrap: intervals, or None.
+        recall: of `precision_at_recall`; None leaves that score out.
+        thresholds: by binary task, from which probability on a prediction counts as 1.
     """
 
     rows: int
@@ -123,45 +129,58 @@ class Report:
 
     @property
     def macro_auc(self) -> float:
-        """Mean AUC over the tasks with known labels of both classes; NaN if there are none."""
+        """The mean AUC over the tasks with known labels of both classes; NaN if there are none."""
         return _mean([getattr(scores, "auc", NAN) for scores in self.tasks.values()])
 
     def by_kind(self) -> dict[str, dict[str, Scores]]:
-        """The scores of the tasks of each kind that there is."""
+        """Return the scores of the tasks of each kind that there is."""
         found = {
             kind: {name: scores for name, scores in self.tasks.items() if isinstance(scores, cls)}
             for kind, cls in KINDS.items()
         }
         return {kind: tasks for kind, tasks in found.items() if tasks}
 
+    def scores(self, kind: str) -> list[str]:
+        """Return the names of the scores of a kind, without the counts."""
+        return [name for name in self._columns(kind) if name not in COUNTS]
+
     def macro(self, score: str, kind: str = "binary") -> float:
-        """Mean of a score over the tasks of a kind that define it; NaN if none does."""
+        """Return the mean of a score over the tasks of a kind that define it; NaN if none does."""
         return _mean(self._values(score, kind))
 
     def defined(self, score: str, kind: str = "binary") -> int:
-        """How many tasks of a kind define a score."""
+        """Return how many tasks of a kind define a score."""
         return sum(not math.isnan(value) for value in self._values(score, kind))
 
     def _values(self, score: str, kind: str) -> list[float]:
         return [getattr(scores, score) for scores in self.by_kind().get(kind, {}).values()]
 
+    def _columns(self, kind: str) -> list[str]:
+        names = [column.name for column in fields(KINDS[kind])]
+        return [name for name in names if name != AT_RECALL or self.recall is not None]
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: undefined scores are None."""
+        """Return the report for JSON; undefined scores are None."""
+        kinds = {name: kind for kind, tasks in self.by_kind().items() for name in tasks}
+
+        def shown(scores: Scores, kind: str) -> dict[str, Any]:
+            return {name: getattr(scores, name) for name in self._columns(kind)}
+
         found = {
             "macro_auc": self.macro_auc,
             "rows": self.rows,
             "tasks": {
-                name: {"kind": kind_of(scores), **self._shown(asdict(scores))}
+                name: {"kind": kinds[name], **shown(scores, kinds[name])}
                 for name, scores in self.tasks.items()
             },
             "macro": {
                 kind: {
                     score: {"mean": self.macro(score, kind), "defined": self.defined(score, kind)}
-                    for score in self._shown(_scores_of(kind))
+                    for score in self.scores(kind)
                 }
                 for kind in self.by_kind()
             },
-            "micro": {kind: self._shown(asdict(scores)) for kind, scores in self.micro.items()},
+            "micro": {kind: shown(scores, kind) for kind, scores in self.micro.items()},
         }
         if self.thresholds:
             found["thresholds"] = self.thresholds
@@ -171,18 +190,11 @@ class Report:
             found["bootstrap"] = asdict(self.bootstrap)
         return _json(found)
 
-    def _shown(self, scores: Any) -> Any:
-        """Scores by name, or their names, less the one that was not asked for."""
-        if self.recall is not None:
-            return scores
-        kept = [name for name in scores if name != AT_RECALL]
-        return {name: scores[name] for name in kept} if isinstance(scores, Mapping) else kept
-
     def table(self) -> RenderableType:
-        """A rich table for each kind of task, one line a task; undefined scores are a dash.
+        """Return a rich table for each kind of task; undefined scores are a dash.
 
-        Of several tasks the mean scores follow, and the pooled ones if there are any. The ends of
-        an interval stand in two lines below their score.
+        For several tasks the mean scores follow, and the pooled ones if there are any. The ends of
+        an interval are in two lines below their score.
         """
         from rich.console import Group
 
@@ -193,32 +205,28 @@ class Report:
         from rich.table import Table
         from rich.text import Text
 
-        tasks = self.by_kind()[kind]
-        columns = self._shown([column.name for column in fields(KINDS[kind])])
-        scores = self._shown(_scores_of(kind))
+        tasks, columns, scores = self.by_kind()[kind], self._columns(kind), self.scores(kind)
         table = Table(title=f"{self.rows} rows" + (f", {kind}" if len(self.by_kind()) > 1 else ""))
         table.add_column("task", min_width=8)
         for column in columns:
             title = f"precision_at {self.recall:g}" if column == AT_RECALL else column
             table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
-        width = len(columns)
-        fitted = kind == "binary" and set(self.thresholds.values()) - {0.5}
-        decided = self.thresholds if fitted else {}  # which accuracy and F1 hang on
-        if decided:
+        chosen = kind == "binary" and set(self.thresholds.values()) - {0.5}
+        thresholds = self.thresholds if chosen else {}  # which accuracy and F1 depend on
+        if thresholds:
             table.add_column("yes\nfrom", justify="right", no_wrap=True)
 
-        def add(name: str, columns: list[str], scores: Any, part: str, of: str) -> None:
-            blanks = [""] * (width - len(columns))
-            values = scores if isinstance(scores, Mapping) else asdict(scores)
-            cells = [*blanks, *(_text(values[column]) for column in columns)]
-            if part == "tasks" and of in decided:
-                cells.append(_text(decided[of]))
+        def add(name: str, shown: list[str], values: Mapping[str, Any], part: str, of: str) -> None:
+            blanks = [""] * (len(columns) - len(shown))
+            cells = [*blanks, *(_text(values[column]) for column in shown)]
+            if part == "tasks" and of in thresholds:
+                cells.append(_text(thresholds[of]))
             table.add_row(Name(name), *cells)
-            for label, cells in self._interval_lines(columns, part, of):
-                table.add_row(Text(f"  {label}", style="dim"), *blanks, *cells)
+            for label, ends in self._interval_lines(shown, part, of):
+                table.add_row(Text(f"  {label}", style="dim"), *blanks, *ends)
 
         for name, of in tasks.items():
-            add(name, columns, of, "tasks", name)
+            add(name, columns, asdict(of), "tasks", name)
         if len(tasks) == 1:  # mean and pooled scores are those of the task
             return table
         table.add_section()
@@ -226,11 +234,13 @@ class Report:
         counts = [f"{self.defined(score, kind)}/{len(tasks)}" for score in scores]
         table.add_row("defined", *[""] * (len(columns) - len(scores)), *counts)
         if kind in self.micro:
-            add("pooled", columns, self.micro[kind], "micro", kind)
+            add("pooled", columns, asdict(self.micro[kind]), "micro", kind)
         return table
 
-    def _interval_lines(self, columns: list[str], part: str, of: str) -> list[tuple[str, Any]]:
-        """The ends of the intervals of a line, each a line of its own: so they fit a terminal."""
+    def _interval_lines(
+        self, columns: list[str], part: str, of: str
+    ) -> list[tuple[str, list[str]]]:
+        """Return the ends of the intervals of a line, each as a line: so they fit a terminal."""
         found = getattr(self.bootstrap, part)[of] if self.bootstrap else {}
         found = {name: at for name, at in found.items() if not math.isnan(at.low)}
         if not found:
@@ -250,12 +260,8 @@ class Report:
 
 
 def asked_for(kind: str) -> list[str]:
-    """All that `evaluate` says of a task of a kind, if no precision at a recall was asked for."""
+    """Return the names of all that `evaluate` says of a kind of task without a recall."""
     return [column.name for column in fields(KINDS[kind]) if column.name != AT_RECALL]
-
-
-def _scores_of(kind: str) -> list[str]:
-    return [column.name for column in fields(KINDS[kind]) if column.name not in COUNTS]
 
 
 def _mean(values: list[float]) -> float:
@@ -264,7 +270,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _json(value: Any) -> Any:
-    """The same, with None for NaN; infinity, which JSON lacks, is None as well."""
+    """Return the same with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _json(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

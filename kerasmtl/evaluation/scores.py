@@ -1,11 +1,11 @@
-"""Exact scores of one task with scikit-learn, on cells from which the missing ones are gone."""
+"""Exact scores of one task with scikit-learn, on known labels alone."""
 
 from __future__ import annotations
 
 import numpy as np
 from sklearn import metrics
 
-from kerasmtl.evaluation.report import BinaryScores, MulticlassScores, RegressionScores
+from kerasmtl.evaluation.report import BinaryScores, MulticlassScores, RegressionScores, Scores
 
 NAN = float("nan")
 ECE_BINS = 15
@@ -13,35 +13,51 @@ ECE_BINS = 15
 Threshold = float | np.ndarray
 
 
+def scores_of(
+    kind: str, y: np.ndarray, p: np.ndarray, threshold: Threshold = 0.5, recall: float | None = None
+) -> Scores:
+    """Return the scores of a task of some kind.
+
+    Args:
+        kind: "binary", "multiclass" or "regression".
+        y: (n,) known labels.
+        p: (n,) predictions, (n, classes) for "multiclass".
+        threshold: from which probability on a binary prediction is 1; one number, or (n,).
+        recall: for the precision at that recall.
+    """
+    if kind == "binary":
+        return binary_scores(y, p, threshold, recall)
+    return multiclass_scores(y, p) if kind == "multiclass" else regression_scores(y, p)
+
+
 def binary_scores(
     y: np.ndarray, p: np.ndarray, threshold: Threshold, recall: float | None = None
 ) -> BinaryScores:
-    """Scores of known labels 0 and 1, shape (cells,), and their probabilities, shape (cells,).
-
-    `threshold`: from which probability on the answer is 1; one, or one per cell.
+    """Return the scores of labels 0 and 1, (n,), and their probabilities, (n,).
 
     AUC needs both classes, average precision, F1 and precision at recall a positive, the others a
-    label: NaN without.
+    label; they are NaN otherwise.
     """
     y = y == 1
     decided = decided_at(threshold, p)
     both, some = 0 < y.sum() < len(y), len(y) > 0
     error = p.astype("float64") - y
+    f1 = 2 * (decided & y).sum() / (decided.sum() + y.sum()) if y.any() else NAN
     return BinaryScores(
         known=len(y),
         positive=int(y.sum()),
         auc=float(metrics.roc_auc_score(y, p)) if both else NAN,
         average_precision=float(metrics.average_precision_score(y, p)) if y.any() else NAN,
         accuracy=float((decided == y).mean()) if some else NAN,
-        f1=float(metrics.f1_score(y, decided)) if y.any() else NAN,
+        f1=float(f1),
         brier=float((error**2).mean()) if some else NAN,
-        ece=_calibration_error(error, calibration_bins(p)) if some else NAN,
+        ece=_calibration_error(error, p) if some else NAN,
         precision_at_recall=_precision_at(recall, y, p) if recall and y.any() else NAN,
     )
 
 
 def decided_at(threshold: Threshold, p: np.ndarray) -> np.ndarray:
-    """Which probabilities count as 1, p >= threshold, as everywhere; in the precision of p."""
+    """Return which probabilities count as 1, p >= threshold, compared in the precision of p."""
     return p >= np.asarray(threshold, p.dtype)
 
 
@@ -50,26 +66,23 @@ def _precision_at(wanted: float, y: np.ndarray, p: np.ndarray) -> float:
     return float(precision[recall >= wanted].max())
 
 
-def calibration_bins(p: np.ndarray) -> np.ndarray:
-    """The bin of a probability, shape (cells,) int: of equal width, and 1 is in the last one."""
-    return np.minimum((p * p.dtype.type(ECE_BINS)).astype(int), ECE_BINS - 1)
-
-
-def _calibration_error(error: np.ndarray, bins: np.ndarray) -> float:
-    """Σ_b |Σ_(i in b) (p_i - y_i)| / n."""
+def _calibration_error(error: np.ndarray, p: np.ndarray) -> float:
+    """Return `Σ_b |Σ_(i in b) (p_i - y_i)| / n`, bins of equal width, with 1 in the last one."""
+    bins = np.minimum((p * p.dtype.type(ECE_BINS)).astype(int), ECE_BINS - 1)
     return float(np.abs(np.bincount(bins, error, ECE_BINS)).sum() / len(error))
 
 
 def multiclass_scores(y: np.ndarray, p: np.ndarray) -> MulticlassScores:
-    """Scores of known classes, shape (cells,), and their probabilities, shape (cells, classes).
+    """Return the scores of classes, (n,), and their probabilities, (n, classes).
 
-    AUC is the mean over the classes, each against the rest, of which some but not all known labels
-    are; NaN if there is none.
+    AUC is the mean over the classes, each against the rest, that some but not all labels have; NaN
+    if there is none.
     """
     y = y.astype(int)
-    seen = [label for label in range(p.shape[1]) if 0 < (y == label).sum() < len(y)]
-    aucs = [metrics.roc_auc_score(y == label, p[:, label]) for label in seen]
-    p = normalised(p)
+    mixed = [label for label in range(p.shape[1]) if 0 < (y == label).sum() < len(y)]
+    aucs = [metrics.roc_auc_score(y == label, p[:, label]) for label in mixed]
+    p = p.astype("float64")
+    p = p / p.sum(axis=1, keepdims=True)  # to 1 more closely than float32 can
     return MulticlassScores(
         known=len(y),
         classes=len(np.unique(y)),
@@ -79,16 +92,10 @@ def multiclass_scores(y: np.ndarray, p: np.ndarray) -> MulticlassScores:
     )
 
 
-def normalised(p: np.ndarray) -> np.ndarray:
-    """Probabilities as float64 that sum to 1 more closely than float32 can."""
-    p = p.astype("float64")
-    return p / p.sum(axis=1, keepdims=True)
-
-
 def regression_scores(y: np.ndarray, p: np.ndarray) -> RegressionScores:
-    """Scores of known numbers, shape (cells,), and the predicted ones, shape (cells,).
+    """Return the scores of numbers, (n,), and the predicted ones, (n,).
 
-    R2 needs two labels that differ: NaN without.
+    R2 needs two labels that differ, and is NaN otherwise.
     """
     y, p = y.astype("float64"), p.astype("float64")
     some, differ = len(y) > 0, len(np.unique(y)) > 1

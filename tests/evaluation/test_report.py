@@ -15,7 +15,6 @@ from kerasmtl.evaluation.report import (
     MulticlassScores,
     RegressionScores,
     Report,
-    TaskScores,
 )
 from kerasmtl.utils.tables import print_whole
 
@@ -27,10 +26,10 @@ def report():
     return Report(
         rows=12,
         tasks={
-            "cat": TaskScores(10, 4, 0.75, 0.5, 0.8, 0.7, 0.1),
-            "dog": TaskScores(6, 6, NAN, 1.0, 0.5, 0.9),
-            "bird": TaskScores(0, 0, NAN, NAN, NAN),
-            "fox": TaskScores(8, 3, 0.25, 0.3, 0.2),
+            "cat": BinaryScores(10, 4, 0.75, 0.5, 0.8, 0.7, 0.1),
+            "dog": BinaryScores(6, 6, NAN, 1.0, 0.5, 0.9),
+            "bird": BinaryScores(0, 0, NAN, NAN, NAN),
+            "fox": BinaryScores(8, 3, 0.25, 0.3, 0.2),
         },
     )
 
@@ -47,7 +46,7 @@ def test_the_mean_is_over_the_tasks_that_define_it(report):
 
 
 def test_without_such_a_task_the_mean_is_nan():
-    assert math.isnan(Report(1, {"a": TaskScores(0, 0, NAN, NAN, NAN)}).macro_auc)
+    assert math.isnan(Report(1, {"a": BinaryScores(0, 0, NAN, NAN, NAN)}).macro_auc)
 
 
 def test_undefined_scores_are_null_in_json(report):
@@ -71,7 +70,7 @@ def test_undefined_scores_are_null_in_json(report):
 
 
 def test_an_undefined_mean_is_null_in_json():
-    report = Report(1, {"a": TaskScores(0, 0, NAN, NAN, NAN)})
+    report = Report(1, {"a": BinaryScores(0, 0, NAN, NAN, NAN)})
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["macro_auc"] is None
 
 
@@ -97,7 +96,7 @@ def test_pooled_scores_and_intervals_stand_in_the_table_and_in_json(report):
         macro={"binary": {"auc": Interval(0.4, 0.6, 0)}},
         micro={"binary": {}},
     )
-    pooled = {"binary": TaskScores(24, 13, 0.65, 0.5, 0.4)}
+    pooled = {"binary": BinaryScores(24, 13, 0.65, 0.5, 0.4)}
     full = Report(12, report.tasks, pooled, found)
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in str(full).splitlines()]
     at = next(number for number, line in enumerate(lines) if line[:1] == ["cat"])
@@ -120,7 +119,7 @@ def test_each_kind_has_a_table_and_a_mean_of_its_own():
     report = Report(
         5,
         {
-            "cat": TaskScores(5, 2, 0.5, 0.5, 0.5),
+            "cat": BinaryScores(5, 2, 0.5, 0.5, 0.5),
             "colour": MulticlassScores(4, 3, 0.25, 0.75, 1.5),
             "size": RegressionScores(3, 1.25, 2.5, -math.inf),
         },
@@ -136,13 +135,13 @@ def test_each_kind_has_a_table_and_a_mean_of_its_own():
 
 @pytest.mark.parametrize("name", ["a[b]", "[red]light", "[/x]", "12", "信号", ":car:"])
 def test_a_name_stands_in_the_table_as_it_is(name):
-    report = Report(1, {name: TaskScores(2, 1, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0)})
+    report = Report(1, {name: BinaryScores(2, 1, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0)})
     assert cells(report)[name] == ["2", "1", *["1.000"] * 4, *["0.000"] * 2]
 
 
 def test_one_task_of_a_kind_is_not_said_again():
     tasks = {
-        "cat": TaskScores(5, 2, 0.5, 0.5, 0.5),
+        "cat": BinaryScores(5, 2, 0.5, 0.5, 0.5),
         "size": RegressionScores(3, 1.25, 2.5, 0.5),
         "age": RegressionScores(3, 1.5, 2.5, 0.5),
     }
@@ -160,7 +159,7 @@ def test_one_task_of_a_kind_is_not_said_again():
 
 def drawn(names, width, recall=None):
     """The first column's lines, on a terminal."""
-    scores = TaskScores(36, 12, 0.912, 0.8, 0.7, 0.5, 0.1, 0.2, 0.3)
+    scores = BinaryScores(36, 12, 0.912, 0.8, 0.7, 0.5, 0.1, 0.2, 0.3)
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=True, color_system=None)
     print_whole(Report(36, dict.fromkeys(names, scores), recall=recall).table(), console)
@@ -187,7 +186,7 @@ def test_names_are_folded_between_their_words():
 @pytest.mark.parametrize("terminal, width", [(True, 80), (False, 40)])
 def test_no_number_is_cut_off(report, terminal, width):
     name = "a_task_of_a_very_long_name_" * 2
-    scores = TaskScores(1234, 1000, 0.111, 0.222, 0.333, 0.444, 0.555, 0.666, 0.777)
+    scores = BinaryScores(1234, 1000, 0.111, 0.222, 0.333, 0.444, 0.555, 0.666, 0.777)
     ends = {score: Interval(0.101, 0.999, 0) for score in ("auc", "ece", "precision_at_recall")}
     found = Bootstrap(9, {name: ends}, {"binary": ends}, {"binary": {}})
     full = Report(5, {name: scores}, {}, found, recall=0.9)

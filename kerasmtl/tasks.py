@@ -1,4 +1,4 @@
-"""What is learnt: a task is one column of the labels and one output of the model."""
+"""Tasks: each is one column of the labels file and one output of the model."""
 
 from __future__ import annotations
 
@@ -20,25 +20,35 @@ Code = str | int | float
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to predict: the column of that name in the CSV, and the output of that name.
+    """One thing to predict: a column of the labels file and an output of the model.
 
     Kinds: "binary", labels 1, 0 or missing, one sigmoid probability; "multiclass", one of
     `classes`, a softmax over them; "regression", any finite number.
 
     Args:
         name: of the column and of the output.
-        kind: see above.
-        classes: for "multiclass", the labels as they stand in the file, in the order of the
-            outputs; empty: those of the file, sorted. What is named here is a class, even "none".
+        kind: "binary", "multiclass" or "regression".
+        classes: for "multiclass", the labels as written in the file, in the order of the outputs;
+            by default those of the file, sorted. What is named here is a class, even "none".
         weight: of the task in the loss, 0 or more.
         missing: codes for missing besides "", ?, NA, N/A, NaN, none and null, such as -1.
-        uncertain: for "binary", codes for a label of which nobody is sure (CheXpert's -1).
+        uncertain: for "binary", codes for a label that is uncertain (CheXpert's -1).
         uncertain_as: what an uncertain label counts as: "ignore" (missing), "zero", "one", or a
-            number in [0, 1] (https://arxiv.org/abs/1901.07031, section 4.1).
+            number from 0 to 1 (https://arxiv.org/abs/1901.07031, section 4.1).
 
     Raises:
-        ValueError: a wrong name, kind, weight, class or policy, or a code that is both missing and
-            uncertain, or both a code and a label.
+        ValueError: an invalid name, kind, weight, class or policy, or a code that is both missing
+            and uncertain, or both a code and a label.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> kt.Task("cat", missing=-1)
+        Task(name='cat', kind='binary', ..., missing=(-1,), ...)
+        >>> kt.Task("colour", "multiclass", classes=["red", "green"]).outputs
+        2
+        >>> kt.Task("cat", kind="ranking")
+        Traceback (most recent call last):
+        ValueError: `kind` must be one of 'binary', 'multiclass', 'regression', got 'ranking' ...
     """
 
     name: str
@@ -58,13 +68,12 @@ class Task:
         object.__setattr__(self, "classes", tuple(str(label).strip() for label in self.classes))
         if not isinstance(self.name, str) or not self.name or self.name != self.name.strip():
             raise ValueError(
-                "`name` is not a task name. Expected a non-empty string without blanks at its "
-                f"ends. Received: {self.name!r}"
+                f"`name` must be a non-empty string without blanks at its ends, got {self.name!r}"
             )
         if self.kind not in KINDS:
             raise ValueError(
-                f"`kind` of task {self.name!r} is unknown. Expected one of {KINDS}. "
-                f"Received: {self.kind!r}"
+                f"`kind` must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r} for task "
+                f"{self.name!r}"
             )
         self._check_numbers()
         self._check_codes()
@@ -72,16 +81,16 @@ class Task:
     def _check_numbers(self) -> None:
         if not isinstance(self.weight, Real) or not 0 <= self.weight < math.inf:
             raise ValueError(
-                f"`weight` of task {self.name!r} is no weight. Expected a finite number, 0 or "
-                f"more. Received: {self.weight!r}"
+                f"`weight` of task {self.name!r} must be a finite number of 0 or more, "
+                f"got {self.weight!r}"
             )
         policy = self.uncertain_as
         number = isinstance(policy, Real) and 0.0 <= policy <= 1.0
         known = policy in POLICIES if isinstance(policy, str) else number
         if not known:
             raise ValueError(
-                f"`uncertain_as` of task {self.name!r} is no policy. Expected one of {POLICIES} or "
-                f"a number in [0, 1]. Received: {policy!r}"
+                f"`uncertain_as` of task {self.name!r} must be one of {POLICIES} or a number "
+                f"from 0 to 1, got {policy!r}"
             )
 
     def _check_codes(self) -> None:
@@ -91,49 +100,49 @@ class Task:
         both = sorted(missing & uncertain)
         if both:
             raise ValueError(
-                f"`missing` and `uncertain` of task {self.name!r} share a code. Expected different "
-                f"codes. Received: {both}"
+                f"`missing` and `uncertain` of task {self.name!r} must have different codes, got "
+                f"{both} in both"
             )
         if self.kind != "binary" and self.uncertain:
             raise ValueError(
-                f"`uncertain` of task {self.name!r} is for binary tasks. Received: kind "
+                f"`uncertain` of task {self.name!r} must be empty unless it is binary, got kind "
                 f"{self.kind!r}"
             )
         if self.kind != "multiclass" and self.classes:
             raise ValueError(
-                f"`classes` of task {self.name!r} are for multiclass tasks. Received: kind "
+                f"`classes` of task {self.name!r} must be empty unless it is multiclass, got kind "
                 f"{self.kind!r}"
             )
         labels = {"0", "1"} if self.kind == "binary" else {code_text(c) for c in self.classes}
         if self.classes and (len(labels) != len(self.classes) or len(labels) < 2):
             raise ValueError(
-                f"`classes` of task {self.name!r} are no classes. Expected two or more distinct "
-                f"labels. Received: {list(self.classes)}"
+                f"`classes` of task {self.name!r} must be two or more distinct labels, got "
+                f"{list(self.classes)}"
             )
         clash = sorted(labels & (missing | uncertain))
         if clash:
             raise ValueError(
-                f"`missing` or `uncertain` of task {self.name!r} names a label. Expected codes "
-                f"that are none. Received: {clash}"
+                f"`missing` and `uncertain` of task {self.name!r} must be codes that are not "
+                f"labels, got {clash}"
             )
 
     @property
     def outputs(self) -> int:
-        """How many numbers a model gives for this task.
+        """The number of outputs that a model has for this task.
 
         Raises:
             ValueError: a multiclass task whose classes are not known yet.
         """
         if self.kind == "multiclass" and not self.classes:
             raise ValueError(
-                f"`classes` of task {self.name!r} are not known yet. Expected their names. Read "
-                "the labels with Manifest.from_csv, which finds them, or name them in the Task."
+                f"`classes` of task {self.name!r} must be known, got none. Read the labels with "
+                "Manifest.from_csv, which finds them, or name them in the Task."
             )
         return len(self.classes) or 1
 
 
 def code_text(code: Code) -> str:
-    """A code as it is compared: -1, -1.0 and "-1.0" are the same, case and blanks do not count."""
+    """Return a code as it is compared: -1, -1.0 and "-1.0" are the same; case does not matter."""
     text = str(code).strip().lower()
     number = as_number(text)
     if number is None:
@@ -142,7 +151,7 @@ def code_text(code: Code) -> str:
 
 
 def as_number(text: str) -> float | None:
-    """The number that a text writes in plain digits, also nan and inf; None if it writes none."""
+    """Return the number that a text is in plain digits, also nan and inf, or None."""
     try:
         # float() also takes 1_000 and the digits of other scripts.
         return float(text) if text.isascii() and "_" not in text else None
@@ -151,43 +160,42 @@ def as_number(text: str) -> float | None:
 
 
 def as_tasks(tasks: Iterable[Task | str]) -> tuple[Task, ...]:
-    """The tasks as a tuple of `Task`; a string stands for a binary task of that name.
+    """Return tasks as a tuple of `Task`; a string is a binary task of that name.
 
     Raises:
-        ValueError: no task at all, a name that stands twice, or one string instead of a list.
+        ValueError: no task at all, a name that occurs twice, or one task instead of a list.
     """
     if isinstance(tasks, str | Task):
         raise ValueError(
-            f"`tasks` is a single task. Expected a list. Received: {tasks!r}. "
-            f"Call with tasks=[{tasks!r}]."
+            f"`tasks` must be a list, got a single task: {tasks!r}. Call with tasks=[{tasks!r}]."
         )
     result = tuple(task if isinstance(task, Task) else Task(task) for task in tasks)
     if not result:
-        raise ValueError("`tasks` is empty. Expected at least one task.")
+        raise ValueError("`tasks` must have at least one task, got none")
     names = [task.name for task in result]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"`tasks` names a task twice. Expected distinct names. Received: {twice}")
+        raise ValueError(f"`tasks` must have distinct names, got {twice} twice")
     if not any(task.weight for task in result):
         raise ValueError(
-            "`weight` is 0 for all tasks, so that the loss is nothing. Expected one above 0 for at "
-            f"least one task. Received: {names}"
+            f"`weight` must be above 0 for at least one task, got 0 for all of {names}: there "
+            "would be no loss"
         )
     if BINARY in names and not all_binary(result) and len(result) > 1:
         raise ValueError(
-            f"`tasks` has a task named {BINARY!r}, which is the name of the output that binary "
-            "tasks share. Rename that task."
+            f"`tasks` must not have a task named {BINARY!r} among other kinds: it is the name of "
+            "the output that binary tasks share. Rename that task."
         )
     return result
 
 
 def all_binary(tasks: Sequence[Task]) -> bool:
-    """Whether one sigmoid output (batch, tasks) serves all tasks."""
+    """Return whether one sigmoid output (batch, tasks) serves all tasks."""
     return all(task.kind == "binary" for task in tasks)
 
 
 def output_columns(tasks: Sequence[Task]) -> dict[str, tuple[int, ...]]:
-    """The outputs of a model, and which tasks, by position, each one serves.
+    """Return the outputs of a model, and the positions of the tasks that each one serves.
 
     Binary tasks share the output "binary", in their order; every other task has its own, under its
     name. A model of binary tasks only has this one output, and no dict.
@@ -200,10 +208,16 @@ def output_columns(tasks: Sequence[Task]) -> dict[str, tuple[int, ...]]:
 
 
 def by_task(outputs: Any, tasks: Sequence[Task]) -> dict[str, Any]:
-    """A model's outputs by task name.
+    """Return a model's outputs by task name.
 
-    Shapes: outputs as `task_head` makes them; returns (batch,) probabilities of a binary task,
-    (batch,) numbers of a regression task, (batch, classes) probabilities of a multiclass task.
+    Args:
+        outputs: as `build_model`'s models give them: (batch, tasks), or a dict as in
+            `output_columns`.
+        tasks: of the model, in order.
+
+    Returns:
+        (batch,) probabilities of a binary task, (batch,) numbers of a regression task,
+        (batch, classes) probabilities of a multiclass task.
     """
     if not isinstance(outputs, dict):
         return {task.name: outputs[:, column] for column, task in enumerate(tasks)}

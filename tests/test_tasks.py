@@ -15,7 +15,7 @@ def test_any_iterable_of_tasks_will_do():
 
 @pytest.mark.parametrize("name", ["", " ", " a", "a ", "a\n", 3, None])
 def test_a_name_that_is_empty_or_has_blanks_at_its_ends_is_refused(name):
-    with pytest.raises(ValueError, match="`name` is not a task name"):
+    with pytest.raises(ValueError, match="`name`"):
         Task(name)
 
 
@@ -25,18 +25,18 @@ def test_a_name_may_be_any_other_text(name):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="`kind` of task 'a' is unknown.*'ranking'"):
+    with pytest.raises(ValueError, match="`kind`.*'ranking'"):
         Task("a", kind="ranking")
 
 
 @pytest.mark.parametrize("single", ["cat", Task("cat")])
 def test_one_task_instead_of_a_list_is_refused(single):
-    with pytest.raises(ValueError, match="single task.*Expected a list"):
+    with pytest.raises(ValueError, match="`tasks`.*single task"):
         as_tasks(single)
 
 
 def test_an_empty_list_is_refused():
-    with pytest.raises(ValueError, match="at least one task"):
+    with pytest.raises(ValueError, match="`tasks`"):
         as_tasks([])
 
 
@@ -63,55 +63,55 @@ def test_one_code_may_stand_for_a_list_and_classes_are_texts():
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
 def test_a_weight_that_is_none_is_refused(weight):
-    with pytest.raises(ValueError, match="`weight` of task 'a' is no weight"):
+    with pytest.raises(ValueError, match="`weight` of task 'a'"):
         Task("a", weight=weight)
 
 
 @pytest.mark.parametrize("policy", ["maybe", 1.5, -0.1, float("nan")])
 def test_an_unknown_policy_is_refused(policy):
-    with pytest.raises(ValueError, match="`uncertain_as` of task 'a' is no policy"):
+    with pytest.raises(ValueError, match="`uncertain_as` of task 'a'"):
         Task("a", uncertain=-1, uncertain_as=policy)
 
 
 @pytest.mark.parametrize("pair", [(-1, "-1"), ("-1.0", -1), ("U", "u "), (-1, -1.0)])
 def test_a_code_both_missing_and_uncertain_is_refused_however_it_is_written(pair):
-    with pytest.raises(ValueError, match="`missing` and `uncertain` of task 'a' share a code"):
+    with pytest.raises(ValueError, match="`missing` and `uncertain` of task 'a'"):
         Task("a", missing=pair[0], uncertain=pair[1])
 
 
 @pytest.mark.parametrize("code", [0, "1", 1.0, "0.0"])
 @pytest.mark.parametrize("argument", ["missing", "uncertain"])
 def test_a_code_that_is_a_label_is_refused(argument, code):
-    with pytest.raises(ValueError, match="names a label"):
+    with pytest.raises(ValueError, match="`missing`"):
         Task("a", **{argument: code})
 
 
 def test_a_class_cannot_be_missing():
-    with pytest.raises(ValueError, match=r"names a label.*\['low'\]"):
+    with pytest.raises(ValueError, match=r"`missing`.*\['low'\]"):
         Task("g", "multiclass", classes=("low", "high"), missing="Low")
 
 
 @pytest.mark.parametrize("classes", [("a",), ("a", "a"), ("a", "A"), ("1", "1.0")])
 def test_classes_that_are_not_two_distinct_ones_are_refused(classes):
-    with pytest.raises(ValueError, match="are no classes"):
+    with pytest.raises(ValueError, match="`classes`"):
         Task("g", "multiclass", classes=classes)
 
 
 @pytest.mark.parametrize("kind", ["binary", "regression"])
 def test_classes_are_for_multiclass_alone(kind):
-    with pytest.raises(ValueError, match="are for multiclass tasks"):
+    with pytest.raises(ValueError, match="`classes`"):
         Task("a", kind, classes=("x", "y"))
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "regression"])
 def test_uncertain_is_for_binary_alone(kind):
-    with pytest.raises(ValueError, match="is for binary tasks"):
+    with pytest.raises(ValueError, match="`uncertain`"):
         Task("a", kind, uncertain=-1)
 
 
 def test_a_task_has_one_output_or_one_for_each_class():
     assert [Task("a").outputs, Task("a", "regression").outputs, GRADE.outputs] == [1, 1, 3]
-    with pytest.raises(ValueError, match="not known yet.*from_csv"):
+    with pytest.raises(ValueError, match="`classes`.*from_csv"):
         _ = Task("g", "multiclass").outputs
 
 
@@ -138,13 +138,13 @@ def test_binary_tasks_share_one_output_and_others_have_their_own():
 
 
 def test_a_task_named_as_the_shared_output_is_refused_among_other_kinds():
-    with pytest.raises(ValueError, match="named 'binary'"):
+    with pytest.raises(ValueError, match="`tasks`.*'binary'"):
         as_tasks([Task("binary"), GRADE])
     assert as_tasks(["binary", "b"])[0].name == "binary"
 
 
 def test_weights_that_sum_to_nothing_are_refused():
-    with pytest.raises(ValueError, match=r"`weight` is 0 for all tasks.*\['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"`weight`.*\['a', 'b'\]"):
         as_tasks([Task("a", weight=0), Task("b", weight=0)])
     assert len(as_tasks([Task("a", weight=0), Task("b")])) == 2
 
@@ -152,7 +152,7 @@ def test_weights_that_sum_to_nothing_are_refused():
 @pytest.mark.parametrize("argument", ["weight", "uncertain_as"])
 @pytest.mark.parametrize("value", [None, [1], 1j])
 def test_what_is_no_number_at_all_is_refused_by_name(argument, value):
-    with pytest.raises(ValueError, match=f"`{argument}` of task 'a' is no .*Received: "):
+    with pytest.raises(ValueError, match=f"`{argument}` of task 'a'"):
         Task("a", **{argument: value})
-    with pytest.raises(ValueError, match="`weight` of task 'a' is no weight.*Received: '1'"):
+    with pytest.raises(ValueError, match="`weight` of task 'a'.*'1'"):
         Task("a", weight="1")

@@ -156,7 +156,9 @@ def vendor_module(
     hf:owner/repo@revision, or gs://…
 
     \b
-    Example: kerasmtl vendor hf:owner/repo backbones/mine
+    Examples:
+      kerasmtl vendor hf:owner/repo backbones/mine
+      kerasmtl vendor ~/downloads/module.tar.gz backbones/mine --project street
     """
     done = vendor(handle, directory, project=folder, sha256=sha256)
     if json_:
@@ -181,7 +183,9 @@ def inspect(handle: str, json_: bool) -> None:
     HANDLE: tiny, a keras.applications name, a folder, an archive, a URL, kaggle:… or hf:…
 
     \b
-    Example: kerasmtl inspect tiny
+    Examples:
+      kerasmtl inspect tiny
+      kerasmtl inspect MobileNetV2 --json
     """
     from kerasmtl.models.inspection import summary
 

@@ -253,10 +253,10 @@ def write_labels(folder, rows, header="image,a,b"):
 
 REFUSED = {
     "unknown backbone": ({"backbone": "MobilNetV2"}, "Did you mean MobileNetV2"),
-    "absent folder": ({"backbone": "nowhere/module"}, "`backbone`"),
-    "a folder without a module": ({"backbone": "."}, "no SavedModel"),
-    "absent weights": ({"backbone": "MobileNetV2:nope.h5"}, "`backbone`"),
-    "kaggle without version": ({"backbone": "kaggle:a/b/c/d"}, "no version"),
+    "absent folder": ({"backbone": "nowhere/module"}, "`backbone`|`handle`"),
+    "a folder without a module": ({"backbone": "."}, "`handle`"),
+    "absent weights": ({"backbone": "MobileNetV2:nope.h5"}, "`backbone`|`handle`"),
+    "kaggle without version": ({"backbone": "kaggle:a/b/c/d"}, "`handle`"),
 }
 
 

@@ -77,7 +77,7 @@ def test_both_protocols_equal_the_model(trained, cats):
 
 
 def save_matrix(base):
-    """A SavedModel of rows (3,) in which NaN counts as -1, with one input per column besides."""
+    """A SavedModel of rows (3,) in which NaN counts as -1, of columns, and of two words."""
     module = tf.Module()
 
     def outputs(rows):
@@ -88,7 +88,12 @@ def save_matrix(base):
     columns = {name: tf.TensorSpec((None,), tf.float32, name=name) for name in "abc"}
     module.matrix = tf.function(lambda features: outputs(features), input_signature=[spec])
     module.columns = tf.function(lambda a, b, c: outputs(tf.stack([a, b, c], axis=1)))
+    pair = tf.TensorSpec((None, 2), tf.string, name="words")
+    module.words = tf.function(
+        lambda words: {"joined": tf.strings.reduce_join(words, 1)}, input_signature=[pair]
+    )
     functions = {
+        "words": module.words,
         "matrix": module.matrix,
         "serving_default": module.columns.get_concrete_function(**columns),
     }
@@ -120,6 +125,24 @@ def test_rows_of_numbers_with_null_for_missing(tmp_path):
             assert output == {"name": "sum", "shape": [2], "datatype": "FP32", "data": sums}
         for wrong in (rows[0][:2], [1, 2, "3"], [1, 2, True, 4], [1e39, 2, 3]):
             body = {"signature_name": "matrix", "instances": [wrong]}
+            assert predict(running.url, body, "/v1/models/t:predict").status_code == 400
+
+
+def test_text_in_and_out(tmp_path):
+    save_matrix(tmp_path)
+    rows = [["größe", "x"], ["a", {"b64": "AGI="}]]
+    with serving(tmp_path, "t") as running:
+        body = {"signature_name": "words", "instances": rows}
+        answer = predict(running.url, body, "/v1/models/t:predict").json()
+        assert answer == {"predictions": ["größex", "a\0b"]}
+        given = {"name": "words", "shape": [2, 2], "datatype": "BYTES"}
+        of_words = {"parameters": {"signature_name": "words"}}
+        for data in (["a", "b", "c", "d"], [["a", "b"], ["c", "d"]]):
+            body = {**of_words, "inputs": [{**given, "data": data}]}
+            (output,) = predict(running.url, body, "/v2/models/t/infer").json()["outputs"]
+            assert output["data"] == ["ab", "cd"] and output["datatype"] == "BYTES"
+        for wrong in ([["a"]], ["a", "b"], [["a", "b"], ["c"]], [["a", ["b"]]]):
+            body = {"signature_name": "words", "instances": wrong}
             assert predict(running.url, body, "/v1/models/t:predict").status_code == 400
 
 

@@ -757,7 +757,12 @@ def feature_dataset(source: FeatureSource) -> tf.data.Dataset:
         batches = -(-source.count // source.batch_size)
         rows = order.unbatch().batch(source.batch_size)
         rows = rows.apply(tf.data.experimental.assert_cardinality(batches))
-    return register(rows.map(as_written(source.gather)).prefetch(tf.data.AUTOTUNE), source)
+    # To optimize and tune so short a pipeline takes longer than to run it, in each epoch again.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    batches = rows.map(as_written(source.gather)).prefetch(2).with_options(options)
+    return register(batches, source)
 
 
 def cache_features(

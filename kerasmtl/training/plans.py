@@ -64,7 +64,7 @@ class Stage:
         >>> model = kt.build_model(backbone, ["cat", "dog"])
         >>> stage = kt.plans.Stage("head", epochs=3, learning_rate=1e-3)
         >>> stage.prepare(model)
-        >>> model.compile(stage.optimizer(model), kt.losses.for_tasks(["cat", "dog"]))
+        >>> model.compile(stage.optimizer(model), kt.losses.MaskedBinaryCrossentropy())
         >>> len(model.trainable_variables)
         2
     """

@@ -94,7 +94,7 @@ class Resume(Callback):
         >>> plan = [kt.plans.Stage("head", 2, 1e-3), kt.plans.Stage("all", 1, 1e-4)]
         >>> for stage in resume.stages(plan):
         ...     stage.prepare(model)
-        ...     model.compile(stage.optimizer(model), kt.losses.for_tasks(["cat"]))
+        ...     model.compile(stage.optimizer(model), kt.losses.MaskedBinaryCrossentropy())
         ...     history = model.fit(data, initial_epoch=resume.epoch, epochs=resume.until,
         ...                         callbacks=[resume], shuffle=False, verbose=0)
         >>> len(resume.history.history["loss"])
@@ -217,7 +217,8 @@ class Resume(Callback):
         if self.verbose:
             print(_stage_line(self.plan, self.progress.stage, self.whole), flush=True)
         self._guard.check()
-        self._good = _values(self.whole.variables)
+        self._moved = self.model.variables
+        self._good = _values(self._moved)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._batches = (0, 0)
@@ -253,8 +254,10 @@ class Resume(Callback):
         self._users.on_test_end(logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        values = _values(self._moved)
         with self._last_good():
-            check_weights(_values(self.whole.variables), epoch, self._batches[1])
+            check_weights(values, epoch, self._batches[1])
+        self._good = values
         self._guard.check()
         self._users.on_epoch_end(epoch, logs)
         self._guard.check()
@@ -263,7 +266,6 @@ class Resume(Callback):
         self.progress.epoch = epoch + 1
         self.progress.stopped = bool(self.whole.stop_training) and not early
         self.model.stop_training |= self.whole.stop_training
-        self._good = _values(self.whole.variables)
         self._save()
         if self.verbose and self.progress.stopped:
             print(f"Stopped after epoch {self.epoch}: a callback asked for it.", flush=True)
@@ -298,7 +300,7 @@ class Resume(Callback):
         try:
             yield
         except LossNotFinite:
-            for variable, value in zip(self.whole.variables, self._good, strict=True):
+            for variable, value in zip(self._moved, self._good, strict=True):
                 variable.assign(value)
             raise
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from kerasmtl.data.manifest import Manifest
     from kerasmtl.models.hub_layer import HubLayer
+    from kerasmtl.training.plans import Plan
     from kerasmtl.training.record import TrainingRecord
 
 Pixels = Annotated[int, Field(gt=0)]
@@ -386,14 +387,53 @@ class Project(Settings):
             )
         return parts[name]
 
-    def dataset(self, rows: Manifest, model: keras.Model) -> tf.data.Dataset:
-        """Batches of rows of the manifest as this model takes them, in their order.
+    def dataset(
+        self, rows: Manifest, model: keras.Model, training: bool = False
+    ) -> tf.data.Dataset:
+        """Batches of rows of the manifest as this model takes them.
+
+        Args:
+            rows: of the manifest.
+            model: whose input decides the size of images.
+            training: shuffled, and augmented if project.toml says so; else in their order.
 
         Raises:
             ValueError: the model takes something else than the rows hold.
         """
+        from kerasmtl.data.augmentation import default_augmentation
         from kerasmtl.data.dataset import make_dataset
 
+        settings = self.training
+        varied = training and settings.augment
         return make_dataset(
-            replace(rows, input=rows.input.for_model(model)), batch_size=self.training.batch_size
+            replace(rows, input=rows.input.for_model(model)),
+            batch_size=settings.batch_size,
+            training=training,
+            seed=settings.seed,
+            augment=default_augmentation(flip=settings.flip) if varied else None,
+        )
+
+    def plan(self, model: keras.Model, train: Any, validation: Any = None) -> Plan:
+        """The stages of the training, as [training] of project.toml says.
+
+        Args:
+            model: the network; one without a pretrained backbone has one stage.
+            train: batches, of which plan = "auto" counts the labels.
+            validation: batches; with them a stage ends early if its epochs no longer improve.
+        """
+        from kerasmtl.training.plans import PATIENCE, Plan, Stage, plan_for
+
+        settings = self.training
+        if not self.input.has_backbone:
+            stage = Stage("all", settings.epochs, settings.learning_rate, schedule="cosine")
+            return Plan("all", (stage,))
+        return plan_for(
+            model,
+            train,
+            settings.plan,
+            head_epochs=settings.epochs,
+            epochs=settings.fine_tune_epochs,
+            learning_rate=settings.learning_rate,
+            fine_learning_rate=settings.fine_tune_learning_rate,
+            patience=None if validation is None else PATIENCE,
         )

@@ -6,7 +6,7 @@ import kerasmtl as kt
 
 
 def build(project: kt.Project, train: kt.Manifest) -> keras.Model:
-    """Pictures in [0, 1] in, one output per task; the backbone is frozen."""
+    """Takes images in [0, 1], with one output per task; the backbone is frozen."""
     return kt.build_model(
         project.load_backbone(),
         train.tasks,

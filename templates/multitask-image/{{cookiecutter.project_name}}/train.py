@@ -12,57 +12,49 @@ from model import build  # noqa: E402
 
 def main() -> None:
     project = kt.Project.load(Path(__file__).parent)
-    settings = project.training
-    keras.utils.set_random_seed(settings.seed)
-
+    keras.utils.set_random_seed(project.training.seed)
     manifest = project.manifest()
     print(manifest.coverage().to_string(float_format="%.2f"), "\n")
-    train, val, test = manifest.split(seed=settings.seed)
-    # A folder in runs/ for the log, the history, the model and its scores.
-    with project.start_run(train, val, test) as run:
+    train, val, test = manifest.split(seed=project.training.seed)
+    with project.start_run(train, val, test) as run:  # a folder in runs/
         model = build(project, train)
-        size = model.input_shape[1:3]
-        augment = kt.data.default_augmentation(flip=settings.flip) if settings.augment else None
-        train_data = kt.make_dataset(
-            train, size, settings.batch_size, training=True, seed=settings.seed, augment=augment
-        )
-        val_data = kt.make_dataset(val, size, settings.batch_size) if len(val) else None
-        test_data = kt.make_dataset(test, size, settings.batch_size)
-
-        model.compile(
-            "adam",
-            loss=kt.losses.for_tasks(manifest.tasks, train.labels),
-            metrics=kt.metrics.for_tasks(manifest.tasks),
-        )
-        plan = kt.plans.plan_for(
-            model,
-            train_data,
-            settings.plan,
-            head_epochs=settings.epochs,
-            epochs=settings.fine_tune_epochs,
-            learning_rate=settings.learning_rate,
-            fine_learning_rate=settings.fine_tune_learning_rate,
-            patience=5,
-        )
+        train_data = project.dataset(train, model, training=True)
+        val_data = project.dataset(val, model) if len(val) else None
+        plan = project.plan(model, train_data, val_data)
         print(plan, "\n")
-        # Each stage of the plan is kt.freeze(model) or kt.unfreeze(model, …), model.compile(…) and
-        # model.fit(…); put those here to do it your way. Killed at any moment, the same call
-        # resumes after the last finished epoch.
-        kt.fine_tune(
-            model, train_data, val_data, plan, callbacks=run.callbacks(), directory=run.state
-        )
-        kt.save_model(model, run.checkpoint)  # with the weights of the best epoch
 
-        decisions = kt.calibration.fit_decisions(
-            model, val_data, manifest.tasks
-        )  # from which probability: yes
-        report = kt.evaluate(model, test_data, manifest.tasks, threshold=decisions)
+        loss = kt.losses.for_tasks(train.tasks, train.labels)
+        resume = kt.callbacks.Resume(run.state, model, [*run.callbacks(), kt.callbacks.BestEpoch()])
+        for stage in resume.stages(plan, train_data, val_data):  # after the last finished epoch
+            stage.prepare(model)  # kt.freeze(model) or kt.unfreeze(model, …)
+            model.compile(
+                stage.optimizer(model, len(train_data)),  # Adam, at the rate of the stage
+                loss=loss,
+                metrics=kt.metrics.for_tasks(train.tasks),
+            )
+            # The model itself or, where the head alone is trained, the head on cached features.
+            part, inputs, val_inputs = stage.data(model, train_data, val_data)
+            part.fit(
+                inputs,
+                validation_data=val_inputs,
+                initial_epoch=resume.epoch,
+                epochs=resume.until,
+                callbacks=[resume],  # and through it those that it was given
+                shuffle=False,  # the data set shuffles itself
+                verbose=run.verbose,
+            )
+        kt.save_model(model, run.checkpoint)
+
+        # From which probability on the answer is yes, fitted on the validation split.
+        decisions = kt.calibration.fit_decisions(model, val_data, train.tasks)
+        report = kt.evaluate(model, project.dataset(test, model), train.tasks, decisions)
         print(report)
         run.finish(report, decisions)
         folder = kt.export_saved_model(
             model,
             project.export_folder,
-            manifest.tasks,
+            train.tasks,
+            input=train.input,
             validation=val_data,
             decisions=decisions,
             card={"data": project.trained().data},

@@ -12,49 +12,48 @@ from model import build  # noqa: E402
 
 def main() -> None:
     project = kt.Project.load(Path(__file__).parent)
-    settings = project.training
-    keras.utils.set_random_seed(settings.seed)
-
-    table = project.manifest()
-    print(table.coverage().to_string(float_format="%.2f"), "\n")
-    train, val, test = table.split(seed=settings.seed)
-    # A folder in runs/ for the log, the history, the model and its scores.
-    with project.start_run(train, val, test) as run:
+    keras.utils.set_random_seed(project.training.seed)
+    manifest = project.manifest()
+    print(manifest.coverage().to_string(float_format="%.2f"), "\n")
+    train, val, test = manifest.split(seed=project.training.seed)
+    with project.start_run(train, val, test) as run:  # a folder in runs/
         model = build(project, train)
-        train_data = kt.make_dataset(train, batch_size=settings.batch_size, training=True)
-        val_data = kt.make_dataset(val, batch_size=settings.batch_size) if len(val) else None
-        test_data = kt.make_dataset(test, batch_size=settings.batch_size)
+        train_data = project.dataset(train, model, training=True)
+        val_data = project.dataset(val, model) if len(val) else None
+        plan = project.plan(model, train_data, val_data)
+        print(plan, "\n")
 
-        steps = settings.epochs * len(train_data)
-        model.compile(
-            keras.optimizers.Adam(
-                keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
-            ),
-            loss=kt.losses.for_tasks(table.tasks, train.labels),
-            metrics=kt.metrics.for_tasks(table.tasks),
-            jit_compile=False,  # compiling takes longer than training so small a network
-        )
-        model.fit(
-            train_data,
-            validation_data=val_data,
-            epochs=settings.epochs,
-            callbacks=[kt.callbacks.BestEpoch(), *run.callbacks()],
-            shuffle=False,  # the data set shuffles itself
-            verbose=run.verbose,
-        )
-        kt.save_model(model, run.checkpoint)  # with the weights of the best epoch
+        loss = kt.losses.for_tasks(train.tasks, train.labels)
+        resume = kt.callbacks.Resume(run.state, model, [*run.callbacks(), kt.callbacks.BestEpoch()])
+        for stage in resume.stages(plan, train_data, val_data):  # after the last finished epoch
+            stage.prepare(model)  # what is trained: here everything
+            model.compile(
+                stage.optimizer(model, len(train_data)),  # Adam, at the rate of the stage
+                loss=loss,
+                metrics=kt.metrics.for_tasks(train.tasks),
+                jit_compile=False,  # XLA takes longer to compile so small a network than it runs
+            )
+            model.fit(
+                train_data,
+                validation_data=val_data,
+                initial_epoch=resume.epoch,
+                epochs=resume.until,
+                callbacks=[resume],  # and through it those that it was given
+                shuffle=False,  # the data set shuffles itself
+                verbose=run.verbose,
+            )
+        kt.save_model(model, run.checkpoint)
 
-        decisions = kt.calibration.fit_decisions(
-            model, val_data, table.tasks
-        )  # from which probability: yes
-        report = kt.evaluate(model, test_data, table.tasks, threshold=decisions)
+        # From which probability on the answer is yes, fitted on the validation split.
+        decisions = kt.calibration.fit_decisions(model, val_data, train.tasks)
+        report = kt.evaluate(model, project.dataset(test, model), train.tasks, decisions)
         print(report)
         run.finish(report, decisions)
         folder = kt.export_saved_model(
             model,
             project.export_folder,
-            table.tasks,
-            input=table.input,
+            train.tasks,
+            input=train.input,
             validation=val_data,
             decisions=decisions,
             card={"data": project.trained().data},
@@ -67,8 +66,8 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit(
-            "\nStopped. The last finished epoch, if there was one, is in runs/latest/model.keras: "
-            "kerasmtl evaluate, export and predict use it."
+            "\nStopped. `python train.py` resumes after the last finished epoch. If there was one, "
+            "it is in runs/latest/model.keras: kerasmtl evaluate, export and predict use it."
         ) from None
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         raise SystemExit(f"Error: {error}") from None

@@ -9,7 +9,6 @@ import tensorflow as tf
 from model import build
 
 import kerasmtl as kt
-from kerasmtl.models.backbones import backbone_layers
 from kerasmtl.tasks import by_task
 
 
@@ -43,7 +42,7 @@ def test_every_image_is_there(manifest):
 
 
 def test_training_moves_the_head_and_not_the_frozen_backbone(model, manifest, images):
-    frozen = [v for layer in backbone_layers(model) for v in layer.variables]
+    frozen = [v for layer in kt.backbones.backbone_layers(model) for v in layer.variables]
     frozen_before = [v.numpy().copy() for v in frozen]
     head_before = [v.numpy().copy() for v in model.trainable_variables]
     model.compile("adam", loss=kt.losses.for_tasks(manifest.tasks, manifest.labels))

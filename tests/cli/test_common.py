@@ -1,0 +1,29 @@
+"""What commands share: errors of a graph as plain lines."""
+
+import click
+import pytest
+import tensorflow as tf
+from click.testing import CliRunner
+
+from kerasmtl.cli.common import plain_errors
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "{{function_node __inference_f_1}} ValueError: l.csv, line 7: image '5.png' is "
+            "truncated.\nTraceback (most recent call last):\n",
+            "Error: l.csv, line 7: image '5.png' is truncated.\n",
+        ),
+        ("{{function_node f}} {{node g}} Invalid PNG data\n\t [[{{node x}}]]", "`kerasmtl check`"),
+    ],
+)
+def test_what_a_graph_cannot_take_is_a_plain_line(message, shown):
+    @click.command()
+    @plain_errors
+    def command():
+        raise tf.errors.InvalidArgumentError(None, None, message)
+
+    result = CliRunner().invoke(command)
+    assert result.exit_code == 1 and shown in result.output and "{{" not in result.output

@@ -12,9 +12,9 @@ from kerasmtl.cli.common import plain_errors
     ("message", "shown"),
     [
         (
-            "{{function_node __inference_f_1}} ValueError: l.csv, line 7: image '5.png' is "
-            "truncated.\nTraceback (most recent call last):\n",
-            "Error: l.csv, line 7: image '5.png' is truncated.\n",
+            "{{function_node f}} assertion failed: [l.csv, line 7: gr\\303\\266\\303\\237e.png is "
+            "truncated]\n\t [[{{node Assert/Assert}}]]",
+            "Error: l.csv, line 7: größe.png is truncated. ",
         ),
         ("{{function_node f}} {{node g}} Invalid PNG data\n\t [[{{node x}}]]", "`kerasmtl check`"),
     ],

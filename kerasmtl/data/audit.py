@@ -1,8 +1,8 @@
-"""What the known labels say about the missing ones, and what to do about it.
+"""Coverage of labels by task, and whether labels are missing at random.
 
-Whether a label is missing at random cannot be seen where it matters, in the missing label itself.
-What can be seen is whether something else in the file predicts that it is missing; and a task
-without a single negative has not been labelled at random.
+Whether a label is missing at random cannot be seen in the missing label itself. What can be seen is
+whether something else in the file predicts that it is missing; and a task without a single negative
+was not labelled at random.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.tasks import Task, all_binary
+from kerasmtl.utils.text import listed, warn
 
 
 def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
@@ -83,9 +84,7 @@ def class_faults(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, str]:
     return faults
 
 
-def check_classes(
-    labels: np.ndarray, tasks: Sequence[Task], source: Path, stacklevel: int = 3
-) -> None:
+def check_classes(labels: np.ndarray, tasks: Sequence[Task], source: Path) -> None:
     """Warn of tasks with one class only; raise ValueError for tasks with no known label."""
     faults = class_faults(labels, tasks)
     known = (~np.isnan(labels)).any(axis=0)
@@ -94,14 +93,11 @@ def check_classes(
     }
     if unknown:
         raise ValueError(
-            f"`tasks` cannot be learnt from {source}: {unknown}. Expected at least two "
-            "different labels each. Label some, or leave them out of tasks=…"
+            f"`tasks` must have two different labels each in {source}, got {unknown}. Label some, "
+            "or leave them out of tasks=…"
         )
     for name, fault in faults.items():
-        warnings.warn(
-            f"task {name!r} has {fault} (of {source}); nothing can be learnt from it.",
-            stacklevel=stacklevel,
-        )
+        warn(f"task {name!r} has {fault} (of {source}); nothing can be learnt from it.")
 
 
 def co_known(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
@@ -115,12 +111,12 @@ def co_known(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
 
 
 def nothing_known(labels: np.ndarray) -> int:
-    """How many rows have no label at all: they teach nothing."""
+    """How many rows have no label at all."""
     return int(np.isnan(labels).all(axis=1).sum())
 
 
 SOURCES = ("known", "labels", "split")
-SIMILAR = 3  # the most known labels against the fewest, up to which tasks count as alike
+SIMILAR = 3  # times the fewest known labels of a task that another task may have
 _ROWS = 4_000  # looked at, drawn with a fixed seed: enough for a stable AUC, and quick
 _TASKS = 40  # tasks looked at, and tasks that serve to predict them
 _FOLDS = 3
@@ -129,7 +125,6 @@ _LEVEL = 0.01  # of the test, for all tasks together
 _SLIPS = 0.02  # share of negatives below which a task counts as one of positives only,
 _FEW = 0.5  # if less than this share of its labels is known
 _COUNTED = "AssumeNegative (WAN), ExpectedPositives (EPR) or LargeLoss (LL-R)"
-_NAMED = 5  # tasks that a sentence names
 _EFFECT = 0.6  # AUC below which predictability does not matter
 
 
@@ -163,7 +158,7 @@ class Audit:
 
 
 def audit(labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None = None) -> Audit:
-    """Coverage's causes and consequences.
+    """Find which labels are missing at random, and what to do about it.
 
     Shapes: labels (rows, tasks) float32, NaN = missing; splits (rows,) of any label, or None.
 
@@ -198,37 +193,25 @@ def audit(labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None =
 def _policy(
     row: pd.Series, sure: list[str], auc: dict[str, tuple[float, float]]
 ) -> tuple[str, str]:
+    """What to do about a task's missing labels, and the figures that say so."""
+    binary = row["kind"] == "binary"
     if not row.known:
         return "leave out", "no label is known"
-    if row["kind"] == "binary" and row.known == row.negative:
-        return "leave out", "negatives only: all known labels are 0, and nothing can be learnt"
-    if row["kind"] == "binary" and row.known == row.positive and row.share == 1:
-        return "leave out", "positives only: every label is 1, and nothing can be learnt"
-    if row["kind"] == "binary" and _positives_only(row):
-        said = (
-            f"positives only: all {row.known} known labels are 1"
-            if row.known == row.positive
-            else f"nearly positives only: {row.negative} of {row.known} known labels are 0"
-        )
-        return _COUNTED, f"{said}, so that ignoring the missing ones teaches to say yes"
+    if binary and row.known == row.negative:
+        return "leave out", f"negatives only: all {row.known} known labels are 0"
+    if binary and row.known == row.positive and row.share == 1:
+        return "leave out", f"positives only: all {row.known} labels are 1"
+    if binary and _positives_only(row):
+        nearly = "" if row.known == row.positive else "nearly "
+        return _COUNTED, f"{nearly}positives only: {row.negative} of {row.known} known labels are 0"
     if row.share == 1:
         return "ignore", "every label is known"
-    if not sure:
-        tested = any(not math.isnan(value) for value, _ in auc.values())
-        return "ignore", (
-            "nothing in the file predicts which labels are missing"
-            if tested
-            else "too few labels, or too few missing ones, to test whether they are so at random"
-        )
-    shown = ", ".join(f"{_SOURCE_NAMES[source]} (AUC {auc[source][0]:.2f})" for source in sure)
-    reason = f"not at random: predicted by {shown}"
-    if "labels" in sure:
-        reason += "; scores on known labels may not hold for the others: label a random sample"
-    elif "split" in sure:
-        reason += "; the parts were labelled unlike, so compare their scores with care"
-    else:
-        reason += "; tasks were labelled together, which ignoring allows"
-    return "ignore", reason
+    if sure:
+        shown = ", ".join(f"{_SOURCE_NAMES[source]} (AUC {auc[source][0]:.2f})" for source in sure)
+        return "ignore", f"not missing at random: predicted by {shown}"
+    if any(not math.isnan(value) for value, _ in auc.values()):
+        return "ignore", "nothing in the file predicts which labels are missing"
+    return "ignore", "too few known or missing labels to test whether they are so at random"
 
 
 def _positives_only(row: pd.Series) -> bool:
@@ -239,31 +222,21 @@ def _positives_only(row: pd.Series) -> bool:
 
 _SOURCE_NAMES = {
     "known": "which other labels are known",
-    "labels": "what the other labels say",
+    "labels": "the values of other labels",
     "split": "the split",
 }
 
 
 def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> Iterator[str]:
-    """Rules of thumb, with the figures they rest on; `only`: tasks of positives only."""
+    """Figures that matter for training; `only`: tasks of positives only."""
     if empty:
-        yield f"{empty} of {rows} rows have no label at all: they teach nothing, and cost time."
+        yield f"{empty} of {rows} rows have no label; they do not contribute to training."
     known = table.known[table.known > 0]
-    if len(known) > 1:
-        small, large = known.idxmin(), known.idxmax()
-        ratio = known[large] / known[small]
-        if ratio <= SIMILAR:
-            yield (
-                f"Amounts are similar: {known[small]} to {known[large]} known labels a task. "
-                "Learning the tasks together is worth trying first."
-            )
-        else:
-            yield (
-                f"Amounts differ: {known[large]} known labels of {large!r}, {known[small]} of "
-                f"{small!r}, {ratio:.0f} times fewer. The small task may gain from the others if "
-                "it is related, or be drowned by them: compare with a network of its own, or "
-                "weigh it up."
-            )
+    if len(known) > 1 and known.max() > SIMILAR * known.min():
+        yield (
+            f"Known labels per task: {known.min()} ({known.idxmin()!r}) to {known.max()} "
+            f"({known.idxmax()!r}). Compare the smallest tasks with networks of their own."
+        )
     if only:
         yield _call(table, only)
 
@@ -279,13 +252,7 @@ def _call(table: pd.DataFrame, only: list[str]) -> str:
     call = f"kt.losses.AssumeNegative(unknown_weight={weight})"
     if len(binary) < len(table):
         call = f'{{"binary": {call}, …}}'
-    return f"To count missing labels of {_few(only)} as 0: model.compile(loss={call}, …)."
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (
-        f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
-    )
+    return f"To count missing labels of {listed(only)} as 0: model.compile(loss={call}, …)."
 
 
 def _predictability(

@@ -1,4 +1,4 @@
-"""The columns of a table of text become tasks, labels, splits and checked picture names."""
+"""Cells of text become labels, tasks, splits and groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import MISSING_CODES, Task, as_number, as_tasks, code_text
-from kerasmtl.utils.text import check_columns
+from kerasmtl.utils.text import check_columns, listed
 
 _SPLIT_CODES = {
     **{code: "train" for code in ("train", "training")},
@@ -35,7 +35,7 @@ def parse_labels(cells: pd.Series, task: Task) -> tuple[np.ndarray, np.ndarray]:
     """Text cells as the labels of a task, NaN = missing, and a mask of the cells that are none.
 
     Shapes: cells (rows,) str; returns (rows,) float32 and (rows,) bool, True = invalid. NaN
-    stands under an invalid cell, too. A binary label is 1, 0 or what `uncertain_as` makes of an
+    is under an invalid cell, too. A binary label is 1, 0 or what `uncertain_as` makes of an
     uncertain one; a multiclass label is the position of its class, of those found if the task names
     none; a regression label is any number that float32 holds, and infinity is invalid.
     """
@@ -77,8 +77,8 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
     both = sorted(set(map(code_text, task.uncertain)) & set(MISSING_CODES))
     if both:
         raise ValueError(
-            f"`uncertain` of task {task.name!r} names codes that always mean missing. Expected "
-            f"codes other than {MISSING_CODES}. Received: {both}"
+            f"`uncertain` of task {task.name!r} must be other codes than {MISSING_CODES}, which "
+            f"always mean missing, got {both}"
         )
     doubt = {"ignore": nan, "zero": 0.0, "one": 1.0}.get(task.uncertain_as, task.uncertain_as)
     special = dict.fromkeys(MISSING_CODES, nan)
@@ -107,8 +107,8 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
 def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
     """The columns that look like binary labels, as tasks.
 
-    A named column is a task if 0 and 1 stand in it at least as often as what is no label, or if
-    both stand in it besides one other number. A column of labels with a typing error, or of three
+    A named column is a task if 0 and 1 occur in it at least as often as what is not a label, or if
+    both occur in it besides one other number. A column of labels with a typing error, or of three
     states, is thus a task, whose error `read_labels` then reports.
 
     Raises:
@@ -125,8 +125,8 @@ def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
             left_out.append(name)
     if not found:
         raise ValueError(
-            f"`tasks` cannot be inferred: {source} has no column of 0, 1 and missing. Expected "
-            f"at least one. Received the columns: {left_out}. Call with tasks=[…]; a column of "
+            f"`tasks` must be named where {source} has no column of 0, 1 and missing labels, got "
+            f"the columns {listed(left_out)}. Call with tasks=[…]; a column of "
             'classes or of numbers is Task(name, kind="multiclass") or Task(name, '
             'kind="regression").'
         )
@@ -173,17 +173,17 @@ def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
     classes = find_classes(cells, task)
     if len(classes) < 2:
         raise ValueError(
-            f"`classes` of task {task.name!r} cannot be found in {source}. Expected two or more "
-            f"labels in its column. Received: {list(classes)}. Name them: Task({task.name!r}, "
+            f"`classes` of task {task.name!r} must be two or more labels in {source}, got "
+            f"{list(classes)}. Name them: Task({task.name!r}, "
             'kind="multiclass", classes=(…)).'
         )
     infinite = [label for label in classes if math.isinf(as_number(label) or 0.0)]
     if infinite:
         line = cells.index[cells.str.strip() == infinite[0]][0]
         raise ValueError(
-            f"`labels` in {source}, {place(source)} {line}, column {task.name!r}: infinity is no "
-            f"class. Expected labels, or missing. Received: {infinite[0]!r}. If it is one, name "
-            f'all: Task({task.name!r}, kind="multiclass", classes=(…)).'
+            f"`labels` in {source}, {place(source)} {line}, column {task.name!r}, must be classes "
+            f"or missing, got {infinite[0]!r}. If it is one, name all: "
+            f'Task({task.name!r}, kind="multiclass", classes=(…)).'
         )
     return replace(task, classes=classes)
 
@@ -274,9 +274,8 @@ def read_splits(cells: pd.Series, source: Path) -> np.ndarray:
     wrong = cells[splits.isna()]
     if len(wrong):
         raise ValueError(
-            f"`split_column` in {source}, {place(source)} {wrong.index[0]}, column {cells.name!r} "
-            "is unknown. "
-            f"Expected train, val or test. Received: {wrong.iloc[0]!r} ({len(wrong)} such rows). "
+            f"`split_column` in {source}, {place(source)} {wrong.index[0]}, column {cells.name!r}, "
+            f"must be train, val or test, got {wrong.iloc[0]!r} ({len(wrong)} such rows). "
             "Call with another split_column=… if this column means something else."
         )
     return splits.to_numpy(dtype=object)

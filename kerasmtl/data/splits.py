@@ -1,9 +1,8 @@
-"""What is wrong with the parts of a split: tasks that cannot be scored there, and cut groups."""
+"""Splits: rows divided into parts, stratified or by hash, and what is wrong with given parts."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +13,17 @@ from scipy.sparse.csgraph import connected_components
 
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import Task
+from kerasmtl.utils.text import listed, warn
+from kerasmtl.utils.validation import check_choice
 
 POLICIES = ("stratified", "hash")
 _BINS = 4  # a regression task is stratified by its quartiles
-_POOL = 128  # rows of a part that are looked at for one swap
-_LATE = 5_000  # rows or more kept back and placed one by one: they even out what dealing leaves
-_SWAPS = 1_000  # at most, for each pair of parts; fewer with many answers, which cost time
+_LATE = (
+    20_000  # rows or more are kept back and placed one by one: they even out what dealing leaves
+)
 _RARE = 3  # units of an answer that the smallest part may expect, below which it is given one
-_PATIENCE = 4  # draws in a row without a swap that helps
+_POOL = 128  # units that are looked at to find one with a rare answer
+_SHOWN = 5
 
 
 def split_rows(
@@ -34,31 +36,44 @@ def split_rows(
     groups: np.ndarray | None = None,
     alike: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """The row numbers of each part, in ascending order; every row is in one part.
+    """Divide rows into parts; rows that share a group or are identical stay in one part.
 
-    Shapes: labels (rows, tasks) float32, NaN = missing; names and groups (rows,) str; alike (rows,)
-    of any type, the same value for rows that are identical. These are in one part, and so are the
-    groups that share them.
+    "stratified": parts have the sizes asked for, to the row if no group has two, and of every task
+    a part has its share of each answer (positives, negatives, classes, quartiles), to within a few
+    rows where groups allow it; and at least one of an answer that as many rows (groups) have as
+    there are parts. "hash": the name of the row (of its group), the seed and the fractions alone
+    decide, so that a row stays where it is whatever is added; sizes and answers are those of
+    chance.
 
-    "stratified": the parts have the sizes asked for, to the row if no group has two, and of every
-    task a part has its share of each answer (positives, negatives, classes, quartiles), hence of
-    what is known, to within a few rows where rows and groups allow it; and no less than one of an
-    answer that as many rows (groups) have as there are parts. "hash": the name of the
-    row (of its group), the seed and the fractions alone decide, so a row stays where it is
-    whatever is added; sizes and answers are those of chance.
+    Args:
+        labels: (rows, tasks) float32, NaN = missing.
+        tasks: of the columns of `labels`.
+        names: (rows,), what rows are known by.
+        fractions: the share of each part.
+        seed: of the drawing.
+        by: "stratified" or "hash".
+        groups: (rows,) of what belongs together.
+        alike: (rows,), the same value for identical rows.
+
+    Returns:
+        The row numbers of each part, ascending; every row is in one part.
 
     Raises:
-        ValueError: the fractions are no partition, or `by` is no policy.
+        ValueError: fractions that are not positive or do not sum to 1, or an unknown `by`.
+
+    Example:
+        >>> labels = np.array([[1], [1], [0], [0]], "float32")
+        >>> parts = split_rows(labels, [Task("car")], np.arange(4), (0.5, 0.5))
+        >>> [sorted(labels[part, 0].tolist()) for part in parts]
+        [[0.0, 1.0], [0.0, 1.0]]
     """
     shares = np.asarray(fractions, dtype=float)
     if not len(shares) or not (shares > 0).all() or not np.isclose(shares.sum(), 1.0):
         raise ValueError(
-            "`fractions` is no partition. Expected positive shares that sum to 1, for example "
-            f"(0.7, 0.15, 0.15). Received: {tuple(fractions)}"
+            f"`fractions` must be positive and sum to 1, like (0.7, 0.15, 0.15), got "
+            f"{tuple(fractions)}"
         )
-    if by not in POLICIES:
-        raise ValueError(f"`by` is no way to split. Expected one of {POLICIES}. Received: {by!r}")
-    if by == "hash":
+    if check_choice("by", by, POLICIES) == "hash":
         names = names if groups is None else groups
         part = _by_hash(_first_names(names, units(names, alike)), shares, seed)
     else:
@@ -68,7 +83,7 @@ def split_rows(
 
 
 def units(groups: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:
-    """Number what is never parted, (rows,) int: groups, those with identical rows as one.
+    """Number what stays together, (rows,) int: groups, those with identical rows as one.
 
     Shapes: groups and alike (rows,); numbers count from 0 in the order of the rows.
     """
@@ -86,7 +101,7 @@ def units(groups: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:
 
 
 def _first_names(names: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """For each row the name in its unit that sorts first as text."""
+    """For each row the name in its unit that sorts first as text, (rows,)."""
     codes, distinct = pd.factorize(names)
     if unit.max(initial=-1) + 1 == len(distinct):  # one name in each
         return names
@@ -99,6 +114,7 @@ def _first_names(names: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 
 def _by_hash(names: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
+    """The part of each row, (rows,), by a number in [0, 1) that its name and the seed give."""
     salt = f"{seed}:".encode()
     codes, distinct = pd.factorize(names)
     draws = [hashlib.blake2b(salt + str(n).encode(), digest_size=8).digest() for n in distinct]
@@ -108,7 +124,7 @@ def _by_hash(names: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _answers(labels: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
-    """Which answers a row has, (rows, answers) bool: what every part is to have its share of."""
+    """Which answers a row has, (rows, answers) bool: every part is to have its share of each."""
     columns = []
     for column, task in zip(labels.T, tasks, strict=True):
         if task.kind == "multiclass":
@@ -124,10 +140,17 @@ def _answers(labels: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
 
 
 class _Stratified:
-    """Units, rows or groups of rows, are dealt out to parts.
+    """Deals out units (rows, or groups of rows) to parts.
 
-    Shapes: counts (units, answers + 1), how many rows of a unit have the answer, the last column
-    its rows; lack (parts, answers + 1), what each part still needs.
+    Rare answers are seeded first, then groups are placed, the largest first; then single rows are
+    dealt out answer by answer, the rarest first; the last rows are placed one by one, each where
+    its answers are lacked most. (An iterative stratification after Sechidis et al. 2011,
+    https://doi.org/10.1007/978-3-642-23808-6_10.)
+
+    Attributes:
+        counts: (units, answers + 1), how many rows of a unit have the answer; last column: all.
+        lack: (parts, answers + 1), what each part still needs.
+        part: (units,), the part of each unit; -1 = none yet.
     """
 
     def __init__(
@@ -149,24 +172,24 @@ class _Stratified:
         self.weight = 1 / np.maximum(totals, 1)
         self.shares = shares
         self.part = np.full(len(self.size), -1)
-        self.pinned = np.zeros(len(self.size), dtype=bool)
 
     def run(self) -> np.ndarray:
         """The part of every unit, (units,) int."""
         self._seed()
         large = np.flatnonzero((self.size > 1) & (self.part < 0))
-        mixed = self.rng.permutation(len(large))
-        for unit in large[mixed][np.argsort(-self.size[large[mixed]], kind="stable")]:
+        mixed = large[self.rng.permutation(len(large))]
+        for unit in mixed[np.argsort(-self.size[mixed], kind="stable")]:
             self._place(unit)
         rest = self.rng.permutation(np.flatnonzero((self.size == 1) & (self.part < 0)))
-        late = min(max(_LATE, len(rest) // 20), len(rest) // 2)
+        late = min(max(_LATE, len(rest) // 20), len(rest))
         rest, late = rest[late:], rest[:late]
         left = self.counts[rest, :-1].sum(axis=0, dtype=int)
         while len(rest):
             rest = self._deal(rest, left)
-        for unit in late:
+        # Rare answers first: what is common is evened out by the many that follow.
+        rarity = self.counts[late].astype(float) @ self.weight
+        for unit in late[np.argsort(-rarity, kind="stable")]:
             self._place(unit)
-        self._balance()
         return self.part
 
     def _seed(self) -> None:
@@ -188,7 +211,6 @@ class _Stratified:
                 unit = self._fitting(free, part, has, covered[part])
                 if unit is not None:
                     self._give(np.array([unit]), part)
-                    self.pinned[unit] = True
                     covered[part] |= has[unit]
 
     def _fitting(
@@ -211,15 +233,17 @@ class _Stratified:
         self.lack[part] -= self.counts[units].sum(axis=0, dtype=float)
 
     def _place(self, unit: int) -> None:
-        """One group goes where its answers, the rare ones above all, are lacked most."""
+        """One unit goes where its answers, the rare ones above all, are lacked most."""
         need = (self.lack * self.weight / self.shares[:, None]) @ self.counts[unit].astype(float)
         fits = self.lack[:, -1] >= self.size[unit]
-        self._give(np.array([unit]), int(np.argmax(np.where(fits | ~fits.any(), need, -np.inf))))
+        part = int(np.argmax(np.where(fits | ~fits.any(), need, -np.inf)))
+        self.part[unit] = part
+        self.lack[part] -= self.counts[unit]
 
     def _deal(self, rest: np.ndarray, left: np.ndarray) -> np.ndarray:
         """All rows of the answer that is rarest among the rest, at once; returns the others.
 
-        `left`, how often each answer stands in the rest, is kept up to date.
+        `left`, how often each answer occurs in the rest, is kept up to date.
         """
         if not left.any():
             chosen, want = np.ones(len(rest), dtype=bool), self.lack[:, -1]
@@ -232,62 +256,6 @@ class _Stratified:
         for part, units in enumerate(np.split(rows, ends[:-1])):
             self._give(units, part)
         return rest[~chosen]
-
-    def _balance(self) -> None:
-        """Swap units between parts, or move groups, as long as that lessens the imbalance."""
-        nothing = len(self.size) if self.size.max(initial=0) > 1 else None
-        free = np.where(self.pinned, -1, self.part)
-        members = [np.flatnonzero(free == part) for part in range(len(self.lack))]
-        for first in range(len(members)):
-            for second in range(first):
-                failed = 0
-                for _ in range(max(50, min(_SWAPS, 50_000 // len(self.weight)))):
-                    failed = 0 if self._swap(members, first, second, nothing) else failed + 1
-                    if failed == _PATIENCE:
-                        break
-
-    def _swap(
-        self, members: list[np.ndarray], first: int, second: int, nothing: int | None
-    ) -> bool:
-        """The best swap among some units of two parts; `nothing` stands for a move one way."""
-        pools = []
-        for part in (first, second):
-            if not len(members[part]):
-                return False
-            pools.append(self.rng.integers(0, len(members[part]), _POOL))
-        ours, theirs = (members[p][at] for p, at in zip((first, second), pools, strict=True))
-        scale = np.sqrt(self.weight)
-        a, b = (self.counts[units] * scale for units in (ours, theirs))
-        if nothing is not None:
-            a, b = (np.vstack([values, np.zeros(len(scale))]) for values in (a, b))
-        # The imbalance of both parts, summed squares of lack * scale, if a and b change places.
-        lack = (self.lack[first] - self.lack[second]) * scale
-        distance = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-        change = 2 * distance + 2 * ((a @ lack)[:, None] - b @ lack)
-        i, j = np.unravel_index(np.argmin(change), change.shape)
-        if change[i, j] >= -1e-9:
-            return False
-        self._exchange(members, (first, second), (pools[0], pools[1]), (int(i), int(j)))
-        return True
-
-    def _exchange(
-        self,
-        members: list[np.ndarray],
-        parts: tuple[int, int],
-        pools: tuple[np.ndarray, np.ndarray],
-        chosen: tuple[int, int],
-    ) -> None:
-        units = [
-            members[p][pool[at]] if at < len(pool) else None
-            for p, pool, at in zip(parts, pools, chosen, strict=True)
-        ]
-        for side, unit in enumerate(units):
-            if unit is not None:
-                here, there = parts[side], parts[1 - side]
-                self.lack[here] += self.counts[unit]
-                self._give(np.array([unit]), there)
-                members[here] = members[here][members[here] != unit]
-                members[there] = np.append(members[there], unit)
 
 
 def _sizes(rows: int, shares: np.ndarray) -> np.ndarray:
@@ -314,9 +282,6 @@ def _apportion(want: np.ndarray, room: np.ndarray, rows: int) -> np.ndarray:
     return given
 
 
-_SHOWN = 5
-
-
 def part_faults(
     labels: np.ndarray, tasks: Sequence[Task], parts: Sequence[np.ndarray]
 ) -> list[list[str]]:
@@ -338,9 +303,9 @@ def _both(labels: np.ndarray) -> np.ndarray:
 
 
 def cut_groups(groups: np.ndarray, parts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Of each group that stands in two parts, two rows of different parts.
+    """Of each group that is in two parts, two rows of different parts.
 
-    Shapes: groups (rows,) str; parts, the numbers of rows.
+    Shapes: groups (rows,); parts, the numbers of rows.
     """
     rows = np.concatenate(parts)
     part = np.repeat(np.arange(len(parts)), [len(rows) for rows in parts])
@@ -358,45 +323,40 @@ def warn_of_parts(
     parts: Sequence[np.ndarray],
     names: Sequence[str],
     source: Path,
-    stacklevel: int = 3,
 ) -> None:
     """Warn of what `part_faults` finds."""
     for name, found in zip(names, part_faults(labels, tasks, parts), strict=True):
         if found:
-            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            warnings.warn(
-                f"the part {name} of {source} has no two different labels of {found[:_SHOWN]}"
-                f"{more}: nothing there can be learnt, or scored by rank, of them.",
-                stacklevel=stacklevel,
+            warn(
+                f"the part {name} of {source} has no two different labels of {listed(found)}: "
+                "nothing can be learnt there, or scored by rank, of them."
             )
 
 
 def warn_of_cuts(
     what: str,
     groups: np.ndarray,
-    called: np.ndarray,
+    names: np.ndarray,
     lines: np.ndarray,
     parts: Sequence[np.ndarray],
-    names: Sequence[str],
+    called: Sequence[str],
     source: Path,
-    stacklevel: int = 3,
 ) -> None:
     """Warn of what `cut_groups` finds, `what` for short.
 
-    Shapes: groups, called (what the message calls a row) and lines (rows,).
+    Shapes: groups, names and lines (rows,); parts, which are `called`, the numbers of rows.
     """
     cut = cut_groups(groups, parts)
     if not cut:
         return
     few = {row for pair in cut[:_SHOWN] for row in pair}
-    part = {row: name for name, rows in zip(names, parts, strict=True) for row in few & {*rows}}
+    part = {row: name for name, rows in zip(called, parts, strict=True) for row in few & {*rows}}
     at = place(source)
     shown = "; ".join(
-        f"{called[a]!r}, {part[a]} in {at} {lines[a]} and {part[b]} in {at} {lines[b]}"
+        f"{names[a]!r}, {part[a]} in {at} {lines[a]} and {part[b]} in {at} {lines[b]}"
         for a, b in cut[:_SHOWN]
     )
-    warnings.warn(
+    warn(
         f"{source} has {what} on two sides of its split column, {len(cut)} in all, so that scores "
-        f"may be too good: {shown}{'; …' if len(cut) > _SHOWN else ''}.",
-        stacklevel=stacklevel,
+        f"may be too good: {shown}{'; …' if len(cut) > _SHOWN else ''}."
     )

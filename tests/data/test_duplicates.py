@@ -27,9 +27,9 @@ def read(tmp_path):
 
 
 def test_rows_that_complement_each_other_become_one_with_a_warning(read):
-    with pytest.warns(UserWarning, match="1 pictures more than once.*'x' in lines 2 and 4"):
+    with pytest.warns(UserWarning, match="1 rows more than once.*'x' in lines 2 and 4"):
         manifest = read("x,1,?", "y,0,0", "x,?,1", "z,?,?")
-    assert manifest.images.tolist() == ["x", "y", "z"] and manifest.lines.tolist() == [2, 3, 5]
+    assert manifest.names.tolist() == ["x", "y", "z"] and manifest.lines.tolist() == [2, 3, 5]
     np.testing.assert_array_equal(manifest.labels, np.array([[1, 1], [0, 0], [NAN, NAN]], "f"))
 
 
@@ -42,8 +42,8 @@ def test_the_warning_points_at_the_caller(read):
 def test_rows_that_contradict_each_other_are_refused_with_both_lines(read):
     with pytest.raises(ValueError) as error:
         read("x,1,?", "y,0,0", "x,?,1", "x,1,0")
-    assert "picture 'x', column 'b'" in str(error.value)
-    assert "Received: 1 in line 4 and 0 in line 5" in str(error.value)
+    assert "column 'b', must agree" in str(error.value)
+    assert "'x' 1 in line 4 and 0 in line 5" in str(error.value)
 
 
 @pytest.mark.parametrize("other", ["./x.jpg", "sub/../x.jpg", ".//x.jpg", "{root}/x.jpg"])
@@ -84,11 +84,11 @@ def test_merging_is_what_pandas_groups_say(rows):
     lines = np.arange(2, len(frame) + 2)
     labels = frame[["a", "b"]].to_numpy("float32")
     grouped = frame.groupby("image", sort=False)[["a", "b"]]
-    arguments = (images, labels, lines, {}, (Task("a"), Task("b")), "f.csv", "/root")
+    arguments = (images, images, labels, lines, {}, (Task("a"), Task("b")), "f.csv")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if (grouped.nunique() > 1).any().any():
-            with pytest.raises(ValueError, match="contradict"):
+            with pytest.raises(ValueError, match="must agree"):
                 merge_duplicates(*arguments)
             return
         kept, merged = merge_duplicates(*arguments)
@@ -98,7 +98,7 @@ def test_merging_is_what_pandas_groups_say(rows):
 
 @pytest.mark.parametrize("other", ["./x.jpg", ".//x.jpg"])
 def test_a_picture_without_a_group_may_be_written_in_many_ways(read, other):
-    with pytest.warns(UserWarning, match="1 pictures more than once"):
+    with pytest.warns(UserWarning, match="1 rows more than once"):
         manifest = read(
             "x.jpg,1,0,", f"{other},?,0,NA", columns="image,a,b,video", group_column="video"
         )

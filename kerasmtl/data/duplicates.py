@@ -1,8 +1,4 @@
-"""Rows of the same picture or name: one row if they agree or complement each other, else an error.
-
-Rows of numbers without a name are known by their numbers, see `row_keys`; images by the content of
-their files, see `identical_files`.
-"""
+"""Rows that are the same: by name, merged or refused; by content, found for splits."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ from kerasmtl.tasks import Task
 from kerasmtl.utils.text import warn
 
 _SHOWN = 5
-_END = 4096  # bytes of a file that tell most files apart
+_END = 4096  # bytes at the end of a file, which tell most files apart
 _BLOCK = 256  # files that a thread looks at in one go
 
 
@@ -36,46 +32,99 @@ def merge_duplicates(
     source: Path,
     doubtful: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to keep, the first of each key, and the labels with those of all its rows.
+    """Merge rows of the same key, which complement each other; warns of what is merged.
 
-    Shapes: keys (rows,), the same for rows to merge; names (rows,) str, for messages; labels
-    (rows, tasks) float32, NaN = missing; lines (rows,) int; `others` by name of a column that must
-    agree, too, (rows,) each; doubtful (rows, tasks) bool, the labels of uncertain cells, which give
-    way to a certain one; returns (kept,) int and (kept, tasks) float32. Warns of what is merged.
+    Args:
+        keys: (rows,), the same for rows to merge.
+        names: (rows,) str, what a message calls a row.
+        labels: (rows, tasks) float32, NaN = missing.
+        lines: (rows,) int, for messages.
+        others: by name, columns that must agree, too, (rows,) each.
+        tasks: of the columns of `labels`.
+        source: the file, for messages.
+        doubtful: (rows, tasks) bool, labels of uncertain cells, which give way to certain ones.
+
+    Returns:
+        (kept,) int, the first row of each key; and (kept, tasks) float32, their merged labels.
 
     Raises:
-        ValueError: two rows of one key have different known labels, or differ in one of
-            `others`; names both lines.
+        ValueError: two rows of one key have different known labels, or differ in one of `others`;
+            names both lines.
     """
     leader = _leaders(pd.factorize(keys)[0])
     rows = np.arange(len(keys))
     again = np.flatnonzero(leader != rows)
     if not len(again):
         return rows, labels
+
+    def contradiction(name: str, pair: Sequence[int], said: Sequence[str]) -> ValueError:
+        at, (first, second) = place(source), lines[pair]
+        return ValueError(
+            f"`labels` in {source}, column {name!r}, must agree in rows of the same name, got for "
+            f"{names[pair[1]]!r} {said[0]} in {at} {first} and {said[1]} in {at} {second}. Remove "
+            f"one of the {at}s, or leave the label that is in doubt empty in both."
+        )
+
     for name, values in others.items():
-        if values is not None:
-            wrong = again[_differ(values[again], values[leader[again]])]
-            if len(wrong):
-                pair = [leader[wrong[0]], wrong[0]]
-                said = [
-                    f"{v:g}" if isinstance(v, float) else repr(v) for v in values[pair].tolist()
-                ]
-                raise _contradiction(name, said, names[pair], lines[pair], source)
+        wrong = (
+            again[:0] if values is None else again[_differ(values[again], values[leader[again]])]
+        )
+        if len(wrong):
+            pair = [leader[wrong[0]], wrong[0]]
+            said = [f"{v:g}" if isinstance(v, float) else repr(v) for v in values[pair].tolist()]
+            raise contradiction(name, pair, said)
     certain = labels if doubtful is None else np.where(doubtful, np.float32("nan"), labels)
     members, starts = _blocks(leader, again)
     for column, pair in _clashes(certain, members, starts, most=1):
         said = [_as_text(value, tasks[column]) for value in labels[pair, column]]
-        raise _contradiction(tasks[column].name, said, names[pair], lines[pair], source)
+        raise contradiction(tasks[column].name, pair, said)
     sure, guess = (np.fmax.reduceat(of[members], starts, axis=0) for of in (certain, labels))
     merged = labels.copy()
     merged[members[starts]] = np.where(np.isnan(sure), guess, sure)
     kept = np.flatnonzero(leader == rows)
-    _warn(again, leader, names, lines, source)
+    shown = "; ".join(
+        f"{names[row]!r} in {place(source)}s {lines[leader[row]]} and {lines[row]}"
+        for row in again[:_SHOWN]
+    )
+    warn(
+        f"{source} names {len(set(leader[again]))} rows more than once; they agree, and are "
+        f"merged: {shown}{'; …' if len(again) > _SHOWN else ''}"
+    )
     return kept, merged[kept]
 
 
+def warn_of_equal_rows(
+    keys: np.ndarray,
+    labels: np.ndarray,
+    lines: np.ndarray,
+    tasks: tuple[Task, ...],
+    source: Path,
+) -> None:
+    """Warn of rows of the same content and different known labels, which no name tells apart.
+
+    Shapes: keys (rows,), the same for the same content; labels (rows, tasks); lines (rows,).
+    """
+    leader = _leaders(pd.factorize(keys)[0])
+    again = np.flatnonzero(leader != np.arange(len(keys)))
+    clashes = _clashes(labels, *_blocks(leader, again), most=_SHOWN + 1) if len(again) else []
+    if not clashes:
+        return
+    at = place(source)
+    shown = [
+        f"{tasks[column].name!r} is {_as_text(labels[first, column], tasks[column])} in {at} "
+        f"{lines[first]} and {_as_text(labels[other, column], tasks[column])} in {at} "
+        f"{lines[other]}"
+        for column, (first, other) in clashes[:_SHOWN]
+    ]
+    warn(
+        f"{source} has rows with the same features and different labels: {'; '.join(shown)}"
+        f"{'; …' if len(clashes) > _SHOWN else ''}. Name rows with id_column=… if the same thing "
+        "is there twice; if not, no model can tell them apart."
+    )
+
+
 def _leaders(codes: np.ndarray) -> np.ndarray:
-    """The first row of the same code, for every row."""
+    """The first row of the same code, for every row, (rows,)."""
     first = np.full(codes.max(initial=-1) + 1, len(codes))
     np.minimum.at(first, codes, np.arange(len(codes)))
     return first[codes]
@@ -93,10 +142,9 @@ def _clashes(
 ) -> list[tuple[int, np.ndarray]]:
     """Columns in which the rows of a block differ, each with two such rows; the first few."""
     high, low = (of.reduceat(labels[members], starts, axis=0) for of in (np.fmax, np.fmin))
-    ends = np.append(starts[1:], len(members))
     found = []
     for block, column in np.argwhere(high > low)[:most]:
-        rows = members[starts[block] : ends[block]]
+        rows = np.split(members, starts[1:])[block]
         known = rows[~np.isnan(labels[rows, column])]
         other = known[labels[known, column] != labels[known[0], column]][0]
         found.append((int(column), np.array([known[0], other])))
@@ -109,39 +157,39 @@ def _differ(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return differ & ~(np.isnan(ours) & np.isnan(theirs)) if ours.dtype.kind == "f" else differ
 
 
-def path_keys(images: np.ndarray, root: Path) -> np.ndarray:
-    """One key for all ways to write the path of a picture, shape (rows,); no disk is read."""
-    keys = images.copy()
-    for row, image in enumerate(images):
-        if "./" in image or "//" in image or "\\" in image or image[0] == "/" or image[-1] in "./":
-            keys[row] = os.path.relpath(os.path.join(root, image), root)
+def _as_text(value: float, task: Task) -> str:
+    return repr(task.classes[int(value)]) if task.kind == "multiclass" else f"{value:g}"
+
+
+def path_keys(paths: np.ndarray, root: Path) -> np.ndarray:
+    """One key for all ways to write a path below `root`, (rows,) str; no disk is read."""
+    keys = paths.copy()
+    for row, path in enumerate(paths):
+        if "./" in path or "//" in path or "\\" in path or path[0] == "/" or path[-1] in "./":
+            keys[row] = os.path.relpath(os.path.join(root, path), root)
     return keys
 
 
 def row_keys(features: np.ndarray, columns: Sequence[str]) -> np.ndarray:
-    """A key of the numbers in each row, (rows,) uint64: the same wherever the row stands.
+    """A key of the numbers in each row, (rows,) uint64, the same in every file.
 
     Shapes: features (rows, columns) float32, NaN = missing. Neither the order of rows nor that of
     columns matters; 0.0 and -0.0 are alike.
     """
     keys = np.zeros(len(features), dtype="uint64")
     for at, name in enumerate(columns):
-        salt = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        salt = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8).digest(), "<u8")
         values = np.where(np.isnan(features[:, at]), np.float32("nan"), features[:, at] + 0.0)
-        bits = values.astype("float32").view("uint32").astype("uint64")
-        keys += _mixed(bits + np.frombuffer(salt, "<u8"))
+        bits = values.astype("float32").view("uint32").astype("uint64") + salt
+        # The finalizer of splitmix64 (Steele, Lea and Flood 2014): every bit changes half of all.
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+        keys += bits ^ (bits >> np.uint64(31))
     return keys
 
 
-def _mixed(bits: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): every bit changes half of all."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
-    return bits ^ (bits >> np.uint64(31))
-
-
 def identical_files(paths: Sequence[str]) -> np.ndarray:
-    """Number files by their content, (rows,) int: the same number for the same bytes.
+    """Number files by content, (rows,) int: the same number for the same bytes.
 
     Only files of equal size are opened, and of these only those read whole whose last 4 KiB are
     equal as well. A file that is empty, absent or cannot be read is like no other.
@@ -160,7 +208,7 @@ def identical_files(paths: Sequence[str]) -> np.ndarray:
 
 
 def _identity(path: str) -> tuple[int, int, int]:
-    """Size, device and inode of a file; -1 if it is none."""
+    """Size, device and inode of a file; -1 if it is not a file."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -201,64 +249,6 @@ def _each(look: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
 
 
 def _shared(codes: np.ndarray) -> np.ndarray:
-    """Which values stand there more than once, (rows,) bool."""
+    """Which values occur more than once, (rows,) bool."""
     _, code, count = np.unique(codes, return_inverse=True, return_counts=True)
     return count[code] > 1
-
-
-def warn_of_equal_rows(
-    keys: np.ndarray,
-    labels: np.ndarray,
-    lines: np.ndarray,
-    tasks: tuple[Task, ...],
-    source: Path,
-) -> None:
-    """Warn of rows with the same numbers and different known labels; they have no name to tell.
-
-    Shapes: keys (rows,) of `row_keys`; labels (rows, tasks); lines (rows,).
-    """
-    leader = _leaders(pd.factorize(keys)[0])
-    again = np.flatnonzero(leader != np.arange(len(keys)))
-    clashes = _clashes(labels, *_blocks(leader, again), most=_SHOWN + 1) if len(again) else []
-    if not clashes:
-        return
-    at = place(source)
-    shown = [
-        f"{tasks[column].name!r} is {_as_text(labels[first, column], tasks[column])} in {at} "
-        f"{lines[first]} and {_as_text(labels[other, column], tasks[column])} in {at} "
-        f"{lines[other]}"
-        for column, (first, other) in clashes[:_SHOWN]
-    ]
-    warn(
-        f"{source} has rows with the same features and different labels: {'; '.join(shown)}"
-        f"{'; …' if len(clashes) > _SHOWN else ''}. Name rows with id_column=… if the same thing "
-        "is there twice; if not, no model can tell them apart."
-    )
-
-
-def _as_text(value: float, task: Task) -> str:
-    return repr(task.classes[int(value)]) if task.kind == "multiclass" else f"{value:g}"
-
-
-def _contradiction(
-    name: str, said: list[str], names: np.ndarray, lines: np.ndarray, source: Path
-) -> ValueError:
-    at = place(source)
-    return ValueError(
-        f"`labels` in {source}, column {name!r}, must agree in rows of the same name, got for "
-        f"{names[1]!r} {said[0]} in {at} {lines[0]} and {said[1]} in {at} {lines[1]}. Remove one "
-        f"of the {at}s, or leave the label that is in doubt empty in both."
-    )
-
-
-def _warn(
-    again: np.ndarray, leader: np.ndarray, names: np.ndarray, lines: np.ndarray, source: Path
-) -> None:
-    shown = "; ".join(
-        f"{names[row]!r} in {place(source)}s {lines[leader[row]]} and {lines[row]}"
-        for row in again[:_SHOWN]
-    )
-    warn(
-        f"{source} names {len(set(leader[again]))} rows more than once; they agree, and are "
-        f"merged: {shown}{'; …' if len(again) > _SHOWN else ''}"
-    )

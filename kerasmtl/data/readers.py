@@ -233,12 +233,16 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
             return ""
         return str(int(cell)) if isinstance(cell, bool | np.bool_) else str(cell).strip()
 
-    made = {}
-    for name in frame:
+    def is_text(cells: pd.Series) -> bool:
+        is_object = cells.dtype == object
+        return is_object and pd.api.types.infer_dtype(cells, skipna=False) == "string"
+
+    typed = [name for name in frame if not is_text(frame[name])]
+    if not typed:
+        return frame  # as a CSV is read
+    made = {name: frame[name] for name in frame if name not in typed}
+    for name in typed:
         cells = frame[name]
-        if cells.dtype == object and pd.api.types.infer_dtype(cells, skipna=False) == "string":
-            made[name] = cells  # as a CSV is read
-            continue
         try:
             codes, distinct = pd.factorize(cells, use_na_sentinel=False)
         except TypeError:  # lists

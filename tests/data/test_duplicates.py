@@ -33,12 +33,6 @@ def test_rows_that_complement_each_other_become_one_with_a_warning(read):
     np.testing.assert_array_equal(manifest.labels, np.array([[1, 1], [0, 0], [NAN, NAN]], "f"))
 
 
-def test_the_warning_points_at_the_caller(read):
-    with pytest.warns(UserWarning) as caught:
-        read("x,1,0", "x,1,0")
-    assert caught[0].filename == __file__
-
-
 def test_rows_that_contradict_each_other_are_refused_with_both_lines(read):
     with pytest.raises(ValueError) as error:
         read("x,1,?", "y,0,0", "x,?,1", "x,1,0")
@@ -115,12 +109,6 @@ def test_a_certain_label_wins_over_an_uncertain_one(read, policy, rows):
     with pytest.warns(UserWarning, match="are merged"):
         manifest = read("x,-1", "x,-1.0", "y,1", columns="image,a", tasks=[task])
     assert manifest.labels[0, 0] == {"zero": 0, "one": 1}.get(policy, policy)
-
-
-def test_certain_labels_contradict_each_other_beside_an_uncertain_one(read):
-    with pytest.raises(ValueError, match="1 in line 3 and 0 in line 4"):
-        task = Task("a", uncertain=-1, uncertain_as="zero")
-        read("x,-1", "x,1", "x,0", columns="image,a", tasks=[task])
 
 
 def test_keys_know_rows_by_their_numbers_alone():

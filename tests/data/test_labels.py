@@ -170,27 +170,9 @@ def test_a_binary_target_that_is_neither_0_nor_1_is_refused(cell):
     assert f"line 4, column 'a': '{cell}'" in message and "must be 0, 1 or missing" in message
 
 
-def test_yes_and_no_may_be_classes():
-    message = fault(table(a=["yes", "no", "yes"]), "a")
-    assert "Write 1 and 0 for no and yes, or Task('a', kind='multiclass')" in message
-    tasks, values = labels(table(a=["yes", "no", "yes"]), Task("a", "multiclass"))
-    assert tasks[0].classes == ("no", "yes") and values[:, 0].tolist() == [1, 0, 1]
-
-
-def test_many_numbers_look_like_a_quantity():
-    message = fault(table(a=[str(n / 7) for n in range(50)]), "a")
-    assert "Task('a', kind='regression')" in message
-
-
 def test_a_code_of_a_number_is_offered_as_missing():
     message = fault(table(size=["1.5", "unknown", "2"]), Task("size", "regression"))
     assert "Task('size', kind='regression', missing=['unknown'])" in message
-
-
-def test_faults_of_several_kinds_are_all_explained():
-    frame = table(a=["2", "0"], size=["inf", "1"])
-    message = fault(frame, "a", Task("size", "regression"))
-    assert "must be 0, 1 or missing, or a finite number or missing" in message
 
 
 def test_three_texts_or_another_number_without_both_labels_are_no_task():

@@ -2,10 +2,8 @@
 
 import os
 import re
-import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 from pictures import write_pictures
 
@@ -76,19 +74,10 @@ def test_the_ways_to_write_a_csv_read_alike(read, data):
     assert manifest.lines.tolist() == [2, 3]
 
 
-def test_a_quoted_cell_may_hold_commas_quotes_and_blanks(read):
-    manifest = read('image,a,note\n"x, ""1"".jpg",1,"so, ""so"""\n')
-    assert manifest.names.tolist() == ['x, "1".jpg']
-
-
 @pytest.mark.parametrize("blank", ["", "   ", ",,", '"",,'])
 def test_blank_lines_are_left_out_and_counted(read, blank):
     manifest = read(f"image,a,b\n{blank}\nx,1,0\n{blank}\n{blank}\ny,0,1\n{blank}\n")
     assert manifest.lines.tolist() == [3, 6]
-
-
-def test_blank_lines_above_the_header_are_counted(read):
-    assert read("\n\nimage,a\nx,1\n").lines.tolist() == [4]
 
 
 def test_a_cell_of_several_lines_is_counted_as_such(read):
@@ -124,21 +113,10 @@ def test_columns_of_0_1_and_missing_are_tasks_and_others_are_not(read):
     assert names(read(table(rows, columns))) == ["a", "rare", "b"]
 
 
-def test_a_column_without_any_label_is_no_task_unless_named(read):
-    text = "image,a,b\nx,1,?\ny,0,\n"
-    assert names(read(text)) == ["a"]
-    assert names(read(text, tasks=["a", "b"])) == ["a", "b"]
-
-
 def test_a_task_with_some_wrong_cells_is_still_meant_and_its_fault_named(read):
     rows = ["0.jpg,1", "1.jpg,0", "2.jpg,yes", "3.jpg,no"]
     with pytest.raises(ValueError, match="line 4, column 'a': 'yes'"):
         read(table(rows))
-
-
-def test_a_column_with_mostly_other_text_is_no_task(read):
-    rows = ["0.jpg,1,1", "1.jpg,0,yes", "2.jpg,0,no", "3.jpg,0,no"]
-    assert names(read(table(rows, ["image", "a", "b"]))) == ["a"]
 
 
 def test_no_task_at_all_is_refused_with_the_columns(read):
@@ -152,13 +130,6 @@ def test_no_task_at_all_is_refused_with_the_columns(read):
 def test_a_wrong_label_is_named_by_file_line_and_column(read):
     with pytest.raises(ValueError, match=r"labels\.csv.* line 4, column 'b': '2'"):
         read("image,a,b\nx,1,0\n\ny,0,2\n", tasks=["a", "b"])
-
-
-def test_wrong_labels_are_listed_together_in_the_order_of_lines(read):
-    with pytest.raises(ValueError) as error:
-        read("image,a,b\nx,1,yes\ny,-1,0\nz,0,0.5\n", tasks=["a", "b"])
-    places = re.findall(r"line (\d), column '(.)': '([^']+)'", str(error.value))
-    assert places == [("2", "b", "yes"), ("3", "a", "-1"), ("4", "b", "0.5")]
 
 
 def test_of_many_wrong_labels_the_first_three_are_listed(read):
@@ -233,19 +204,6 @@ def test_a_wrong_encoding_is_named_with_line_byte_and_a_way_out(read, far):
     assert re.search(place, str(error.value)) and "encoding='latin-1'" in str(error.value)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
-def test_utf_16_is_refused_as_utf_8(read, encoding):
-    data = "image,a\né.jpg,1\n".encode(encoding)
-    with pytest.raises(ValueError, match="`encoding` must be .* got 'utf-8'") as error:
-        read(data)
-    assert ("encoding='utf-16'" in str(error.value)) == (encoding == "utf-16")
-
-
-def test_an_unknown_encoding_is_refused(read):
-    with pytest.raises(ValueError, match="unknown encoding: latin-one"):
-        read("image,a\nx,1\n", encoding="latin-one")
-
-
 @pytest.mark.parametrize("path", ["absent.csv", "."])
 def test_a_path_that_is_no_file_is_refused(tmp_path, path):
     with pytest.raises(FileNotFoundError, match="is no file"):
@@ -287,29 +245,6 @@ def test_paths_start_from_the_root_if_one_is_given(read, tmp_path):
 # Coverage and classes
 
 
-def test_coverage_counts_what_pandas_counts(read):
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame(rng.choice(["0", "1", "?"], (200, 3)), columns=["a", "b", "c"])
-    frame.insert(0, "image", [f"{i}.jpg" for i in range(200)])
-    manifest = read(frame.to_csv(index=False))
-    labels = frame.drop(columns="image")
-    coverage = manifest.coverage()
-    assert coverage.index.tolist() == ["a", "b", "c"]
-    assert coverage.known.tolist() == labels.ne("?").sum().tolist()
-    assert coverage.positive.tolist() == labels.eq("1").sum().tolist()
-    assert coverage.negative.tolist() == labels.eq("0").sum().tolist()
-    np.testing.assert_allclose(coverage.share, labels.ne("?").mean())
-
-
-def test_a_task_without_labels_or_with_one_class_is_a_fault_of_its_name(read):
-    manifest = read("image,ok,none,ones,zeros\nx,1,?,1,0\ny,0,,1,?\n", tasks=TASKS)
-    faults = manifest.class_faults()
-    assert set(faults) == {"none", "ones", "zeros"}
-    assert faults["none"] == "no known label among 2 rows"
-    assert "all 2 known labels are 1" in faults["ones"]
-    assert "all 1 known labels are 0" in faults["zeros"]
-
-
 TASKS = ["ok", "none", "ones", "zeros"]
 
 
@@ -324,12 +259,6 @@ def test_tasks_with_one_class_are_warned_of_by_name(read):
     manifest = read("image,ok,ones\nx,1,1\ny,0,1\n")
     with pytest.warns(UserWarning, match="'ones' has one class only"):
         manifest.check_classes()
-
-
-def test_tasks_with_both_classes_pass_in_silence(read):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read("image,a\nx,1\ny,0\n").check_classes()
 
 
 # Splits
@@ -372,13 +301,6 @@ def test_parts_are_disjoint_complete_and_of_the_asked_sizes(read, fractions):
     assert all(part == sorted(part) for part in parts)
 
 
-def test_a_split_depends_on_the_seed_alone(read):
-    manifest = numbered(read, 100)
-    assert lines(manifest.split(seed=1)) == lines(manifest.split(seed=1))
-    assert lines(manifest.split(seed=1)) != lines(manifest.split(seed=2))
-    assert lines(manifest.split()) == lines(manifest.split(np.array([0.7, 0.15, 0.15])))
-
-
 def test_a_part_keeps_the_labels_of_its_rows(read):
     manifest = numbered(read, 40)
     for part in manifest.split():
@@ -415,27 +337,11 @@ def test_a_part_that_the_column_does_not_name_is_drawn_from_the_train_rows(read,
     assert lines(manifest.split(seed=1)) == list(parts.values())
 
 
-@pytest.mark.parametrize(
-    "fractions", [(0.7, 0.2), (1.2, -0.2), (1.0, 0.0), (0.5, NAN), (), np.array([0.5, 0.6])]
-)
-def test_fractions_that_are_no_partition_are_refused(read, fractions):
-    with pytest.raises(ValueError, match="`fractions` must"):
-        numbered(read, 10).split(fractions)
-
-
 def test_an_empty_part_is_refused_by_name(read):
     with pytest.raises(ValueError, match="`split` must .*test.*2 rows"):
         numbered(read, 2).split()
     with pytest.raises(ValueError, match="got none in train"):
         numbered(read, 4, ["test", "val", "test", "val"]).split()
-
-
-def test_answers_are_in_every_part_by_their_share(read):
-    rows = [f"{i},{int(i % 10 == 0)},{'?' if i % 3 else i % 2}" for i in range(600)]
-    manifest = read(table(rows, ["image", "a", "b"]))
-    for part, share in zip(manifest.split(), (0.7, 0.15, 0.15), strict=True):
-        wanted = manifest.coverage()[["known", "positive"]] * share
-        assert (abs(part.coverage()[["known", "positive"]] - wanted) <= 1).all().all()
 
 
 def grouped(read, rows, splits=None):
@@ -496,29 +402,12 @@ def test_images_of_the_same_bytes_stay_together_and_join_their_groups(read, tmp_
     assert len({side[str(at)] for at in range(20, 40)}) == 1
 
 
-def test_parts_drawn_from_the_train_rows_part_no_identical_ones(read, tmp_path):
-    for at in range(100):
-        (tmp_path / str(at)).write_text(f"image {at // 4}")
-    parts = numbered(read, 100, ["train"] * 80 + ["test"] * 20).split(seed=1)
-    images = [{int(image) // 4 for image in part.names} for part in parts]
-    assert sum(map(len, images)) == 25 and images[2] == set(range(20, 25))
-
-
 def test_a_manifest_carries_how_it_is_split(read):
     text = table([f"{i},{i % 2}" for i in range(50)])
     manifest = read(text, split_by="hash")
     assert lines(manifest.split()) == lines(manifest.split(by="hash"))
     assert lines(manifest.split()) != lines(manifest.split(by="stratified"))
     assert manifest.take([1, 2]).split_by == "hash"
-
-
-@pytest.mark.parametrize("argument", ["split_by", "by"])
-def test_another_way_to_split_is_refused(read, argument):
-    with pytest.raises(ValueError, match=f"`{argument}` must be one of"):
-        if argument == "split_by":
-            read("image,a\nx,1\n", split_by="random")
-        else:
-            numbered(read, 20).split(by="random")
 
 
 def test_a_group_on_both_sides_of_the_split_column_is_a_leak(read):
@@ -541,46 +430,10 @@ def test_absent_files_are_named_by_line(read, tmp_path):
     ]
 
 
-def test_every_picture_that_cannot_be_used_is_found_with_its_reason(read, tmp_path):
-    good = [f"good{i}.{suffix}" for i in range(70) for suffix in ("jpg", "png")]
-    write_pictures(tmp_path, good)
-    for suffix in ("jpg", "png"):
-        data = (tmp_path / f"good0.{suffix}").read_bytes()
-        (tmp_path / f"cut.{suffix}").write_bytes(data[: len(data) * 2 // 3])
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.png").write_text("no picture at all\n" * 20)
-    bad = ["gone.jpg", "cut.jpg", "cut.png", "empty.jpg", "text.png"]
-    images = bad[:2] + good + bad[2:]
-    calls = []
-    faults = read(table([f"{image},1" for image in images])).faults(
-        progress=lambda: calls.append(1)
-    )
-    assert [(fault.line, fault.name) for fault in faults] == [
-        (images.index(image) + 2, image) for image in bad
-    ]
-    reasons = [fault.reason for fault in faults]
-    assert reasons[:4] == ["missing", "truncated", "truncated", "empty"]
-    assert len(calls) == len(images)
-
-
 def test_take_gives_the_rows_in_the_order_asked_for(read):
     part = numbered(read, 5, ["train", "val", "test", "train", "val"]).take([3, 1])
     assert part.lines.tolist() == [5, 3] and part.splits.tolist() == ["train", "val"]
     assert part.where(0).endswith("labels.csv, line 5: '3'")
-
-
-def test_two_hundred_thousand_rows_of_twenty_tasks_are_read(read):
-    rng = np.random.default_rng(0)
-    cells = rng.choice(["0", "1", "0.0", "1.0", "", "?"], (200_000, 20))
-    rows = [f"pictures/{i}.jpg,{','.join(row)}" for i, row in enumerate(cells)]
-    manifest = read(table(rows, ["image", *(f"task{i}" for i in range(20))]))
-    assert manifest.labels.shape == cells.shape
-    missing = np.isin(cells, ["", "?"])
-    np.testing.assert_array_equal(np.isnan(manifest.labels), missing)
-    np.testing.assert_array_equal(manifest.labels == 1, np.char.startswith(cells, "1"))
-    parts = manifest.split()
-    assert [len(part) for part in parts] == [140_000, 30_000, 30_000]
-    assert manifest.coverage().known.tolist() == (~missing).sum(0).tolist()
 
 
 # Requests that the file does not answer

@@ -57,27 +57,6 @@ def test_ids_name_the_rows_and_features_can_be_named(tmp_path):
     assert "line 3: 'b'" in table.where(1)
 
 
-def test_groups_stay_whole(tmp_path):
-    rows = [f"{n // 4},{n},{n % 2},?" for n in range(80)] + ["20,1,1,1", "20,2,0,0"]
-    path = write(tmp_path, "\n".join(["patient,x,ill,old", *rows]) + "\n")
-    table = load_table(path, tasks=["ill", "old"], group_column="patient")
-    assert table.input.features == ("x",)
-    parts = [set(part.groups) for part in table.split(seed=3)]
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
-
-
-def test_other_kinds_of_tasks(tmp_path):
-    text = "x,grade,hours,ok\n1,low,3.5,1\n2,high,?,0\n3,?,-1,?\n"
-    tasks = [kt.Task("grade", "multiclass"), kt.Task("hours", "regression"), "ok"]
-    table = load_table(write(tmp_path, text), tasks=tasks)
-    assert table.tasks[0].classes == ("high", "low")
-    expected = [[1, 3.5, 1], [0, np.nan, 0], [np.nan, -1, np.nan]]
-    np.testing.assert_array_equal(table.labels, np.float32(expected))
-    _, labels = next(iter(kt.make_dataset(table, None, 3)))
-    assert list(labels) == ["grade", "hours", "binary"]
-    assert all(values.shape == (3, 1) for values in labels.values())
-
-
 def test_parquet_reads_as_the_csv_does(tmp_path):
     pytest.importorskip("pyarrow")
     frame = pd.read_csv(write(tmp_path), na_values=["?"])
@@ -128,11 +107,6 @@ def test_a_feature_that_is_no_finite_number_names_line_and_column(tmp_path, cell
     path = write(tmp_path, CSV.replace("400", cell))
     with pytest.raises(ValueError, match=rf"line 5, column 'speed': '{cell}'"):
         load_table(path, ignore=["name"])
-
-
-def test_text_columns_are_refused_with_the_way_out(tmp_path):
-    with pytest.raises(ValueError, match=r"line 2, column 'name': 'a'.*ignore=\[…\].*get_dummies"):
-        load_table(write(tmp_path))
 
 
 def test_an_infinite_value_in_an_npz_names_row_and_column(tmp_path):
@@ -208,30 +182,6 @@ def test_arrays_that_do_not_fit_are_named():
         table.input.select(table.values, kt.data.Table(["x7"]))
 
 
-def test_batches_keep_rows_together_and_shuffle_only_in_training():
-    x = np.arange(50, dtype="float32")[:, None]
-    y = np.where(x % 3 == 0, np.nan, x % 2)
-    table = table_of(x, y, ["odd"])
-    plain = list(kt.make_dataset(table, None, 16))
-    assert [len(labels) for _, labels in plain] == [16, 16, 16, 2]
-    np.testing.assert_array_equal(np.concatenate([b[0] for b in plain]), x)
-    data = kt.make_dataset(table, None, 16, training=True, seed=1)
-    first, second = (np.concatenate([np.hstack(batch) for batch in data]) for _ in range(2))
-    assert (first[:, 0] != second[:, 0]).any() and (first[:, 0] != x[:, 0]).any()
-    order = np.argsort(first[:, 0])
-    np.testing.assert_array_equal(first[order], np.hstack([x, y]).astype("float32"))
-
-
-def test_batches_refuse_what_cannot_be_learnt():
-    table = table_of(np.zeros((3, 1)), np.full((3, 1), np.nan), ["a"])
-    with pytest.raises(ValueError, match="`tasks` must"):
-        kt.make_dataset(table, training=True)
-    with pytest.raises(ValueError, match="`batch_size` must"):
-        kt.make_dataset(table, None, 0)
-    with pytest.raises(ValueError, match="`manifest` must have rows"):
-        kt.make_dataset(table.take([]))
-
-
 def test_features_for_prediction_need_no_labels_and_any_order(tmp_path):
     path = write(tmp_path, "speed,more,heat\n7,x,\n8,y,9\n")
     features, lines = read_features(path, ["heat", "speed"])
@@ -261,14 +211,6 @@ def test_rows_of_one_name_are_merged_or_refused_with_both_lines(tmp_path):
     write(tmp_path, "name,heat,leak\na,1.5,1\nb,2,0\na,1.25,1\n")
     with pytest.raises(ValueError, match=r"column 'heat'.*1.5 in line 2 and 1.25 in line 4"):
         load_table(path, id_column="name", tasks=["leak"])
-
-
-def test_uncertain_labels_give_way_in_tables_too(tmp_path):
-    path = write(tmp_path, "name,heat,leak\na,,-1\nb,2,1\na,,0\n")
-    task = kt.Task("leak", uncertain=-1, uncertain_as="one")
-    with pytest.warns(UserWarning, match="are merged"):
-        table = load_table(path, id_column="name", tasks=[task])
-    assert table.labels.tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize("name", ["", "NA", "?"])
@@ -314,14 +256,6 @@ def test_features_that_look_like_labels_are_warned_of(tmp_path, cells):
         warnings.simplefilter("error")
         load_table(path, tasks=["leak"], features=["heat", "worn"])
         load_table(path, tasks=["leak"], ignore=["worn"])
-
-
-def test_features_of_two_or_of_many_values_do_not_look_like_labels(tmp_path):
-    rows = "".join(f"{at % 2},{at % 4 - 1},{at % 3 or '?'},{at % 2}\n" for at in range(12))
-    path = write(tmp_path, "flag,four,two,leak\n" + rows)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_table(path, tasks=["leak"], split_by="hash", id_column=None)
 
 
 @pytest.mark.parametrize(
@@ -435,18 +369,6 @@ def test_by_hash_a_row_without_a_name_stays_where_it_is(tmp_path):
         assert set(old.values[:, 0]) == set(new.values[:, 0]) - {91.0, 92.0}
 
 
-def test_rows_and_groups_in_two_parts_are_leaks(tmp_path):
-    rows = ["p,1,2,0,train", "q,3,?,1,train", "p,5,6,1,val", "r,3,,1,test", "s,7,8,0,test"]
-    path = write(tmp_path, "\n".join(["patient,heat,speed,leak,split", *rows]))
-    table = load_table(path, tasks=["leak"], group_column="patient")
-    found = table.leaks().to_dict(orient="records")
-    assert [(leak["kind"], leak["line"], leak["other_line"]) for leak in found] == [
-        ("same row", 3, 5),
-        ("same group", 2, 4),
-    ]
-    assert found[0]["part"] == "train" and found[0]["other_part"] == "test"
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -473,12 +395,6 @@ def test_identical_rows_are_never_parted(by, ids):
     keys = [set(row_keys(part.values, part.input.features).tolist()) for part in table.split(by=by)]
     assert sum(map(len, keys)) == len(set.union(*keys)) < 90
     assert table.leaks(by=by).empty
-
-
-def test_rows_that_are_all_identical_are_refused_by_that_reason():
-    table = table_of(np.ones((50, 2)), np.zeros((50, 1)), ["a"])
-    with pytest.raises(ValueError, match="`split` must .*50 rows.* 1 groups.*identical"):
-        table.split()
 
 
 @pytest.mark.filterwarnings("ignore:.*the same features and different labels")

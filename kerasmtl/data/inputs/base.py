@@ -50,6 +50,12 @@ class Signature(NamedTuple):
     `specs`: of the arguments by name, first axis = batch. `to_input`: from the arguments to the
     model's input, in the graph. `sample`: from a seed to arguments of no meaning, for golden
     requests.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> signature = kt.data.Table(["age", "load"]).signatures()[0]
+        >>> signature.name, sorted(signature.specs)
+        ('serving_default', ['age', 'load'])
     """
 
     name: str
@@ -76,6 +82,12 @@ class Input(ABC):
             if there is none.
         has_backbone: whether models of this kind are usually built on a pretrained network.
         bounds: the least and the largest number of model input, if there are any.
+
+    Example:
+        >>> import kerasmtl as kt
+        >>> input = kt.data.Input.from_config({"kind": "table", "features": ["age", "load"]})
+        >>> input.spec.shape
+        TensorShape([None, 2])
     """
 
     kind: ClassVar[str]
@@ -89,7 +101,8 @@ class Input(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        Input._kinds[cls.kind] = cls
+        if "kind" in cls.__dict__:
+            Input._kinds[cls.kind] = cls
 
     # From a labels file to values.
 

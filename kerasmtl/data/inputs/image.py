@@ -153,6 +153,8 @@ class Image(Input):
         head = repr(("images", PREPROCESSING, tf.__version__, self.size, len(paths)))
         state = _state_of(paths) + head
         if state not in _HASHED:
+            if len(_HASHED) > 15:
+                _HASHED.clear()
             whole = hashlib.sha256(head.encode())
             with ThreadPoolExecutor() as threads:
                 for digest in threads.map(_file_sha256, paths):

@@ -1,22 +1,25 @@
-"""Manifest → data set: shapes, order, holes, and errors that name the line."""
+"""Data sets: shapes, an order that follows from seed and epoch, caches, errors that name lines."""
 
 import errno
+import gc
 import io
 import os
 import shutil
-import warnings
+import weakref
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from pictures import HEIGHT, WIDTH
 from PIL import Image
+from tables import table_of
 
-from kerasmtl.data.dataset import make_dataset, source_of
+from kerasmtl.data.dataset import make_dataset, permutation, source_of
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.tasks import Task
 
-ROWS = 17
+ROWS, FEW = 17, 13
 
 
 @pytest.fixture(scope="module")
@@ -86,33 +89,11 @@ def test_mixed_kinds_come_as_a_dict_of_the_models_outputs(picture_folder):
     np.testing.assert_array_equal(values["binary"], manifest.labels[:, [0, 3]])
 
 
-def test_one_number_is_the_size_of_a_square(manifest):
-    images, _ = collected(make_dataset(manifest, 8))
-    assert images.shape == (12, 8, 8, 3) and images.min() >= 0 and images.max() <= 1
-
-
 @pytest.mark.parametrize("cache", [True, False, None])
 def test_without_training_the_order_is_that_of_the_rows_in_every_epoch(greys, cache):
     dataset = make_dataset(greys, 2, batch_size=4, cache=cache)
     assert order(dataset) == order(dataset) == list(range(ROWS))
     assert order(make_dataset(greys.take([5, 3, 3]), 2)) == [5, 3, 3]
-
-
-@pytest.mark.parametrize("cache", [True, False])
-def test_in_training_every_epoch_has_all_rows_in_a_new_order(greys, cache):
-    dataset = make_dataset(greys, 2, batch_size=4, training=True, cache=cache)
-    epochs = [order(dataset) for _ in range(3)]
-    assert all(sorted(epoch) == list(range(ROWS)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in [*epochs, range(ROWS)]}) == 4
-
-
-def test_the_order_depends_on_the_seed_alone(greys):
-    def epochs(seed, cache):
-        dataset = make_dataset(greys, 2, batch_size=4, training=True, seed=seed, cache=cache)
-        return [order(dataset) for _ in range(2)]
-
-    assert epochs(0, True) == epochs(0, True) == epochs(0, False)
-    assert epochs(0, True) != epochs(1, True)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -152,13 +133,6 @@ def test_a_damaged_picture_raises_an_error_with_its_name_and_line(
     assert "`kerasmtl check`" in str(error.value)
 
 
-def test_what_is_no_picture_raises_an_error_with_its_name_and_line(picture_folder):
-    (picture_folder / "05.png").write_text("a,b\n1,2\n")
-    manifest = Manifest.from_csv(picture_folder / "labels.csv").take([7, 5])
-    with pytest.raises(tf.errors.OpError, match=r"line 7: '05\.png' is not a picture"):
-        list(make_dataset(manifest, 8, training=False))
-
-
 def test_a_name_beyond_ascii_is_found_and_named(picture_folder):
     (picture_folder / "信号 ä.jpg").write_bytes((picture_folder / "00.jpg").read_bytes()[:-9])
     (picture_folder / "more.csv").write_text("image,a\n信号 ä.jpg,1\n", "utf-8")
@@ -187,26 +161,11 @@ def test_a_wrong_image_size_is_refused(manifest, image_size):
         make_dataset(manifest, image_size)
 
 
-def test_a_manifest_without_rows_is_refused(manifest):
-    with pytest.raises(ValueError, match="`manifest` must have rows"):
-        make_dataset(manifest.take([]), 8)
-
-
 def test_training_refuses_a_task_without_labels_and_validation_takes_it(greys):
     part = greys.take([1, 2, 4, 5])
     with pytest.raises(ValueError, match="`tasks` must.*'b': 'no known label among 4 rows'"):
         make_dataset(part, 2, training=True)
     assert order(make_dataset(part, 2)) == [1, 2, 4, 5]
-
-
-def test_training_warns_of_a_task_with_one_class_at_the_line_of_the_caller(greys):
-    part = greys.take([0, 1, 6])
-    with pytest.warns(UserWarning, match="'b' has one class only") as caught:
-        make_dataset(part, 2, training=True)
-    assert caught[0].filename == __file__
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        make_dataset(part, 2)
 
 
 @pytest.fixture
@@ -313,17 +272,6 @@ def test_pictures_are_read_once_for_their_hash_while_they_stay_the_same(
     assert source.content_sha256() != before and len(read) == 2 * source.count
 
 
-def test_the_source_of_pictures_gives_them_in_the_order_of_the_rows(manifest):
-    source = source_of(make_dataset(manifest, 8, batch_size=5, training=True, seed=4))
-    assert (source.count, source.batch_size, source.training, source.seed) == (12, 5, True, 4)
-    assert source.random is None and source.where(2) == manifest.where(2)
-    np.testing.assert_array_equal(source.labels, manifest.labels)
-    expected, _ = collected(make_dataset(manifest, 8))
-    for inputs in (source.inputs(7), source.augmented_inputs(3, 5)):
-        images = np.concatenate(list(inputs.as_numpy_iterator()))
-        assert images.tobytes() == expected.tobytes()
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_without_determinism_every_picture_still_comes_once_with_its_labels(greys, training):
     dataset = make_dataset(
@@ -337,11 +285,159 @@ def test_without_determinism_every_picture_still_comes_once_with_its_labels(grey
 
 
 def test_keras_does_not_warn_of_its_own_default_of_shuffling(manifest, recwarn):
-    import keras
-
     model = keras.Sequential(
         [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
     )
     model.compile("sgd", lambda y_true, y_pred: keras.ops.mean(y_pred))
     model.fit(make_dataset(manifest, 4, training=True), verbose=0)
     assert not [w for w in recwarn if "shuffle" in str(w.message)]
+
+
+@pytest.fixture
+def table():
+    """The feature of a row is its number."""
+    labels = np.stack([np.arange(FEW) % 2, np.arange(FEW) % 3 > 0], axis=1).astype("float32")
+    labels[3, 1] = np.nan
+    return table_of(np.arange(FEW)[:, None], labels, ["a", "b"])
+
+
+@pytest.fixture
+def few_greys(tmp_path):
+    """Pictures whose grey is 10 times the number of their row."""
+    for row in range(FEW):
+        Image.new("RGB", (3, 2), (10 * row,) * 3).save(tmp_path / f"{row}.png")
+    lines = [f"{row}.png,{row % 2},{int(row % 3 > 0)}" for row in range(FEW)]
+    (tmp_path / "labels.csv").write_text("image,a,b\n" + "\n".join(lines))
+    return Manifest.from_csv(tmp_path / "labels.csv")
+
+
+def row_order(dataset):
+    return [int(row) for x, _ in dataset for row in x[:, 0].numpy()]
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**40])
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_every_epoch_is_a_permutation_of_the_rows(count, seed):
+    for epoch in (0, 1, 2**33):
+        assert sorted(permutation(count, seed, epoch).numpy()) == list(range(count))
+
+
+def test_the_order_is_the_same_on_every_machine_and_in_every_version():
+    # Written down: a resumed run relies on it.
+    assert permutation(10, 0, 0).numpy().tolist() == [3, 0, 1, 9, 4, 2, 8, 7, 6, 5]
+    assert permutation(10, 0, 1).numpy().tolist() == [3, 5, 1, 4, 9, 2, 0, 7, 6, 8]
+
+
+def test_an_iterator_takes_the_epoch_and_moves_it_on(table):
+    data = make_dataset(table, None, 4, training=True, seed=5)
+    epoch = source_of(data).epoch
+    for number in (0, 1, 2):
+        assert epoch.numpy() == number
+        assert row_order(data) == permutation(FEW, 5, number).numpy().tolist()
+    epoch.assign(1)
+    assert row_order(data) == permutation(FEW, 5, 1).numpy().tolist()
+    assert epoch.numpy() == 2
+
+
+def test_pictures_and_rows_come_in_the_order_of_the_permutation(table, few_greys):
+    rows = make_dataset(table, None, 4, training=True, seed=2)
+    pictures = [make_dataset(few_greys, 2, 4, True, seed=2, cache=cache) for cache in (True, False)]
+    for number in range(3):
+        expected = permutation(FEW, 2, number).numpy().tolist()
+        assert row_order(rows) == expected
+        assert [order(each) for each in pictures] == [expected, expected]
+
+
+def test_fit_shuffles_anew_in_every_epoch_and_an_assigned_epoch_comes_next(table):
+    data = make_dataset(table, None, 4, training=True)
+    seen = []
+
+    class Seen(keras.layers.Layer):
+        def call(self, inputs):
+            tf.py_function(lambda x: seen.append(x[:, 0].numpy()), [inputs], [])
+            return inputs
+
+    class Backwards(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            source_of(data).epoch.assign(10 - epoch)
+
+    model = keras.Sequential([keras.Input((1,)), Seen(), keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.MeanSquaredError())
+    model.fit(data.map(lambda x, y: (x, tf.zeros_like(y))), epochs=2, verbose=0, shuffle=False)
+    plain = np.concatenate(seen)[-2 * FEW :].reshape(2, FEW)
+    assert plain[0].tolist() != plain[1].tolist()
+    seen.clear()
+    model.fit(data, epochs=2, verbose=0, shuffle=False, callbacks=[Backwards()])
+    rows = np.concatenate(seen).reshape(2, FEW)
+    for number, epoch in enumerate((10, 9)):
+        assert rows[number].tolist() == permutation(FEW, 0, epoch).numpy().tolist()
+
+
+def test_the_source_says_where_a_table_data_set_came_from(table):
+    source = source_of(make_dataset(table, None, 4, training=True, seed=9))
+    assert (source.count, source.batch_size, source.training, source.seed) == (FEW, 4, True, 9)
+    assert source.random is None and source.deterministic
+    assert source.epoch.numpy() == 0 and source.epoch.dtype == tf.int64
+    np.testing.assert_array_equal(source.labels, table.labels)
+    inputs = list(source.inputs(5).as_numpy_iterator())
+    assert [len(batch) for batch in inputs] == [5, 5, 3]
+    np.testing.assert_array_equal(np.concatenate(inputs), table.values)
+    views = np.concatenate(list(source.augmented_inputs(1, 5).as_numpy_iterator()))
+    np.testing.assert_array_equal(views, table.values)
+    assert source.where(3) == table.where(3)
+    assert source_of(make_dataset(table, None, 4)).epoch is None
+
+
+def test_the_labels_of_a_source_are_those_of_the_batches(table):
+    tasks = [Task("a"), Task("b", "regression")]
+    mixed = table_of(table.values, table.labels, tasks)
+    data = make_dataset(mixed, None, FEW)
+    ((_, labels),) = data.as_numpy_iterator()
+    source = source_of(data)
+    assert labels.keys() == source.labels.keys() == {"binary", "b"}
+    for key, values in labels.items():
+        np.testing.assert_array_equal(values, source.labels[key])
+
+
+def test_a_changed_feature_or_column_changes_the_hash(table):
+    def hashed(rows):
+        return source_of(make_dataset(rows)).content_sha256()
+
+    assert hashed(table) == hashed(table.take(range(FEW)))
+    features = table.values.copy()
+    features[4, 0] = np.nextafter(features[4, 0], np.float32(9))
+    others = [
+        table_of(features, table.labels, table.tasks),
+        table_of(table.values, table.labels, table.tasks, columns=["other"]),
+        table.take(range(FEW - 1)),
+        table.take(range(FEW)[::-1]),
+    ]
+    assert len({hashed(table), *map(hashed, others)}) == 5
+
+
+def test_what_was_made_from_a_data_set_has_no_source(table):
+    data = make_dataset(table)
+    assert source_of(data) is not None
+    for other in (data.map(lambda x, y: (x, y)), data.take(1), [1], None, 3, np.zeros(2)):
+        assert source_of(other) is None
+
+
+def test_a_data_set_that_is_gone_leaves_nothing_behind(table):
+    data = make_dataset(table, None, 4, training=True)
+    derived = data.take(2)
+    source = weakref.ref(source_of(data))
+    del data
+    gc.collect()
+    assert len(list(derived)) == 2  # what was made from it still works
+    del derived
+    gc.collect()
+    assert source() is None
+
+
+def test_an_epoch_is_one_variable_on_the_cpu_in_the_scope_of_a_strategy_too(table):
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        data = make_dataset(table, None, 4, training=True)
+    epoch = source_of(data).epoch
+    assert not isinstance(epoch, tf.distribute.DistributedValues)
+    assert "CPU" in epoch.device
+    assert row_order(data) == permutation(FEW, 0, 0).numpy().tolist() and epoch.numpy() == 1

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a TensorFlow process of its own
+
 PROGRAM = """
 import json, sys
 from pathlib import Path

@@ -44,7 +44,7 @@ LONGEST_SIDE = 2**28  # pixels; the product of two such sides still fits into in
 _JPEG, _WEBP = list(STARTS).index("JPEG"), list(STARTS).index("WebP")
 
 
-def as_size(size: Any) -> tuple[int, int]:
+def as_size(size: Any, argument: str = "image_size") -> tuple[int, int]:
     """Returns an image size as (height, width); one number stands for both.
 
     Raises:
@@ -53,8 +53,8 @@ def as_size(size: Any) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, Iterable) else (size, size)
     if len(pair) != 2 or not all(isinstance(n, Integral) and n > 0 for n in pair):
         raise ValueError(
-            "`image_size` must be (height, width) in pixels, for example (224, 224), or one number "
-            f"for both, got {size!r}"
+            f"`{argument}` must be (height, width) in pixels, for example (224, 224), or one "
+            f"number for both, got {size!r}"
         )
     return int(pair[0]), int(pair[1])
 

@@ -136,6 +136,7 @@ class Manifest:
             chosen = given.infer_tasks(cells[[name for name in cells if name not in used]], source)
         else:
             chosen = as_tasks(file.tasks if tasks is None else tasks)
+            check_columns("tasks", [task.name for task in chosen], cells.columns, source)
         roles = {
             "tasks": {task.name for task in chosen},
             "split_column": {split_column} & {*cells},

@@ -18,6 +18,7 @@ from tables import table_of
 from kerasmtl.data.dataset import make_dataset, permutation, source_of
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.tasks import Task
+from kerasmtl.utils.tf import graph_fault
 
 ROWS, FEW = 17, 13
 
@@ -129,16 +130,17 @@ def test_a_damaged_picture_raises_an_error_with_its_name_and_line(
     )
     with pytest.raises(tf.errors.OpError) as error:
         list(dataset)
-    assert f"labels.csv, line {line}: '{image}' is {reason}" in str(error.value)
-    assert "`kerasmtl check`" in str(error.value)
+    assert f"labels.csv, line {line}: {image} is {reason}" in graph_fault(error.value)
+    assert "`kerasmtl check`" in graph_fault(error.value)
 
 
 def test_a_name_beyond_ascii_is_found_and_named(picture_folder):
     (picture_folder / "信号 ä.jpg").write_bytes((picture_folder / "00.jpg").read_bytes()[:-9])
     (picture_folder / "more.csv").write_text("image,a\n信号 ä.jpg,1\n", "utf-8")
     dataset = make_dataset(Manifest.from_csv(picture_folder / "more.csv"), 8)
-    with pytest.raises(tf.errors.OpError, match="line 2: '信号 ä.jpg' is truncated"):
+    with pytest.raises(tf.errors.OpError) as error:
         list(dataset)
+    assert "line 2: 信号 ä.jpg is truncated" in graph_fault(error.value)
 
 
 def test_absent_pictures_are_refused_before_the_first_batch(picture_folder):
@@ -157,7 +159,7 @@ def test_a_batch_size_below_one_is_refused(manifest, batch_size):
 
 @pytest.mark.parametrize("image_size", [0, (8, 8, 3), (8, -8), None, 7.5])
 def test_a_wrong_image_size_is_refused(manifest, image_size):
-    with pytest.raises(ValueError, match="`image_size` is no size"):
+    with pytest.raises(ValueError, match="`size` must be"):
         make_dataset(manifest, image_size)
 
 
@@ -178,7 +180,7 @@ def own(manifest, tmp_path):
 
 def remove_pictures(manifest):
     for path in set(manifest.input.paths(manifest.values)):
-        (manifest.root / path).unlink()
+        os.unlink(path)
 
 
 @pytest.mark.parametrize("training", [True, False])

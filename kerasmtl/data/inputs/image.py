@@ -172,7 +172,7 @@ class Image(Input):
 
         if size is None and self.size is not None:
             return self
-        return replace(self, size=as_size(size))
+        return replace(self, size=as_size(size, "size"))
 
     def for_model(self, model: keras.Model) -> Image:
         """This input at the size of the model's input."""

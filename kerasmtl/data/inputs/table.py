@@ -20,6 +20,7 @@ from kerasmtl.data.readers import (
     LabelsFile,
     as_text,
     check_finite,
+    file_format,
     place,
     read_columns,
     read_labels_file,
@@ -78,6 +79,7 @@ class Table(Input):
 
     def open(self, source: Path, encoding: str = "utf-8") -> LabelsFile:
         """Read a CSV, a Parquet file, or an NPZ with the arrays X and Y."""
+        file_format(source)
         return read_labels_file(source, encoding, self.packed_bits)
 
     def claimed(self) -> dict[str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +19,7 @@ from kerasmtl.data.image_files import image_fault
 from kerasmtl.data.inputs.base import Input, Rows, Signature
 from kerasmtl.data.leaks import near_duplicates
 from kerasmtl.data.readers import LabelsFile, as_text
-from kerasmtl.utils.tf import as_written
+from kerasmtl.utils.tf import as_written, traced
 
 if TYPE_CHECKING:
     import keras
@@ -218,13 +219,11 @@ class Image(Input):
         """As `Input.batches`, image by image, in parallel."""
         import tensorflow as tf
 
-        from kerasmtl.data.images import prepare_image
-
-        paths = tf.constant(self.paths(values))
+        paths, prepare = tf.constant(self.paths(values)), _prepared(self.size)
 
         def read(epoch: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, ...]:
             data = tf.io.read_file(tf.gather(paths, row))
-            return epoch, prepare_image(data, self.size, name=where(row)), row
+            return epoch, prepare(data, where(row)), row
 
         images = rows.unbatch().map(as_written(read), tf.data.AUTOTUNE, deterministic=deterministic)
         return images.batch(batch_size)
@@ -286,6 +285,14 @@ class Image(Input):
         found = super().config()
         del found["root"]
         return found
+
+
+@lru_cache(maxsize=16)
+def _prepared(size: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """`prepare_image` of bytes and a name, traced once for all data sets of this size."""
+    from kerasmtl.data.images import prepare_image
+
+    return traced(lambda data, name: prepare_image(data, size, name=name))
 
 
 def _check_paths(

@@ -146,7 +146,7 @@ def test_invalid_images_are_skipped_counted_and_listed_where_that_is_wanted(pets
     assert len(project.manifest(every_row=True)) == 12
     run = project.start_run(*manifest.split())
     listed = (run.folder / "skipped.csv").read_text().splitlines()
-    assert listed == ["line,name,reason", "2,00.jpg,absent", "6,04.jpg,truncated"]
+    assert listed == ["line,name,reason", "2,00.jpg,missing", "6,04.jpg,truncated"]
 
 
 def test_a_toy_backbone_is_noted_with_the_scores_of_own_images(picture_folder, capsys):

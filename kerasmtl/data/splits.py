@@ -169,7 +169,8 @@ class _Stratified:
         totals = self.counts.sum(axis=0, dtype=float)
         self.lack = shares[:, None] * totals
         self.lack[:, -1] = self.room = _sizes(len(answers), shares)
-        self.weight = 1 / np.maximum(totals, 1)
+        # What chance would be off by: lacks count in that unit, so that rare answers count more.
+        self.weight = 1 / np.sqrt(np.maximum(totals, 1))
         self.shares = shares
         self.part = np.full(len(self.size), -1)
 
@@ -186,9 +187,7 @@ class _Stratified:
         left = self.counts[rest, :-1].sum(axis=0, dtype=int)
         while len(rest):
             rest = self._deal(rest, left)
-        # Rare answers first: what is common is evened out by the many that follow.
-        rarity = self.counts[late].astype(float) @ self.weight
-        for unit in late[np.argsort(-rarity, kind="stable")]:
+        for unit in late:
             self._place(unit)
         return self.part
 

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from click.testing import CliRunner
 from modules import shared
 
 from kerasmtl.cli import main
+
+pytestmark = pytest.mark.slow  # each test trains in processes of its own
 
 
 def call(*words, cwd):

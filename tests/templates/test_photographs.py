@@ -50,10 +50,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(
     scope="module",
-    params=[
-        "binary",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("multiclass", "regression")),
-    ],
+    params=[pytest.param(kind, marks=pytest.mark.slow) for kind in TASKS],
 )
 def project(request, photographs, tmp_path_factory):
     """A project of one kind of task, trained by its own train.py."""
@@ -71,6 +68,7 @@ def project(request, photographs, tmp_path_factory):
     return kind, folder
 
 
+@pytest.mark.slow
 def test_training_and_serving_prepare_every_image_alike(photographs):
     manifest = kt.Manifest.from_csv(photographs, tasks=["bright"])
     assert manifest.faults() == []

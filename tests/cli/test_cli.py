@@ -70,16 +70,17 @@ def test_help_has_examples_that_parse(name):
     assert all(param.help for param in command.params if isinstance(param, click.Option))
 
 
-@pytest.mark.parametrize("command", [["evaluate"], ["export"], ["predict", "a.jpg"], ["check"]])
-def test_outside_of_a_project_commands_say_so(tmp_path, command):
-    result = run(*command, "--project", tmp_path)
+@pytest.mark.parametrize("command", ["evaluate", "export", "predict", "check"])
+def test_outside_of_a_project_commands_say_so(tmp_path, labels_csv, command):
+    files = [labels_csv.with_name("0.jpg")] if command == "predict" else []
+    result = run(command, *files, "--project", tmp_path)
     assert result.exit_code == 1
     assert "project.toml" in result.output and "Traceback" not in result.output
 
 
 def test_before_training_commands_say_so(tmp_path, labels_csv):
     run("new", "multitask-image", tmp_path / "p", "--labels", labels_csv)
-    for command in (["evaluate"], ["export"], ["predict", "a.jpg"]):
+    for command in (["evaluate"], ["export"], ["predict", labels_csv.with_name("0.jpg")]):
         result = run(*command, "--project", tmp_path / "p")
         assert result.exit_code == 1
         assert "python train.py" in result.output

@@ -76,6 +76,11 @@ def evaluate(
     Rows are in the part that they were in when the model was trained. Accuracy and F1 are those of
     the decisions, by the thresholds that were fitted in training or that the export has. With a
     group column, --bootstrap draws whole groups.
+
+    \b
+    Examples:
+      kerasmtl evaluate
+      kerasmtl evaluate --bootstrap 1000 --json
     """
     project = load_project(folder)
     if export_ is None:
@@ -172,6 +177,11 @@ def predict(
     FILES are images, folders of images, CSVs that list images, or tables. With --out there may be
     any number of them: what is finished is kept if the command is interrupted, and the same
     command continues. Inputs that cannot be used are listed in OUT.errors.csv.
+
+    \b
+    Examples:
+      kerasmtl predict a.jpg b.jpg
+      kerasmtl predict photos --out predictions.parquet
     """
     if out is None:
         _refuse(click.get_current_context(), ("resume", "overwrite", "fail_on_bad"))

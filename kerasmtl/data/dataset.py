@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -22,6 +21,7 @@ import tensorflow as tf
 from kerasmtl.data import augmentation
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import Task, all_binary, output_columns
+from kerasmtl.utils.files import atomic_file
 from kerasmtl.utils.tf import as_written
 
 if TYPE_CHECKING:
@@ -346,11 +346,8 @@ def stored_inputs(source: ManifestSource, folder: str | os.PathLike[str]) -> np.
     base = Path(folder)
     target = base / f"inputs-{source.input.content_sha256(source.manifest.values)}.npy"
     if not target.exists():
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=base, prefix=".inputs-") as aside:
-            written = Path(aside) / target.name
+        with atomic_file(target) as written:
             _write(source, written, base)
-            os.replace(written, target)
     return np.load(target, mmap_mode="r")
 
 

@@ -1,4 +1,4 @@
-"""Progress bars, on a terminal and nowhere else."""
+"""Progress bars, shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 def progress_bar(
     title: str, total: int | None, wanted: bool = True, transient: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Show a bar with a title, counts and the time that is left; yields what advances it.
+    """Show a bar with a title, counts and the remaining time; yield a function that advances it.
 
     Args:
-        title: what is going on.
-        total: steps until the end; None where that is not known.
+        title: of the bar.
+        total: steps until the end; None if unknown.
         wanted: False shows nothing.
         transient: whether the bar vanishes at the end.
 

@@ -1,4 +1,4 @@
-"""Classes that Keras finds by their registered names, before their modules are imported."""
+"""The names of registered classes, so that Keras finds them before their modules are imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-# Gets the function that executes the module, and the module; has to call the one with the other.
+# Called with the function that executes a module and with the module; must call it on the module.
 Around = Callable[[Callable[[ModuleType], None], ModuleType], None]
 
 
@@ -23,7 +23,7 @@ def wrap_import(name: str, around: Around) -> None:
 class _Finder(MetaPathFinder):
     """Finds one package as Python does, and wraps the execution of its module.
 
-    Finding alone is no import: `importlib.util.find_spec` asks whether a package is installed.
+    Finding alone does not import: `importlib.util.find_spec` asks whether a package is installed.
     """
 
     def __init__(self, name: str, around: Around) -> None:

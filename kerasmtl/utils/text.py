@@ -1,4 +1,4 @@
-"""Names in a line of text, however many there are."""
+"""Lists of names in messages, and warnings at the user's line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorFlow's start-up lines, hidden."""
+"""Helpers around TensorFlow: tracing without AutoGraph, errors of graphs, a quiet start."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def as_written(function: F) -> F:
-    """The function, which AutoGraph shall leave alone: for `Dataset.map`."""
+    """Return a function that AutoGraph does not convert, for `Dataset.map`."""
     import tensorflow as tf
 
     return tf.autograph.experimental.do_not_convert(function)
 
 
 def traced(function: Callable[..., Any], on_call: bool = False) -> Callable[..., Any]:
-    """A `tf.function`; the graphs that call the same one share its trace, so keep it.
+    """Return a `tf.function`; the graphs that call the same one share its trace, so keep it.
 
-    `on_call`: in a graph it stays a function of its own, which is made ready at its first call. As
-    a branch, all its operations would be made ready at once, and passed through, idle.
+    Args:
+        function: converted without AutoGraph.
+        on_call: whether it stays a function of its own in a graph, prepared at its first call. As
+            a branch, all its operations would be prepared at once, and passed through, idle.
     """
     import tensorflow as tf
 
@@ -58,11 +60,11 @@ def graph_fault(error: BaseException | None) -> str | None:
 def quiet_tensorflow() -> None:
     """Hide the log lines of TensorFlow's C++ code; call it before importing Keras.
 
-    They tell of oneDNN, of CPU instructions and, on a machine without a GPU, of a CUDA error that
-    is none; what does go wrong is raised as an exception as well. A failing import shows all that
-    was written. What TensorFlow's import makes is left out of garbage collection (`gc.freeze`),
-    which saves seconds in a short program. Does nothing if TensorFlow is imported already or
-    `TF_CPP_MIN_LOG_LEVEL` is 0.
+    They tell of oneDNN, of CPU instructions and, on a machine without a GPU, of CUDA libraries that
+    are not needed; real errors are raised as exceptions as well. An import that fails shows all
+    that was written. Objects that TensorFlow's import creates are left out of garbage collection
+    (`gc.freeze`), which saves seconds in a short program. Does nothing if TensorFlow is imported
+    already or `TF_CPP_MIN_LOG_LEVEL` is 0.
 
     Example:
         >>> import kerasmtl as kt
@@ -84,9 +86,9 @@ def _start_quietly(execute: Any, tensorflow: Any) -> None:
 
 @contextmanager
 def _out_of_collection() -> Iterator[None]:
-    """Leave what is made meanwhile out of garbage collection for good.
+    """Leave objects created in the block out of garbage collection for good.
 
-    To look through TensorFlow's million objects again and again takes a fifth of the time of
+    Looking through TensorFlow's million objects again and again takes a fifth of the time of
     `kerasmtl evaluate` on a few images.
     """
     was_on = gc.isenabled()

@@ -130,7 +130,7 @@ def test_new_finds_tasks_and_leaves_columns_out(tmp_path):
     kerasmtl(*words, "--ignore", "name")
     made = settings(tmp_path / "p")
     assert made["data"]["tasks"] == ["leak", "worn"] and made["input"]["ignore"] == ["name"]
-    assert kt.Project.load(tmp_path / "p").manifest().columns == ("x",)
+    assert kt.Project.load(tmp_path / "p").manifest().values.shape == (3, 1)
 
 
 @pytest.mark.parametrize(

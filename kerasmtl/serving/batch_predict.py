@@ -203,7 +203,7 @@ class TableSource:
         try:
             return read_columns(frame, self._columns, Path("row"), advice="")
         except ValueError as error:
-            reason = str(error).rpartition("Received: ")[2].rstrip(".")
+            reason = str(error).rpartition(", got ")[2].partition(" (1 such")[0].rstrip(".")
             raise InvalidInputError(f"not a finite number: {reason}") from error
 
     def reason(self, item: object, error: Exception) -> str:

@@ -143,7 +143,9 @@ class Stage:
         """
         depth = self.backbone_decay != 1.0
         factors = layerwise_factors(model, self.backbone_decay) if depth else {}
-        return optimizer_like(like or keras.optimizers.Adam(), self.rate(steps_per_epoch), factors)
+        with model.distribute_strategy.scope():
+            like = like or keras.optimizers.Adam()
+            return optimizer_like(like, self.rate(steps_per_epoch), factors)
 
     def rate(self, steps_per_epoch: int | None) -> float | CosineDecay:
         """Return the learning rate, or the schedule of a stage that has one."""

@@ -55,9 +55,11 @@ def answering(*answers):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
         thread.start()
-        yield SimpleNamespace(url=f"http://127.0.0.1:{running.server_port}", seen=seen)
-        running.shutdown()
-        thread.join()
+        try:
+            yield SimpleNamespace(url=f"http://127.0.0.1:{running.server_port}", seen=seen)
+        finally:  # or the thread polls a closed socket without a pause
+            running.shutdown()
+            thread.join()
 
 
 @pytest.fixture

@@ -273,7 +273,7 @@ TASKS = ["cat", "dog", "bird"]
         ({"loss": kt.losses.MaskedBinaryCrossentropy}, "loss"),
         ({"width": 4}, "model"),
     ],
-    ids=str,
+    ids=range(10),
 )
 def test_other_settings_are_refused_by_name(shared_pictures, begun, options, changed):
     state = (begun / "state.npz").read_bytes()

@@ -45,8 +45,8 @@ def names(tmp_path_factory):
     "name",
     [
         "kerasmtl/__init__.py",
-        "kerasmtl/backbones/hub.py",
-        "kerasmtl/training/stages.py",
+        "kerasmtl/models/hub/handles.py",
+        "kerasmtl/data/inputs/image.py",
         "kerasmtl/templates/multitask-image/cookiecutter.json",
         "kerasmtl/templates/multitask-image/hooks/post_gen_project.py",
         "kerasmtl/templates/multitask-image/{{cookiecutter.project_name}}/.gitignore",

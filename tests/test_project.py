@@ -54,7 +54,7 @@ def test_image_size(tmp_path, setting, value):
         (GOOD + "epochs = 3\n", "data.epochs"),
         (GOOD + 'split = "random"\n', "data.split"),
         (GOOD + 'tasks = [{name = "a", kind = "ranking"}]\n', "data.tasks.0"),
-        (GOOD + 'tasks = [{name = "a", missing = 1}]\n', "names a label"),
+        (GOOD + 'tasks = [{name = "a", missing = 1}]\n', "`missing`"),
         (GOOD + 'tasks = [{kind = "binary"}]\n', "name: Field required"),
         (GOOD + "[training]\nepochs = 0\n", "training.epochs"),
         (GOOD + "[training]\nlearning_rate = -1.0\n", "training.learning_rate"),
@@ -75,7 +75,7 @@ def test_a_wrong_task_has_one_message_and_no_noise(tmp_path):
         kt.Project.load(write(tmp_path, text))
     assert str(error.value).count("received") == 1
     assert "data.tasks.0.kind: " in str(error.value) and "TaskSettings" not in str(error.value)
-    with pytest.raises(ValueError, match=r"data.tasks.0: `missing` or `uncertain` of task 'a'"):
+    with pytest.raises(ValueError, match=r"data.tasks.0: `missing` and `uncertain` of task 'a'"):
         kt.Project.load(write(tmp_path, GOOD + 'tasks = [{name = "a", missing = 1}]\n'))
 
 

@@ -34,7 +34,7 @@ for path in sys.argv[1:]:
     try:
         layer.trainable = True
     except ValueError as error:
-        assert "cannot be True" in str(error)
+        assert "`trainable` must be False" in str(error)
     features = layer(keras.Input(shape))
     if len(features.shape) == 4:
         features = keras.layers.GlobalAveragePooling2D()(features)

@@ -1,6 +1,6 @@
 """Pictures varied at random for training, by Keras layers, as a function of seed, epoch and batch.
 
-The layers keep no state: every draw follows from a key, so that an interrupted run goes on with the
+The layers keep no state: every draw follows from a key, so that an interrupted run resumes with the
 pictures that it would have had.
 """
 

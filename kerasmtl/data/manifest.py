@@ -99,7 +99,7 @@ class Manifest:
             encoding: of a CSV.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
             ValueError: a malformed file, an absent column or one with two meanings, a cell that is
                 not a label of its task or not an input, rows of one name that contradict each
                 other, an unknown split. The message names file, line (row) and column.

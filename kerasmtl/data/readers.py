@@ -82,7 +82,7 @@ def file_format(path: Path) -> str:
         ValueError: another suffix.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"`path` must be a file, and {path} is no file")
+        raise FileNotFoundError(f"`path` must be a file that exists, got {path}")
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"`path` must be a file that ends in one of {FORMATS}, got {path}")
     return path.suffix.lower()
@@ -167,7 +167,7 @@ def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, lis
             name, or a line with too few or too many cells; names the line.
     """
     if not source.is_file():
-        raise FileNotFoundError(f"`path` must be a CSV with a header, and {source} is no file")
+        raise FileNotFoundError(f"`path` must be a CSV that exists, got {source}")
     utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     line = 1
     try:

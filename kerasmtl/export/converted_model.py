@@ -34,7 +34,7 @@ class ConvertedModel:
         threads: for the runtime; by default its own choice.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ImportError: its runtime is not installed.
 
     Example:

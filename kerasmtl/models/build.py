@@ -104,7 +104,7 @@ def load_model(
         kwargs: as in `keras.models.load_model`; `safe_mode=False` trusts the whole file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is not a model, contains a graph that is not trusted, lacks its
             backbone, or was written by a later kerasmtl.
 

@@ -106,7 +106,7 @@ def export_predictor(export: str | os.PathLike[str]) -> Predictor:
             for one of images, whose tasks follow from its outputs.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such export.
+        FileNotFoundError, ValueError: the export does not exist.
     """
     folder = check_version_folder(export)
     described = read_description(folder) or {}

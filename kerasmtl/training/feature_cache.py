@@ -446,7 +446,7 @@ def _computed(step: Step, source: Source, entry: Entry, progress: bool) -> list[
         return [entry.read(number, step.dtype) for number in range(entry.shards.count)]
 
     shards = found()
-    # A new iterator takes its time to start: the one that is tried goes on to compute.
+    # A new iterator takes its time to start: the one that was tried is used to compute.
     begun = inputs_of(source, 0, COMPUTED if shards[0] is None else TRIED)
     batches = iter(begun)
     first = next(batches)

@@ -56,7 +56,7 @@ def fine_tune(
             else lines. Unless it is 0, each stage is announced, why it ends early, the best epoch,
             and that a run is resumed.
         directory: where the state is kept after each epoch (`kt.callbacks.Resume`). The same call
-            again goes on after the last finished epoch, and after the last one returns the history.
+            again resumes after the last finished epoch, and after the last one returns the history.
             Without it nothing is kept; `kt.plans.reset_run` removes what it holds.
         monitor: what makes an epoch the best, as in `kt.callbacks.BestEpoch`.
         cache: stages of the head run on features that are computed once (`kt.features`): "auto"

@@ -1,4 +1,4 @@
-"""`Resume`: several `fit`s as one training, which goes on after any interruption."""
+"""`Resume`: several `fit`s as one training, which resumes after any interruption."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Resume(Callback):
     After each epoch it keeps everything that training moves in one file: the model's variables,
     seeds among them, the optimizer's slots, what the loss remembers, the history, and the state of
     callbacks that have `state()` and `restore(state)`, dicts of arrays, such as `BestEpoch` and
-    `Checkpoint`. Killed at any moment, the same program goes on after the last finished epoch, and
+    `Checkpoint`. Killed at any moment, the same program resumes after the last finished epoch, and
     with deterministic operations ends with the same weights, bit for bit. Other callbacks, such as
     `keras.callbacks.EarlyStopping`, begin again where the program does.
 

@@ -104,7 +104,7 @@ def _settle(made: Path, target: Path, valid: Callable[[Path], bool] | None) -> N
 class Shards:
     """The numbered parts of a result that takes long to compute, each a file of its own.
 
-    A shard is there whole or not at all, so that an interrupted run goes on with `missing()`.
+    A shard is there whole or not at all, so that an interrupted run continues with `missing()`.
 
     Args:
         folder: of the shards; made when the first one is written.

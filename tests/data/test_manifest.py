@@ -206,7 +206,7 @@ def test_a_wrong_encoding_is_named_with_line_byte_and_a_way_out(read, far):
 
 @pytest.mark.parametrize("path", ["absent.csv", "."])
 def test_a_path_that_is_no_file_is_refused(tmp_path, path):
-    with pytest.raises(FileNotFoundError, match="is no file"):
+    with pytest.raises(FileNotFoundError, match="`path` must be"):
         Manifest.from_csv(tmp_path / path)
 
 

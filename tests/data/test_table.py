@@ -163,7 +163,7 @@ def test_a_wrong_npz_is_named(tmp_path, arrays, message):
 
 
 def test_absent_and_unknown_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no file"):
+    with pytest.raises(FileNotFoundError, match="`path` must be"):
         load_table(tmp_path / "no.csv")
     with pytest.raises(ValueError, match="`path`.*.csv.*.parquet.*.npz"):
         load_table(write(tmp_path, name="table.xlsx"))

@@ -3,24 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from modules import twin
 
 import kerasmtl as kt
-from kerasmtl.saved_models.tiny.network import tiny_network
 
 STEPS, ROWS, SIZE, TASKS = 20, 4, 64, 3
 BATCHES = 5  # different ones, seen again and again
-
-
-def twin(layer):
-    """The embedded network as plain Keras, with the layer's weights."""
-    network = tiny_network()
-    stored = {variable.name: variable.numpy() for variable in layer.variables}
-    for part in network.layers:
-        for weight in part.weights:
-            weight.assign(stored.pop(f"{part.name}_{weight.name}"))
-    assert stored == {}
-    network.trainable = layer.trainable
-    return network
 
 
 def with_head(backbone):

@@ -1,6 +1,7 @@
 """What users get: the wheel without extras, away from the checkout."""
 
 import json
+import shutil
 
 import pytest
 from modules import shared
@@ -110,10 +111,23 @@ def test_every_module_loads_trains_and_travels(plain):
 
 def test_a_project_of_photographs_is_evaluated_without_a_line_on_stderr(plain, photos):
     report = json.loads(plain.run("kerasmtl", "evaluate", "--json", cwd=photos))
-    # Of 46 rows, 5 of them cyclists: seeds 0 to 2 gave 0.816, 0.853 and 0.858.
-    assert report["rows"] == 46 and report["macro_auc"] >= 0.8
+    assert report["rows"] == 46
     assert list(report["tasks"]) == ["vehicle", "traffic_sign", "pedestrian", "cyclist"]
     assert all(scores["known"] == 46 for scores in report["tasks"].values())
+
+
+def test_photographs_are_learned(plain, photos):
+    # Of 46 rows, 5 of them cyclists, the score of one seed says little: 0.816, 0.853 and 0.858.
+    projects = [photos]
+    for seed in (1, 2):
+        projects.append(shutil.copytree(photos, photos.with_name(f"photos_{seed}")))
+        settings = projects[-1] / "project.toml"
+        text = settings.read_text()
+        assert text.count("seed = 0") == 1
+        settings.write_text(text.replace("seed = 0", f"seed = {seed}"))
+        plain.run("python", "train.py", cwd=projects[-1], quiet=False)
+    reports = [json.loads(plain.run("kerasmtl", "evaluate", "--json", cwd=p)) for p in projects]
+    assert sum(report["macro_auc"] for report in reports) / 3 >= 0.83
 
 
 def test_a_table_is_trained_and_predicted(plain):

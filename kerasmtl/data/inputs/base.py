@@ -310,7 +310,7 @@ class Input(ABC):
 
     @staticmethod
     def options(kind: str | None) -> tuple[str, ...]:
-        """The names of the options of a kind; raises ValueError if there is no such kind."""
+        """The names of the options of a kind; raises ValueError for an unknown kind."""
         if kind not in Input._kinds:
             raise ValueError(f"`kind` must be one of {sorted(Input._kinds)}, got {kind!r}")
         return tuple(field.name for field in fields(Input._kinds[kind]))

@@ -64,7 +64,7 @@ features = namespace(
     "Features of a frozen backbone, computed once.",
     {
         "cache_features": "kerasmtl.training.feature_cache",
-        "split_model": "kerasmtl.training.feature_cache",
+        "split_model": "kerasmtl.training.features",
     },
 )
 optimizers = namespace(

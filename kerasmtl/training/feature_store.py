@@ -69,13 +69,22 @@ class Entry:
         """The size of all files, in bytes."""
         return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
 
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shards of rows, which are numbered over all views, and their places there."""
+        view, row = np.divmod(rows, self.count)
+        part, place = np.divmod(row, self.shard_rows)
+        return view * self.per_view + part, place
+
     def write(self, number: int, rows: np.ndarray) -> None:
-        """Write a shard.
+        """Write a shard, and before the first one entry.json.
 
         Raises:
             OSError: the folder cannot be written to, or is full; says how much is needed.
         """
         try:
+            if not (self.path / ENTRY).is_file():
+                content = {name: value for name, value in vars(self).items() if name != "path"}
+                write_text(self.path / ENTRY, json.dumps({"format": FORMAT, **content}, indent=1))
             with self.shards.write(number) as file:
                 np.save(file, rows)
         except OSError as error:
@@ -87,10 +96,12 @@ class Entry:
                 "pass another folder; the same call then computes the rest",
             ) from error
 
-    def read(self, number: int, dtype: np.dtype) -> np.ndarray | None:
-        """Return a shard, memory-mapped; None if it is absent, damaged or of other features."""
-        part = number % self.per_view
-        rows = min(self.shard_rows, self.count - part * self.shard_rows)
+    def read(self, dtype: np.dtype) -> list[np.ndarray | None]:
+        """Return the shards, memory-mapped; None for one absent, damaged or of other features."""
+        return [self._read(number, dtype) for number in range(self.shards.count)]
+
+    def _read(self, number: int, dtype: np.dtype) -> np.ndarray | None:
+        rows = min(self.shard_rows, self.count - number % self.per_view * self.shard_rows)
         try:
             found = np.load(self.shards.path(number), mmap_mode="r")
         except (OSError, ValueError):
@@ -102,18 +113,6 @@ class Entry:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         message = "Waiting for another process that computes the same features."
         return file_lock(self.path.with_name(f"{self.key}.lock"), wait, message)
-
-    def save(self) -> None:
-        """Write entry.json, without which the shards are not taken for an entry."""
-        content = {
-            "format": FORMAT,
-            "count": self.count,
-            "views": self.views,
-            "shard_rows": self.shard_rows,
-            "about": dict(self.about),
-            "made": self.made,
-        }
-        write_text(self.path / ENTRY, json.dumps(content, indent=1))
 
 
 def features_root(folder: str | os.PathLike[str] | None = None) -> Path:

@@ -23,7 +23,6 @@ def root(tmp_path, monkeypatch):
     for letter, views in (("a", 1), ("b", 3), ("c", 1)):
         about = {"backbone": f"model_{letter}", "first": "labels.csv line 2"}
         entry = entry_at(folder / (letter * 64), 100, views, 64, about)
-        entry.save()
         for number in range(0 if letter == "c" else views):
             entry.write(number, ROWS)
     return folder

@@ -16,7 +16,6 @@ def entry(tmp_path, monkeypatch):
     """An entry of two views of 150 rows, in shards of 64, 64 and 22 rows, of which one is there."""
     monkeypatch.setattr(feature_store, "SHARD_ROWS", 50)
     made = entry_at(tmp_path / "root" / "key", 150, 2, 64, {"backbone": "tiny"})
-    made.save()
     made.write(2, rows(22))
     return made
 
@@ -30,14 +29,16 @@ def rows(count):
 def test_shards_are_read_as_they_were_written(entry):
     assert (entry.shard_rows, entry.per_view, entry.shards.count, entry.rows) == (64, 3, 6, 300)
     assert entry.shards.missing() == [0, 1, 3, 4, 5] and not entry.finished
-    np.testing.assert_array_equal(entry.read(2, DTYPE), rows(22))
-    assert entry.read(0, DTYPE) is None  # absent
-    assert entry.read(2, np.dtype([("features", "<f4", (4,))])) is None  # of other features
+    np.testing.assert_array_equal(entry.read(DTYPE)[2], rows(22))
+    assert entry.read(DTYPE)[0] is None  # absent
+    assert entry.read(np.dtype([("features", "<f4", (4,))]))[2] is None  # of other features
+    number, place = entry.places(np.array([0, 149, 150, 299]))
+    assert (number.tolist(), place.tolist()) == ([0, 2, 3, 5], [0, 21, 0, 21])
     entry.write(3, rows(22))
-    assert entry.read(3, DTYPE) is None  # too short
+    assert entry.read(DTYPE)[3] is None  # too short
     path = entry.shards.path(2)
     path.write_bytes(path.read_bytes()[:-1])
-    assert entry.read(2, DTYPE) is None  # damaged
+    assert entry.read(DTYPE)[2] is None  # damaged
 
 
 def test_an_entry_is_found_again_unless_its_rows_are_others(entry):

@@ -6,10 +6,11 @@ import os
 import tomllib
 import warnings
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import pandas as pd
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -26,6 +27,7 @@ from kerasmtl.models.hub.handles import from_folder
 from kerasmtl.tasks import KINDS, Task
 from kerasmtl.tasks import POLICIES as UNCERTAIN
 from kerasmtl.training.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
+from kerasmtl.utils.files import write_text
 from kerasmtl.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -316,7 +318,8 @@ class Project(Settings):
         )
         run = begin_run(self._folder, record, self.training.tracking)
         if self._skipped:
-            run.keep_table("skipped.csv", ["line", "name", "reason"], map(astuple, self._skipped))
+            skipped = pd.DataFrame([asdict(fault) for fault in self._skipped])
+            write_text(run.folder / "skipped.csv", skipped.to_csv(index=False))
         if self.input.has_backbone and self.model.backbone == "tiny" and not self._is_example:
             run.notes.append(TOY)
         return run

@@ -7,18 +7,17 @@ quickly.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import os
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -101,8 +100,8 @@ class Run:
         for note in self.notes:
             print(f"Note: {note}")
         content = report.to_dict()
-        by_task = {name: asdict(each) for name, each in (decisions or {}).items()}
-        write_text(self.folder / SCORES, json.dumps({**content, "decisions": by_task}, indent=1))
+        content["decisions"] = {name: asdict(each) for name, each in (decisions or {}).items()}
+        write_text(self.folder / SCORES, json.dumps(content, indent=1))
         if self.tracking == "mlflow":
             from kerasmtl.training.tracking import log_scores
 
@@ -113,16 +112,6 @@ class Run:
             }
             log_scores(self.folder, {k: mean for k, mean in means.items() if mean is not None})
         shutil.rmtree(self.state, ignore_errors=True)
-
-    def keep_table(
-        self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
-    ) -> None:
-        """Write a CSV file of that name into the folder."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        write_text(self.folder / name, text.getvalue())
 
     def decisions(self) -> dict[str, Decision]:
         """Return per task what `finish` was given; empty if the run is not finished."""
@@ -140,11 +129,8 @@ class Run:
 
     def __enter__(self) -> Run:
         log = self._open.enter_context(open(self.folder / LOG, "a", encoding="utf-8"))
-        for redirect, stream in (
-            (contextlib.redirect_stdout, sys.stdout),
-            (contextlib.redirect_stderr, sys.stderr),
-        ):
-            self._open.enter_context(redirect(_Tee(stream, log)))  # type: ignore[type-var]
+        self._open.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, log)))  # type: ignore[type-var]
+        self._open.enter_context(contextlib.redirect_stderr(_Tee(sys.stderr, log)))  # type: ignore[type-var]
         self._open.enter_context(warnings.catch_warnings())
         # Warnings belong to the training's output: on stdout, without a line of code.
         warnings.showwarning = lambda message, *place: print(f"Note: {message}", flush=True)
@@ -176,7 +162,7 @@ def begin_run(project: Path, record: TrainingRecord, tracking: str = "none") -> 
         ValueError: the package that `tracking` needs is not installed, or the newest run is under
             way in another process.
     """
-    from kerasmtl.training.record import load_record, save_record
+    from kerasmtl.training.record import save_record
 
     if tracking != "none" and find_spec(tracking) is None:
         raise ValueError(
@@ -186,11 +172,7 @@ def begin_run(project: Path, record: TrainingRecord, tracking: str = "none") -> 
     last = last_run(project)
     if last is not None and last.state.is_dir() and not last.finished:
         shown = os.path.relpath(last.folder, project)
-        if _under_way(last):
-            raise ValueError(f"`runs` must be of one training at a time, got {shown} under way.")
-        changed = [name for name in KEPT if _read(project / name) != _read(last.folder / name)]
-        then = load_record(last.checkpoint)
-        changed += [] if then is None else record.changes_since(then)
+        changed = _changes(project, last, record)
         if not changed:
             print(f"Resuming {shown}, which was interrupted.")
             return Run(last.folder, tracking)
@@ -205,24 +187,34 @@ def begin_run(project: Path, record: TrainingRecord, tracking: str = "none") -> 
     if record.data is not None:
         record.data["run"] = run.folder.name
     save_record(record, run.checkpoint)
-    _point_latest(run.folder)
     print(f"New run: {os.path.relpath(run.folder, project)}")
     return run
 
 
-def _under_way(run: Run) -> bool:
-    """Whether another process trains in it."""
+def _changes(project: Path, last: Run, record: TrainingRecord) -> list[str]:
+    """Return what differs from an interrupted run.
+
+    Raises:
+        ValueError: another process trains in it.
+    """
+    from kerasmtl.training.record import load_record
     from kerasmtl.training.resume import LOCK
 
     try:
-        with file_lock(run.state / LOCK, wait=False):
-            return False
+        with file_lock(last.state / LOCK, wait=False):
+            pass
     except BlockingIOError:
-        return True
-
-
-def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+        shown = os.path.relpath(last.folder, project)
+        raise ValueError(
+            f"`runs` must be of one training at a time, got {shown} under way."
+        ) from None
+    files = [
+        [f.is_file() and f.read_bytes() for f in (project / name, last.folder / name)]
+        for name in KEPT
+    ]
+    changed = [name for name, (now, then) in zip(KEPT, files, strict=True) if now != then]
+    before = load_record(last.checkpoint)
+    return changed + ([] if before is None else record.changes_since(before))
 
 
 def last_run(project: Path, with_model: bool = False) -> Run | None:
@@ -232,12 +224,10 @@ def last_run(project: Path, with_model: bool = False) -> Run | None:
         project: its folder.
         with_model: only one that has finished an epoch.
     """
-    runs = project / "runs"
-    latest = runs / LATEST
+    latest = project / "runs" / LATEST
     # Where a copy made a folder of the link, it stays as it was then: names tell which is newest.
     found = [latest] if latest.is_symlink() else []
-    names = runs.iterdir() if runs.is_dir() else ()
-    found += sorted((path for path in names if path.name[:1].isdigit()), reverse=True)
+    found += sorted(latest.parent.glob("[0-9]*"), reverse=True)
     for folder in found:
         if folder.is_dir() and (not with_model or (folder / CHECKPOINT).is_file()):
             return Run(folder.resolve())
@@ -245,25 +235,24 @@ def last_run(project: Path, with_model: bool = False) -> Run | None:
 
 
 def _new_folder(runs: Path) -> Path:
-    """Make a folder named by the time; several of one second are numbered."""
+    """Make a folder named by the time, to which runs/latest points; those of a second are numbered.
+
+    Where links are not allowed, names tell which is the latest.
+    """
     runs.mkdir(exist_ok=True)
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in range(1, 1000):
+    for number in count(1):
         folder = runs / (name if number == 1 else f"{name}_{number}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
-            return folder
-    raise FileExistsError(f"`runs` {runs} has 1,000 folders of this second.")
-
-
-def _point_latest(folder: Path) -> None:
-    """Make runs/latest a link to the folder; where links are not allowed, names tell."""
-    aside = folder.parent / f".{LATEST}-{folder.name}"
+            break
+    aside = runs / f".{LATEST}-{folder.name}"
     try:
         aside.symlink_to(folder.name, target_is_directory=True)
-        os.replace(aside, folder.parent / LATEST)
+        os.replace(aside, runs / LATEST)
     except OSError:
         aside.unlink(missing_ok=True)
+    return folder
 
 
 class _Tee:

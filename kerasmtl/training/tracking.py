@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import time
 import tomllib
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import pandas as pd
 
 from kerasmtl.utils.files import write_text
 
@@ -36,29 +35,13 @@ class HistoryFile(keras.callbacks.Callback):
         self._began = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        seconds = f"{time.monotonic() - self._began:.3f}"
-        row = {"epoch": str(epoch + 1), "seconds": seconds}
-        row |= {name: repr(float(value)) for name, value in (logs or {}).items()}
-        rows = [row for row in self._rows() if int(row["epoch"]) <= epoch] + [row]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.path, text.getvalue())
-
-    def state(self) -> dict[str, Any]:
-        """Return nothing: all that is known is in the file."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue the file."""
-
-    def _rows(self) -> list[dict[str, str]]:
-        if not self.path.is_file():
-            return []
-        with open(self.path, newline="", encoding="utf-8") as lines:
-            return list(csv.DictReader(lines))
+        seconds = round(time.monotonic() - self._began, 3)
+        values = {name: [float(value)] for name, value in (logs or {}).items()}
+        frame = pd.DataFrame({"epoch": [epoch + 1], "seconds": [seconds], **values})
+        if self.path.is_file():
+            before = pd.read_csv(self.path, float_precision="round_trip")
+            frame = pd.concat([before[before["epoch"] <= epoch], frame])
+        write_text(self.path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 class MLflow(keras.callbacks.Callback):
@@ -88,13 +71,6 @@ class MLflow(keras.callbacks.Callback):
 
         mlflow.end_run()
 
-    def state(self) -> dict[str, Any]:
-        """Return nothing: the run's id is in its folder."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue the same run."""
-
 
 def trackers(name: str, folder: Path) -> list[keras.callbacks.Callback]:
     """Return the callbacks of a tracking, "tensorboard", "mlflow" or "none", for a run's folder."""
@@ -112,26 +88,16 @@ def log_scores(folder: Path, scores: dict[str, float]) -> None:
 
 
 def _start(folder: Path) -> Any:
-    """Open the MLflow run of a training's folder, or make it."""
+    """Open the MLflow run of a training's folder, or make it with its settings as parameters."""
     import mlflow
 
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri(f"sqlite:///{folder.parent.absolute() / 'mlflow.db'}")
     kept = folder / MLFLOW_RUN
-    known = kept.read_text().strip() if kept.is_file() else None
-    active = mlflow.start_run(run_id=known, run_name=None if known else folder.name)
-    if known is None:
-        write_text(kept, active.info.run_id)
-        mlflow.log_params(_settings(folder / "project.toml"))
+    if kept.is_file():
+        return mlflow.start_run(run_id=kept.read_text().strip())
+    active = mlflow.start_run(run_name=folder.name)
+    write_text(kept, active.info.run_id)
+    settings = tomllib.loads((folder / "project.toml").read_text(encoding="utf-8"))
+    mlflow.log_params(pd.json_normalize(settings).iloc[0].to_dict())
     return active
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    """The settings of a project.toml as MLflow's parameters: training.epochs = 20."""
-    sections = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {
-        f"{section}.{name}": value
-        for section, values in sections.items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-    }

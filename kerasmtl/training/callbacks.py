@@ -95,10 +95,9 @@ def direction(name: str) -> str | None:
 
 def _default(logs: Mapping[str, Any]) -> str | None:
     names = [name for name in logs if name.startswith("val_")]
-    areas = [name for name in names if name == "val_auc" or name.endswith("_auc")]
+    areas = [name for name in names if name.endswith("_auc")]
     others = [n for n in names if not n.endswith("loss") and direction(n) is not None]
-    losses = [name for name in names if name == "val_loss"]
-    return next(iter(areas + others + losses), None)
+    return next(iter([*areas, *others, *(n for n in names if n == "val_loss")]), None)
 
 
 class BestEpoch(keras.callbacks.Callback):
@@ -185,17 +184,17 @@ class BestEpoch(keras.callbacks.Callback):
     def on_train_end(self, logs: Logs = None) -> None:
         if self._weights:
             self.model.set_weights(self._weights)
-        if self.verbose:
-            print(self._line(), flush=True)
-
-    def _line(self) -> str:
+        if not self.verbose:
+            return
         if self.best_epoch is None or self._rank is None:
             last = f"the last epoch, {self._epochs}"
-            return f"The model has the weights of {last}: nothing was monitored."
-        return (
-            f"Best epoch: {self.best_epoch} of {self._epochs}, {self.monitor.name} "
-            f"{abs(self._rank):.4g}. The model has the weights of that epoch."
-        )
+            print(f"The model has the weights of {last}: nothing was monitored.", flush=True)
+        else:
+            print(
+                f"Best epoch: {self.best_epoch} of {self._epochs}, {self.monitor.name} "
+                f"{abs(self._rank):.4g}. The model has the weights of that epoch.",
+                flush=True,
+            )
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what `kt.callbacks.Resume` keeps of it: counters and the best weights."""
@@ -250,21 +249,19 @@ class Checkpoint(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.path = _model_file(path)
-        self.mode = check_choice("mode", mode, ("max", "min"))
+        check_choice("mode", mode, ("max", "min"))
         self.monitor = None if monitor is None else Monitor((monitor, mode))
-        self.best: float | None = None
+        self.best: float | None = None  # higher is better, whatever the mode
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if self.monitor is None or self._improved(self.monitor.rank(logs or {})):
-            save_model(self.model, self.path)
-
-    def _improved(self, rank: float | None) -> bool:
-        # NaN (a metric defined for no task) is better than no file, and worse than any number.
-        rank = -math.inf if rank is None else rank
-        sign = 1.0 if self.mode == "max" else -1.0
-        improved = self.best is None or rank > sign * self.best
-        self.best = sign * rank if improved else self.best
-        return improved
+        if self.monitor is not None:
+            rank = self.monitor.rank(logs or {})
+            # NaN (a metric defined for no task) is better than no file, and worse than any number.
+            rank = -math.inf if rank is None else rank
+            if self.best is not None and rank <= self.best:
+                return
+            self.best = rank
+        save_model(self.model, self.path)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what `kt.callbacks.Resume` keeps of it: the best value so far."""

@@ -109,7 +109,8 @@ def fine_tune(
         "monitor": monitor,
         "cache": cache,
     }
-    lines = [EpochLines()] if verbose == 2 else []
+    told = any(isinstance(each, EpochLines) for each in callbacks)
+    lines = [EpochLines()] if verbose == 2 and not told else []
     best = BestEpoch(monitor, verbose=bool(verbose))
     resume = Resume(directory, model, [*callbacks, *lines, best], verbose=bool(verbose))
     for stage in resume.stages(stages, train, validation, **settings):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
@@ -265,9 +264,6 @@ class Plan(Sequence[Stage]):
     def __getitem__(self, index: Any) -> Any:
         return self.stages[index]
 
-    def __iter__(self) -> Iterator[Stage]:
-        return iter(self.stages)
-
     @property
     def epochs(self) -> int:
         """The epochs of all stages, if none ends early."""
@@ -373,8 +369,16 @@ def choose_plan(
             f"`train` must have examples with labels, got {examples} examples, {len(known)} tasks"
         )
     if parameters == 0:
-        reason = f"{examples:,} examples, and no backbone to keep frozen."
-        return Plan("all", (_alone(patience, **settings),), reason)
+        parts = make_plan("full", patience=patience, **settings)
+        whole = Stage(
+            "all",
+            parts.epochs,
+            parts[0].learning_rate,
+            patience,
+            warmup=min(1.0, parts.epochs / 2),
+            schedule="cosine",
+        )
+        return Plan("all", (whole,), f"{examples:,} examples, and no backbone to keep frozen.")
     name, reason = choose_depth(known, parameters)
     counts = (
         f"{examples:,} examples, {typical(known):,} known labels in the median task, "
@@ -382,16 +386,6 @@ def choose_plan(
     )
     made = make_plan(name, patience=patience, **settings)
     return Plan(name, made.stages, f"{counts}: {reason}.")
-
-
-def _alone(patience: int | None, **settings: Any) -> Stage:
-    """Return the stage of a model that is trained as a whole."""
-    given = inspect.signature(make_plan).bind("head", patience=patience, **settings)
-    given.apply_defaults()
-    epochs = check_count("head_epochs", given.arguments["head_epochs"])
-    epochs += check_count("epochs", given.arguments["epochs"])
-    rate = given.arguments["learning_rate"]
-    return Stage("all", epochs, rate, patience, warmup=min(1.0, epochs / 2), schedule="cosine")
 
 
 def plan_for(model: keras.Model, train: Any, name: str = "auto", **settings: Any) -> Plan:

@@ -55,26 +55,28 @@ class TrainingRecord:
         backbone: dict[str, str] | None = None,
     ) -> TrainingRecord:
         """Return the record of a training on these train, val and test rows of a labels file."""
-        frames = [_rows(part).assign(split=name) for name, part in zip(SPLITS, split, strict=True)]
-        order = np.argsort(np.concatenate([part.lines for part in split]), kind="stable")
+        frames = [
+            _rows(part).assign(split=name).set_index(part.lines)
+            for name, part in zip(SPLITS, split, strict=True)
+        ]
+        rows = pd.concat(frames).sort_index(kind="stable").reset_index(drop=True)
         source = None
         if labels is not None:
             sha256 = file_sha256(labels)
             source = {"sha256": sha256, "rows": len(split[0]), "source": labels.name}
-        rows = pd.concat(frames).iloc[order].reset_index(drop=True)
         return cls(split[0].tasks, split[0].input, seed, rows, source, backbone)
 
     @classmethod
     def unrecorded(cls, tasks: tuple[Task, ...], input: Input, seed: int) -> TrainingRecord:
         """Return the record of a model of whose rows nothing was written down."""
-        return cls(tasks, input, seed, pd.DataFrame({"name": [], "split": []}, dtype=str))
+        return cls(tasks, input, seed, pd.DataFrame(columns=["name", "split"], dtype=str))
 
     def changes_since(self, then: TrainingRecord) -> list[str]:
         """Return what differs from another training: the labels file, its rows, the backbone."""
         now, before = ((each.data or {}).get("sha256") for each in (self, then))
         same = {
             "the labels file": now == before,
-            "which images can be used": now != before or _same(self.rows, then.rows),
+            "which images can be used": now != before or self.rows.equals(then.rows),
             "the backbone": self.backbone == then.backbone,
         }
         return [name for name, kept in same.items() if not kept]
@@ -115,25 +117,26 @@ class TrainingRecord:
         if not len(self.rows):
             return []
         notes, count = [], int(new.sum())
+        moved = 0
         if manifest.splits is not None:
             moved = int(((manifest.splits == "test") & (parts != "test")).sum())
-            if moved:
-                notes.append(
-                    f"{moved} rows that the file calls test were trained on, or chosen by, and "
-                    f"are left out of it: {manifest.source}"
-                )
+        if moved:
+            notes.append(
+                f"{moved} rows that the file calls test were trained on, or chosen by, and are "
+                "left out of it"
+            )
         if count == len(manifest):
             notes.append(
                 f"none of the {count} rows was there in the training. If they are the same rows "
-                f"changed, the scores are worth nothing: {manifest.source}"
+                "changed, the scores are worth nothing"
             )
         elif count:
             test = int((new & (parts == "test")).sum())
             notes.append(
                 f"{count} of {len(manifest)} rows are new since the training; {test} of them are "
-                f"test rows: {manifest.source}"
+                "test rows"
             )
-        return notes
+        return [f"{note}: {manifest.source}" for note in notes]
 
 
 def _rows(manifest: Manifest) -> pd.DataFrame:
@@ -150,19 +153,13 @@ def _first(splits: pd.Series, keys: pd.Series) -> pd.Series:
     return numbers.groupby(keys).min().map(dict(enumerate(SPLITS)))
 
 
-def _same(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    return list(a) == list(b) and np.array_equal(a.to_numpy(), b.to_numpy())
-
-
-def _parts_now(manifest: Manifest, seed: int) -> np.ndarray:
+def _parts_now(manifest: Manifest, seed: int) -> pd.Series:
     """The part of each row by the file's split column, or by drawing."""
     if manifest.splits is not None:
-        return manifest.splits
-    position = pd.Series(np.arange(len(manifest)), index=manifest.lines)
-    parts = np.empty(len(manifest), dtype=object)
-    for name, part in zip(SPLITS, manifest.split(seed=seed), strict=True):
-        parts[position[part.lines]] = name
-    return parts
+        return pd.Series(manifest.splits)
+    drawn = zip(SPLITS, manifest.split(seed=seed), strict=True)
+    parts = pd.concat([pd.Series(name, part.lines) for name, part in drawn])
+    return parts[manifest.lines].reset_index(drop=True)
 
 
 def record_file(checkpoint: Path) -> Path:
@@ -200,12 +197,9 @@ def load_record(checkpoint: Path) -> TrainingRecord | None:
         rows = pd.read_csv(checkpoint.with_name(SPLIT_FILE), dtype=str, na_filter=False)
         if not set(rows["split"]) <= set(SPLITS):
             raise ValueError(f"`split` must be one of {SPLITS}")
-        return TrainingRecord(rows=rows[[c for c in _COLUMNS if c in rows]], **content)
+        return TrainingRecord(rows=rows.filter(["name", "group", "split"]), **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`{file}` must be the record of a training, with {SPLIT_FILE} beside it, got "
             f"{error!r}. Train again: python train.py"
         ) from None
-
-
-_COLUMNS = ("name", "group", "split")

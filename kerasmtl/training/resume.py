@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from kerasmtl.training.callbacks import (
     check_refusal,
     check_weights,
 )
+from kerasmtl.training.features import structure_of
 from kerasmtl.training.plans import Stage, as_plan, counted
 from kerasmtl.utils.files import WRITING, atomic_file, file_lock
 
@@ -138,38 +138,39 @@ class Resume(Callback):
                 a `BestEpoch`; or the directory holds a run of other settings or data, or is in use.
         """
         self.plan = as_plan(plan)
-        best = [each for each in self.callbacks if isinstance(each, BestEpoch)]
-        if not best and any(stage.patience is not None for stage in self.plan):
+        if not self._best and any(stage.patience is not None for stage in self.plan):
             raise ValueError("`callbacks` must have a kt.callbacks.BestEpoch() for patience.")
         for stage in self.plan:  # before anything is trained
             stage.prepare(self.whole)
         self._source = source_of(train)
+        progress = self.progress
         with _held(self.directory):
             if self.directory is not None:
                 data = {"train": train, "validation": validation}
                 self._settings = _settings_of(self.whole, self.plan, data) | settings
                 self._load()
-            if self.progress.finished:
+                progress = self.progress
+            if progress.finished:
                 self._restore()
-                for callback in best:
+                for callback in self._best:
                     callback.on_train_end()
-            else:
-                yield from self._stages_left(best)
-                self._begin_users()
-                self._users.on_train_end()
-                self.progress.finished = True
-                self._save()
+            while not progress.finished:
+                if progress.epoch == progress.began:  # also of a run that is not resumed here
+                    for callback in self._best:
+                        callback.begin_stage(self._stage.patience)
+                yield self._stage
+                if progress.stopped or progress.stage == len(self.plan) - 1:
+                    self._begin_users()
+                    self._users.on_train_end()
+                    progress.finished = True
+                    self._save()
+                else:
+                    progress.stage, progress.began = progress.stage + 1, progress.epoch
         self.whole.history = self.history
 
-    def _stages_left(self, best: Sequence[BestEpoch]) -> Iterator[Stage]:
-        progress = self.progress
-        while progress.stage < len(self.plan) and not progress.stopped:
-            if progress.epoch == progress.began:  # also of a run that is not resumed here
-                for callback in best:
-                    callback.begin_stage(self._stage.patience)
-            yield self._stage
-            if not progress.stopped:
-                progress.stage, progress.began = progress.stage + 1, progress.epoch
+    @property
+    def _best(self) -> list[BestEpoch]:
+        return [each for each in self.callbacks if isinstance(each, BestEpoch)]
 
     @property
     def epoch(self) -> int:
@@ -179,9 +180,7 @@ class Resume(Callback):
     @property
     def until(self) -> int:
         """The epoch at which the stage ends, over all stages."""
-        over = self.progress.stopped or any(
-            each.out_of_patience for each in self.callbacks if isinstance(each, BestEpoch)
-        )
+        over = self.progress.stopped or any(each.out_of_patience for each in self._best)
         return self.epoch if over else self.progress.began + self._stage.epochs
 
     @property
@@ -215,7 +214,17 @@ class Resume(Callback):
             self._assign(variables_of(self.model.loss), "loss")
             self._saved = None
         if self.verbose:
-            print(_stage_line(self.plan, self.progress.stage, self.whole), flush=True)
+            trained, whole = (
+                sum(int(np.prod(weight.shape)) for weight in weights)
+                for weights in (self.whole.trainable_weights, self.whole.weights)
+            )
+            stage = self._stage
+            print(
+                f"Stage {self.progress.stage + 1} of {len(self.plan)}: {stage} ({trained:,} of "
+                f"{whole:,} weights), up to {counted(stage.epochs, 'epoch')}, learning rate "
+                f"{stage.learning_rate:g}.",
+                flush=True,
+            )
         self._guard.check()
         self._moved = self.model.variables
         self._good = _values(self._moved)
@@ -261,8 +270,7 @@ class Resume(Callback):
         self._guard.check()
         self._users.on_epoch_end(epoch, logs)
         self._guard.check()
-        best = [each for each in self.callbacks if isinstance(each, BestEpoch)]
-        early = any(each.out_of_patience for each in best)
+        early = [each.monitor.name for each in self._best if each.out_of_patience]
         self.progress.epoch = epoch + 1
         self.progress.stopped = bool(self.whole.stop_training) and not early
         self.model.stop_training |= self.whole.stop_training
@@ -270,10 +278,9 @@ class Resume(Callback):
         if self.verbose and self.progress.stopped:
             print(f"Stopped after epoch {self.epoch}: a callback asked for it.", flush=True)
         elif self.verbose and early and self.epoch < self.progress.began + self._stage.epochs:
-            name = next(each.monitor.name for each in best if each.out_of_patience)
             print(
-                f"Stage {self.progress.stage + 1} ends early, after epoch {self.epoch}: {name} has "
-                f"not improved for {counted(self._stage.patience, 'epoch')}.",
+                f"Stage {self.progress.stage + 1} ends early, after epoch {self.epoch}: {early[0]} "
+                f"has not improved for {counted(self._stage.patience, 'epoch')}.",
                 flush=True,
             )
 
@@ -310,19 +317,22 @@ class Resume(Callback):
         if self.directory is None:
             return
         self.progress.history = self.history.history
-        parts = {
-            "model": dict(enumerate(_values(self.whole.variables))),
-            "optimizer": dict(enumerate(_values(self.whole.optimizer.variables))),
-            "loss": dict(enumerate(_values(variables_of(self.whole.loss)))),
+        kept = {
+            "model": _values(self.whole.variables),
+            "optimizer": _values(self.whole.optimizer.variables),
+            "loss": _values(variables_of(self.whole.loss)),
         }
+        parts = {part: dict(enumerate(values)) for part, values in kept.items()}
         parts |= {name: callback.state() for name, callback in self._with_state()}
-        arrays = {f"{part}/{k}": v for part, values in parts.items() for k, v in values.items()}
         texts = {"settings": self._settings, "progress": asdict(self.progress)}
-        arrays |= {name: np.array(json.dumps(v, default=float)) for name, v in texts.items()}
-        # NumPy's files know no bfloat16; each of its numbers is one of float32.
-        plain = {k: v.astype("float32") if v.dtype.kind == "V" else v for k, v in arrays.items()}
+        arrays = {name: np.array(json.dumps(v, default=float)) for name, v in texts.items()}
+        for part, values in parts.items():
+            for key, value in values.items():
+                # NumPy's files know no bfloat16; each of its numbers is one of float32.
+                plain = value.astype("float32") if value.dtype.kind == "V" else value
+                arrays[f"{part}/{key}"] = plain
         with atomic_file(self.directory / STATE) as written, written.open("wb") as file:
-            np.savez(file, **plain)
+            np.savez(file, **arrays)
 
     def _load(self) -> None:
         file = self.directory / STATE
@@ -336,13 +346,13 @@ class Resume(Callback):
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"`directory` must hold what kt.callbacks.Resume wrote there, got a damaged {file} "
-                f"({error}). {_again(self.directory)}"
+                f"({error}). {self._again}"
             ) from error
         changed = _differences(before, json.loads(json.dumps(self._settings)))
         if changed:
             raise ValueError(
                 f"`directory` must hold a run of the same settings and data, got "
-                f"{str(self.directory)!r}. Changed: {'; '.join(changed)}. {_again(self.directory)}"
+                f"{str(self.directory)!r}. Changed: {'; '.join(changed)}. {self._again}"
             )
         for name, callback in self._with_state():
             if isinstance(callback, BestEpoch):  # `until` needs its patience
@@ -353,6 +363,11 @@ class Resume(Callback):
                 f"{self.directory}.",
                 flush=True,
             )
+
+    @property
+    def _again(self) -> str:
+        path = str(self.directory)
+        return f"To begin again: kt.plans.reset_run({path!r}), or another directory."
 
     def _restore(self) -> None:
         """Give the model and the callbacks the values of the end of the last finished epoch."""
@@ -410,18 +425,17 @@ def reset_run(directory: str | os.PathLike[str]) -> None:
 @contextlib.contextmanager
 def _held(path: Path | None) -> Iterator[None]:
     """Keep other runs out of a folder."""
-    if path is None:
-        yield
-        return
-    path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(path / LOCK, wait=False))
-        except BlockingIOError as error:
-            raise ValueError(
-                f"`directory` must be of one run at a time, got {str(path)!r}, in which another "
-                f"run is under way. Wait for it, or pass directory={str(path) + '-2'!r}."
-            ) from error
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(file_lock(path / LOCK, wait=False))
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"`directory` must be of one run at a time, got {str(path)!r}, in which "
+                    "another run is under way. Wait for it, or pass "
+                    f"directory={str(path) + '-2'!r}."
+                ) from error
         yield
 
 
@@ -429,23 +443,6 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     if Path(path).exists() and not Path(path).is_dir():
         raise ValueError(f"`directory` must be a folder, got the file {str(path)!r}")
     return Path(path)
-
-
-def _again(path: Path) -> str:
-    return f"To begin again: kt.plans.reset_run({str(path)!r}), or another directory."
-
-
-def _stage_line(plan: Any, number: int, model: keras.Model) -> str:
-    """Say what a stage trains, of a model that is prepared for it."""
-    stage = plan[number]
-    trained, whole = (
-        sum(int(np.prod(weight.shape)) for weight in weights)
-        for weights in (model.trainable_weights, model.weights)
-    )
-    return (
-        f"Stage {number + 1} of {len(plan)}: {stage} ({trained:,} of {whole:,} weights), "
-        f"up to {counted(stage.epochs, 'epoch')}, learning rate {stage.learning_rate:g}."
-    )
 
 
 def _values(variables: Sequence[Any]) -> list[np.ndarray]:
@@ -457,20 +454,20 @@ def variables_of(loss: Any) -> list[keras.Variable]:
     """Return what a loss, or a structure of losses, remembers: balancers' state, thresholds."""
     found: dict[int, keras.Variable] = {}
     seen: set[int] = set()
-
-    def visit(value: Any) -> None:
+    waiting = [loss]
+    while waiting:
+        value = waiting.pop()
         if id(value) in seen:
-            return
+            continue
         seen.add(id(value))
         if isinstance(value, keras.Variable):
             found[id(value)] = value
-        elif isinstance(value, dict | list | tuple):
-            for inner in value.values() if isinstance(value, dict) else value:
-                visit(inner)
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
         elif hasattr(value, "get_config") and not isinstance(value, type | keras.layers.Layer):
-            visit(vars(value))  # a loss, or a part of one
-
-    visit(loss)
+            waiting += vars(value).values()  # a loss, or a part of one
     return list(found.values())
 
 
@@ -479,8 +476,9 @@ def variables_of(loss: Any) -> list[keras.Variable]:
 
 def _settings_of(model: keras.Model, plan: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run by name, as values that JSON knows."""
+    shapes = [(list(v.shape), str(v.dtype)) for v in model.variables]
     found = {f"stage {number}": repr(stage) for number, stage in enumerate(plan, start=1)}
-    found["model"] = _model_sha256(model)
+    found["model"] = _sha256(json.dumps([structure_of(model), shapes], sort_keys=True).encode())
     for name, each in data.items():
         found |= {f"{name}: {key}": value for key, value in _data_settings(each).items()}
     return found
@@ -493,27 +491,21 @@ def _data_settings(data: Any) -> dict[str, Any]:
         # Nothing but its form can be seen without reading all of it.
         return {"data": f"{type(data).__name__} of {getattr(data, 'element_spec', None)}"}
     labels = source.labels if isinstance(source.labels, dict) else {"": source.labels}
-    digest = hashlib.sha256()
-    for name in sorted(labels):
-        digest.update(name.encode() + np.ascontiguousarray(labels[name], "float32").tobytes())
+    known = [
+        name.encode() + np.asarray(labels[name], "float32").tobytes() for name in sorted(labels)
+    ]
     return {
         "rows": source.count,
         "content": source.content_sha256(),
-        "labels": digest.hexdigest(),
+        "labels": _sha256(b"".join(known)),
         "batch_size": source.batch_size,
         "seed": source.seed,
         "augmentation": source.random,
     }
 
 
-def _model_sha256(model: keras.Model) -> str:
-    """Return a hash of a model's architecture, whatever number Keras gave its layers' names."""
-    text = json.dumps(json.loads(model.to_json())["config"], sort_keys=True)
-    text = re.sub(r'"trainable": (true|false)', "", text)  # which the stages decide
-    for number, name in enumerate(dict.fromkeys(re.findall(r'"name": ("[^"]*")', text))):
-        text = text.replace(name, f'"#{number}"')
-    shapes = [(list(v.shape), str(v.dtype)) for v in model.variables]
-    return hashlib.sha256((text + json.dumps(shapes)).encode()).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def configuration(thing: Any) -> str:
@@ -535,10 +527,9 @@ def _settled(value: Any) -> Any:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the names of the settings that differ, with both values where they are short."""
-    changed = []
-    for name in sorted({*before, *now}):
-        old, new = before.get(name), now.get(name)
-        if old != new:
-            short = len(f"{old}{new}") <= 120
-            changed.append(f"{name} (was {old!r}, is {new!r})" if short else name)
-    return changed
+    pairs = {name: (before.get(name), now.get(name)) for name in sorted({*before, *now})}
+    return [
+        f"{name} (was {old!r}, is {new!r})" if len(f"{old}{new}") <= 120 else name
+        for name, (old, new) in pairs.items()
+        if old != new
+    ]

@@ -373,7 +373,7 @@ def _feature_source(
 
     def lookup(rows: tf.Tensor) -> Any:
         kinds = [dtype[name].base for name in outputs]
-        arrays = tf.numpy_function(pick, [rows], kinds, stateful=False)
+        arrays = tf.nest.flatten(tf.numpy_function(pick, [rows], kinds, stateful=False))
         found = {
             name: tf.cast(tf.ensure_shape(array, (None, *tensor.shape[1:])), tensor.dtype)
             for array, (name, tensor) in zip(arrays, outputs.items(), strict=True)

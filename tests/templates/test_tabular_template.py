@@ -1,6 +1,9 @@
 """The template multitask-tabular: from a table to a served model, the way a user goes it."""
 
+import contextlib
+import io
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,9 +22,7 @@ from tables import load_table
 import kerasmtl as kt
 from kerasmtl.cli import main
 from kerasmtl.cli.new import new_project
-from kerasmtl.datasets.pump_faults.simulate import table as simulated
 from kerasmtl.models.hub.embedded import dataset_csv
-from kerasmtl.tasks import by_task
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ["bearing_worn", "leak", "cavitation", "filter_clogged"]
@@ -84,13 +85,6 @@ def test_the_script_makes_the_embedded_table_again(tmp_path):
         pd.testing.assert_frame_equal(again, shipped, rtol=0.02)
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode != 0 and "never overwritten" in refused.stderr
-
-
-def test_nothing_is_hidden_in_the_full_table_and_it_agrees():
-    holes, full = simulated(seed=3, count=400)
-    assert not full.isin(["?", ""]).any(axis=None)
-    seen = ~holes.isin(["?", ""])
-    assert (holes[seen] == full[seen])[seen].eq(True).where(seen, True).all(axis=None)
 
 
 # ---------------------------------------------------------------- the project
@@ -188,15 +182,25 @@ def test_the_project_passes_its_own_tests_at_once(tmp_path):
 # ---------------------------------------------------------------- trained and served
 
 
+def train(folder):
+    """What train.py prints, run in this process: another one would import TensorFlow again."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.syspath_prepend(folder)
+        patch.delitem(sys.modules, "model", raising=False)
+        runpy.run_path(str(folder / "train.py"), run_name="__main__")
+        del sys.modules["model"]
+    return said.getvalue()
+
+
 @pytest.fixture(scope="module")
 def pumps(tmp_path_factory):
     """A project on the embedded table, trained by its train.py."""
     made = new_project("multitask-tabular", tmp_path_factory.mktemp("work") / "pumps", {})
-    done = subprocess.run(
-        [sys.executable, "train.py"], cwd=made, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Epoch 60/60" in done.stdout and "SavedModel:" in done.stdout
+    said = train(made)
+    epochs = [line.split()[1] for line in said.splitlines() if line.startswith("Epoch ")]
+    assert epochs == [f"{number}/60" for number in range(1, 61)]
+    assert "SavedModel:" in said
     return made
 
 
@@ -307,7 +311,11 @@ def test_packed_bits_are_unpacked_for_an_export_too(tmp_path):
     model, _ = small_model(16)
     columns = [f"x{n}" for n in range(16)]
     folder = kt.export_saved_model(
-        model, tmp_path / "m", ["a", "b"], input=kt.data.Table(columns, packed_bits=True)
+        model,
+        tmp_path / "m",
+        ["a", "b"],
+        input=kt.data.Table(columns, packed_bits=True),
+        verify=False,
     )
     served = json.loads(kerasmtl("predict", "--json", "--model", folder, tmp_path / "r.npz"))
     expected = model.predict(bits.astype("float32"), verbose=0)
@@ -339,10 +347,7 @@ def test_tasks_of_several_kinds_from_project_to_export(tmp_path):
     toml = toml.replace('"pump_faults"', json.dumps(str(labels))).replace("tasks = []  #", tasks)
     toml = toml.replace("epochs = 60", "epochs = 3")
     (made / "project.toml").write_text(toml)
-    done = subprocess.run(
-        [sys.executable, "train.py"], cwd=made, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train(made)
     trained = json.loads(kerasmtl("predict", "--json", labels, cwd=made))
     assert list(trained[0]["predictions"]) == ["a", "grade", "b", "hours"]
     assert sum(trained[0]["predictions"]["grade"].values()) == pytest.approx(1, abs=1e-5)
@@ -352,9 +357,8 @@ def test_tasks_of_several_kinds_from_project_to_export(tmp_path):
     for one, other in zip(trained, served, strict=True):
         assert one["predictions"]["grade"] == pytest.approx(other["predictions"]["grade"], abs=1e-5)
         assert one["predictions"]["hours"] == pytest.approx(other["predictions"]["hours"], abs=1e-4)
-    assert "high (0." in kerasmtl("predict", labels, cwd=made) or "low (0." in kerasmtl(
-        "predict", labels, cwd=made
-    )
+    printed = kerasmtl("predict", labels, cwd=made)
+    assert "high (0." in printed or "low (0." in printed
 
 
 # ---------------------------------------------------------------- the exported signatures
@@ -378,27 +382,6 @@ def test_inputs_are_named_after_columns_as_far_as_tensorflow_can():
     }
     assert arguments(["a b", "a_b"]) is None
     assert arguments([f"x{n}" for n in range(101)]) is None
-
-
-@pytest.mark.parametrize("columns", [["a b", "größe", "9", "_x"], [f"x{n}" for n in range(101)]])
-def test_every_signature_gives_the_same_numbers(tmp_path, columns):
-    model, rows = small_model(len(columns))
-    rows[0, 0] = np.nan
-    tasks = [kt.Task("a"), kt.Task("b")]
-    folder = kt.export_saved_model(model, tmp_path / "m", tasks, input=kt.data.Table(columns))
-    signatures = tf.saved_model.load(str(folder)).signatures
-    expected = by_task(model.predict(rows, verbose=0), tasks)
-    matrix = signatures["matrix"](features=tf.constant(rows))
-    few = len(columns) <= 100
-    assert ("columns" in signatures) == few
-    inputs = arguments(columns) or {}
-    given = {inputs[c]: tf.constant(rows[:, i]) for i, c in enumerate(columns) if few}
-    default = signatures["serving_default"](**(given or {"features": tf.constant(rows)}))
-    for name in ("a", "b"):
-        np.testing.assert_allclose(matrix[name], expected[name], atol=1e-5)
-        np.testing.assert_allclose(default[name], expected[name], atol=1e-5)
-    described = json.loads((folder / "assets.extra" / "model.json").read_text(encoding="utf-8"))
-    assert described["input"]["features"] == columns
 
 
 @pytest.mark.parametrize(

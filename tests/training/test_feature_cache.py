@@ -292,6 +292,14 @@ class Hidden(L.Layer):
         return {**super().get_config(), "when": self.when}
 
 
+@pytest.mark.parametrize(
+    ("when", "reason"),
+    [
+        ("always", "other features when they are computed twice"),
+        ("training", "other features in training"),
+        ("counts", "one that changes .*hidden.* when it is called"),
+    ],
+)
 def test_features_that_do_not_stay_the_same_are_refused(data, folder, when, reason):
     layer = Hidden(when, name="hidden")
     with pytest.raises(ValueError, match=reason):

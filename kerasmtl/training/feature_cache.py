@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -180,7 +180,10 @@ class FrozenPart:
         entry = entry_at(features_root(folder) / key, source.count, views, COMPUTED, about)
         with entry.lock():
             shards = self._shards(source, entry, progress)
-        return _feature_source(self.features, source, entry, shards)
+        shared = {field.name: getattr(source, field.name) for field in fields(Source)}
+        shared |= {"random": f"views={views}" if views > 1 else None, "deterministic": True}
+        output = self.features.output
+        return FeatureSource(of=source, entry=entry, shards=shards, output=output, **shared)
 
     def _shards(self, source: Source, entry: Entry, progress: bool) -> list[np.ndarray]:
         """Return the shards of an entry, of which those that are absent are computed."""
@@ -333,12 +336,33 @@ class FeatureSource(Source):
     Attributes:
         of: the other source.
         entry: where the features are kept.
-        lookup: from numbers of rows, (n,) int64, to their features.
+        shards: of the entry, memory-mapped.
+        output: of the frozen part: a symbolic tensor, or several by name.
     """
 
     of: Source
     entry: Entry
-    lookup: Callable[[tf.Tensor], Any]
+    shards: list[np.ndarray]
+    output: Any
+
+    def lookup(self, rows: tf.Tensor) -> Any:
+        """Return the features of rows, (n,) int64."""
+        outputs, dtype = named(self.output), self.shards[0].dtype
+
+        def pick(rows: np.ndarray) -> list[np.ndarray]:
+            number, place = self.entry.places(rows)
+            found = np.empty(len(rows), dtype)
+            for each in np.unique(number):
+                found[number == each] = self.shards[each][place[number == each]]
+            return [np.ascontiguousarray(found[name]) for name in outputs]
+
+        kinds = [dtype[name].base for name in outputs]
+        arrays = tf.nest.flatten(tf.numpy_function(pick, [rows], kinds, stateful=False))
+        found = {
+            name: tf.cast(tf.ensure_shape(array, (None, *tensor.shape[1:])), tensor.dtype)
+            for array, (name, tensor) in zip(arrays, outputs.items(), strict=True)
+        }
+        return found if isinstance(self.output, Mapping) else found["features"]
 
     def inputs(self, batch_size: int) -> tf.data.Dataset:
         """Return the features of the first view, in the order of the rows."""
@@ -357,41 +381,6 @@ class FeatureSource(Source):
     def where(self, row: int) -> str:
         """Return the place of a row, for messages."""
         return self.of.where(row)
-
-
-def _feature_source(
-    features: keras.Model, of: Source, entry: Entry, shards: list[np.ndarray]
-) -> FeatureSource:
-    outputs, dtype = named(features.output), shards[0].dtype
-
-    def pick(rows: np.ndarray) -> list[np.ndarray]:
-        number, offset = entry.places(rows)
-        found = np.empty(len(rows), dtype)
-        for each in np.unique(number):
-            found[number == each] = shards[each][offset[number == each]]
-        return [np.ascontiguousarray(found[name]) for name in outputs]
-
-    def lookup(rows: tf.Tensor) -> Any:
-        kinds = [dtype[name].base for name in outputs]
-        arrays = tf.nest.flatten(tf.numpy_function(pick, [rows], kinds, stateful=False))
-        found = {
-            name: tf.cast(tf.ensure_shape(array, (None, *tensor.shape[1:])), tensor.dtype)
-            for array, (name, tensor) in zip(arrays, outputs.items(), strict=True)
-        }
-        return found if isinstance(features.output, Mapping) else found["features"]
-
-    return FeatureSource(
-        count=of.count,
-        labels=of.labels,
-        batch_size=of.batch_size,
-        training=of.training,
-        seed=of.seed,
-        epoch=of.epoch,
-        random=f"views={entry.views}" if entry.views > 1 else None,
-        of=of,
-        entry=entry,
-        lookup=lookup,
-    )
 
 
 def feature_dataset(source: FeatureSource) -> tf.data.Dataset:

@@ -142,7 +142,7 @@ def find_learning_rate(
     rates = np.geomspace(low, high, steps)
     losses: list[float] = []
     smoothed: list[float] = []
-    with _undone(model, data), _new_optimizer(model, low) as optimizer:
+    with _undone(model, data, low) as optimizer:
         for rate, batch in zip(rates, _endless(data), strict=False):
             optimizer.learning_rate = float(rate)
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
@@ -172,24 +172,12 @@ def _endless(data: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _undone(model: keras.Model, data: Any) -> Iterator[None]:
-    """Give all variables that training moves the bits back that they had before."""
+def _undone(model: keras.Model, data: Any, rate: float) -> Iterator[keras.optimizers.Optimizer]:
+    """Give the model a new optimizer of its kind; then everything the bits that it had before."""
     moved = [*model.variables, *model.metrics_variables, *variables_of(model.loss)]
     before = [np.array(variable.numpy()) for variable in moved]
     source = source_of(data)
     epoch = None if source is None or source.epoch is None else int(source.epoch.numpy())
-    try:
-        yield
-    finally:
-        for variable, value in zip(moved, before, strict=True):
-            variable.assign(value)
-        if epoch is not None:
-            source.epoch.assign(epoch)
-
-
-@contextmanager
-def _new_optimizer(model: keras.Model, rate: float) -> Iterator[keras.optimizers.Optimizer]:
-    """Give the model another optimizer of its kind, which has seen nothing; then its own again."""
     own, train_function = model.optimizer, model.train_function
     with model.distribute_strategy.scope():
         optimizer = optimizer_like(own, rate, getattr(own, "factors", None))
@@ -199,3 +187,7 @@ def _new_optimizer(model: keras.Model, rate: float) -> Iterator[keras.optimizers
         yield optimizer
     finally:
         model.optimizer, model.train_function = own, train_function
+        for variable, value in zip(moved, before, strict=True):
+            variable.assign(value)
+        if epoch is not None:
+            source.epoch.assign(epoch)

@@ -338,7 +338,7 @@ def test_auto_says_what_it_chose_and_why_and_why_a_stage_ends(capsys):
     assert "Features are not cached: `" in shown
     assert "Stage 1 ends early, after epoch 6: val_auc has not improved for 5 epochs." in shown
     assert "Epoch 6/20" in shown and "Epoch 7/20" not in shown
-    fine_tune(small(), data(), data(), verbose=0, plan="head")
+    fine_tune(small(), data(), data(), verbose=0, plan=[Stage("head", 1, 0.1)])
     assert capsys.readouterr().out == ""
 
 

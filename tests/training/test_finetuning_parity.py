@@ -7,7 +7,7 @@ from modules import twin
 
 import kerasmtl as kt
 
-STEPS, ROWS, SIZE, TASKS = 20, 4, 64, 3
+STEPS, ROWS, SIZE, TASKS = 10, 4, 64, 3
 BATCHES = 5  # different ones, seen again and again
 
 
@@ -53,7 +53,7 @@ def models(request):
     return with_head(layer), with_head(twin(layer))
 
 
-def test_every_weight_is_that_of_plain_keras_after_twenty_steps(models):
+def test_every_weight_is_that_of_plain_keras_after_ten_steps(models):
     through_hub, plain = models
     before = weights(through_hub)
     losses = train(through_hub)

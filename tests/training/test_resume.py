@@ -105,9 +105,7 @@ def begun(shared_pictures, tmp_path_factory):
 # ---------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize(
-    "batches", [(1,), (2 * STEPS + 1,), (4 * STEPS,), (STEPS + 1, STEPS + 2)], ids=str
-)
+@pytest.mark.parametrize("batches", [(2 * STEPS + 1,), (STEPS + 1, STEPS + 2)], ids=str)
 def test_an_interrupted_run_ends_bit_for_bit_as_the_whole_one(
     shared_pictures, whole, tmp_path, batches
 ):
@@ -135,9 +133,8 @@ def test_a_head_on_features_goes_on_too(shared_pictures, tmp_path):
     assert after.history == history.history
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3])
-def test_moving_averages_and_callbacks_with_a_state_go_on(shared_pictures, tmp_path, epochs):
-    """Also between two stages, of which each has averages of its own."""
+def test_moving_averages_and_callbacks_with_a_state_go_on(shared_pictures, tmp_path):
+    """Between two stages, of which each has averages of its own."""
     models, bests = [], []
     for name in ("whole", "part"):
         for ends in (False, True) if name == "part" else (True,):
@@ -146,7 +143,7 @@ def test_moving_averages_and_callbacks_with_a_state_go_on(shared_pictures, tmp_p
             checkpoint = kt.callbacks.Checkpoint(tmp_path / f"{name}.keras", "val_auc")
             callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), checkpoint]
             run = train if ends else interrupted
-            more = {} if ends else {"epochs": epochs}
+            more = {} if ends else {"epochs": 2}
             run(shared_pictures, tmp_path / name, callbacks=callbacks, model=model, **more)
         models.append(model)
         bests.append(checkpoint.best)
@@ -181,11 +178,10 @@ def test_patience_is_not_forgotten(shared_pictures, tmp_path):
             logs["val_auc"] = [0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4][epoch]
 
     plan = [Stage("head", 6, 1e-2, patience=2), Stage("all", 1, 1e-3)]
-    for epochs in (3, 4):  # in the middle of waiting; when the stage is over
-        directory = tmp_path / str(epochs)
-        interrupted(shared_pictures, directory, callbacks=[Score()], epochs=epochs, plan=plan)
-        _, history = train(shared_pictures, directory, [Score()], plan=plan)
-        assert history.epoch == [0, 1, 2, 3, 4]
+    interrupted(shared_pictures, tmp_path, callbacks=[Score()], epochs=3, plan=plan)
+    interrupted(shared_pictures, tmp_path, callbacks=[Score()], epochs=4, plan=plan)
+    _, history = train(shared_pictures, tmp_path, [Score()], plan=plan)
+    assert history.epoch == [0, 1, 2, 3, 4]
 
 
 # ---------------------------------------------------------------- what is written
@@ -222,7 +218,7 @@ def test_a_damaged_state_is_named_with_how_to_begin_again(shared_pictures, begun
     assert not directory.exists()
 
 
-def test_resetting_leaves_other_files(shared_pictures, begun, tmp_path, whole):
+def test_resetting_leaves_other_files(begun, tmp_path):
     directory = shutil.copytree(begun, tmp_path / "run")
     (directory / "notes.txt").write_text("mine")
     (directory / ".writing-x").mkdir()
@@ -230,9 +226,6 @@ def test_resetting_leaves_other_files(shared_pictures, begun, tmp_path, whole):
     assert [path.name for path in directory.iterdir()] == ["notes.txt"]
     reset_run(directory)
     reset_run(tmp_path / "never")
-    model, history = train(shared_pictures, directory)
-    assert history.epoch == [0, 1, 2, 3]
-    assert_same(model, whole[1])
 
 
 def test_a_folder_has_one_run_at_a_time(shared_pictures, tmp_path):

@@ -65,6 +65,8 @@ def project(request, photographs, tmp_path_factory):
     (folder / "project.toml").write_text(settings)
     said = run("train.py", cwd=folder)
     assert "SavedModel:" in said and "Best epoch:" in said and "Note: tiny was trained" in said
+    epochs = [line.split()[1] for line in said.splitlines() if line.startswith("Epoch ")]
+    assert epochs and len(set(epochs)) == len(epochs)
     return kind, folder
 
 

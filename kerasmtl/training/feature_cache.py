@@ -22,7 +22,7 @@ import tensorflow as tf
 from kerasmtl.data.dataset import Source, permutation, register, source_of
 from kerasmtl.models.backbones import backbone_names
 from kerasmtl.models.hub_layer import HubLayer
-from kerasmtl.training.feature_store import Entry, entry_at, features_root
+from kerasmtl.training.feature_store import FORMAT, Entry, entry_at, features_root
 from kerasmtl.training.features import check_code, features_sha256, split_model
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.tf import as_written
@@ -190,9 +190,8 @@ class FrozenPart:
         shards = entry.read(self.dtype)
         if shards[0] is not None:
             inputs = next(iter(_inputs(source, 0, TRIED)))
-            if not self._alike(
-                shards[0][:TRIED], self._rows(self.features(inputs, training=False))
-            ):
+            rows = self._rows(self.features(inputs, training=False))
+            if not self._alike(shards[0][:TRIED], rows):
                 if progress:
                     print(f"{entry.path} has features of another model: all are computed again.")
                 shards[0] = None
@@ -250,9 +249,8 @@ class FrozenPart:
         others = {"when they are computed twice": step(inputs)}
         if any(map(_heeds_training, self.features.layers)):
             others["in training"] = self.features(inputs, training=True)
-        got = [
-            f"other features {w}" for w, o in others.items() if not self._alike(rows, self._rows(o))
-        ]
+        alike = {when: self._alike(rows, self._rows(other)) for when, other in others.items()}
+        got = [f"other features {when}" for when, same in alike.items() if not same]
         for variable, value in zip(variables, before, strict=True):
             if not np.array_equal(variable.numpy(), value, equal_nan=True):
                 variable.assign(value)
@@ -289,7 +287,8 @@ def feature_key(identity: str, source: Source, views: int) -> str:
     augments them, and how many augmented views of each row there are. Labels and paths do not
     count.
     """
-    return hashlib.sha256(f"{identity} {source.content_sha256()} {views}".encode()).hexdigest()
+    content = f"{FORMAT} {identity} {source.content_sha256()} {views}"
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def named(outputs: Any) -> dict[str, Any]:

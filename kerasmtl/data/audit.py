@@ -1,15 +1,14 @@
-"""Coverage of labels by task, and whether labels are missing at random.
+"""Coverage of labels by task, and an audit of whether labels are missing at random.
 
-Whether a label is missing at random cannot be seen in the missing label itself. What can be seen is
-whether something else in the file predicts that it is missing; and a task without a single negative
-was not labelled at random.
+A missing label itself cannot show why it is missing. The rest of the file can: something in it may
+predict which labels are missing, and a task without any negatives was not labelled at random.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from kerasmtl.utils.text import listed, warn
 
 
 def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
-    """By task: kind, labels known, positive and negative, and the share known.
+    """Count by task the labels known, positive and negative, and the share known.
 
     Shapes: labels (rows, tasks), NaN = missing. With tasks of other kinds, also `classes`, the rows
     of each by name, `mean` and `std`; what a kind does not have is NA. A soft label is neither
@@ -43,30 +42,24 @@ def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
         return table
     for column in ("positive", "negative"):
         table[column] = table[column].astype("Int64").where(table["kind"] == "binary")
-    table["classes"] = pd.Series(
-        [_classes(labels[:, at], task) for at, task in enumerate(tasks)], table.index, dtype=object
-    )
-    numbers = [_numbers(labels[:, at], task) for at, task in enumerate(tasks)]
+    classes, numbers = [], []
+    for column, task in zip(labels.T, tasks, strict=True):
+        column = column[~np.isnan(column)].astype("float64")
+        found, mean, std = pd.NA, math.nan, math.nan
+        if task.kind == "multiclass":
+            counts = np.bincount(column.astype(int), minlength=task.outputs).tolist()
+            found = dict(zip(task.classes, counts, strict=True))
+        elif task.kind == "regression" and len(column):
+            mean, std = column.mean(), column.std()
+        classes.append(found)
+        numbers.append((mean, std))
+    table["classes"] = pd.Series(classes, table.index, dtype=object)
     table[["mean", "std"]] = np.array(numbers)
     return table
 
 
-def _classes(column: np.ndarray, task: Task) -> object:
-    if task.kind != "multiclass":
-        return pd.NA
-    counts = np.bincount(column[~np.isnan(column)].astype(int), minlength=task.outputs)
-    return {name: int(count) for name, count in zip(task.classes, counts, strict=True)}
-
-
-def _numbers(column: np.ndarray, task: Task) -> tuple[float, float]:
-    known = column[~np.isnan(column)].astype("float64")
-    if task.kind != "regression" or not len(known):
-        return float("nan"), float("nan")
-    return float(known.mean()), float(known.std())
-
-
 def class_faults(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, str]:
-    """Why a task cannot be learnt from these rows, by its name: no label, or no two different.
+    """Say why tasks cannot be learned from these rows, by name: no label, or no two different.
 
     Shapes: labels (rows, tasks), NaN = missing.
     """
@@ -87,32 +80,25 @@ def class_faults(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, str]:
 def check_classes(labels: np.ndarray, tasks: Sequence[Task], source: Path) -> None:
     """Warn of tasks with one class only; raise ValueError for tasks with no known label."""
     faults = class_faults(labels, tasks)
-    known = (~np.isnan(labels)).any(axis=0)
-    unknown = {
-        task.name: faults[task.name] for task, some in zip(tasks, known, strict=True) if not some
-    }
+    known = zip(tasks, np.isnan(labels).all(axis=0), strict=True)
+    unknown = {task.name: faults[task.name] for task, none in known if none}
     if unknown:
         raise ValueError(
             f"`tasks` must have two different labels each in {source}, got {unknown}. Label some, "
             "or leave them out of tasks=…"
         )
     for name, fault in faults.items():
-        warn(f"task {name!r} has {fault} (of {source}); nothing can be learnt from it.")
+        warn(f"task {name!r} has {fault} (of {source}); nothing can be learned from it.")
 
 
 def co_known(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
-    """How many rows have the labels of both tasks, (tasks, tasks); the diagonal: of the one."""
+    """Count the rows with the labels of both tasks, (tasks, tasks); the diagonal: of the one."""
     names = [task.name for task in tasks]
     both = np.zeros((len(names), len(names)))
     for at in range(0, len(labels), 2**16):  # blocks: a float copy of all would be large
         known = (~np.isnan(labels[at : at + 2**16])).astype("float32")
         both += known.T @ known
     return pd.DataFrame(both.astype(int), index=names, columns=names)
-
-
-def nothing_known(labels: np.ndarray) -> int:
-    """How many rows have no label at all."""
-    return int(np.isnan(labels).all(axis=1).sum())
 
 
 SOURCES = ("known", "labels", "split")
@@ -130,13 +116,17 @@ _EFFECT = 0.6  # AUC below which predictability does not matter
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found.
+    """The result of `audit`.
 
-    `tasks`: by task, `from_known`, `from_labels` and `from_split`, the cross-validated AUC with
-    which that a label is known can be predicted from which others are known, from what the others
-    say, and from the part the row is in (NaN: not tested); `predictable`, those of the three with
-    evidence; `policy` and `reason`. `co_known` (tasks, tasks) int. `nothing_known`: rows without
-    any label. `advice`: sentences.
+    Attributes:
+        rows: how many.
+        tasks: by task `from_known`, `from_labels` and `from_split`, the cross-validated AUC of
+            predicting that a label is known: from which others are known, from their values, and
+            from the part the row is in (NaN: not tested); `predictable`, those of the three with
+            evidence; `policy` and `reason`.
+        co_known: (tasks, tasks) int, the rows with both labels.
+        nothing_known: rows without any label.
+        advice: sentences.
     """
 
     rows: int
@@ -146,7 +136,7 @@ class Audit:
     advice: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON takes them."""
+        """Return plain values, as JSON takes them."""
         table = self.tasks.astype(object).where(self.tasks.notna(), None)
         return {
             "rows": self.rows,
@@ -179,21 +169,21 @@ def audit(labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None =
             {f"from_{source}": value for source, (value, _) in auc.items()}
             | {"predictable": ", ".join(sure), "policy": policy, "reason": reason}
         )
-    empty = nothing_known(labels)
+    empty = int(np.isnan(labels).all(axis=1).sum())
     only = [task.name for task, row in zip(tasks, rows, strict=True) if row["policy"] == _COUNTED]
     return Audit(
         rows=len(labels),
         tasks=pd.DataFrame(rows, index=table.index),
         co_known=co_known(labels, tasks),
         nothing_known=empty,
-        advice=list(_advice(table, len(labels), empty, only)),
+        advice=_advice(table, len(labels), empty, only),
     )
 
 
 def _policy(
     row: pd.Series, sure: list[str], auc: dict[str, tuple[float, float]]
 ) -> tuple[str, str]:
-    """What to do about a task's missing labels, and the figures that say so."""
+    """Return what to do about a task's missing labels, and the figures that say so."""
     binary = row["kind"] == "binary"
     if not row.known:
         return "leave out", "no label is known"
@@ -201,7 +191,9 @@ def _policy(
         return "leave out", f"negatives only: all {row.known} known labels are 0"
     if binary and row.known == row.positive and row.share == 1:
         return "leave out", f"positives only: all {row.known} labels are 1"
-    if binary and _positives_only(row):
+    # So few negatives that they look like slips, in a task of few known labels.
+    slips = row.share < _FEW and 0 < row.positive and row.negative < _SLIPS * row.known
+    if binary and (row.known == row.positive or slips):
         nearly = "" if row.known == row.positive else "nearly "
         return _COUNTED, f"{nearly}positives only: {row.negative} of {row.known} known labels are 0"
     if row.share == 1:
@@ -214,12 +206,6 @@ def _policy(
     return "ignore", "too few known or missing labels to test whether they are so at random"
 
 
-def _positives_only(row: pd.Series) -> bool:
-    """Whether negatives are so few that they look like slips, in a task of few known labels."""
-    none = row.known == row.positive and row.share < 1
-    return none or row.share < _FEW and 0 < row.positive and row.negative < _SLIPS * row.known
-
-
 _SOURCE_NAMES = {
     "known": "which other labels are known",
     "labels": "the values of other labels",
@@ -227,38 +213,34 @@ _SOURCE_NAMES = {
 }
 
 
-def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> Iterator[str]:
-    """Figures that matter for training; `only`: tasks of positives only."""
+def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> list[str]:
+    """Return figures that matter for training; `only`: tasks of positives only."""
+    found = []
     if empty:
-        yield f"{empty} of {rows} rows have no label; they do not contribute to training."
+        found.append(f"{empty} of {rows} rows have no label; they do not contribute to training.")
     known = table.known[table.known > 0]
     if len(known) > 1 and known.max() > SIMILAR * known.min():
-        yield (
+        found.append(
             f"Known labels per task: {known.min()} ({known.idxmin()!r}) to {known.max()} "
             f"({known.idxmax()!r}). Compare the smallest tasks with networks of their own."
         )
-    if only:
-        yield _call(table, only)
-
-
-def _call(table: pd.DataFrame, only: list[str]) -> str:
-    """How to count the missing labels of some tasks; all binary ones share one output and loss."""
-    binary = [str(name) for name in table.index[table["kind"] == "binary"]]
-    weak = round(1.0 / max(len(binary) - 1, 1), 3)
-    if set(only) == set(binary):
-        weight = '"weak"'
-    else:
-        weight = f"[{', '.join(f'{weak:g}' if name in only else '0' for name in binary)}]"
-    call = f"kt.losses.AssumeNegative(unknown_weight={weight})"
-    if len(binary) < len(table):
-        call = f'{{"binary": {call}, …}}'
-    return f"To count missing labels of {listed(only)} as 0: model.compile(loss={call}, …)."
+    if only:  # all binary tasks share one output and loss
+        binary = [str(name) for name in table.index[table["kind"] == "binary"]]
+        weak = f"{round(1.0 / max(len(binary) - 1, 1), 3):g}"
+        weights = ", ".join(weak if name in only else "0" for name in binary)
+        weight = '"weak"' if set(only) == set(binary) else f"[{weights}]"
+        call = f"kt.losses.AssumeNegative(unknown_weight={weight})"
+        call = call if len(binary) == len(table) else f'{{"binary": {call}, …}}'
+        found.append(
+            f"To count missing labels of {listed(only)} as 0: model.compile(loss={call}, …)."
+        )
+    return found
 
 
 def _predictability(
     labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None
 ) -> dict[tuple[int, str], tuple[float, float]]:
-    """By task and source: the AUC of "is known", and its p-value, one-sided."""
+    """Return the AUC of "is known" and its p-value, one-sided, by task and source."""
     rows = np.random.default_rng(0).permutation(len(labels))[:_ROWS]
     sample = labels[rows]
     known = ~np.isnan(sample)
@@ -284,7 +266,7 @@ def _predictability(
 
 
 def _centred(sample: np.ndarray, tasks: Sequence[Task]) -> list[np.ndarray]:
-    """What each task's labels say, (rows, 1 or classes): known ones standardised, missing ones 0.
+    """Return each task's labels, (rows, 1 or classes): known ones standardised, missing ones 0.
 
     Zero is the mean, so that a label says nothing by being there.
     """
@@ -304,8 +286,8 @@ def _centred(sample: np.ndarray, tasks: Sequence[Task]) -> list[np.ndarray]:
 
 
 def _auc(features: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Held-out AUC, and how likely one as high is by chance (Mann-Whitney, normal)."""
-    from sklearn.linear_model import LogisticRegression
+    """Return the held-out AUC, and how likely one as high is by chance (Mann-Whitney, normal)."""
+    from sklearn.linear_model import LogisticRegression  # slow: `kerasmtl new` does not need it
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold
 

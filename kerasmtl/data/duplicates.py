@@ -1,4 +1,4 @@
-"""Rows that are the same: by name, merged or refused; by content, found for splits."""
+"""Rows that are the same: merged or refused by name, found for splits by content."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import Task
-from kerasmtl.utils.text import warn
+from kerasmtl.utils.text import shortened, warn
 
 _SHOWN = 5
-_END = 4096  # bytes at the end of a file, which tell most files apart
+_END = 4096  # bytes at the end of a file, which tell most files of one size apart
 _BLOCK = 256  # files that a thread looks at in one go
 
 
@@ -51,45 +51,46 @@ def merge_duplicates(
         ValueError: two rows of one key have different known labels, or differ in one of `others`;
             names both lines.
     """
-    leader = _leaders(pd.factorize(keys)[0])
-    rows = np.arange(len(keys))
-    again = np.flatnonzero(leader != rows)
+    codes, again = _repeated(keys)
     if not len(again):
-        return rows, labels
+        return np.arange(len(keys)), labels
+    at = place(source)
 
-    def contradiction(name: str, pair: Sequence[int], said: Sequence[str]) -> ValueError:
-        at, (first, second) = place(source), lines[pair]
-        return ValueError(
+    def refuse(name: str, pair: Sequence[int], said: Sequence[str]) -> None:
+        first, second = pair
+        raise ValueError(
             f"`labels` in {source}, column {name!r}, must agree in rows of the same name, got for "
-            f"{names[pair[1]]!r} {said[0]} in {at} {first} and {said[1]} in {at} {second}. Remove "
-            f"one of the {at}s, or leave the label that is in doubt empty in both."
+            f"{names[second]!r} {said[0]} in {at} {lines[first]} and {said[1]} in {at} "
+            f"{lines[second]}. Remove one of the {at}s, or leave the label that is in doubt empty "
+            "in both."
         )
 
-    for name, values in others.items():
-        wrong = (
-            again[:0] if values is None else again[_differ(values[again], values[leader[again]])]
-        )
-        if len(wrong):
-            pair = [leader[wrong[0]], wrong[0]]
-            said = [f"{v:g}" if isinstance(v, float) else repr(v) for v in values[pair].tolist()]
-            raise contradiction(name, pair, said)
+    leader = _first(codes)
+    for name, column in others.items():
+        values = pd.Series(column if column is not None else np.zeros(len(keys)))
+        ours, theirs = values.iloc[again].to_numpy(), values.iloc[leader[again]].to_numpy()
+        differ = (ours != theirs) & ~(pd.isna(ours) & pd.isna(theirs))
+        if differ.any():
+            row = again[np.argmax(differ)]
+            said = [
+                f"{v:g}" if isinstance(v, float) else repr(v) for v in values[[leader[row], row]]
+            ]
+            refuse(name, (leader[row], row), said)
     certain = labels if doubtful is None else np.where(doubtful, np.float32("nan"), labels)
-    members, starts = _blocks(leader, again)
-    for column, pair in _clashes(certain, members, starts, most=1):
-        said = [_as_text(value, tasks[column]) for value in labels[pair, column]]
-        raise contradiction(tasks[column].name, pair, said)
-    sure, guess = (np.fmax.reduceat(of[members], starts, axis=0) for of in (certain, labels))
+    for column, *pair in _clashes(certain, codes)[0]:
+        refuse(
+            tasks[column].name, pair, [_shown(labels[row, column], tasks[column]) for row in pair]
+        )
+    rows = np.flatnonzero(np.isin(codes, codes[again]))
+    sure, guess = (_first_known(of[rows], codes[rows]) for of in (certain, labels))
     merged = labels.copy()
-    merged[members[starts]] = np.where(np.isnan(sure), guess, sure)
-    kept = np.flatnonzero(leader == rows)
-    shown = "; ".join(
-        f"{names[row]!r} in {place(source)}s {lines[leader[row]]} and {lines[row]}"
-        for row in again[:_SHOWN]
-    )
+    merged[rows] = np.where(np.isnan(sure), guess, sure)
+    shown = [f"{names[r]!r} in {at}s {lines[leader[r]]} and {lines[r]}" for r in again[:_SHOWN]]
     warn(
-        f"{source} names {len(set(leader[again]))} rows more than once; they agree, and are "
-        f"merged: {shown}{'; …' if len(again) > _SHOWN else ''}"
+        f"{source} names {len(set(codes[again]))} rows more than once; they agree, and are "
+        f"merged: {shortened(shown, _SHOWN, len(again))}"
     )
+    kept = np.flatnonzero(leader == np.arange(len(keys)))
     return kept, merged[kept]
 
 
@@ -104,65 +105,61 @@ def warn_of_equal_rows(
 
     Shapes: keys (rows,), the same for the same content; labels (rows, tasks); lines (rows,).
     """
-    leader = _leaders(pd.factorize(keys)[0])
-    again = np.flatnonzero(leader != np.arange(len(keys)))
-    clashes = _clashes(labels, *_blocks(leader, again), most=_SHOWN + 1) if len(again) else []
-    if not clashes:
-        return
-    at = place(source)
-    shown = [
-        f"{tasks[column].name!r} is {_as_text(labels[first, column], tasks[column])} in {at} "
-        f"{lines[first]} and {_as_text(labels[other, column], tasks[column])} in {at} "
-        f"{lines[other]}"
-        for column, (first, other) in clashes[:_SHOWN]
-    ]
-    warn(
-        f"{source} has rows with the same features and different labels: {'; '.join(shown)}"
-        f"{'; …' if len(clashes) > _SHOWN else ''}. Name rows with id_column=… if the same thing "
-        "is there twice; if not, no model can tell them apart."
-    )
+    (clashes, count), at = _clashes(labels, _repeated(keys)[0]), place(source)
+    if clashes:
+        shown = [
+            f"{tasks[column].name!r} is {_shown(labels[first, column], tasks[column])} in {at} "
+            f"{lines[first]} and {_shown(labels[other, column], tasks[column])} in {at} "
+            f"{lines[other]}"
+            for column, first, other in clashes
+        ]
+        warn(
+            f"{source} has rows with the same features and different labels: "
+            f"{shortened(shown, _SHOWN, count)}. Name rows with id_column=… if the same "
+            "thing is there twice; if not, no model can tell them apart."
+        )
 
 
-def _leaders(codes: np.ndarray) -> np.ndarray:
-    """The first row of the same code, for every row, (rows,)."""
-    first = np.full(codes.max(initial=-1) + 1, len(codes))
-    np.minimum.at(first, codes, np.arange(len(codes)))
-    return first[codes]
+def _repeated(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a number for each key, and the rows whose key an earlier row has."""
+    codes = pd.factorize(keys)[0]
+    return codes, np.flatnonzero(pd.Series(codes).duplicated())
 
 
-def _blocks(leader: np.ndarray, again: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that are not alone, side by side with those alike, and where each block starts."""
-    members = np.flatnonzero(np.isin(leader, leader[again]))
-    members = members[np.argsort(leader[members], kind="stable")]
-    return members, np.flatnonzero(np.diff(leader[members], prepend=-1))
+def _first(codes: np.ndarray) -> np.ndarray:
+    """Return for every row the first row of the same code, (rows,)."""
+    _, first, code = np.unique(codes, return_index=True, return_inverse=True)
+    return first[code]
 
 
-def _clashes(
-    labels: np.ndarray, members: np.ndarray, starts: np.ndarray, most: int
-) -> list[tuple[int, np.ndarray]]:
-    """Columns in which the rows of a block differ, each with two such rows; the first few."""
-    high, low = (of.reduceat(labels[members], starts, axis=0) for of in (np.fmax, np.fmin))
+def _first_known(labels: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Return the first known label among the rows of the same code, (rows, tasks)."""
+    return pd.DataFrame(labels).groupby(codes).transform("first").to_numpy(labels.dtype)
+
+
+def _clashes(labels: np.ndarray, codes: np.ndarray) -> tuple[list[tuple[int, int, int]], int]:
+    """Find labels that differ from the first known one of the same code.
+
+    Returns:
+        Column, row of the first label and row of the other one, of a few of them; and their number.
+    """
+    rows = np.flatnonzero(pd.Series(codes).duplicated(keep=False))
+    labels, codes = labels[rows], codes[rows]
+    first = _first_known(labels, codes) if len(rows) else labels
+    cells = np.argwhere(~np.isnan(labels) & (labels != first))
     found = []
-    for block, column in np.argwhere(high > low)[:most]:
-        rows = np.split(members, starts[1:])[block]
-        known = rows[~np.isnan(labels[rows, column])]
-        other = known[labels[known, column] != labels[known[0], column]][0]
-        found.append((int(column), np.array([known[0], other])))
-    return found
+    for at, column in cells[:_SHOWN]:
+        same = (codes == codes[at]) & (labels[:, column] == first[at, column])
+        found.append((int(column), int(rows[np.argmax(same)]), int(rows[at])))
+    return found, len(cells)
 
 
-def _differ(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Where two columns differ; missing numbers are alike."""
-    differ = ours != theirs
-    return differ & ~(np.isnan(ours) & np.isnan(theirs)) if ours.dtype.kind == "f" else differ
-
-
-def _as_text(value: float, task: Task) -> str:
+def _shown(value: float, task: Task) -> str:
     return repr(task.classes[int(value)]) if task.kind == "multiclass" else f"{value:g}"
 
 
 def path_keys(paths: np.ndarray, root: Path) -> np.ndarray:
-    """One key for all ways to write a path below `root`, (rows,) str; no disk is read."""
+    """Return one key for all ways to write a path below `root`, (rows,) str; reads no disk."""
     keys = paths.copy()
     for row, path in enumerate(paths):
         if "./" in path or "//" in path or "\\" in path or path[0] == "/" or path[-1] in "./":
@@ -171,7 +168,7 @@ def path_keys(paths: np.ndarray, root: Path) -> np.ndarray:
 
 
 def row_keys(features: np.ndarray, columns: Sequence[str]) -> np.ndarray:
-    """A key of the numbers in each row, (rows,) uint64, the same in every file.
+    """Return a key of the numbers in each row, (rows,) uint64, the same in every file.
 
     Shapes: features (rows, columns) float32, NaN = missing. Neither the order of rows nor that of
     columns matters; 0.0 and -0.0 are alike.
@@ -180,11 +177,8 @@ def row_keys(features: np.ndarray, columns: Sequence[str]) -> np.ndarray:
     for at, name in enumerate(columns):
         salt = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8).digest(), "<u8")
         values = np.where(np.isnan(features[:, at]), np.float32("nan"), features[:, at] + 0.0)
-        bits = values.astype("float32").view("uint32").astype("uint64") + salt
-        # The finalizer of splitmix64 (Steele, Lea and Flood 2014): every bit changes half of all.
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
-        keys += bits ^ (bits >> np.uint64(31))
+        bits = values.astype("float32").view("uint32").astype("uint64")
+        keys += pd.util.hash_array(bits + salt)
     return keys
 
 
@@ -194,61 +188,54 @@ def identical_files(paths: Sequence[str]) -> np.ndarray:
     Only files of equal size are opened, and of these only those read whole whose last 4 KiB are
     equal as well. A file that is empty, absent or cannot be read is like no other.
     """
-    found = pd.DataFrame(_each(_identity, paths), columns=["size", "device", "inode"])
-    nothing = found["size"] <= 0
-    found.loc[nothing, "inode"] = np.flatnonzero(nothing)
-    codes = found.groupby(["size", "device", "inode"], sort=False).ngroup().to_numpy()
-    first = np.unique(codes, return_index=True)[1]  # one path of each file, by its code
-    size = found["size"].to_numpy()[first]
-    content = np.arange(len(first))
-    rest = np.flatnonzero((size > 0) & _shared(size))
-    rest = rest[_shared(_digests(_end, [paths[row] for row in first[rest]]))]
-    content[rest] = rest[_leaders(_digests(_whole, [paths[row] for row in first[rest]]))]
-    return content[codes]
+    content = pd.factorize(pd.Series(by_threads(_file, paths), dtype=object))[0]
+    first = np.unique(content, return_index=True)[1]  # one path of each file, by its number
+    for look in (_size, _end, _whole):
+        found = pd.Series(
+            by_threads(look, [paths[row] for row in first]), index=first, dtype=object
+        )
+        shared = found[found.notna() & found.duplicated(keep=False)]
+        first = shared.index.to_numpy()
+    leader = np.arange(len(paths))
+    leader[first] = first[_first(pd.factorize(shared)[0])] if len(first) else first
+    return leader[_first(content)]
 
 
-def _identity(path: str) -> tuple[int, int, int]:
-    """Size, device and inode of a file; -1 if it is not a file."""
+def _file(path: str) -> Any:
+    """Return the device and number of a file: links are the file that they name."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
-        return -1, -1, -1
-    return (found.st_size, found.st_dev, found.st_ino) if S_ISREG(found.st_mode) else (-1, -1, -1)
+        return object()
+    return (found.st_dev, found.st_ino) if S_ISREG(found.st_mode) else object()
 
 
-def _digests(read: Callable[[BinaryIO], bytes], paths: Sequence[str]) -> np.ndarray:
-    """Number what `read` says of each file, (files,) int; what cannot be read is like no other."""
-
-    def look(path: str) -> bytes | None:
-        try:
-            with open(path, "rb", buffering=0) as file:
-                return read(file)
-        except OSError:
-            return None
-
-    found = [at if said is None else said for at, said in enumerate(_each(look, paths))]
-    return pd.factorize(pd.Series(found, dtype=object))[0]
+def _size(path: str) -> int | None:
+    return os.path.getsize(path) or None if os.path.isfile(path) else None
 
 
-def _end(file: BinaryIO) -> bytes:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - _END, 0))
-    return hashlib.sha256(b"%d:" % size + file.read(_END)).digest()
+def _end(path: str) -> bytes | None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _END, 0))
+            return b"%d:" % size + hashlib.sha256(file.read(_END)).digest()
+    except OSError:
+        return None
 
 
-def _whole(file: BinaryIO) -> bytes:
-    return hashlib.file_digest(file, "sha256").digest()
+def _whole(path: str) -> bytes | None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return None
 
 
-def _each(look: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
-    """What `look` says of each path, by several threads, which wait for the disk together."""
+def by_threads(look: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
+    """Return what `look` says of each path; several threads wait for the disk together."""
+    # Blocks, since every call that waits in the pool takes memory.
     blocks = [paths[at : at + _BLOCK] for at in range(0, len(paths), _BLOCK)]
     with ThreadPoolExecutor() as pool:
         done = pool.map(lambda block: [look(path) for path in block], blocks)
         return [found for block in done for found in block]
-
-
-def _shared(codes: np.ndarray) -> np.ndarray:
-    """Which values occur more than once, (rows,) bool."""
-    _, code, count = np.unique(codes, return_inverse=True, return_counts=True)
-    return count[code] > 1

@@ -1,9 +1,9 @@
-"""Cells of text become labels, tasks, splits and groups."""
+"""Parses cells of text as labels of tasks and as splits, and finds tasks among columns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import MISSING_CODES, Task, as_number, as_tasks, code_text
-from kerasmtl.utils.text import check_columns, listed
+from kerasmtl.utils.text import check_columns, listed, shortened
 
 _SPLIT_CODES = {
     **{code: "train" for code in ("train", "training")},
@@ -23,7 +23,6 @@ _LABEL_CODES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true"
 _LARGEST = 3.4028234663852886e38  # of float32
 _SHOWN = 3  # how many faults one message lists
 _FEW = 20  # up to so many distinct values look like classes, more like a quantity
-_TOML = " In project.toml: {{name = {0!r}, …}}."
 _EXPECTED = {
     "binary": "0, 1 or missing",
     "multiclass": "a class or missing",
@@ -32,12 +31,23 @@ _EXPECTED = {
 
 
 def parse_labels(cells: pd.Series, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Text cells as the labels of a task, NaN = missing, and a mask of the cells that are none.
+    """Parse the labels of a task.
 
-    Shapes: cells (rows,) str; returns (rows,) float32 and (rows,) bool, True = invalid. NaN
-    is under an invalid cell, too. A binary label is 1, 0 or what `uncertain_as` makes of an
-    uncertain one; a multiclass label is the position of its class, of those found if the task names
-    none; a regression label is any number that float32 holds, and infinity is invalid.
+    A binary label is 1, 0 or what `uncertain_as` makes of an uncertain one; a multiclass label is
+    the position of its class, of those found if the task names none; a regression label is any
+    number that float32 holds, and infinity is invalid.
+
+    Args:
+        cells: (rows,) str.
+        task: that they belong to.
+
+    Returns:
+        (rows,) float32, NaN = missing or invalid; and (rows,) bool, True = invalid.
+
+    Example:
+        >>> values, invalid = parse_labels(pd.Series(["1", "?", "yes"]), Task("car"))
+        >>> values.tolist(), invalid.tolist()
+        ([1.0, nan, nan], [False, False, True])
     """
     if task.kind == "multiclass" and not task.classes:
         task = replace(task, classes=find_classes(cells, task))
@@ -55,25 +65,19 @@ def parse_labels(cells: pd.Series, task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_classes(cells: pd.Series, task: Task) -> tuple[str, ...]:
-    """The labels in the cells, sorted, numbers by size; case does not count, and 1.0 is 1."""
-    missing = _missing(task)
+    """Return the classes in the cells, sorted, numbers by size; 1.0 is 1, and case is ignored."""
+    missing = {code_text(code) for code in task.missing}
     found: dict[str, str] = {}
     for cell in sorted({str(cell).strip() for cell in cells.unique()}):
         if cell.lower() not in MISSING_CODES and code_text(cell) not in missing:
             found.setdefault(code_text(cell), cell)
-    numbers = {text: as_number(text) for text in found}
-    if all(number is not None for number in numbers.values()):
-        return tuple(found[text] for text in sorted(found, key=numbers.__getitem__))
-    return tuple(found[text] for text in sorted(found))
-
-
-def _missing(task: Task) -> set[str]:
-    return {code_text(code) for code in task.missing}
+    numeric = all(as_number(text) is not None for text in found)
+    return tuple(found[text] for text in sorted(found, key=as_number if numeric else None))
 
 
 def _meanings(task: Task) -> Callable[[str], float | None]:
-    """From a cell's text, lower case, to its label: NaN = missing, None = no label."""
-    nan, missing = float("nan"), _missing(task)
+    """Return a function of a cell's text, lower case: its label, NaN = missing, None = invalid."""
+    nan, missing = float("nan"), {code_text(code) for code in task.missing}
     both = sorted(set(map(code_text, task.uncertain)) & set(MISSING_CODES))
     if both:
         raise ValueError(
@@ -81,8 +85,7 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
             f"always mean missing, got {both}"
         )
     doubt = {"ignore": nan, "zero": 0.0, "one": 1.0}.get(task.uncertain_as, task.uncertain_as)
-    special = dict.fromkeys(MISSING_CODES, nan)
-    special |= dict.fromkeys(missing, nan)
+    special = dict.fromkeys([*MISSING_CODES, *missing], nan)
     special |= dict.fromkeys(map(code_text, task.uncertain), doubt)
     classes = {code_text(label): float(at) for at, label in enumerate(task.classes)}
 
@@ -105,7 +108,7 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
 
 
 def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
-    """The columns that look like binary labels, as tasks.
+    """Return the columns that look like binary labels, as tasks.
 
     A named column is a task if 0 and 1 occur in it at least as often as what is not a label, or if
     both occur in it besides one other number. A column of labels with a typing error, or of three
@@ -146,12 +149,18 @@ def _has_three_states(cells: pd.Series, labels: np.ndarray, invalid: np.ndarray)
 def read_labels(
     table: pd.DataFrame, tasks: tuple[Task, ...], source: Path
 ) -> tuple[tuple[Task, ...], np.ndarray]:
-    """The tasks, their classes found, and the labels.
+    """Parse the labels of all tasks.
 
-    Shapes: table (rows, columns) of str; returns labels (rows, tasks) float32, NaN = missing.
+    Args:
+        table: (rows, columns) of str, indexed by line.
+        tasks: to read.
+        source: the file, for messages.
+
+    Returns:
+        The tasks, with the classes that were found; and (rows, tasks) float32, NaN = missing.
 
     Raises:
-        ValueError: a task has no column or less than two classes, or a cell is no label; names
+        ValueError: a task has no column or fewer than two classes, or a cell is not a label; names
             lines and columns, and the call that reads them.
     """
     check_columns("tasks", [task.name for task in tasks], table.columns, source)
@@ -189,55 +198,50 @@ def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
 
 
 def uncertain_cells(table: pd.DataFrame, tasks: tuple[Task, ...]) -> np.ndarray | None:
-    """True where a cell is uncertain and still counts as a label, (rows, tasks); None if nowhere.
+    """Return where a cell is uncertain and still counts as a label, (rows, tasks) bool.
 
-    Shapes: table (rows, columns) of str.
+    None if it is nowhere. Shapes: table (rows, columns) of str.
     """
     if all(task.uncertain_as == "ignore" or not task.uncertain for task in tasks):
         return None
     doubtful = np.zeros((len(table), len(tasks)), dtype=bool)
     for at, task in enumerate(tasks):
         if task.uncertain and task.uncertain_as != "ignore":
-            codes, distinct = pd.factorize(table[task.name], use_na_sentinel=False)
             marks = {code_text(code) for code in task.uncertain}
-            doubtful[:, at] = np.array([code_text(cell) in marks for cell in distinct])[codes]
+            doubtful[:, at] = table[task.name].map(code_text).isin(marks)
     return doubtful
 
 
 def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: Path) -> str:
-    """The first cells that are no labels, and how to read the first column and those like it."""
-    places = [
+    """Return the message: the first invalid cells, and how to read the first such column."""
+    places = sorted(
         (table.index[row], task.name, table[task.name].iloc[row])
         for task, rows in faults.items()
-        for row in rows[: _SHOWN + 1]
-    ]
-    count = sum(len(rows) for rows in faults.values())
-    at = place(source)
-    shown = [f"{at} {line}, column {name!r}: {cell!r}" for line, name, cell in sorted(places)]
-    more = f"; and {count - _SHOWN} more" if count > _SHOWN else ""
-    expected = ", or ".join(dict.fromkeys(_EXPECTED[task.kind] for task in faults))
-    hints = {
-        task: _hint(table[task.name], task, table[task.name].iloc[rows])
-        for task, rows in faults.items()
-    }
+        for row in rows[:_SHOWN]
+    )
+    shown = [f"{place(source)} {line}, column {name!r}: {cell!r}" for line, name, cell in places]
+    said = shortened(shown[:_SHOWN], _SHOWN, sum(map(len, faults.values())))
+    hints = {t: _hint(table[t.name], t, table[t.name].iloc[rows]) for t, rows in faults.items()}
     first = next((task for task in faults if hints[task]), next(iter(faults)))
     alike = [
         task.name
         for task in faults
         if task != first and hints[task] == hints[first].replace(repr(first.name), repr(task.name))
     ]
-    likewise = f" Likewise: {', '.join(alike[:_SHOWN])}" if alike else ""
-    likewise += f" and {len(alike) - _SHOWN} more." if len(alike) > _SHOWN else "." * bool(alike)
-    toml = _TOML.format(first.name) if "Task(" in hints[first] else ""
-    return (
-        f"`labels` in {source} must be {expected} (empty or ?), got {'; '.join(shown[:_SHOWN])}"
-        f"{more}. {hints[first]}{likewise}{toml} If a column is no task, name those that are: "
-        "tasks=[…] (command line: --task)."
-    ).replace("  ", " ")
+    return " ".join(
+        [
+            f"`labels` in {source} must be {', or '.join({_EXPECTED[t.kind]: 0 for t in faults})} "
+            f"(empty or ?), got {said}.",
+            *([hints[first]] if hints[first] else []),
+            *([f"Likewise: {listed(alike)}."] if alike else []),
+            *([f"In project.toml: {{name = {first.name!r}, …}}."] * ("Task(" in hints[first])),
+            "If a column is not a task, name those that are: tasks=[…] (command line: --task).",
+        ]
+    )
 
 
 def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
-    """What the values of a column suggest that it is, and how to say so."""
+    """Return what the values of a column suggest that it is, and how to say so."""
     others = list(dict.fromkeys(code_text(cell) for cell in wrong.unique()[:1000]))
     name = repr(task.name)
     if task.kind == "multiclass":
@@ -247,7 +251,7 @@ def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
         call = f"Task({name}, kind='regression', missing={texts})"
         return f"If that means missing: {call}." if texts else ""
     if any(math.isinf(as_number(other) or 0.0) for other in others):
-        return f"Infinite values are no labels: empty those cells of {name}."
+        return f"Infinite values cannot be labels: empty those cells of {name}."
     values = find_classes(cells, Task(task.name, "multiclass"))
     numbers = [as_number(other) for other in others]
     if others == ["-1"]:
@@ -265,7 +269,7 @@ def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
 
 
 def read_splits(cells: pd.Series, source: Path) -> np.ndarray:
-    """The part, "train", "val" or "test", of every row, shape (rows,).
+    """Return the split, "train", "val" or "test", of each row, (rows,).
 
     Raises:
         ValueError: a cell is another text; names its line.
@@ -281,35 +285,6 @@ def read_splits(cells: pd.Series, source: Path) -> np.ndarray:
     return splits.to_numpy(dtype=object)
 
 
-def read_groups(
-    table: pd.DataFrame, column: str, names: Sequence[object] | np.ndarray, source: Path
-) -> np.ndarray:
-    """The group of every row, shape (rows,) str; without one, a name is a group of its own.
-
-    Shapes: names (rows,), one for all ways to write the name of a row.
-
-    Raises:
-        ValueError: there is no such column.
-    """
-    check_columns("group_column", [column], table.columns, source)
-    groups = table[column].str.strip().to_numpy(dtype=object, copy=True)
-    alone = np.flatnonzero(is_missing(table[column]))
-    names = np.asarray(names, dtype=object)
-    groups[alone] = [f"\0{name}" for name in names[alone]]  # no cell holds a \0
-    return groups
-
-
 def is_missing(cells: pd.Series) -> np.ndarray:
-    """Which cells of text mean missing, (rows,) bool."""
-    codes, distinct = pd.factorize(cells, use_na_sentinel=False)
-    empty = np.array([str(cell).strip().lower() in MISSING_CODES for cell in distinct], dtype=bool)
-    return empty[codes]
-
-
-def check_split_column(columns: Sequence[str], split_column: str | None, source: Path) -> None:
-    """Raise ValueError for a split column that was named and is absent; "split" need not be there.
-
-    No typing error reads "split", so that it can be the default.
-    """
-    if split_column and split_column != "split":
-        check_columns("split_column", [split_column], columns, source)
+    """Return which cells of text mean missing, (rows,) bool."""
+    return cells.astype(str).str.strip().str.lower().isin(MISSING_CODES).to_numpy()

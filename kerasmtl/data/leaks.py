@@ -1,30 +1,30 @@
-"""Pictures that stand in two parts of a split: the same file, or nearly the same picture.
+"""Leaks between the parts of a split: the same file, nearly the same image, or one group.
 
-A picture is known by its difference hash: made grey and shrunk, is a pixel darker than its right
+Images are compared by their difference hash: made grey and shrunk, is a pixel darker than its right
 neighbour? 64 such bits find candidates, 256 finer ones decide; they mostly survive another size,
-another compression and another brightness, and neither a crop, a turn nor a mirror image.
+another compression and another brightness, but not a crop, a rotation or a mirror image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from kerasmtl.data.duplicates import by_threads
+
 COARSE, FINE = 8, 16  # bits a side
 FINE_BITS = 30  # how many of the 256 may differ
-_FLAT = 3.0  # grey levels: below that spread a picture is plain, and its bits are noise
+_FLAT = 3.0  # grey levels: below that spread an image is plain, and its bits are noise
 _BANDS = 4  # parts of the 64 bits; candidates agree in one, as they must if 3 bits differ or less
-_WINDOW = 500  # candidates looked at for each picture and band, so that time stays linear
-_BLOCK = 64
+_WINDOW = 500  # candidates looked at for each image and band, so that time stays linear
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Two rows of different parts with the same picture, or group.
+    """Two rows of different parts with the same content, or group.
 
     `kind`: "same file", "same bytes", "near-duplicate", "same row" or "same group"; `first` and
     `second` are the rows' numbers.
@@ -41,7 +41,7 @@ def find_leaks(
     pairs: Iterable[tuple[int, int]] = (),
     groups: np.ndarray | None = None,
 ) -> list[Leak]:
-    """What occurs on both sides of a split, worst first; for each row one partner is named.
+    """Find what is on both sides of a split, worst first; names one partner per row.
 
     Shapes: parts (rows,) of any label; groups (rows,) or None.
 
@@ -64,7 +64,7 @@ def find_leaks(
 def near_duplicates(
     paths: Sequence[str], parts: np.ndarray, progress: Callable[[], None] | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of rows in different parts whose images look nearly the same; reads each file once.
+    """Yield pairs of rows in different parts whose images look alike; reads each file once.
 
     Images that cannot be read are passed over. `progress` is called per image.
     """
@@ -75,7 +75,7 @@ def near_duplicates(
 def leak_table(
     leaks: Sequence[Leak], parts: np.ndarray, lines: np.ndarray, names: np.ndarray
 ) -> pd.DataFrame:
-    """One row for each leak: its kind, and part, line and name of both sides.
+    """Return one row per leak: its kind, and part, line and name of both sides.
 
     Shapes: parts, lines and names (rows,).
     """
@@ -113,33 +113,29 @@ class _Pairs:
 def _hashes(
     paths: Sequence[str], progress: Callable[[], None] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Difference hashes, (rows, 8) and (rows, 32) uint8; zeros: plain or unreadable."""
+    """Return difference hashes, (rows, 8) and (rows, 32) uint8; zeros: plain or unreadable."""
     coarse = np.zeros((len(paths), COARSE**2 // 8), dtype="uint8")
     fine = np.zeros((len(paths), FINE**2 // 8), dtype="uint8")
 
-    def look(rows: range) -> None:
-        for row in rows:
-            grey = _grey(paths[row])
-            if grey is not None and grey.std() >= _FLAT:
-                coarse[row], fine[row] = _bits(grey, COARSE), _bits(grey, FINE)
-            if progress is not None:
-                progress()
+    def look(row: int) -> None:
+        grey = _grey(paths[row])
+        if grey is not None and grey.std() >= _FLAT:
+            coarse[row], fine[row] = _bits(grey, COARSE), _bits(grey, FINE)
+        if progress is not None:
+            progress()
 
-    # Blocks, since every call that waits in the pool takes memory.
-    with ThreadPoolExecutor() as pool:
-        blocks = range(0, len(paths), _BLOCK)
-        list(pool.map(look, (range(at, min(at + _BLOCK, len(paths))) for at in blocks)))
+    by_threads(look, range(len(paths)))
     return coarse, fine
 
 
 def _grey(path: str) -> np.ndarray | None:
-    """A picture as 72 x 72 grey levels, float32; None if it cannot be read."""
+    """Return an image as 72 x 72 grey levels, float32; None if it cannot be read."""
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            picture.draft("L", (144, 144))  # a JPEG is decoded at an eighth, where that is enough
-            grey = picture.convert("L").resize((72, 72), Image.Resampling.BOX)
+        with Image.open(path) as image:
+            image.draft("L", (144, 144))  # a JPEG is decoded at an eighth, where that is enough
+            grey = image.convert("L").resize((72, 72), Image.Resampling.BOX)
             return np.asarray(grey, dtype="float32")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return None  # `check_images` says why
@@ -156,7 +152,7 @@ def _bits(grey: np.ndarray, side: int) -> np.ndarray:
 def _near(
     coarse: np.ndarray, fine: np.ndarray, parts: np.ndarray
 ) -> Iterator[tuple[np.intp, np.intp]]:
-    """Pairs of rows in different parts whose hashes are near; one row stands for all like it."""
+    """Yield pairs of rows in different parts whose hashes are near, one row for all like it."""
     seen = np.flatnonzero(coarse.any(axis=1))
     if not len(seen):
         return

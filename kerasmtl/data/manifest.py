@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,13 @@ import pandas as pd
 from kerasmtl.data.audit import Audit, audit, check_classes, class_faults, coverage
 from kerasmtl.data.duplicates import merge_duplicates, warn_of_equal_rows
 from kerasmtl.data.inputs import Fault, Image, Input
-from kerasmtl.data.labels import (
-    check_split_column,
-    read_groups,
-    read_labels,
-    read_splits,
-    uncertain_cells,
-)
+from kerasmtl.data.labels import is_missing, read_labels, read_splits, uncertain_cells
 from kerasmtl.data.leaks import find_leaks, leak_table
 from kerasmtl.data.readers import as_text, place
 from kerasmtl.data.splits import POLICIES, split_rows, units, warn_of_cuts, warn_of_parts
 from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.text import check_columns, listed
+from kerasmtl.utils.validation import check_choice
 
 SPLITS = ("train", "val", "test")
 
@@ -116,40 +112,42 @@ class Manifest:
             {'car': 2, 'bus': 1}
         """
         source = Path(path)
+        check_choice("split_by", split_by, POLICIES)
         given = Image() if input is None else input
-        _check_policy("split_by", split_by)
         file = given.open(source, encoding)
         cells = file.cells
-        special = {
-            "split_column": (split_column,),
+        # No typing error makes "split", so that it can be the default of files without it.
+        has_split = split_column in {*cells, *file.unfit} or split_column not in ("split", None)
+        roles = {
+            "split_column": (split_column,) if has_split else (),
             "group_column": (group_column,) if group_column else (),
+            **given.claimed(),
+            "ignore": given.ignore,
         }
-        for argument, names in {**special, **given.claimed()}.items():
+        for argument, names in roles.items():
             unfit = {name: file.unfit[name] for name in names if name in file.unfit}
             if unfit:
                 raise ValueError(f"`{argument}` must be of shape ({len(cells)},), got {unfit}")
-            if argument != "split_column":
-                check_columns(argument, names, cells.columns, source)
-        check_split_column(list(cells), split_column, source)
-        used = {split_column, group_column}.union(*given.claimed().values())
+            check_columns(argument, names, cells.columns, source)
         if tasks is None and file.tasks is None:
+            used = set().union(*roles.values())
             chosen = given.infer_tasks(cells[[name for name in cells if name not in used]], source)
         else:
             chosen = as_tasks(file.tasks if tasks is None else tasks)
-            check_columns("tasks", [task.name for task in chosen], cells.columns, source)
-        roles = {
-            "tasks": {task.name for task in chosen},
-            "split_column": {split_column} & {*cells},
-            "group_column": {group_column} - {None},
-        }
-        _check_roles(roles, given, source)
-        input, values, names = given.read(file, roles)
-        text = as_text(cells[[name for name in cells if any(name in r for r in roles.values())]])
+        roles["tasks"] = [task.name for task in chosen]
+        check_columns("tasks", roles["tasks"], cells.columns, source)
+        for (one, some), (other, more) in combinations(roles.items(), 2):
+            if both := {*some} & {*more}:
+                raise ValueError(
+                    f"`{one}` and `{other}` must name different columns of {source}, got "
+                    f"{listed(sorted(both))} in both"
+                )
+        special = {*roles["tasks"], *roles["split_column"], *roles["group_column"]}
+        input, values, names = given.read(file, special)
+        text = as_text(cells[[name for name in cells if name in special]])
         chosen, labels = read_labels(text, chosen, source)
-        splits = read_splits(text[split_column], source) if split_column in text else None
+        used = special.union(*input.claimed().values())
         lines = cells.index.to_numpy()
-        keys = input.identical(values) if names is None else input.known_by(names)
-        groups = read_groups(text, group_column, keys, source) if group_column else None
         read = cls(
             source=source,
             input=input,
@@ -159,18 +157,26 @@ class Manifest:
             lines=lines,
             names=lines.astype(str).astype(object) if names is None else names,
             named=names is not None,
-            splits=splits,
-            groups=groups,
+            splits=read_splits(text[split_column], source) if has_split else None,
             split_by=split_by,
-            ignored=_unread(cells, roles, input),
+            ignored=tuple(name for name in cells if name not in used),
         )
+        if group_column:
+            groups = text[group_column].str.strip()
+            read = read._grouped(groups.mask(is_missing(groups), None))
         if names is None:
-            warn_of_equal_rows(keys, labels, lines, chosen, source)
+            warn_of_equal_rows(read.keys(), labels, lines, chosen, source)
             return read
-        others = {split_column: splits, str(group_column): groups, **input.columns(values)}
-        doubtful = uncertain_cells(text, chosen)
+        others = {str(split_column): read.splits, str(group_column): read.groups}
         rows, merged = merge_duplicates(
-            keys, names, labels, lines, others, chosen, source, doubtful
+            read.keys(),
+            names,
+            labels,
+            lines,
+            {**others, **input.columns(values)},
+            chosen,
+            source,
+            uncertain_cells(text, chosen),
         )
         return read if len(rows) == len(read) else replace(read.take(rows), labels=merged)
 
@@ -246,7 +252,7 @@ class Manifest:
         )
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Manifest:
-        """The manifest of these rows, in this order."""
+        """Return the manifest of these rows, in this order."""
         rows = np.asarray(rows, dtype=int)
         return replace(
             self,
@@ -259,19 +265,19 @@ class Manifest:
         )
 
     def where(self, row: int) -> str:
-        """The place of a row, for messages: file, line and name."""
+        """Return the place of a row, for messages: file, line and name."""
         return f"{self.source}, {place(self.source)} {self.lines[row]}: {self.names[row]!r}"
 
     def keys(self) -> np.ndarray:
-        """What rows are known by, (rows,), in this file or any other: names, or else content."""
+        """Return what rows are known by in any file, (rows,): names, or else content."""
         return self.input.known_by(self.names) if self.named else self.identical_rows()
 
     def identical_rows(self) -> np.ndarray:
-        """A key of each row's content, (rows,): the same for identical inputs."""
+        """Return a key of each row's content, (rows,): the same for identical inputs."""
         return self.input.identical(self.values)
 
     def coverage(self) -> pd.DataFrame:
-        """By task: kind, and how many labels are known, positive and negative, and the share known.
+        """Count by task how many labels are known, positive and negative, and the share known.
 
         With tasks of other kinds, also the rows of each class, and mean and standard deviation;
         what a kind does not have is NA.
@@ -279,14 +285,14 @@ class Manifest:
         return coverage(self.labels, self.tasks)
 
     def audit(self) -> Audit:
-        """What the known labels say about the missing ones, and what to do about it.
+        """Find what the known labels say about the missing ones, and what to do about it.
 
         The first split is that of the file's own column, if it has one.
         """
         return audit(self.labels, self.tasks, self.splits)
 
     def class_faults(self) -> dict[str, str]:
-        """Why a task cannot be learnt from these rows, by its name: no label, or one class."""
+        """Say why tasks cannot be learned from these rows, by name: no label, or one class."""
         return class_faults(self.labels, self.tasks)
 
     def check_classes(self) -> None:
@@ -294,11 +300,11 @@ class Manifest:
         check_classes(self.labels, self.tasks, self.source)
 
     def missing_files(self) -> list[Fault]:
-        """The rows whose file does not exist."""
+        """Find the rows whose file does not exist."""
         return self._faults(self.input.absent(self.values))
 
     def faults(self, progress: Callable[[], None] | None = None) -> list[Fault]:
-        """The rows whose input cannot be used; `progress` is called per row looked at."""
+        """Find the rows whose input cannot be used; calls `progress` per row looked at."""
         return self._faults(self.input.faults(self.values, progress))
 
     def _faults(self, found: dict[int, str]) -> list[Fault]:
@@ -311,7 +317,7 @@ class Manifest:
         by: str | None = None,
         groups: Sequence[object] | np.ndarray | None = None,
     ) -> tuple[Manifest, ...]:
-        """Train, validation and test rows.
+        """Divide the rows into train, validation and test rows.
 
         By default the file's own split column decides; a part that it does not name, 15 % of all
         rows, is drawn from its train rows. Without such a column, or with `fractions`, all rows
@@ -359,7 +365,7 @@ class Manifest:
         near: bool = True,
         progress: Callable[[], None] | None = None,
     ) -> pd.DataFrame:
-        """What is in two parts of `split(fractions, seed, by)`: the same or nearly, and groups.
+        """Find what is in two parts of `split`: the same, nearly the same, and groups.
 
         Args:
             fractions, seed, by: those of the split.
@@ -380,52 +386,41 @@ class Manifest:
         return leak_table(found, parts, self.lines, self.names)
 
     def _parts(
-        self,
-        alike: np.ndarray,
-        fractions: Sequence[float] | None = None,
-        seed: int = 0,
-        by: str | None = None,
+        self, alike: np.ndarray, fractions: Sequence[float] | None, seed: int, by: str | None
     ) -> list[np.ndarray]:
-        """The numbers of the rows of each part, see `split`; `alike` are the `identical_rows`."""
-        by = self.split_by if by is None else by
-        _check_policy("by", by)
+        """Return the numbers of the rows of each part; `alike` are the `identical_rows`."""
+        by = check_choice("by", self.split_by if by is None else by, POLICIES)
+        keys = self.keys() if by == "hash" else self.names
+
+        def draw(rows: np.ndarray, shares: Sequence[float], seed: int) -> list[np.ndarray]:
+            groups = None if self.groups is None else self.groups[rows]
+            parts = split_rows(
+                self.labels[rows], self.tasks, keys[rows], shares, seed, by, groups, alike[rows]
+            )
+            return [rows[part] for part in parts]
+
         if fractions is None and self.splits is not None:
-            parts = self._named_parts(alike, seed, by)
+            parts = [np.flatnonzero(self.splits == name) for name in SPLITS]
+            for number in (1, 2):
+                if not len(parts[number]):
+                    share = 0.15  # by hash it must not depend on how many rows there are
+                    if by != "hash":
+                        share = min(share * len(self) / max(len(parts[0]), 1), 0.5)
+                    parts[0], parts[number] = draw(parts[0], (1 - share, share), seed + number - 1)
         else:
             shares = (0.7, 0.15, 0.15) if fractions is None else fractions
-            parts = self._draw(np.arange(len(self)), alike, shares, seed, by)
-        names = _part_names(parts)
-        empty = [name for name, part in zip(names, parts, strict=True) if not len(part)]
+            parts = draw(np.arange(len(self)), shares, seed)
+        empty = [
+            name for name, part in zip(_part_names(parts), parts, strict=True) if not len(part)
+        ]
         if empty:
-            grouped = np.arange(len(self)) if self.groups is None else self.groups
+            groups = np.arange(len(self)) if self.groups is None else self.groups
             raise ValueError(
                 f"`split` must leave a row in each part, got none in {listed(empty)}: "
-                f"{len(self)} rows of {self.source}, {len(set(units(grouped, alike)))} groups of "
+                f"{len(self)} rows of {self.source}, {len(set(units(groups, alike)))} groups of "
                 f"what stays together (groups and identical rows), fractions {fractions}"
             )
         return parts
-
-    def _draw(
-        self, rows: np.ndarray, alike: np.ndarray, fractions: Sequence[float], seed: int, by: str
-    ) -> list[np.ndarray]:
-        groups = None if self.groups is None else self.groups[rows]
-        keys = self.keys()[rows] if by == "hash" else self.names[rows]
-        parts = split_rows(
-            self.labels[rows], self.tasks, keys, fractions, seed, by, groups, alike[rows]
-        )
-        return [rows[part] for part in parts]
-
-    def _named_parts(self, alike: np.ndarray, seed: int, by: str) -> list[np.ndarray]:
-        parts = {name: np.flatnonzero(self.splits == name) for name in SPLITS}
-        for number, name in enumerate(SPLITS[1:]):
-            if not len(parts[name]):
-                share = 0.15  # by hash it must not depend on how many rows there are
-                if by != "hash":
-                    share = min(share * len(self) / max(len(parts["train"]), 1), 0.5)
-                parts["train"], parts[name] = self._draw(
-                    parts["train"], alike, (1 - share, share), seed + number, by
-                )
-        return [parts[name] for name in SPLITS]
 
     def _grouped(self, groups: Sequence[object] | np.ndarray) -> Manifest:
         given = np.array(groups, dtype=object)
@@ -437,26 +432,5 @@ class Manifest:
         return replace(self, groups=given)
 
 
-def _check_roles(roles: dict[str, set[str]], input: Input, source: Path) -> None:
-    """Raise ValueError for a column that is a task and something else."""
-    for argument, names in {**roles, **input.claimed()}.items():
-        both = sorted(roles["tasks"] & set(names)) if argument != "tasks" else ()
-        if both:
-            raise ValueError(
-                f"`tasks` and `{argument}` must name different columns of {source}, got "
-                f"{listed(both)} in both"
-            )
-
-
-def _unread(cells: pd.DataFrame, roles: dict[str, set[str]], input: Input) -> tuple[str, ...]:
-    used = set().union(*roles.values(), *input.claimed().values())
-    return tuple(name for name in cells if name not in used)
-
-
 def _part_names(parts: Sequence[np.ndarray]) -> Sequence[str]:
     return SPLITS if len(parts) == len(SPLITS) else [str(n + 1) for n in range(len(parts))]
-
-
-def _check_policy(argument: str, value: str) -> None:
-    if value not in POLICIES:
-        raise ValueError(f"`{argument}` must be one of {POLICIES}, got {value!r}")

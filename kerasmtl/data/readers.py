@@ -1,12 +1,14 @@
-"""Strict readers of labels files: CSV, Parquet and NPZ become cells by line and column."""
+"""Strict readers of labels files: the cells of a CSV, a Parquet file or an NPZ, by line and column.
+
+A CSV is read as text, so that nothing is guessed: what a cell means is decided by
+`kerasmtl.data.labels` (labels) and by `read_columns` (numbers).
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import os
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,18 +19,12 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.tasks import MISSING_CODES
-from kerasmtl.utils.text import check_columns, listed, warn
+from kerasmtl.utils.text import check_columns, listed, shortened, warn
 
 FORMATS = (".csv", ".parquet", ".npz")
-_SHOWN = 5  # how many faults a message lists
-_COLUMNS = 20  # how many columns with faults a message lists
 _EXACT = 2**24  # up to which float32 holds every whole number
-_NO_NPZ = (
-    *(ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 _ADVICE = (
-    " Leave columns out with ignore=[…] (project.toml: [input] ignore), say what they are with "
+    ". Leave columns out with ignore=[…] (project.toml: [input] ignore), say what they are with "
     "group_column=…, id_column=… or split_column=…, name those that count with features=[…], or "
     "turn text into columns of 0 and 1 first: pandas.get_dummies(frame, columns=[…])."
 )
@@ -55,7 +51,7 @@ class LabelsFile:
 
 @dataclass(frozen=True)
 class Arrays:
-    """What an NPZ holds; what it lacks is None.
+    """The arrays of an NPZ; None for those that it lacks.
 
     Shapes: features (rows, columns) float32; labels (rows, tasks); columns and tasks of str; others
     (rows,) each. `unfit`: the shapes of further arrays.
@@ -70,7 +66,7 @@ class Arrays:
 
 
 def place(source: str | os.PathLike[str]) -> str:
-    """What a row is called in messages: the line of a text file, else the row, from 0."""
+    """Return what a row is called in messages: the line of a text file, else the row, from 0."""
     return "row" if Path(source).suffix.lower() in ("", ".npz", ".parquet") else "line"
 
 
@@ -94,7 +90,8 @@ def read_labels_file(
     """Read the cells of an NPZ with the arrays X and Y, of a Parquet file, or else of a CSV.
 
     Raises:
-        FileNotFoundError, ValueError: absent or malformed; `packed_bits` of another file.
+        FileNotFoundError: the file is absent.
+        ValueError: it is malformed, or `packed_bits` is set for a file that is not an NPZ.
     """
     if source.suffix.lower() != ".npz":
         if packed_bits:
@@ -104,19 +101,19 @@ def read_labels_file(
     if arrays.labels is None:
         raise ValueError(f"`path` {source} must have an array Y, (rows, tasks), got none")
     tasks = arrays.tasks or tuple(f"y{number}" for number in range(arrays.labels.shape[1]))
-    names = Counter([*arrays.columns, *tasks, *arrays.others])
-    twice = sorted(name for name, count in names.items() if count > 1)
-    if twice:
-        raise ValueError(
-            f"`path` {source} must have distinct names of the columns of X, tasks and other "
-            f"arrays, got twice {listed(twice)}"
-        )
+    _check_distinct([*arrays.columns, *tasks, *arrays.others], source)
     parts = [
         pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False),
         pd.DataFrame(arrays.labels, columns=list(tasks)),
         pd.DataFrame(arrays.others),
     ]
     return LabelsFile(source, pd.concat(parts, axis=1), tasks, arrays.columns, arrays.unfit)
+
+
+def _check_distinct(names: Sequence[str], source: Path) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ValueError(f"`path` {source} must have distinct columns, got twice {listed(twice)}")
 
 
 def read_frame(path: Path, encoding: str = "utf-8") -> pd.DataFrame:
@@ -127,7 +124,7 @@ def read_frame(path: Path, encoding: str = "utf-8") -> pd.DataFrame:
         ValueError: it is malformed or empty, or `pyarrow` is not installed.
     """
     if path.suffix.lower() != ".parquet":
-        return read_table(path, encoding)
+        return _read_csv(path, encoding)
     file_format(path)
     try:
         frame = pd.read_parquet(path, engine="pyarrow")
@@ -144,18 +141,15 @@ def read_frame(path: Path, encoding: str = "utf-8") -> pd.DataFrame:
     return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
-def read_table(source: Path, encoding: str) -> pd.DataFrame:
-    """Read the cells of a CSV as text, indexed by the line they start in; see `iter_lines`."""
+def _read_csv(source: Path, encoding: str) -> pd.DataFrame:
     shared = {}.setdefault  # one string for all cells of the same text
-    found = iter_lines(source, encoding)
-    _, names = next(found)
-    rows, lines = [], []
-    for line, row in found:
-        rows.append(tuple(map(shared, row, row)))
-        lines.append(line)
-    if not rows:
+    (_, names), *found = (
+        (line, tuple(map(shared, row, row))) for line, row in iter_lines(source, encoding)
+    )
+    if not found:
         raise ValueError(f"`path` {source} must have rows below the header, got none")
-    return pd.DataFrame(rows, columns=names, index=lines, dtype=object)
+    lines, rows = zip(*found, strict=True)
+    return pd.DataFrame(list(rows), columns=names, index=list(lines), dtype=object)
 
 
 def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, list[str]]]:
@@ -167,7 +161,7 @@ def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, lis
             name, or a line with too few or too many cells; names the line.
     """
     if not source.is_file():
-        raise FileNotFoundError(f"`path` must be a CSV that exists, got {source}")
+        raise FileNotFoundError(f"`path` must be a CSV file that exists, got {source}")
     utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     line = 1
     try:
@@ -175,7 +169,11 @@ def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, lis
             # Not pandas: it fills short lines up, and counts a cell of two lines as one.
             reader = csv.reader(file, strict=True)
             names = [name.strip() for name in next((row for row in reader if any(row)), [])]
-            _check_header(names, source)
+            if not any(names):
+                raise ValueError(f"`path` {source} must be a CSV with a header, got an empty file")
+            _check_distinct(names, source)
+            if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
+                raise ValueError(f"`path` {source} must be comma-separated, got {names[0]!r}")
             yield reader.line_num, names
             line = reader.line_num + 1
             for row in reader:
@@ -198,33 +196,23 @@ def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, lis
         ) from None
 
 
-def _check_header(names: list[str], source: Path) -> None:
-    if not any(names):
-        raise ValueError(f"`path` {source} must be a CSV with a header, got an empty file")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"`path` {source} must have distinct columns, got twice {twice}")
-    if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
-        raise ValueError(f"`path` {source} must be comma-separated, got {names[0]!r}")
-
-
 def _wrong_encoding(source: Path, encoding: str, error: Exception) -> ValueError:
-    data = source.read_bytes()
+    data, said = source.read_bytes(), str(error)
     if isinstance(error, UnicodeDecodeError):  # its position is that in a block of the file
         try:
             data.decode(encoding)
-        except UnicodeDecodeError as again:
-            line = data.count(b"\n", 0, again.start) + 1
-            error = ValueError(f"line {line}, byte {again.start}: {again.reason}")
+        except UnicodeDecodeError as whole:
+            line = data.count(b"\n", 0, whole.start) + 1
+            said = f"line {line}, byte {whole.start}: {whole.reason}"
     likely = "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin-1"
     return ValueError(
-        f"`encoding` must be the one {source} was written in, got {encoding!r} ({error}). Call "
+        f"`encoding` must be the one {source} was written in, got {encoding!r} ({said}). Call "
         f"with encoding={likely!r}, or save the file as UTF-8."
     )
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """The cells as text as in a CSV: a missing one is "", true is 1, false is 0."""
+    """Return the cells as text, as a CSV has them: "" for missing, 1 for true, 0 for false."""
 
     def text(cell: Any) -> str:
         if not pd.api.types.is_scalar(cell):
@@ -233,22 +221,17 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
             return ""
         return str(int(cell)) if isinstance(cell, bool | np.bool_) else str(cell).strip()
 
-    def is_text(cells: pd.Series) -> bool:
-        is_object = cells.dtype == object
-        return is_object and pd.api.types.infer_dtype(cells, skipna=False) == "string"
+    def column(cells: pd.Series) -> Any:
+        if cells.dtype == object:
+            kind = pd.api.types.infer_dtype(cells, skipna=False)
+            if kind == "string":
+                return cells
+            if kind == "mixed":  # lists cannot be counted as below
+                return [text(cell) for cell in cells]
+        codes, distinct = pd.factorize(cells, use_na_sentinel=False)
+        return np.array([*map(text, distinct), ""], dtype=object)[codes]
 
-    typed = [name for name in frame if not is_text(frame[name])]
-    if not typed:
-        return frame  # as a CSV is read
-    made = {name: frame[name] for name in frame if name not in typed}
-    for name in typed:
-        cells = frame[name]
-        try:
-            codes, distinct = pd.factorize(cells, use_na_sentinel=False)
-        except TypeError:  # lists
-            made[name] = [text(cell) for cell in cells]
-            continue
-        made[name] = np.array([*map(text, distinct), ""], dtype=object)[codes]
+    made = {name: column(frame[name]) for name in frame}
     return pd.DataFrame(made, index=frame.index, columns=frame.columns, dtype=object)
 
 
@@ -265,7 +248,8 @@ def read_features(
         lines of a CSV (header = 1) or the rows of another file, from 0.
 
     Raises:
-        FileNotFoundError, ValueError: absent or malformed, or text in a column.
+        FileNotFoundError: the file is absent.
+        ValueError: it is malformed, or a column has text.
     """
     source = Path(path)
     if file_format(source) == ".npz":
@@ -273,7 +257,7 @@ def read_features(
         frame = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
     else:
         frame = read_frame(source, encoding)
-    advice = " Write a number there, or leave the cell empty."
+    advice = ". Write a number there, or leave the cell empty."
     return read_columns(frame, columns, source, advice), frame.index.to_numpy()
 
 
@@ -299,34 +283,30 @@ def read_columns(
     values = np.empty((len(frame), len(columns)), dtype="float32")
     faults = []
     for position, name in enumerate(columns):
-        numbers, missing = _numbers(frame[name])
+        cells = frame[name]
+        if pd.api.types.is_numeric_dtype(cells.dtype):
+            numbers = cells.to_numpy(dtype="float64", na_value=np.nan)
+            missing = np.isnan(numbers)
+        else:
+            text = cells.astype(object).where(cells.notna(), "").map(str).str.strip()
+            missing = text.str.lower().isin(MISSING_CODES).to_numpy()
+            numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype="float64")
+            numbers = np.where(missing, np.nan, numbers)
         with np.errstate(over="ignore"):
             values[:, position] = numbers
         wrong = np.flatnonzero(~missing & ~np.isfinite(values[:, position]))
         if len(wrong):
-            cell = str(frame[name].iloc[wrong[0]])[:60]
-            line = f"{place(source)} {frame.index[wrong[0]]}"
-            faults.append(f"{line}, column {name!r}: {cell!r} ({len(wrong)} such cells)")
+            line, cell = frame.index[wrong[0]], str(cells.iloc[wrong[0]])[:60]
+            where = f"{place(source)} {line}, column {name!r}"
+            faults.append(f"{where}: {cell!r} ({len(wrong)} such cells)")
         else:
             _warn_of_lost(numbers, name, source)
     if faults:
-        more = f"; … in {len(faults)} columns" if len(faults) > _COLUMNS else ""
         raise ValueError(
             f"`features` in {source} must be finite numbers, or one of {MISSING_CODES} = missing, "
-            f"got {'; '.join(faults[:_COLUMNS])}{more}.{advice}"
+            f"got {shortened(faults, 20)}{advice}"
         )
     return values
-
-
-def _numbers(cells: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """A column as float64, NaN where it is missing or not a number, and where it is missing."""
-    if pd.api.types.is_numeric_dtype(cells.dtype):
-        numbers = cells.to_numpy(dtype="float64", na_value=np.nan)
-        return numbers, np.isnan(numbers)
-    text = cells.astype(object).where(cells.notna(), "").map(str).str.strip()
-    numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype="float64")
-    missing = text.str.lower().isin(MISSING_CODES).to_numpy()
-    return np.where(missing, np.nan, numbers), missing
 
 
 def _warn_of_lost(numbers: np.ndarray, name: str, source: Path) -> None:
@@ -351,10 +331,10 @@ def check_finite(features: np.ndarray, columns: Sequence[str], source: Path | st
     """Raise ValueError for an infinite feature; names row and column."""
     infinite = np.argwhere(np.isinf(features))
     if len(infinite):
-        shown = "; ".join(f"row {row}, column {columns[at]!r}" for row, at in infinite[:_SHOWN])
+        shown = [f"row {row}, column {columns[at]!r}" for row, at in infinite[:5]]
         raise ValueError(
             f"`features` in {source} must be numbers that float32 holds, or NaN = missing, got "
-            f"{len(infinite)} infinite cells: {shown}"
+            f"infinite cells: {shortened(shown, 5, len(infinite))}"
         )
 
 
@@ -373,45 +353,16 @@ def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
     file_format(path)
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: _decoded(file[name]) for name in file.files}
-    except _NO_NPZ as error:
-        reason = str(error) or type(error).__name__
-        if isinstance(error, AttributeError | TypeError):
-            reason = "a single array, as numpy.save writes it"
+            found = {name: file[name] for name in file.files}
+    except Exception as error:  # NumPy, zipfile and zlib each raise errors of their own
         raise ValueError(
-            f"`path` {path} must be an NPZ of plain arrays, as numpy.savez writes it, got {reason}"
+            f"`path` {path} must be an NPZ of plain arrays, as numpy.savez writes it, got "
+            f"{type(error).__name__}: {error}"
         ) from None
+    found = {k: np.char.decode(v, "utf-8") if v.dtype.kind == "S" else v for k, v in found.items()}
     if "X" not in found:
         raise ValueError(f"`path` {path} must have an array X, got {sorted(found)}")
-    features = _matrix(found["X"], packed_bits, path)
-    rows, width = features.shape
-    columns = _names(found, "columns", width, path) or tuple(f"x{at}" for at in range(width))
-    labels = found.get("Y")
-    if labels is not None and (labels.ndim != 2 or len(labels) != rows):
-        raise ValueError(
-            f"`path` {path}: the array Y must be of shape ({rows}, tasks), got {labels.shape}"
-        )
-    check_finite(features, columns, path)
-    exact = packed_bits or found["X"].dtype.kind == "b" or found["X"].dtype.itemsize <= 2
-    if not exact and found["X"].dtype != "float32":
-        for at, name in enumerate(columns):
-            _warn_of_lost(found["X"][:, at].astype("float64"), name, path)
-    more = {k: array for k, array in found.items() if k not in ("X", "Y", "tasks", "columns")}
-    return Arrays(
-        features=features,
-        columns=columns,
-        labels=labels,
-        tasks=None if labels is None else _names(found, "tasks", labels.shape[1], path),
-        others={name: array for name, array in more.items() if array.shape == (rows,)},
-        unfit={name: array.shape for name, array in more.items() if array.shape != (rows,)},
-    )
-
-
-def _decoded(array: np.ndarray) -> np.ndarray:
-    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
-
-
-def _matrix(x: np.ndarray, packed_bits: bool, path: Path) -> np.ndarray:
+    x, labels = found.pop("X"), found.pop("Y", None)
     if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "biuf":
         raise ValueError(
             f"`path` {path}: the array X must be numbers of shape (rows, columns), got shape "
@@ -420,14 +371,29 @@ def _matrix(x: np.ndarray, packed_bits: bool, path: Path) -> np.ndarray:
     if packed_bits and x.dtype != np.uint8:
         raise ValueError(f"`packed_bits` must be False for X of {x.dtype} in {path}, got True")
     with np.errstate(over="ignore"):
-        return (np.unpackbits(x, axis=1) if packed_bits else x).astype("float32")
+        features = (np.unpackbits(x, axis=1) if packed_bits else x).astype("float32")
+    rows, width = features.shape
+    columns = _names(found, "columns", width, path) or tuple(f"x{at}" for at in range(width))
+    if labels is not None and (labels.ndim != 2 or len(labels) != rows):
+        raise ValueError(
+            f"`path` {path}: the array Y must be of shape ({rows}, tasks), got {labels.shape}"
+        )
+    tasks = _names(found, "tasks", 0 if labels is None else labels.shape[1], path)
+    check_finite(features, columns, path)
+    if not packed_bits and x.dtype.itemsize > 2 and x.dtype != "float32":
+        for at, name in enumerate(columns):
+            _warn_of_lost(x[:, at].astype("float64"), name, path)
+    fit = {name: array for name, array in found.items() if array.shape == (rows,)}
+    unfit = {name: array.shape for name, array in found.items() if name not in fit}
+    return Arrays(features, columns, labels, tasks, fit, unfit)
 
 
 def _names(
     found: dict[str, np.ndarray], name: str, count: int, path: Path
 ) -> tuple[str, ...] | None:
-    array = found.get(name)
-    if array is None:
+    """Take the names of `count` columns out of the arrays, if they are there and needed."""
+    array = found.pop(name, None)
+    if array is None or not count:
         return None
     names = tuple(str(text) for text in array.ravel())
     if array.shape != (count,) or len(set(names)) != count:

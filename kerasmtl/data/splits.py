@@ -1,4 +1,4 @@
-"""Splits: rows divided into parts, stratified or by hash, and what is wrong with given parts."""
+"""Divides rows into parts, stratified or by hash, and finds what is wrong with given parts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from scipy.sparse.csgraph import connected_components
 
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import Task
-from kerasmtl.utils.text import listed, warn
+from kerasmtl.utils.text import listed, shortened, warn
 from kerasmtl.utils.validation import check_choice
 
 POLICIES = ("stratified", "hash")
 _BINS = 4  # a regression task is stratified by its quartiles
-_LATE = (
-    20_000  # rows or more are kept back and placed one by one: they even out what dealing leaves
-)
+_LATE = 20_000  # rows or more are placed one by one at the end: they even out what dealing leaves
 _RARE = 3  # units of an answer that the smallest part may expect, below which it is given one
 _POOL = 128  # units that are looked at to find one with a rare answer
 _SHOWN = 5
@@ -83,7 +81,7 @@ def split_rows(
 
 
 def units(groups: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:
-    """Number what stays together, (rows,) int: groups, those with identical rows as one.
+    """Number what stays together, (rows,) int: groups, and groups that share identical rows.
 
     Shapes: groups and alike (rows,); numbers count from 0 in the order of the rows.
     """
@@ -101,20 +99,17 @@ def units(groups: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:
 
 
 def _first_names(names: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    """For each row the name in its unit that sorts first as text, (rows,)."""
-    codes, distinct = pd.factorize(names)
-    if unit.max(initial=-1) + 1 == len(distinct):  # one name in each
+    """Return for each row the name in its unit that sorts first as text, (rows,)."""
+    if len(unit) == unit.max(initial=-1) + 1:  # every row is alone
         return names
-    order = np.argsort(distinct.astype(str), kind="stable")
-    rank = np.empty(len(order), dtype=int)
-    rank[order] = np.arange(len(order))
-    first = np.full(unit.max() + 1, len(order))
-    np.minimum.at(first, unit, rank[codes])
-    return distinct[order[first[unit]]]
+    text = pd.Series(names).astype(str)
+    first = text.sort_values(kind="stable").index.to_numpy()
+    chosen = pd.Series(first).groupby(unit[first]).first()
+    return names[chosen.to_numpy()[unit]]
 
 
 def _by_hash(names: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
-    """The part of each row, (rows,), by a number in [0, 1) that its name and the seed give."""
+    """Return the part of each row, (rows,), by a number in [0, 1) from its name and the seed."""
     salt = f"{seed}:".encode()
     codes, distinct = pd.factorize(names)
     draws = [hashlib.blake2b(salt + str(n).encode(), digest_size=8).digest() for n in distinct]
@@ -124,7 +119,7 @@ def _by_hash(names: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _answers(labels: np.ndarray, tasks: Sequence[Task]) -> np.ndarray:
-    """Which answers a row has, (rows, answers) bool: every part is to have its share of each."""
+    """Return which answers rows have, (rows, answers) bool: parts are to have a share of each."""
     columns = []
     for column, task in zip(labels.T, tasks, strict=True):
         if task.kind == "multiclass":
@@ -175,7 +170,7 @@ class _Stratified:
         self.part = np.full(len(self.size), -1)
 
     def run(self) -> np.ndarray:
-        """The part of every unit, (units,) int."""
+        """Return the part of every unit, (units,) int."""
         self._seed()
         large = np.flatnonzero((self.size > 1) & (self.part < 0))
         mixed = large[self.rng.permutation(len(large))]
@@ -194,7 +189,7 @@ class _Stratified:
     def _seed(self) -> None:
         """Give each part one unit of every answer that is rare and has as many units as parts.
 
-        The last answer, to be a unit at all, sees to it that no part stays empty.
+        The last answer, which every unit has, keeps parts from staying empty.
         """
         has = self.counts > 0
         often = has.sum(axis=0)
@@ -215,7 +210,7 @@ class _Stratified:
     def _fitting(
         self, free: np.ndarray, part: int, has: np.ndarray, covered: np.ndarray
     ) -> int | None:
-        """One of the units for a part: with rare answers that it lacks, not with those it has."""
+        """Return one of the units for a part: with rare answers that it lacks."""
         lack, room = self.lack[part, -1], self.room[part]
         fits = free[self.size[free] <= lack][:_POOL]
         if len(fits):
@@ -232,7 +227,7 @@ class _Stratified:
         self.lack[part] -= self.counts[units].sum(axis=0, dtype=float)
 
     def _place(self, unit: int) -> None:
-        """One unit goes where its answers, the rare ones above all, are lacked most."""
+        """Give a unit to the part that lacks its answers most, the rare ones above all."""
         need = (self.lack * self.weight / self.shares[:, None]) @ self.counts[unit].astype(float)
         fits = self.lack[:, -1] >= self.size[unit]
         part = int(np.argmax(np.where(fits | ~fits.any(), need, -np.inf)))
@@ -240,9 +235,9 @@ class _Stratified:
         self.lack[part] -= self.counts[unit]
 
     def _deal(self, rest: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """All rows of the answer that is rarest among the rest, at once; returns the others.
+        """Give all rows of the answer that is rarest among the rest to parts; returns the others.
 
-        `left`, how often each answer occurs in the rest, is kept up to date.
+        Updates `left`, how often each answer occurs in the rest.
         """
         if not left.any():
             chosen, want = np.ones(len(rest), dtype=bool), self.lack[:, -1]
@@ -258,7 +253,7 @@ class _Stratified:
 
 
 def _sizes(rows: int, shares: np.ndarray) -> np.ndarray:
-    """The rows of each part; where there are as many rows as parts, at least one."""
+    """Return the rows of each part; where there are as many rows as parts, at least one."""
     sizes = np.diff(np.round(np.cumsum(shares) * rows), prepend=0)
     while rows >= len(shares) and not sizes.all():
         sizes[np.argmax(sizes)] -= 1
@@ -267,7 +262,7 @@ def _sizes(rows: int, shares: np.ndarray) -> np.ndarray:
 
 
 def _apportion(want: np.ndarray, room: np.ndarray, rows: int) -> np.ndarray:
-    """How many of the rows each part gets: near to what it wants, never above its room."""
+    """Return how many of the rows each part gets: near to what it wants, within its room."""
     room = np.maximum(np.round(room), 0).astype(int)
     if room.sum() < rows:  # groups have overfilled a part
         room = room + rows
@@ -281,41 +276,6 @@ def _apportion(want: np.ndarray, room: np.ndarray, rows: int) -> np.ndarray:
     return given
 
 
-def part_faults(
-    labels: np.ndarray, tasks: Sequence[Task], parts: Sequence[np.ndarray]
-) -> list[list[str]]:
-    """For each part the tasks without two different labels there, though the whole has them.
-
-    Shapes: labels (rows, tasks), NaN = missing; parts, the numbers of rows.
-    """
-    whole = _both(labels)
-    return [
-        [tasks[at].name for at in np.flatnonzero(whole & ~_both(labels[part]))] for part in parts
-    ]
-
-
-def _both(labels: np.ndarray) -> np.ndarray:
-    """Which tasks have two different known labels, (tasks,) bool."""
-    if not len(labels):
-        return np.zeros(labels.shape[1], dtype=bool)
-    return np.fmax.reduce(labels, axis=0) > np.fmin.reduce(labels, axis=0)
-
-
-def cut_groups(groups: np.ndarray, parts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Of each group that is in two parts, two rows of different parts.
-
-    Shapes: groups (rows,); parts, the numbers of rows.
-    """
-    rows = np.concatenate(parts)
-    part = np.repeat(np.arange(len(parts)), [len(rows) for rows in parts])
-    codes, distinct = pd.factorize(groups[rows])
-    first = np.full(len(distinct), len(rows))
-    np.minimum.at(first, codes, np.arange(len(rows)))
-    cut = np.flatnonzero(part != part[first[codes]])
-    _, once = np.unique(codes[cut], return_index=True)
-    return [(int(rows[first[codes[at]]]), int(rows[at])) for at in cut[np.sort(once)]]
-
-
 def warn_of_parts(
     labels: np.ndarray,
     tasks: Sequence[Task],
@@ -323,12 +283,22 @@ def warn_of_parts(
     names: Sequence[str],
     source: Path,
 ) -> None:
-    """Warn of what `part_faults` finds."""
-    for name, found in zip(names, part_faults(labels, tasks, parts), strict=True):
-        if found:
+    """Warn of tasks without two different labels in a part, though the whole has them.
+
+    Shapes: labels (rows, tasks), NaN = missing; parts, which are `names`, the numbers of rows.
+    """
+
+    def differ(found: np.ndarray) -> np.ndarray:
+        low, high = (of.reduce(found, axis=0, initial=np.nan) for of in (np.fmin, np.fmax))
+        return high > low
+
+    for name, part in zip(names, parts, strict=True):
+        found = np.flatnonzero(differ(labels) & ~differ(labels[part]))
+        if len(found):
             warn(
-                f"the part {name} of {source} has no two different labels of {listed(found)}: "
-                "nothing can be learnt there, or scored by rank, of them."
+                f"the part {name} of {source} has no two different labels of "
+                f"{listed(tasks[at].name for at in found)}: nothing can be learned there, or "
+                "scored by rank, of them."
             )
 
 
@@ -341,21 +311,34 @@ def warn_of_cuts(
     called: Sequence[str],
     source: Path,
 ) -> None:
-    """Warn of what `cut_groups` finds, `what` for short.
+    """Warn of groups that are in two parts.
 
-    Shapes: groups, names and lines (rows,); parts, which are `called`, the numbers of rows.
+    Args:
+        what: the groups are, for the message.
+        groups, names, lines: (rows,) each.
+        parts: the numbers of rows of each.
+        called: the names of the parts.
+        source: the file, for the message.
     """
-    cut = cut_groups(groups, parts)
-    if not cut:
-        return
-    few = {row for pair in cut[:_SHOWN] for row in pair}
-    part = {row: name for name, rows in zip(called, parts, strict=True) for row in few & {*rows}}
     at = place(source)
-    shown = "; ".join(
-        f"{names[a]!r}, {part[a]} in {at} {lines[a]} and {part[b]} in {at} {lines[b]}"
-        for a, b in cut[:_SHOWN]
+    rows = pd.DataFrame(
+        {
+            "group": np.concatenate([groups[part] for part in parts]),
+            "part": np.repeat(called, [len(part) for part in parts]),
+            "row": np.concatenate(parts),
+        }
     )
+    first = rows.drop_duplicates("group").set_index("group")
+    other = rows[rows["part"].to_numpy() != first["part"].loc[rows["group"]].to_numpy()]
+    other = other.drop_duplicates("group")
+    if other.empty:
+        return
+    shown = [
+        f"{names[one]!r}, {part} in {at} {lines[one]} and {two.part} in {at} {lines[two.row]}"
+        for two in other.head(_SHOWN).itertuples()
+        for part, one in [first.loc[two.group]]
+    ]
     warn(
-        f"{source} has {what} on two sides of its split column, {len(cut)} in all, so that scores "
-        f"may be too good: {shown}{'; …' if len(cut) > _SHOWN else ''}."
+        f"{source} has {what} on two sides of its split column, {len(other)} in all, so that "
+        f"scores may be too good: {shortened(shown, _SHOWN, len(other))}."
     )

@@ -27,6 +27,23 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(texts[:SHOWN]) + more
 
 
+def shortened(texts: Iterable[str], most: int = 5, count: int | None = None) -> str:
+    """Join the first texts by semicolons, and say how many more there are.
+
+    Args:
+        texts: at least the first `most` of them.
+        most: how many are shown.
+        count: of all; by default that of `texts`.
+
+    Example:
+        >>> shortened(["a", "b", "c"], most=2)
+        'a; b; and 1 more'
+    """
+    found = list(texts)
+    more = (len(found) if count is None else count) - most
+    return "; ".join([*found[:most], *([f"and {more} more"] if more > 0 else [])])
+
+
 def check_columns(
     argument: str, names: Iterable[str], known: Iterable[object], source: Path
 ) -> None:

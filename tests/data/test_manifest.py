@@ -175,7 +175,7 @@ def test_a_file_with_a_header_only_is_refused(read, text):
 
 @pytest.mark.parametrize("header", ["image,a,a", "image,a, a ", "image,b,a,c,a", "image,image,a"])
 def test_columns_of_the_same_name_are_refused(read, header):
-    with pytest.raises(ValueError, match=r"distinct columns.*\['(a|image)'\]"):
+    with pytest.raises(ValueError, match="distinct columns.* (a|image)"):
         read(f"{header}\n{','.join('1' * len(header.split(',')))}\n")
 
 
@@ -206,7 +206,7 @@ def test_a_wrong_encoding_is_named_with_line_byte_and_a_way_out(read, far):
 
 @pytest.mark.parametrize("path", ["absent.csv", "."])
 def test_a_path_that_is_no_file_is_refused(tmp_path, path):
-    with pytest.raises(FileNotFoundError, match="`path` must be"):
+    with pytest.raises(FileNotFoundError, match="`path`"):
         Manifest.from_csv(tmp_path / path)
 
 
@@ -359,6 +359,13 @@ def test_rows_of_a_group_stay_together(read, by):
     assert sum(map(len, held)) == 30 and sum(map(len, parts)) == 300
 
 
+def test_rows_without_a_group_are_groups_of_their_own(read):
+    groups = read("image,a,video\nx,1,v\ny,0, v \nz,1,\nw,0,NA\n", group_column="video").groups
+    assert groups[0] == groups[1] == "v" and len(set(groups)) == 3
+    with pytest.raises(ValueError, match="`group_column`.*'patient'"):
+        read("image,a,video\nx,1,v\n", group_column="patient")
+
+
 def test_groups_may_be_given_to_the_split(read):
     manifest = numbered(read, 60)
     parts = manifest.split((0.5, 0.5), groups=np.arange(60) // 6)
@@ -441,7 +448,7 @@ def test_take_gives_the_rows_in_the_order_asked_for(read):
 
 def test_a_split_column_that_is_named_must_be_there(read):
     text = "image,a,fold\nx,1,train\ny,0,test\n"
-    with pytest.raises(ValueError, match=r"`split_column`.*'Fold'.*mean 'fold'"):
+    with pytest.raises(ValueError, match="`split_column`.*'Fold'"):
         read(text, split_column="Fold")
     assert read(text, split_column="split").splits is None
     assert read(text).ignored == ("fold",) and read(text, split_column="fold").ignored == ()

@@ -163,7 +163,7 @@ def test_a_wrong_npz_is_named(tmp_path, arrays, message):
 
 
 def test_absent_and_unknown_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`path` must be"):
+    with pytest.raises(FileNotFoundError, match="`path`"):
         load_table(tmp_path / "no.csv")
     with pytest.raises(ValueError, match="`path`.*.csv.*.parquet.*.npz"):
         load_table(write(tmp_path, name="table.xlsx"))
@@ -179,7 +179,7 @@ def test_arrays_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="`features` must name"):
         table_of(x, y, ["a"], columns=["one"])
     table = table_of(x, y, ["a"])
-    with pytest.raises(ValueError, match="`features` must be among"):
+    with pytest.raises(ValueError, match="`features`"):
         table.input.select(table.values, kt.data.Table(["x7"]))
 
 
@@ -375,7 +375,7 @@ def test_by_hash_a_row_without_a_name_stays_where_it_is(tmp_path):
     [
         ({"tasks": ["leak"], "ignore": ["name", "leak"]}, "`ignore` and `tasks` .*leak"),
         ({"features": ["heat"], "ignore": ["heat"]}, "`features` and `ignore` .*heat"),
-        ({"tasks": ["leak"], "group_column": "leak"}, "`tasks` and `group_column` .*leak"),
+        ({"tasks": ["leak"], "group_column": "leak"}, "`group_column` and `tasks` .*leak"),
         ({"features": ["name"], "id_column": "name"}, "`features` and `id_column` .*name"),
     ],
 )

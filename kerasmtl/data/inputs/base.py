@@ -1,10 +1,10 @@
-"""`Input`, the base of all kinds of model input."""
+"""`Input`, the base class of all kinds of model input, from a labels file to a served model."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -16,6 +16,7 @@ from kerasmtl.data.labels import infer_tasks
 from kerasmtl.data.readers import LabelsFile, read_labels_file
 from kerasmtl.tasks import Task
 from kerasmtl.utils.tf import as_written
+from kerasmtl.utils.validation import check_choice
 
 if TYPE_CHECKING:
     import keras
@@ -32,11 +33,13 @@ class Fault:
 
 
 class Rows(NamedTuple):
-    """What `Input.read` makes of a labels file.
+    """The rows that `Input.read` finds in a labels file.
 
-    `input`: completed by what the file says, such as the names of its columns; `values`: (rows, …),
-    one input per row; `names`: (rows,) str, by which a row is known wherever it is listed, or None
-    if rows are numbered.
+    Attributes:
+        input: completed by what the file says, such as the names of its columns.
+        values: (rows, …), one input per row.
+        names: (rows,) str, by which a row is known wherever it is listed; None if rows are
+            numbered.
     """
 
     input: Input
@@ -47,9 +50,11 @@ class Rows(NamedTuple):
 class Signature(NamedTuple):
     """One way to ask an exported model.
 
-    `specs`: of the arguments by name, first axis = batch. `to_input`: from the arguments to the
-    model's input, in the graph. `sample`: from a seed to arguments of no meaning, for golden
-    requests.
+    Attributes:
+        name: of the signature.
+        specs: of the arguments by name, first axis = batch.
+        to_input: from the arguments to the model's input, in the graph.
+        sample: from a seed to arguments without a meaning, for golden requests.
 
     Example:
         >>> import kerasmtl as kt
@@ -81,6 +86,7 @@ class Input(ABC):
         model_signature: the one that takes model input itself, from which converters start; None
             if there is none.
         has_backbone: whether models of this kind are usually built on a pretrained network.
+        ignore: columns of a labels file that the user leaves out.
         bounds: the least and the largest number of model input, if there are any.
 
     Example:
@@ -97,6 +103,7 @@ class Input(ABC):
     model_signature: ClassVar[str | None] = None
     has_backbone: ClassVar[bool] = False
     bounds: ClassVar[tuple[float, float] | None] = None
+    ignore: ClassVar[Sequence[str]] = ()
     _kinds: ClassVar[dict[str, type[Input]]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -111,120 +118,118 @@ class Input(ABC):
         return read_labels_file(source, encoding)
 
     def claimed(self) -> dict[str, tuple[str, ...]]:
-        """The columns that the user named for this input, by the name of the argument."""
+        """Return the columns that the user named for this input, by the name of the argument."""
         return {}
 
     def infer_tasks(self, cells: pd.DataFrame, source: Path) -> tuple[Task, ...]:
-        """The tasks, where the user names none, among columns that nothing else claims."""
+        """Find the tasks, where the user names none, among columns that nothing else claims."""
         return infer_tasks(cells, source)
 
     @abstractmethod
-    def read(self, file: LabelsFile, taken: Mapping[str, set[str]]) -> Rows:
+    def read(self, file: LabelsFile, taken: set[str]) -> Rows:
         """Return the values of all rows of a labels file.
 
         Args:
             file: its cells.
-            taken: the columns that are something else, by the name of the argument that says so.
+            taken: its columns that are tasks, splits or groups.
 
         Raises:
             ValueError: a cell is not an input; names file, line and column.
         """
 
     def adopt(self, values: Any) -> tuple[Self, np.ndarray]:
-        """Check values that are at hand, (rows, …); returns this input, completed, with them."""
+        """Check values in memory, (rows, …); returns this input, completed, and the values."""
         return self, np.asarray(values)
 
     def like(self, trained: Input) -> Input:
-        """This input as a trained model takes it: what the model has fixed is not read again."""
+        """Return this input as a trained model takes it, with what the model has fixed."""
         if trained.kind != self.kind:
             raise ValueError(f"`input` must be {trained.kind!r}, as of the model, got {self!r}")
         return trained
 
     def select(self, values: np.ndarray, trained: Input) -> np.ndarray:
-        """What a trained model's input takes of these values."""
+        """Return the part of these values that a trained model's input takes."""
         return values
 
     # Rows and their content.
 
     def known_by(self, names: np.ndarray) -> np.ndarray:
-        """One key for all ways to write the name of a row, (rows,)."""
+        """Return one key for all ways to write the name of a row, (rows,)."""
         return names
 
     def identical(self, values: np.ndarray) -> np.ndarray:
-        """A key of the content of each row, (rows,): the same for identical content."""
+        """Return a key of the content of each row, (rows,): the same for identical content."""
         if values.ndim == 1:
             return values
-        digests = [hashlib.blake2b(np.ascontiguousarray(row)).hexdigest() for row in values]
-        return np.array(digests, dtype=object)
+        return np.array([hashlib.blake2b(row.tobytes()).hexdigest() for row in values], object)
 
     def identities(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """By kind of leak, keys that should not occur in two parts of a split, (rows,) each."""
+        """Return keys that should not be in two parts of a split, (rows,) each, by kind of leak."""
         return {"same row": self.identical(values)}
 
     def near_duplicates(
         self, values: np.ndarray, parts: np.ndarray, progress: Callable[[], None] | None
     ) -> Iterable[tuple[int, int]]:
-        """Pairs of rows in different parts that are nearly the same."""
+        """Find pairs of rows in different parts that are nearly the same."""
         return ()
 
     def columns(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """By column, numbers that must agree in rows of the same name, (rows,) each."""
+        """Return numbers that must agree in rows of the same name, (rows,) each, by column."""
         return {}
 
     def absent(self, values: np.ndarray) -> dict[int, str]:
-        """Why rows cannot be used, by row, as far as that is known without opening a file."""
+        """Say why rows cannot be used, by row, as far as no file must be opened for it."""
         return {}
 
     def faults(
         self, values: np.ndarray, progress: Callable[[], None] | None = None
     ) -> dict[int, str]:
-        """Why rows cannot be used, by row, from a look at each; `progress` is called per row."""
+        """Say why rows cannot be used, by row; opens all, and calls `progress` per row."""
         return {}
 
     def content_sha256(self, values: np.ndarray) -> str:
-        """A hash over the content of all rows, in order, and what prepares them."""
+        """Hash the content of all rows, in order, and what prepares them."""
         whole = hashlib.sha256(repr((self.config(), values.shape, str(values.dtype))).encode())
-        for row in [values] if values.dtype != object else values.ravel():
-            raw = np.ascontiguousarray(row) if values.dtype != object else str(row).encode() + b"\0"
-            whole.update(raw)
+        if values.dtype == object:
+            for row in values.ravel():
+                whole.update(str(row).encode() + b"\0")
+        else:
+            whole.update(np.ascontiguousarray(values))
         return whole.hexdigest()
 
     # From values to model input.
 
     def sized(self, size: Any) -> Input:
-        """This input at a size, of kinds that have one."""
+        """Return this input at a size, of kinds that have one."""
         if size is not None:
             raise ValueError(f"`size` must be None for {self.noun}, got {size!r}")
         return self
 
     def for_model(self, model: keras.Model) -> Input:
-        """This input as a model takes it.
+        """Return this input as a model takes it.
 
         Raises:
             ValueError: the model takes something else.
         """
-        self.check_shape(model.input_shape)
-        return self
-
-    def check_shape(self, shape: Any) -> None:
-        """Raise ValueError unless `spec` fits the input shape of a model."""
+        shape = model.input_shape
         if not isinstance(shape, tuple) or tuple(self.spec.shape) != shape:
             raise ValueError(
                 f"`model` must take {self.noun} of shape {tuple(self.spec.shape)}, got a model of "
                 f"input shape {shape}. Train again, or pass another input=…"
             )
+        return self
 
     @property
     @abstractmethod
     def spec(self) -> tf.TensorSpec:
-        """Shape and dtype of one batch of model input; the first axis is None."""
+        """The shape and dtype of one batch of model input; the first axis is None."""
 
     def load(self, values: np.ndarray) -> np.ndarray:
-        """Raw inputs, (rows, …): what a client sends to an export, such as bytes of files."""
+        """Return raw inputs, (rows, …), as a client sends them, such as the bytes of files."""
         return values
 
     def prepare(self, raw: tf.Tensor) -> tf.Tensor:
-        """A batch of raw inputs as model input, in the graph: the same code in all places."""
+        """Turn a batch of raw inputs into model input, in the graph of training and of exports."""
         return raw
 
     def batches(
@@ -235,7 +240,7 @@ class Input(ABC):
         deterministic: bool,
         where: Callable[[tf.Tensor], tf.Tensor],
     ) -> tf.data.Dataset:
-        """Batches of (epochs, model input, row numbers).
+        """Return batches of (epochs, model input, row numbers).
 
         Args:
             values: of all rows.
@@ -255,7 +260,7 @@ class Input(ABC):
         return rows.map(as_written(gather), tf.data.AUTOTUNE, deterministic=deterministic)
 
     def augmentation(self, augment: Any) -> keras.layers.Layer | None:
-        """The layer that varies model input in training; None for None."""
+        """Return the layer that varies model input in training; None for None."""
         if augment is not None:
             raise ValueError(f"`augment` must be None for {self.noun}, got {augment!r}")
         return None
@@ -264,32 +269,32 @@ class Input(ABC):
 
     @abstractmethod
     def signatures(self) -> list[Signature]:
-        """The signatures of an exported model, "serving_default" first."""
+        """Return the signatures of an exported model, "serving_default" first."""
 
     def signature(self, name: str) -> Signature:
-        """The signature of this name."""
+        """Return the signature of this name."""
         return next(each for each in self.signatures() if each.name == name)
 
     @property
     def arguments(self) -> dict[str, str] | None:
-        """Column → its argument in the default signature, where clients send columns by name."""
+        """The argument of each column in the default signature, where it has one per column."""
         return None
 
     def described(self) -> str:
-        """What clients send, in a sentence for the model card."""
+        """Say what clients send, in a sentence for the model card."""
         return f"{self.noun.capitalize()}; the signatures below list shapes and dtypes."
 
     # Persistence.
 
     def config(self) -> dict[str, Any]:
-        """This input as JSON takes it, "kind" first: for model.json and a run's record."""
+        """Return this input as JSON takes it, for model.json and a run's record."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
         return {"kind": self.kind, **plain, "arguments": self.arguments}
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Input:
-        """The input that `config` describes.
+        """Return the input that `config` describes.
 
         Raises:
             ValueError: an unknown kind or option.
@@ -310,7 +315,6 @@ class Input(ABC):
 
     @staticmethod
     def options(kind: str | None) -> tuple[str, ...]:
-        """The names of the options of a kind; raises ValueError for an unknown kind."""
-        if kind not in Input._kinds:
-            raise ValueError(f"`kind` must be one of {sorted(Input._kinds)}, got {kind!r}")
+        """Return the names of the options of a kind; raises ValueError if there is no such kind."""
+        check_choice("kind", kind, Input._kinds)
         return tuple(field.name for field in fields(Input._kinds[kind]))

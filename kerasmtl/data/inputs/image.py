@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,18 +13,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from kerasmtl.data.duplicates import identical_files, path_keys
+from kerasmtl.data.duplicates import by_threads, identical_files, path_keys
 from kerasmtl.data.image_files import image_fault
 from kerasmtl.data.inputs.base import Input, Rows, Signature
 from kerasmtl.data.leaks import near_duplicates
 from kerasmtl.data.readers import LabelsFile, as_text
+from kerasmtl.utils.files import file_sha256
 from kerasmtl.utils.tf import as_written, traced
+from kerasmtl.utils.validation import check_count
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-_BLOCK = 64  # files that a thread looks at in one go
 _HASHED: dict[str, str] = {}  # content hashes by the state of the files
 
 
@@ -60,49 +60,71 @@ class Image(Input):
     max_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_pixels, bool) or not isinstance(self.max_pixels, int):
-            raise ValueError(f"`max_pixels` must be a whole number, got {self.max_pixels!r}")
-        if self.max_pixels < 1:
-            raise ValueError(f"`max_pixels` must be 1 or more, got {self.max_pixels}")
+        check_count("max_pixels", self.max_pixels)
         if self.size is not None:
             object.__setattr__(self, "size", tuple(self.size))
 
     def claimed(self) -> dict[str, tuple[str, ...]]:
-        """The column of the paths."""
+        """Return the column of the paths."""
         return {"column": (self.column,)}
 
-    def read(self, file: LabelsFile, taken: Mapping[str, set[str]]) -> Rows:
-        """The paths as they are written; raises ValueError for one that leaves the root."""
+    def read(self, file: LabelsFile, taken: set[str]) -> Rows:
+        """Read the paths as they are written.
+
+        Raises:
+            ValueError: a row has no path, or one that leaves the root; names its line.
+        """
         images = as_text(file.cells[[self.column]])[self.column].str.strip()
-        root = os.path.abspath(self.root if self.root is not None else file.source.parent)
-        _check_paths(images, file.source, self.column, root, self.allow_outside)
+        root = self._root(file.source.parent)
+
+        def fault(rows: pd.Series, must: str) -> ValueError:
+            return ValueError(
+                f"`images` in {file.source}, line {rows.index[0]}, column {self.column!r} must be "
+                f"{must}, got {rows.iloc[0]!r} ({len(rows)} such rows)"
+            )
+
+        unnamed = images[images == ""]
+        if len(unnamed):
+            raise fault(unnamed, "the path of an image")
+        if not self.allow_outside:
+            inside = os.path.join(root, "")
+            whole = [os.path.normpath(os.path.join(root, image)) for image in images]
+            outside = images[[not path.startswith(inside) for path in whole]]
+            if len(outside):
+                must = (
+                    f"a path inside {root} (or allow_outside=True: command line: --allow-outside)"
+                )
+                raise fault(outside, must)
         paths = images.to_numpy(dtype=object)
         return Rows(replace(self, root=root), paths, paths)
 
     def adopt(self, values: Any) -> tuple[Image, np.ndarray]:
-        """Paths from `root` on, by default the working folder."""
-        root = os.path.abspath(self.root if self.root is not None else os.curdir)
-        return replace(self, root=root), np.asarray([str(each) for each in values], dtype=object)
+        """Take paths that start from `root`, by default the working folder."""
+        paths = np.asarray([str(each) for each in values], dtype=object)
+        return replace(self, root=self._root(os.curdir)), paths
+
+    def _root(self, default: str | os.PathLike[str]) -> str:
+        return os.path.abspath(default if self.root is None else self.root)
 
     def like(self, trained: Input) -> Image:
-        """Columns and folders may change after a training: size and limit are the model's."""
+        """Return this input at the model's size and limit; columns and folders may change."""
         super().like(trained)
         return replace(self, size=trained.size, max_pixels=trained.max_pixels)
 
     def paths(self, values: Sequence[str] | np.ndarray) -> list[str]:
-        """The images' paths below `root`."""
+        """Return the paths of the files, from `root` on."""
         return [os.path.join(self.root or "", value) for value in values]
 
     def known_by(self, names: np.ndarray) -> np.ndarray:
-        """One key for all ways to write a path; no disk is read."""
+        """Return one key for all ways to write a path; reads no disk."""
         return path_keys(names, Path(self.root or ""))
 
     def identical(self, values: np.ndarray) -> np.ndarray:
-        """The same number for files of the same bytes; an absent file is like no other."""
+        """Number files by their bytes; an absent file is like no other."""
         return identical_files(self.paths(values))
 
     def identities(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """The same file under two names, and files of the same bytes."""
+        """Return keys for the same file under two names, and for files of the same bytes."""
         paths = self.paths(values)
         real = np.array([os.path.realpath(path) for path in paths], dtype=object)
         return {"same file": real, "same bytes": identical_files(paths)}
@@ -110,38 +132,30 @@ class Image(Input):
     def near_duplicates(
         self, values: np.ndarray, parts: np.ndarray, progress: Callable[[], None] | None
     ) -> Iterable[tuple[int, int]]:
-        """Pairs of images that look nearly the same, see `kerasmtl.data.leaks`."""
+        """Find pairs of images that look nearly the same, see `kerasmtl.data.leaks`."""
         return near_duplicates(self.paths(values), parts, progress)
 
     def absent(self, values: np.ndarray) -> dict[int, str]:
-        """The rows whose file does not exist."""
+        """Find the rows whose file does not exist."""
         paths = enumerate(self.paths(values))
         return {row: "missing" for row, path in paths if not os.path.isfile(path)}
 
     def faults(
         self, values: np.ndarray, progress: Callable[[], None] | None = None
     ) -> dict[int, str]:
-        """The rows whose image cannot be decoded, and why."""
-        paths = self.paths(values)
+        """Find the rows whose image cannot be decoded, and why."""
 
-        def check(rows: range) -> dict[int, str]:
-            found = {}
-            for row in rows:
-                reason = image_fault(paths[row])
-                if reason:
-                    found[row] = reason
-                if progress is not None:
-                    progress()
-            return found
+        def check(path: str) -> str | None:
+            reason = image_fault(path)
+            if progress is not None:
+                progress()
+            return reason
 
-        # Blocks, since every call that waits in the pool takes memory.
-        ends = range(0, len(paths), _BLOCK)
-        with ThreadPoolExecutor() as pool:
-            blocks = pool.map(check, (range(at, min(at + _BLOCK, len(paths))) for at in ends))
-            return {row: why for block in blocks for row, why in block.items()}
+        reasons = by_threads(check, self.paths(values))
+        return {row: why for row, why in enumerate(reasons) if why}
 
     def content_sha256(self, values: np.ndarray) -> str:
-        """A hash over the bytes of all files; they are read once while they stay the same.
+        """Hash the bytes of all files; they are read once while they stay the same.
 
         Raises:
             FileNotFoundError: an image is absent.
@@ -152,19 +166,21 @@ class Image(Input):
 
         paths = self.paths(values)
         head = repr(("images", PREPROCESSING, tf.__version__, self.size, len(paths)))
-        state = _state_of(paths) + head
-        if state not in _HASHED:
+        state = hashlib.sha256(head.encode())
+        for path in paths:
+            of = os.stat(path)
+            now = (of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns)
+            state.update(repr(now).encode())
+        key = state.hexdigest()
+        if key not in _HASHED:
             if len(_HASHED) > 15:
                 _HASHED.clear()
-            whole = hashlib.sha256(head.encode())
-            with ThreadPoolExecutor() as threads:
-                for digest in threads.map(_file_sha256, paths):
-                    whole.update(digest)
-            _HASHED[state] = whole.hexdigest()
-        return _HASHED[state]
+            digests = [head, *by_threads(file_sha256, paths)]
+            _HASHED[key] = hashlib.sha256("".join(digests).encode()).hexdigest()
+        return _HASHED[key]
 
     def sized(self, size: Any) -> Image:
-        """This input at (height, width), or at one number for both; None keeps the size.
+        """Return this input at (height, width), or at one number for both; None keeps the size.
 
         Raises:
             ValueError: not one or two positive whole numbers, or None without a size so far.
@@ -176,7 +192,7 @@ class Image(Input):
         return replace(self, size=as_size(size, "size"))
 
     def for_model(self, model: keras.Model) -> Image:
-        """This input at the size of the model's input."""
+        """Return this input at the size of the model's input."""
         shape = model.input_shape
         if isinstance(shape, tuple) and len(shape) == 2:
             raise ValueError(
@@ -199,11 +215,11 @@ class Image(Input):
         return tf.TensorSpec((None, *(self.size or (None, None)), 3), tf.float32)
 
     def load(self, values: np.ndarray) -> np.ndarray:
-        """The bytes of the files, (rows,)."""
+        """Read the bytes of the files, (rows,)."""
         return np.array([Path(path).read_bytes() for path in self.paths(values)], dtype=object)
 
     def prepare(self, raw: tf.Tensor) -> tf.Tensor:
-        """Bytes of images, (batch,), decoded and resized; the error names the bad ones."""
+        """Decode and resize the bytes of images, (batch,); the error names the bad ones."""
         from kerasmtl.data.images import prepare_images
 
         return prepare_images(raw, self.size, self.max_pixels)
@@ -216,7 +232,7 @@ class Image(Input):
         deterministic: bool,
         where: Callable[[tf.Tensor], tf.Tensor],
     ) -> tf.data.Dataset:
-        """As `Input.batches`, image by image, in parallel."""
+        """Return batches as `Input.batches` says, reading image by image, in parallel."""
         import tensorflow as tf
 
         paths, prepare = tf.constant(self.paths(values)), _prepared(self.size)
@@ -229,7 +245,7 @@ class Image(Input):
         return images.batch(batch_size)
 
     def augmentation(self, augment: Any) -> keras.layers.Layer | None:
-        """See `kerasmtl.data.augmentation.as_layer`."""
+        """Return the layer that `kerasmtl.data.augmentation.as_layer` makes."""
         if augment is None:
             return None
         from kerasmtl.data.augmentation import as_layer
@@ -237,7 +253,7 @@ class Image(Input):
         return as_layer(augment, self.size)
 
     def signatures(self) -> list[Signature]:
-        """`serving_default` takes bytes, `pixels` uint8 and `pixels_float` [0, 1] of any size."""
+        """Return `serving_default` of bytes, `pixels` (uint8) and `pixels_float` of any size."""
         import tensorflow as tf
 
         from kerasmtl.data.images import resize_image
@@ -249,16 +265,14 @@ class Image(Input):
                 fn_output_signature=tf.TensorSpec((*self.size, 3), tf.float32),
             )
 
-        def pixels(seed: int) -> dict[str, np.ndarray]:
-            return {"pixels": np.random.default_rng(seed).integers(0, 256, (2, 33, 47, 3), "uint8")}
+        def pixels(seed: int) -> np.ndarray:
+            return np.random.default_rng(seed).integers(0, 256, (2, 33, 47, 3), "uint8")
 
-        def floats(seed: int) -> dict[str, np.ndarray]:
-            return {"pixels": (pixels(seed)["pixels"] / 255).astype("float32")}
-
-        def specs(name: str, shape: tuple[int | None, ...], dtype: tf.DType) -> dict[str, Any]:
-            return {name: tf.TensorSpec(shape, dtype, name=name)}
-
-        shape, files = (None, None, None, 3), specs("image_bytes", (None,), tf.string)
+        files = {"image_bytes": tf.TensorSpec((None,), tf.string, name="image_bytes")}
+        uint8, floats = (
+            {"pixels": tf.TensorSpec((None, None, None, 3), dtype, name="pixels")}
+            for dtype in (tf.uint8, tf.float32)
+        )
         return [
             Signature(
                 "serving_default",
@@ -266,12 +280,17 @@ class Image(Input):
                 lambda raw: self.prepare(raw["image_bytes"]),
                 lambda seed: {"image_bytes": np.array(_example_files(seed), object)},
             ),
-            Signature("pixels", specs("pixels", shape, tf.uint8), resized, pixels),
-            Signature("pixels_float", specs("pixels", shape, tf.float32), resized, floats),
+            Signature("pixels", uint8, resized, lambda seed: {"pixels": pixels(seed)}),
+            Signature(
+                "pixels_float",
+                floats,
+                resized,
+                lambda seed: {"pixels": (pixels(seed) / 255).astype("float32")},
+            ),
         ]
 
     def described(self) -> str:
-        """Formats and limits."""
+        """Say which formats and sizes are taken."""
         height, width = self.size
         return (
             f"Images, which the model itself resizes to {height} x {width} pixels without keeping "
@@ -281,7 +300,7 @@ class Image(Input):
         )
 
     def config(self) -> dict[str, Any]:
-        """As of every input; the folder is not part of it."""
+        """Return this input as JSON takes it, without the folder."""
         found = super().config()
         del found["root"]
         return found
@@ -289,52 +308,14 @@ class Image(Input):
 
 @lru_cache(maxsize=16)
 def _prepared(size: tuple[int, int]) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """`prepare_image` of bytes and a name, traced once for all data sets of this size."""
+    """Return `prepare_image` of bytes and a name, traced once for all data sets of this size."""
     from kerasmtl.data.images import prepare_image
 
     return traced(lambda data, name: prepare_image(data, size, name=name))
 
 
-def _check_paths(
-    images: pd.Series, source: Path, column: str, root: str, allow_outside: bool
-) -> None:
-    """Raise ValueError for a row without an image, or with one outside of the root."""
-    unnamed = images.index[images == ""]
-    if len(unnamed):
-        raise ValueError(
-            f"`images` in {source}, line {unnamed[0]}, column {column!r} must be the path of an "
-            f"image, got an empty cell ({len(unnamed)} such rows)"
-        )
-    if allow_outside:
-        return
-    inside = os.path.join(root, "")
-    for line, image in zip(images.index, images, strict=True):
-        if image != "." and ".." not in image and ":" not in image and image[0] not in "/\\":
-            continue  # a plain name below the root, without a look at every part of the path
-        if not os.path.normpath(os.path.join(root, image)).startswith(inside):
-            raise ValueError(
-                f"`images` in {source}, line {line}, column {column!r} must be a path inside "
-                f"{root}, got {image!r}. If that is meant: allow_outside=True (in a project: "
-                "allow_outside = true; command line: --allow-outside)."
-            )
-
-
-def _state_of(paths: Sequence[str]) -> str:
-    """A hash over what changes with a file: where it is on disk, its size and its times."""
-    whole = hashlib.sha256()
-    for path in paths:
-        found = os.stat(path)
-        now = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        whole.update(repr(now).encode())
-    return whole.hexdigest()
-
-
-def _file_sha256(path: str) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()
-
-
 def _example_files(seed: int) -> list[bytes]:
-    """A JPEG, a PNG with an alpha channel and a grey JPEG: noise on smooth colours."""
+    """Make a JPEG, a PNG with an alpha channel and a grey JPEG: noise on smooth colours."""
     import tensorflow as tf
 
     rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,7 +29,6 @@ from kerasmtl.tasks import Task
 from kerasmtl.utils.text import check_columns, listed, warn
 
 if TYPE_CHECKING:
-    import keras
     import tensorflow as tf
 
 MOST_NAMED = 100  # columns; a table of more is served as a matrix
@@ -78,18 +77,18 @@ class Table(Input):
             raise ValueError(f"`features` must be distinct columns, got twice {listed(twice)}")
 
     def open(self, source: Path, encoding: str = "utf-8") -> LabelsFile:
-        """Read a CSV, a Parquet file, or an NPZ with the arrays X and Y."""
+        """Read the cells of a CSV, a Parquet file, or an NPZ with the arrays X and Y."""
         file_format(source)
         return read_labels_file(source, encoding, self.packed_bits)
 
     def claimed(self) -> dict[str, tuple[str, ...]]:
-        """The features, and the column of the names."""
+        """Return the features, and the column of the names."""
         names = () if self.id_column is None else (self.id_column,)
         return {"features": self.features, "id_column": names}
 
     def infer_tasks(self, cells: pd.DataFrame, source: Path) -> tuple[Task, ...]:
-        """All columns of 0, 1 and missing, unless some of them may be features."""
-        text = as_text(cells[[name for name in cells if name not in self.ignore]])
+        """Find all columns of 0, 1 and missing; raises ValueError if some may be features."""
+        text = as_text(cells)
         found = infer_tasks(text, source)
         if self.features:
             return found
@@ -107,24 +106,21 @@ class Table(Input):
             )
         return found
 
-    def read(self, file: LabelsFile, taken: Mapping[str, set[str]]) -> Rows:
-        """The features as float32; warns of columns that look like labels or are empty."""
-        check_columns("ignore", self.ignore, file.cells.columns, file.source)
-        self._check_roles(taken, file.source)
+    def read(self, file: LabelsFile, taken: set[str]) -> Rows:
+        """Read the features as float32; warns of columns that look like labels or are empty."""
         named = self.features or tuple(n for n in file.features or () if n not in self.ignore)
-        chosen = named or self._all_others(file, taken)
+        others = {*taken, *self.ignore, self.id_column}
+        chosen = named or _usable(file, [name not in others for name in file.cells])
         if not chosen:
             raise ValueError(f"`features` must be at least one column of {file.source}, got none")
         values = read_columns(file.cells, chosen, file.source)
         if not named:
             _warn_of_labels(values, chosen, file.source)
-        names = None
-        if self.id_column is not None:
-            names = _read_names(file, self.id_column)
+        names = None if self.id_column is None else _read_names(file, self.id_column)
         return Rows(replace(self, features=chosen), values, names)
 
     def adopt(self, values: Any) -> tuple[Table, np.ndarray]:
-        """A matrix of numbers, (rows, columns); unnamed columns are called x0, x1, …"""
+        """Take a matrix of numbers, (rows, columns); unnamed columns are called x0, x1, …"""
         with np.errstate(over="ignore"):
             matrix = np.asarray(values, dtype="float32")
         if matrix.ndim != 2 or not matrix.shape[1]:
@@ -138,43 +134,33 @@ class Table(Input):
         return replace(self, features=names), matrix
 
     def like(self, trained: Input) -> Table:
-        """The columns of the training, by name; any other one is ignored."""
+        """Return the input of the training: other columns are not read."""
         super().like(trained)
         return replace(trained, ignore=())
 
     def identical(self, values: np.ndarray) -> np.ndarray:
-        """The same number for the same features, (rows,) uint64; missing ones are alike."""
+        """Return the same number for the same features, (rows,) uint64; missing ones are alike."""
         return row_keys(values, self.features)
 
     def columns(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """The features by name."""
+        """Return the features by name."""
         return {name: values[:, at] for at, name in enumerate(self.features)}
 
     def select(self, values: np.ndarray, trained: Input) -> np.ndarray:
-        """The columns of the training, in its order; raises ValueError if one is absent."""
-        absent = [name for name in trained.features if name not in self.features]
-        if absent:
-            raise ValueError(
-                f"`features` must be among {listed(self.features)}, got {listed(absent)}"
-            )
-        at = {name: position for position, name in enumerate(self.features)}
-        return values[:, [at[name] for name in trained.features]]
-
-    def for_model(self, model: keras.Model) -> Table:
-        """This input; raises ValueError unless the model takes as many columns."""
-        self.check_shape(model.input_shape)
-        return self
+        """Return the columns of the training, in its order; raises ValueError if one is absent."""
+        check_columns("features", trained.features, self.features, Path("arrays"))
+        return values[:, [self.features.index(name) for name in trained.features]]
 
     @property
     def spec(self) -> tf.TensorSpec:
-        """(batch, columns) float32, NaN = missing."""
+        """The spec of (batch, columns) float32, NaN = missing."""
         import tensorflow as tf
 
         return tf.TensorSpec((None, len(self.features)), tf.float32)
 
     @property
     def arguments(self) -> dict[str, str] | None:
-        """Column → its argument in the signature `columns`; None if there are too many columns.
+        """The argument of each column in the signature `columns`; None if there are too many.
 
         TensorFlow takes letters, digits and "_"; names that it would take for the same (`a b`,
         `a_b`) leave the matrix only, too. Words of Python cannot name an argument.
@@ -188,7 +174,7 @@ class Table(Input):
         return names if distinct and len(self.features) <= MOST_NAMED else None
 
     def signatures(self) -> list[Signature]:
-        """`columns`, one argument per column, which is the default up to 100; and `matrix`."""
+        """Return `columns`, one argument each, the default up to 100 columns; and `matrix`."""
         import tensorflow as tf
 
         arguments = self.arguments
@@ -219,76 +205,52 @@ class Table(Input):
         return [columns._replace(name="serving_default"), columns, matrix]
 
     def described(self) -> str:
-        """How many numbers."""
+        """Say how many numbers are taken."""
         return (
             f"Rows of {len(self.features)} numbers, float32, NaN = missing. model.json lists the "
             "columns and their arguments."
         )
 
-    def _check_roles(self, taken: Mapping[str, set[str]], source: Path) -> None:
-        """Raise ValueError for columns that two arguments claim."""
-        own = {"features": {*self.features}, "ignore": {*self.ignore}}
-        pairs = [("features", own["features"], "ignore", own["ignore"])]
-        others = {**taken, "id_column": {self.id_column} - {None}}
-        pairs += [(one, own[one], other, others[other]) for one in own for other in others]
-        for one, some, other, more in pairs:
-            if both := sorted(some & more):
-                raise ValueError(
-                    f"`{one}` and `{other}` must name different columns of {source}, got "
-                    f"{listed(both)} in both"
-                )
 
-    def _all_others(self, file: LabelsFile, taken: Mapping[str, set[str]]) -> tuple[str, ...]:
-        """The columns that are nothing else; warns of those that cannot be features."""
-        used = {*self.ignore, self.id_column}.union(*taken.values())
-        found = []
-        for number, name in enumerate(file.cells, start=1):
-            if name in used:
-                continue
-            why = _unusable(file.cells[name])
-            if why is None:
-                found.append(name)
-            else:
-                warn(f"column {number}, {name!r}, of {file.source} {why}; it is left out.")
-        return tuple(found)
-
-
-def _unusable(cells: pd.Series) -> str | None:
-    """Why a column cannot be a feature."""
-
-    def empty(some: pd.Series) -> bool:
-        known = some[some.notna()]
-        if pd.api.types.is_numeric_dtype(some.dtype):
-            return not len(known)
-        return bool(is_missing(known.astype(str)).all())
-
-    if _UNNAMED.fullmatch(str(cells.name)):
-        return "has no name: an index that pandas wrote? (to_csv(…, index=False) writes none)"
-    return "has no known value" if empty(cells[:100]) and empty(cells) else None
+def _usable(file: LabelsFile, wanted: Sequence[bool]) -> tuple[str, ...]:
+    """Return the wanted columns that can be features; warns of the others."""
+    found = []
+    for number, name in enumerate(file.cells, start=1):
+        if not wanted[number - 1]:
+            continue
+        cells, why = file.cells[name], ""
+        if _UNNAMED.fullmatch(name):
+            why = "has no name: an index that pandas wrote? (to_csv(…, index=False) writes none)"
+        elif cells.isna().all() or (cells.dtype == object and is_missing(cells.fillna("")).all()):
+            why = "has no known value"
+        if why:
+            warn(f"column {number}, {name!r}, of {file.source} {why}; it is left out.")
+        else:
+            found.append(name)
+    return tuple(found)
 
 
 def _warn_of_labels(features: np.ndarray, columns: Sequence[str], source: Path) -> None:
     """Warn of features that look like labels: 0, 1 and missing, or 0, 1 and -1."""
-    found = [name for at, name in enumerate(columns) if _like_labels(features[:, at])]
+    found = []
+    for values, name in zip(features.T, columns, strict=True):
+        known = values[~np.isnan(values)]
+        if not np.isin(known[:1000], (-1, 0, 1)).all():
+            continue  # as most columns
+        states = set(np.unique(known).tolist())
+        if states == {-1, 0, 1} or (states == {0, 1} and len(known) < len(values)):
+            found.append(name)
     if found:
         warn(
             f"{len(found)} columns of {source} that are not tasks hold 0, 1 and missing or -1, as "
-            f"labels do, and are learnt from: {listed(found)}. If they are labels, name them in "
+            f"labels do, and are learned from: {listed(found)}. If they are labels, name them in "
             "tasks=[…], with -1 as Task(name, missing=-1) or Task(name, uncertain=-1), or leave "
             "them out with ignore=[…]; if not, name all features in features=[…]."
         )
 
 
-def _like_labels(values: np.ndarray) -> bool:
-    if not {*np.unique(values[:1000][~np.isnan(values[:1000])])} <= {-1, 0, 1}:
-        return False  # most columns end here
-    known = values[~np.isnan(values)]
-    states = set(np.unique(known).tolist())
-    return states == {-1, 0, 1} or (states == {0, 1} and len(known) < len(values))
-
-
 def _read_names(file: LabelsFile, column: str) -> np.ndarray:
-    """The names of the rows; ValueError for a row without one."""
+    """Return the names of the rows; raises ValueError for a row without one."""
     text = as_text(file.cells[[column]])[column]
     unnamed = np.flatnonzero(is_missing(text))
     if len(unnamed):

@@ -1,34 +1,33 @@
-"""A generated project's decisions: project.toml, read and checked."""
+"""Reads and checks project.toml, the settings of a generated project, and what follows from them."""
 
 from __future__ import annotations
 
 import os
 import tomllib
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pandas as pd
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     PrivateAttr,
     ValidationError,
     model_validator,
 )
 
-from kerasmtl.data.inputs import Fault, Input
+from kerasmtl.data.inputs import Fault, Image, Input
 from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
 from kerasmtl.models.hub.handles import from_folder
-from kerasmtl.tasks import KINDS, Task
-from kerasmtl.tasks import POLICIES as UNCERTAIN
+from kerasmtl.tasks import Task
 from kerasmtl.training.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
 from kerasmtl.utils.files import write_text
 from kerasmtl.utils.progress import progress_bar
+from kerasmtl.utils.text import shortened
 
 if TYPE_CHECKING:
     import keras
@@ -40,46 +39,29 @@ if TYPE_CHECKING:
     from kerasmtl.training.record import TrainingRecord
 
 Pixels = Annotated[int, Field(gt=0)]
-Code = str | int | float
-Codes = tuple[Code, ...] | Code
+FILE = "project.toml"
 
 
 class Settings(BaseModel):
-    """A section: what it does not know is an error."""
+    """A section of project.toml; unknown settings are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TaskSettings(Settings):
-    """One of [data] tasks, written {name = "grade", kind = "multiclass"}: see `kerasmtl.Task`."""
-
-    name: str
-    kind: Literal[KINDS] = "binary"
-    classes: Codes = ()
-    weight: float = 1.0
-    missing: Codes = ()
-    uncertain: Codes = ()
-    uncertain_as: Literal[UNCERTAIN] | float = "ignore"
-
-    @model_validator(mode="after")
-    def _is_a_task(self) -> TaskSettings:
-        self.task()  # whose messages pydantic passes on
-        return self
-
-    def task(self) -> Task:
-        """The task that it describes."""
-        return Task(**self.model_dump())
-
-
-def _named(task: Any) -> Any:
-    return {"name": task} if isinstance(task, str) else task
+def _task(value: Any) -> Task:
+    """Make a task of a name, or of {name = "grade", kind = "multiclass"}."""
+    given = {"name": value} if isinstance(value, str) else value
+    known = [field.name for field in fields(Task)]
+    if not isinstance(given, dict) or "name" not in given or set(given) - set(known):
+        raise ValueError(f"must be a name, or a table with a name and more of {known[1:]}")
+    return Task(**given)
 
 
 class DataSettings(Settings):
-    """Section [data]: the labels file, and how to read and split it."""
+    """Section [data]: the labels file, and how it is read and split."""
 
     labels: str
-    tasks: list[Annotated[TaskSettings, BeforeValidator(_named)]] = []
+    tasks: list[Annotated[Task, PlainValidator(_task)]] = []
     split_column: str | None = None
     group_column: str | None = None
     split: Literal["stratified", "hash"] = "stratified"
@@ -87,12 +69,12 @@ class DataSettings(Settings):
 
 
 def _of(kind: str, default: Any, **options: Any) -> Any:
-    """A setting that only projects of one kind of input read."""
+    """Return a setting that only projects of one kind of input have."""
     return Field(default, json_schema_extra={"input": kind}, **options)
 
 
 class ModelSettings(Settings):
-    """Section [model]: the backbone, and the head on top of it; or the layers, for a table."""
+    """Section [model]: the backbone and the head on top of it, or the layers for a table."""
 
     backbone: str = _of("image", "tiny")
     backbone_sha256: str | None = _of("image", None, pattern=r"^[0-9A-Fa-f]{64}$")
@@ -106,7 +88,7 @@ class ModelSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """Section [training]: the head first, then as much more as the plan says, at a lower rate."""
+    """Section [training]: first the head, then what the plan says, at a lower rate."""
 
     plan: Literal["auto", "head", "last-layers", "full", "gradual"] = _of("image", "auto")
     epochs: int = Field(20, ge=1)
@@ -120,25 +102,28 @@ class TrainingSettings(Settings):
     seed: int = Field(0, ge=0)
 
 
-FILE = "project.toml"
-
-
-def _input(section: Any) -> Any:
-    """Section [input]: its kind, and the options of `kerasmtl.data.Image`, `Table`, …"""
-    return Input.from_config(section) if isinstance(section, dict) else section
-
-
 class Project(Settings):
-    """A folder with a project.toml.
+    """A folder with a project.toml; `Project.load(folder)` reads it.
 
-    `Project.load(folder)` reads it; paths in it start from that folder.
+    Paths in it start from that folder. The attributes are its name and its sections.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import kerasmtl as kt
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     toml = 'name = "street"\\n[data]\\nlabels = "street_scenes"\\n'
+        ...     _ = (Path(folder) / "project.toml").write_text(toml)
+        ...     project = kt.Project.load(folder)
+        >>> project.model.backbone, project.training.epochs
+        ('tiny', 20)
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     data: DataSettings
-    input: Annotated[Input, BeforeValidator(_input)] = _input({"kind": "image"})
+    input: Annotated[Input, PlainValidator(Input.from_config)] = Image()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     _folder: Path = PrivateAttr(Path("."))
@@ -162,38 +147,34 @@ class Project(Settings):
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is no TOML, or a setting is unknown, absent or wrong; names each.
+            ValueError: it is not TOML, or a setting is unknown, absent or wrong; names each.
         """
         path = Path(folder) / FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"`folder` {Path(folder).absolute()} has no {FILE}. Expected a generated project. "
-                "Go to its folder, or make one: kerasmtl new multitask-image my_project."
+                f"`folder` must have a {FILE}, got {Path(folder).absolute()}. Go to a project's "
+                "folder, or make one: kerasmtl new multitask-image my_project."
             )
         try:
             project = cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"`{path}` is no TOML. Received: {error}") from None
+            raise ValueError(f"`{path}` must be TOML, got: {error}") from None
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(str(part) for part in fault['loc'])}: "
-                f"{fault['msg'].removeprefix('Value error, ')}, received {fault['input']!r}"
+                f"{'.'.join(map(str, fault['loc']))}: "
+                f"{fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}"
                 for fault in error.errors()
             )
-            raise ValueError(f"`{path}` has wrong settings. {faults}.") from None
+            raise ValueError(f"`{path}` must have valid settings: {faults}.") from None
         project._folder = Path(folder).absolute()
         return project
 
     @property
     def labels_csv(self) -> Path:
-        """The labels file; "street_scenes" stands for the embedded example data."""
+        """The labels file; "street_scenes" means the embedded example data."""
         if self.data.labels in DATASETS:
             return dataset_csv(self.data.labels)
         return Path(os.path.abspath(self._folder / Path(self.data.labels).expanduser()))
-
-    @property
-    def _is_example(self) -> bool:
-        return self.data.labels in DATASETS
 
     @property
     def backbone(self) -> str:
@@ -202,7 +183,7 @@ class Project(Settings):
 
     @property
     def image_size(self) -> int | tuple[int, int] | None:
-        """The picture size, or None: what the backbone was made for."""
+        """The image size, or None for the one that the backbone was made for."""
         return None if self.model.image_size == "auto" else self.model.image_size
 
     @property
@@ -217,11 +198,11 @@ class Project(Settings):
 
     @property
     def export_folder(self) -> Path:
-        """Where the versions of the exported model go."""
+        """The folder of the versions of the exported model."""
         return self._folder / "saved_models" / self.name
 
     def load_backbone(self, trainable: bool = False) -> keras.Model | HubLayer:
-        """The backbone itself, its content checked where `backbone_sha256` pins it.
+        """Load the backbone; its content is checked where `backbone_sha256` pins it.
 
         Args:
             trainable: whether fitting changes it.
@@ -229,7 +210,7 @@ class Project(Settings):
         Raises:
             ValueError: it is unknown or unreachable, cannot be trained, or differs from the pin.
         """
-        # Heavy: reading settings must stay quick.
+        # Not at the top: settings are read without TensorFlow.
         from kerasmtl.models.backbones import load_backbone
 
         return load_backbone(
@@ -240,7 +221,7 @@ class Project(Settings):
         )
 
     def manifest(self, trained: TrainingRecord | None = None, every_row: bool = False) -> Manifest:
-        """The labels file, read and checked.
+        """Read and check the labels file.
 
         With `on_invalid_image = "skip"` every image is read once, and the rows of those that are
         absent or broken are left out, with a warning that counts and names them.
@@ -252,52 +233,36 @@ class Project(Settings):
         """
         from kerasmtl.data.manifest import Manifest
 
-        named = [task.task() for task in self.data.tasks]
         column = self.data.split_column
         read = Manifest.from_csv(
             self.labels_csv,
-            tasks=(trained.tasks if trained else named) or None,
+            tasks=(trained.tasks if trained else self.data.tasks) or None,
             input=self.input.like(trained.input) if trained else self.input,
             group_column=self.data.group_column,
             split_by=self.data.split,
             **({} if column is None else {"split_column": column}),
         )
-        skips = self.data.on_invalid_image == "skip" and not every_row
-        return self._usable(read) if skips else read
-
-    def _usable(self, read: Manifest) -> Manifest:
-        """The rows whose image can be used."""
+        if every_row or self.data.on_invalid_image == "error":
+            return read
         with progress_bar(f"checking {read.input.noun}", len(read)) as advance:
             self._skipped = read.faults(advance)
         if not self._skipped:
             return read
-        shown = "; ".join(f"{f.name} ({f.reason})" for f in self._skipped[:3])
-        more = f"; and {len(self._skipped) - 3} more" if len(self._skipped) > 3 else ""
+        shown = shortened([f"{fault.name} ({fault.reason})" for fault in self._skipped], 3)
         warnings.warn(
             f"{len(self._skipped)} of {len(read)} {read.input.noun} cannot be used and are "
-            f"skipped: {shown}{more}. `kerasmtl check` lists all.",
-            stacklevel=3,
+            f"skipped: {shown}. `kerasmtl check` lists all.",
+            stacklevel=2,
         )
         lines = {fault.line for fault in self._skipped}
         return read.take([row for row, line in enumerate(read.lines) if line not in lines])
-
-    def _check_present(self, parts: Sequence[Manifest]) -> None:
-        """Raise ValueError for absent images before anything is trained."""
-        absent = sorted((f for part in parts for f in part.missing_files()), key=lambda f: f.line)
-        if absent:
-            shown = "; ".join(f"line {fault.line}: {fault.name!r}" for fault in absent[:3])
-            more = f"; and {len(absent) - 3} more" if len(absent) > 3 else ""
-            raise ValueError(
-                f"`labels` {self.labels_csv} must name images that exist, got {shown}{more}. Mend "
-                'the file, or write on_invalid_image = "skip" in project.toml.'
-            )
 
     def start_run(self, train: Manifest, val: Manifest, test: Manifest) -> Run:
         """Open a folder in runs/ for a training on these rows; resume one that was interrupted.
 
         The folder keeps the tasks, the columns and the rows of this training. `kerasmtl evaluate`,
-        `export` and `predict` go by them, so that a labels file or settings that change later
-        cannot make them wrong. runs/latest points to it.
+        `export` and `predict` use them, so that later changes of the labels file or the settings
+        cannot mix up the parts. runs/latest points to the folder.
 
         Args:
             train, val, test: the rows of each part, as `Manifest.split` gives them.
@@ -309,7 +274,14 @@ class Project(Settings):
         """
         from kerasmtl.training.record import TrainingRecord
 
-        self._check_present((train, val, test))
+        faults = (fault for part in (train, val, test) for fault in part.missing_files())
+        absent = [f"line {f.line}: {f.name!r}" for f in sorted(faults, key=lambda f: f.line)]
+        if absent:
+            raise ValueError(
+                f"`labels` {self.labels_csv} must name images that exist, got "
+                f"{shortened(absent, 3)}. Correct the file, or write on_invalid_image = "
+                '"skip" in project.toml.'
+            )
         record = TrainingRecord.of(
             (train, val, test),
             self.training.seed,
@@ -318,9 +290,12 @@ class Project(Settings):
         )
         run = begin_run(self._folder, record, self.training.tracking)
         if self._skipped:
-            skipped = pd.DataFrame([asdict(fault) for fault in self._skipped])
-            write_text(run.folder / "skipped.csv", skipped.to_csv(index=False))
-        if self.input.has_backbone and self.model.backbone == "tiny" and not self._is_example:
+            run.keep_table("skipped.csv", ["line", "name", "reason"], map(astuple, self._skipped))
+        if (
+            self.input.has_backbone
+            and self.model.backbone == "tiny"
+            and self.data.labels not in DATASETS
+        ):
             run.notes.append(TOY)
         return run
 
@@ -335,10 +310,10 @@ class Project(Settings):
         return {"handle": self.model.backbone, "sha256": sha256}
 
     def trained(self, run: str | None = None) -> TrainingRecord:
-        """What a model was trained on: that of `checkpoint`, or of the run of that name.
+        """Return what a model was trained on: that of `checkpoint`, or of the run of that name.
 
-        Without a record, which a train.py of one's own may not have written, it is what the labels
-        file holds now, with a warning.
+        Without a record, which a custom train.py may not have written, returns what the labels
+        file has now, with a warning.
 
         Raises:
             ValueError: the record is broken, or of the other kind of project.
@@ -349,8 +324,8 @@ class Project(Settings):
         found = load_record(kept)
         if found is None and run is not None:
             raise ValueError(
-                f"`run` must be a folder in runs/ with its model.json, got {run!r}: without it "
-                "nobody knows which rows the model has seen."
+                f"`run` must be a folder in runs/ with a model.json, which lists the rows of the "
+                f"training, got {run!r}"
             )
         if found is None:
             warnings.warn(
@@ -369,12 +344,14 @@ class Project(Settings):
         return found
 
     def part(self, name: str, run: str | None = None) -> Manifest:
-        """The rows of a part, "train", "val" or "test", as the newest training had them.
-
-        `run`: as the one of that name had them.
+        """Return the rows of a part, "train", "val" or "test", as a training had them.
 
         Rows that the model has seen never come into its test part. Warns of rows that are new, or
         that the labels file now puts into another part.
+
+        Args:
+            name: of the part.
+            run: the name of the training's folder in runs/; by default the newest one with a model.
 
         Raises:
             ValueError: the part is empty, or the labels file lacks a task or column of the model.
@@ -393,15 +370,15 @@ class Project(Settings):
     def dataset(
         self, rows: Manifest, model: keras.Model, training: bool = False
     ) -> tf.data.Dataset:
-        """Batches of rows of the manifest as this model takes them.
+        """Make a data set of rows of the manifest, as this model takes them.
 
         Args:
             rows: of the manifest.
             model: whose input decides the size of images.
-            training: shuffled, and augmented if project.toml says so; else in their order.
+            training: shuffle them, and augment them if project.toml says so.
 
         Raises:
-            ValueError: the model takes something else than the rows hold.
+            ValueError: the model takes another kind of input.
         """
         from kerasmtl.data.augmentation import default_augmentation
         from kerasmtl.data.dataset import make_dataset
@@ -417,7 +394,7 @@ class Project(Settings):
         )
 
     def plan(self, model: keras.Model, train: Any, validation: Any = None) -> Plan:
-        """The stages of the training, as [training] of project.toml says.
+        """Return the stages of the training, as [training] of project.toml says.
 
         Args:
             model: the network; one without a pretrained backbone has one stage.

@@ -75,23 +75,19 @@ class Task:
                 f"`kind` must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r} for task "
                 f"{self.name!r}"
             )
-        self._check_numbers()
-        self._check_codes()
-
-    def _check_numbers(self) -> None:
         if not isinstance(self.weight, Real) or not 0 <= self.weight < math.inf:
             raise ValueError(
                 f"`weight` of task {self.name!r} must be a finite number of 0 or more, "
                 f"got {self.weight!r}"
             )
         policy = self.uncertain_as
-        number = isinstance(policy, Real) and 0.0 <= policy <= 1.0
-        known = policy in POLICIES if isinstance(policy, str) else number
-        if not known:
+        number = isinstance(policy, Real) and 0 <= policy <= 1
+        if not (policy in POLICIES if isinstance(policy, str) else number):
             raise ValueError(
                 f"`uncertain_as` of task {self.name!r} must be one of {POLICIES} or a number "
                 f"from 0 to 1, got {policy!r}"
             )
+        self._check_codes()
 
     def _check_codes(self) -> None:
         missing, uncertain = (

@@ -1,4 +1,4 @@
-"""`kerasmtl check`: what is wrong with a labels file, and what its labels are enough for."""
+"""`kerasmtl check` finds what is wrong with a labels file, and says what its labels suffice for."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kerasmtl.cli.common import (
     load_project,
     plain_errors,
     project_option,
+    read_manifest,
     read_task,
     reading_options,
 )
@@ -50,7 +51,7 @@ def check(
 
     Shows how many labels each task has, whether labels are missing at random and what to do about
     it, and images that are, also nearly alike, in two splits at once. Exits with status 1 if an
-    image cannot be used or a task cannot be learnt.
+    image cannot be used or a task cannot be learned.
 
     \b
     Examples:
@@ -61,10 +62,19 @@ def check(
     given = {name: value for name, value in reading.items() if value}
     seed, skips = 0, False
     if labels is not None:
-        manifest = _read(labels, table, given)
+        kind = "image" if labels.lower().endswith(".csv") and not table else "table"
+        tasks = [read_task(word) for word in given.pop("tasks", ())]
+        known = {*Input.options(kind), "image_column", "split_column", "group_column"}
+        known -= {"column"} if kind == "image" else {"image_column"}
+        if wrong := [name for name in given if name not in known]:
+            other = (
+                "with --table" if kind == "image" else "without --table" if table else "with a CSV"
+            )
+            raise ValueError(f"{_flags(wrong)} must be given {other}: this file is read as {kind}s")
+        manifest = read_manifest(labels, kind, given, tasks)
     elif given or table:
         names = [*given, *(["table"] if table else [])]
-        raise ValueError(f"{_flags(names)} must be given with LABELS: they say how to read it")
+        raise ValueError(f"{_flags(names)} must be given with LABELS, whose columns they describe")
     else:
         found = load_project(project)
         manifest, seed = found.manifest(every_row=True), found.training.seed
@@ -77,19 +87,6 @@ def check(
         raise SystemExit(1)
 
 
-def _read(labels: str, table: bool, given: dict[str, Any]) -> Manifest:
-    kind = "image" if labels.lower().endswith(".csv") and not table else "table"
-    tasks = [read_task(word) for word in given.pop("tasks", ())] or None
-    columns = {n: given.pop(n) for n in ("split_column", "group_column") if n in given}
-    options = {name.removeprefix("image_"): value for name, value in given.items()}
-    wrong = [name for name in given if name.removeprefix("image_") not in Input.options(kind)]
-    if wrong:
-        other = "without --table" if table else "with --table" if kind == "image" else "with a CSV"
-        raise ValueError(f"{_flags(wrong)} must be given {other}: this file is read as {kind}s")
-    input = Input.from_config({"kind": kind, **options})
-    return Manifest.from_csv(labels, tasks=tasks, input=input, **columns)
-
-
 def _flags(names: list[str]) -> str:
     flags = ["--task" if name == "tasks" else f"--{name.replace('_', '-')}" for name in names]
     return ", ".join(flags)
@@ -97,12 +94,12 @@ def _flags(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """What `check_manifest` found.
+    """The result of `check_manifest`.
 
-    Args:
+    Attributes:
         manifest: the rows.
         faults: rows whose input cannot be used.
-        class_faults: by task, why it cannot be learnt.
+        class_faults: by task, why it cannot be learned.
         coverage: how many labels are known, one row per task.
         audit: which labels are missing, and advice.
         leaks: rows that are in two splits; None where they were not looked for.
@@ -226,13 +223,17 @@ def check_manifest(
     """
     with progress_bar(manifest.input.noun, len(manifest), not quiet) as step:
         faults = manifest.faults(step)
-    found, why = None, ""
-    if leaks:
-        try:
+    found, why, training = None, "", None
+    try:
+        if leaks:
             with progress_bar("leaks", len(manifest), not quiet) as step:
                 found = manifest.leaks(seed=seed, progress=step)
-        except ValueError as error:  # too few rows to split
-            why = str(error)
+        if manifest.input.has_backbone:
+            with warnings.catch_warnings(action="ignore"):
+                train, *_ = manifest.split(seed=seed)
+            training = advice((~np.isnan(train.labels)).sum(axis=0).tolist())
+    except ValueError as error:  # too few rows to split
+        why = str(error).rstrip(".") if leaks else ""
     return Check(
         manifest=manifest,
         faults=faults,
@@ -240,19 +241,9 @@ def check_manifest(
         coverage=manifest.coverage(),
         audit=manifest.audit(),
         leaks=found,
-        no_leaks=why.rstrip("."),
-        training=_training(manifest, seed) if manifest.input.has_backbone else None,
+        no_leaks=why,
+        training=training,
     )
-
-
-def _training(manifest: Manifest, seed: int) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            train, *_ = manifest.split(seed=seed)
-    except ValueError:  # too few rows to split
-        return None
-    return advice((~np.isnan(train.labels)).sum(axis=0).tolist())
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

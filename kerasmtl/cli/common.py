@@ -16,6 +16,7 @@ from kerasmtl.utils.tf import graph_fault
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from kerasmtl.data.manifest import Manifest
     from kerasmtl.project import Project
 
 # ------------------------------------------------------------------ options
@@ -78,6 +79,26 @@ def load_project(folder: str) -> Project:
     from kerasmtl.project import Project  # pydantic would slow `--help` down
 
     return Project.load(folder)
+
+
+def read_manifest(
+    labels: str, kind: str, given: Mapping[str, Any], tasks: Sequence[Task | str] | None
+) -> Manifest:
+    """Read a labels file as a kind of input.
+
+    Args:
+        labels: the file.
+        kind: of input.
+        given: options of that kind and of `Manifest.from_csv`; those without a value are left out.
+        tasks: to read; None or none for those that the columns show.
+    """
+    from kerasmtl.data.inputs import Input  # pandas would slow `--help` down
+    from kerasmtl.data.manifest import Manifest
+
+    chosen = {name.removeprefix("image_"): value for name, value in given.items() if value}
+    columns = {n: chosen.pop(n) for n in ("split_column", "group_column") if n in chosen}
+    input = Input.from_config({"kind": kind, **chosen})
+    return Manifest.from_csv(labels, tasks=tasks or None, input=input, **columns)
 
 
 # ------------------------------------------------------------------ --task

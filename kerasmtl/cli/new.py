@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kerasmtl._version import __version__
-from kerasmtl.cli.common import plain_errors, read_task, reading_options
+from kerasmtl.cli.common import plain_errors, read_manifest, read_task, reading_options
 from kerasmtl.models.hub.embedded import DATASETS, TOY
 from kerasmtl.models.hub.handles import check_backbone, from_folder
 from kerasmtl.models.hub.local import trained_backbones
 from kerasmtl.tasks import Task
-from kerasmtl.utils.text import SHOWN, columns_text, listed
+from kerasmtl.utils.text import SHOWN, columns_text, listed, shortened
 
 if TYPE_CHECKING:
     from kerasmtl.data.manifest import Manifest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PLAIN = ("_toy", "_requirement")  # answers that are not values of project.toml
+_READ = ("_column", "_split_column", "_group_column", "_id_column", "_ignore", "_allow_outside")
 _LOOKED_AT = 100  # images that are decoded, and rows that are split, before a project is made
 
 
@@ -41,7 +42,7 @@ class Template:
 
     @property
     def questions(self) -> dict[str, tuple[str, str]]:
-        """By variable that is asked for, the question and its default."""
+        """The question and its default, by variable that is asked for."""
         prompts = self.context["__prompts__"]
         asked = [name for name in prompts if name != "project_name"]
         return {name: (prompts[name], self.context[name]) for name in asked}
@@ -211,7 +212,10 @@ def _context(
     own = labels is not None and labels not in DATASETS
     if own:
         labels = os.path.abspath(os.path.expanduser(labels))
-        manifest = _read_manifest(labels, template.context["_input"], given)
+        # An option that this template lacks is refused above.
+        options = {name.lstrip("_"): value for name, value in given.items() if name in _READ}
+        kind = template.context["_input"]
+        manifest = read_manifest(labels, kind, options, given.get("_tasks"))
         tell(columns_text(manifest))
         _check_files(manifest, given.get("_on_invalid_image", "error"))
         _check_tasks(manifest)
@@ -230,19 +234,6 @@ def _context(
         for name, value in given.items()
         if value is not None
     }
-
-
-def _read_manifest(labels: str, kind: str, answers: dict[str, Any]) -> Manifest:
-    # pandas, not TensorFlow: a second at most.
-    from kerasmtl.data.inputs import Input
-    from kerasmtl.data.manifest import Manifest
-
-    def chosen(*names: str) -> dict[str, Any]:
-        return {name: answers[f"_{name}"] for name in names if answers.get(f"_{name}")}
-
-    input = Input.from_config({"kind": kind, **chosen(*Input.options(kind))})
-    columns = chosen("split_column", "group_column")
-    return Manifest.from_csv(labels, tasks=answers.get("_tasks"), input=input, **columns)
 
 
 def _from_project(path: str, target: Path) -> str:
@@ -281,7 +272,7 @@ def _backbone(named: str | None, own: bool, tell: Callable[[str], None]) -> str 
 
 
 def _check_tasks(manifest: Manifest) -> None:
-    """Refuse tasks that cannot be learnt: training would score nothing."""
+    """Refuse tasks that cannot be learned, and rows too few to be split."""
     faults = manifest.class_faults()
     if faults:
         first, why = next(iter(faults.items()))
@@ -296,15 +287,14 @@ def _check_tasks(manifest: Manifest) -> None:
             f"{remedy}"
         )
     if len(manifest) <= _LOOKED_AT:  # of more rows no split stays empty
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # training says it again
+        with warnings.catch_warnings(action="ignore"):  # training says it again
             manifest.split()
 
 
 def _check_files(manifest: Manifest, policy: str) -> None:
-    """Refuse files that training would refuse: the missing ones, and broken ones among the first.
+    """Refuse files that training would refuse: missing ones, and broken ones among the first 100.
 
-    To look at all of them is what `kerasmtl check` is for.
+    `kerasmtl check` looks at all of them.
     """
     absent = manifest.missing_files()
     gone = {fault.line for fault in absent}
@@ -312,11 +302,10 @@ def _check_files(manifest: Manifest, policy: str) -> None:
     broken = manifest.take(rows).faults()
     if len(broken) == len(rows) or (policy == "error" and (absent or broken)):
         faults = [*absent, *broken]
-        shown = "; ".join(f"line {f.line}: {f.name!r} is {f.reason}" for f in faults[:3])
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        shown = shortened([f"line {f.line}: {f.name!r} is {f.reason}" for f in faults], 3)
         skip = ", or pass --on-invalid-image skip" if len(broken) < len(rows) else ""
         raise ValueError(
-            f"`labels` {manifest.source} must name {manifest.input.noun}, got {shown}{more}. Mend "
+            f"`labels` {manifest.source} must name {manifest.input.noun}, got {shown}. Correct "
             f"the file{skip}."
         )
 

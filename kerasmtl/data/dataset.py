@@ -1,4 +1,4 @@
-"""`make_dataset`: a manifest as a `tf.data.Dataset`, in an order that can be resumed."""
+"""`make_dataset` turns a manifest into a `tf.data.Dataset`, in an order that can be resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from kerasmtl.data import augmentation
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import Task, all_binary, output_columns
 from kerasmtl.utils.files import atomic_file
+from kerasmtl.utils.text import shortened
 from kerasmtl.utils.tf import as_written
+from kerasmtl.utils.validation import check_count
 
 if TYPE_CHECKING:
     from kerasmtl.data.inputs import Input
@@ -59,19 +61,19 @@ class Source(ABC):
 
     @abstractmethod
     def inputs(self, batch_size: int) -> tf.data.Dataset:
-        """The inputs alone, in batches, in the order of the rows, without augmentation."""
+        """Return the inputs alone, in batches, in the order of the rows, not augmented."""
 
     @abstractmethod
     def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
-        """As `inputs`, each row augmented: the same in every call with this view, from 0."""
+        """Return `inputs`, each row augmented: the same in every call with this view, from 0."""
 
     @abstractmethod
     def content_sha256(self) -> str:
-        """A hash over the content of all rows' inputs, in order, and what prepares them."""
+        """Hash the content of all rows' inputs, in order, and what prepares them."""
 
     @abstractmethod
     def where(self, row: int) -> str:
-        """The place of a row, for messages."""
+        """Return the place of a row, for messages."""
 
 
 _SOURCES: weakref.WeakKeyDictionary[Any, Source] = weakref.WeakKeyDictionary()
@@ -88,11 +90,9 @@ def register(dataset: tf.data.Dataset, source: Source) -> tf.data.Dataset:
 def source_of(dataset: Any) -> Source | None:
     """Return what a data set was made from; None if that is not known.
 
-    It is known of the very object that `make_dataset` returned. After a `.map`, `.take` or
-    `.shuffle` of the user's own it is not, since nobody can tell what the function does. Such a
-    data set trains as any other, but without what needs the source: the features of a frozen
-    backbone are not cached, a run that is resumed cannot check that the data are the same, and
-    errors do not name the rows of a batch.
+    Only the very object that `make_dataset` returned has a source: what a `.map` of the user's own
+    does is unknown. Other data sets train as well, but the features of a frozen backbone are not
+    cached, a resumed run cannot check that the data are the same, and errors do not name rows.
     """
     try:
         return _SOURCES.get(dataset)
@@ -101,7 +101,7 @@ def source_of(dataset: Any) -> Source | None:
 
 
 def new_epoch() -> tf.Variable:
-    """The number of a data set's next epoch, shape (), int64, on the CPU, at first 0.
+    """Make the number of a data set's next epoch, shape (), int64, on the CPU, at first 0.
 
     Each new iterator takes the number and adds 1; assign another to have that epoch next.
     """
@@ -116,14 +116,14 @@ def new_epoch() -> tf.Variable:
 
 
 def next_epochs(epoch: tf.Variable) -> tf.data.Dataset:
-    """A data set of one element, the number of the epoch, shape (), int64; adds 1 to it."""
+    """Return a data set of one element, the number of the epoch, int64; adds 1 to it."""
     return tf.data.Dataset.from_tensors(0).map(
         as_written(lambda _: epoch.assign_add(1, read_value=True) - 1)
     )
 
 
 def permutation(count: int, seed: int, epoch: Any) -> tf.Tensor:
-    """The order of the rows in an epoch: (count,) int64, each of 0 … count - 1 once.
+    """Return the order of the rows in an epoch: (count,) int64, each of 0 … count - 1 once.
 
     The stable order of `count` draws of 64 bits from the counter-based generator Philox (Salmon et
     al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by seed and epoch.
@@ -147,7 +147,7 @@ class ManifestSource(Source):
     def read(
         self, rows: tf.data.Dataset, batch_size: int, deterministic: bool = True
     ) -> tf.data.Dataset:
-        """Batches of epochs, inputs and row numbers; see `Input.batches`."""
+        """Return batches of epochs, inputs and row numbers; see `Input.batches`."""
         lines, names = (tf.constant(x.tolist()) for x in (self.manifest.lines, self.manifest.names))
         file = f"{self.manifest.source}, {place(self.manifest.source)} "
 
@@ -175,7 +175,7 @@ class ManifestSource(Source):
         return views.unbatch().batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
     def augmenter(self) -> Callable[[tf.Tensor, Any, Any], tf.Tensor]:
-        """From inputs, epoch and number of the batch to inputs; the same without a layer."""
+        """Return a function of inputs, epoch and number of the batch that augments inputs."""
         if self.layer is None:
             return lambda inputs, epoch, batch: inputs
         return augmentation.augmenter(self.layer, self.seed)
@@ -203,7 +203,7 @@ def make_dataset(
     augment: Any = None,
     deterministic: bool = True,
 ) -> tf.data.Dataset:
-    """Batches of inputs and labels, for `model.fit`, `model.predict` and `kerasmtl.evaluate`.
+    """Make batches of inputs and labels, for `model.fit`, `model.predict` and `kt.evaluate`.
 
     Inputs are those of `manifest.input`: images (batch, height, width, 3) float32 RGB in [0, 1],
     resized without keeping the aspect ratio; of a table (batch, columns) float32, NaN = missing.
@@ -249,13 +249,17 @@ def make_dataset(
         (3, 4) [ 1.  0. nan]
         (1, 4) [1.]
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be 1 or more, got {batch_size}")
+    check_count("batch_size", batch_size)
     if not len(manifest):
         raise ValueError(f"`manifest` must have rows, got {manifest!r}")
     if training:
         manifest.check_classes()
-    _check_files(manifest)
+    absent = [f"line {fault.line}: {fault.name!r}" for fault in manifest.missing_files()]
+    if absent:
+        raise FileNotFoundError(
+            f"`manifest` must name {manifest.input.noun} that exist, got {len(absent)} absent ones "
+            f"in {manifest.source}: {shortened(absent)}. `kerasmtl check` lists all of them."
+        )
     input = manifest.input.sized(size)
     layer = input.augmentation(augment) if training else None
     source = ManifestSource(
@@ -283,7 +287,7 @@ def make_dataset(
 
 
 def _rows(count: int, batch_size: int, order: Callable[[Any], tf.Tensor], epoch: Any = None) -> Any:
-    """Batches of the number of the epoch and of rows, (batch,) int64 each, in an order."""
+    """Return batches of the number of the epoch and of rows, (batch,) int64 each, in an order."""
 
     def numbered(epoch: tf.Tensor) -> tf.data.Dataset:
         rows = order(epoch)
@@ -301,7 +305,7 @@ def _rows(count: int, batch_size: int, order: Callable[[Any], tf.Tensor], epoch:
 
 
 def _order(source: Source) -> tf.data.Dataset:
-    """The batches of row numbers of the next epoch."""
+    """Return the batches of row numbers of the next epoch."""
 
     def order(epoch: tf.Tensor) -> tf.Tensor:
         if source.epoch is None:
@@ -312,7 +316,7 @@ def _order(source: Source) -> tf.data.Dataset:
 
 
 def _in_memory(source: ManifestSource) -> tf.data.Dataset:
-    """The same batches; all rows are prepared in the first epoch and kept in one tensor."""
+    """Return the batches; all rows are prepared in the first epoch and kept in one tensor."""
 
     def gathered(inputs: tf.Tensor) -> tf.data.Dataset:
         pick = as_written(lambda epochs, rows: (epochs, tf.gather(inputs, rows), rows))
@@ -323,8 +327,8 @@ def _in_memory(source: ManifestSource) -> tf.data.Dataset:
 
 
 def _on_disk(source: ManifestSource, folder: str | os.PathLike[str]) -> tf.data.Dataset:
-    """The same batches, from a file of prepared inputs."""
-    stored, spec = stored_inputs(source, folder), source.input.spec
+    """Return the batches, from a file of prepared inputs."""
+    stored, spec = _stored(source, Path(folder)), source.input.spec
 
     def read(epochs: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         inputs = tf.numpy_function(lambda at: stored[at], [rows], spec.dtype, stateful=False)
@@ -333,40 +337,33 @@ def _on_disk(source: ManifestSource, folder: str | os.PathLike[str]) -> tf.data.
     return _order(source).map(as_written(read), tf.data.AUTOTUNE)
 
 
-def stored_inputs(source: ManifestSource, folder: str | os.PathLike[str]) -> np.ndarray:
-    """All prepared inputs, (rows, …), mapped from a file in a folder.
+def _stored(source: ManifestSource, folder: Path) -> np.ndarray:
+    """Return all prepared inputs, (rows, …), mapped from a file in a folder.
 
-    The file is named after the hash of the content. If it is absent it is written aside and renamed
-    when whole, so that what is there is complete, and two runs do not disturb each other.
+    The file is named after the hash of the content, and written atomically if it is absent.
 
     Raises:
-        OSError: the folder cannot hold them; what was written is removed.
+        OSError: the folder cannot hold them.
         tf.errors.OpError: an input cannot be prepared; names its line.
     """
-    base = Path(folder)
-    target = base / f"inputs-{source.input.content_sha256(source.manifest.values)}.npy"
-    if not target.exists():
-        with atomic_file(target) as written:
-            _write(source, written, base)
-    return np.load(target, mmap_mode="r")
-
-
-def _write(source: ManifestSource, path: Path, folder: Path) -> None:
+    target = folder / f"inputs-{source.input.content_sha256(source.manifest.values)}.npy"
     spec = source.input.spec
-    dtype = np.dtype(spec.dtype.as_numpy_dtype)
-    header = {"descr": dtype.str, "fortran_order": False, "shape": (source.count, *spec.shape[1:])}
-    try:
-        # Written, not mapped: a full disk is then an error instead of the end of the process.
-        with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for inputs in source.inputs(BLOCK).as_numpy_iterator():
-                file.write(np.ascontiguousarray(inputs).tobytes())
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"`cache` must be a folder with room for {_bytes(source):,} bytes, got {folder}: "
-            f"{error.strerror}",
-        ) from error
+    shape, dtype = (source.count, *spec.shape[1:]), np.dtype(spec.dtype.as_numpy_dtype)
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    if not target.exists():
+        try:
+            # Written, not mapped: a full disk is then an error instead of the end of the process.
+            with atomic_file(target) as written, written.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for inputs in source.inputs(BLOCK).as_numpy_iterator():
+                    file.write(np.ascontiguousarray(inputs).tobytes())
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"`cache` must be a folder with room for {_bytes(source):,} bytes, got {folder}: "
+                f"{error.strerror}",
+            ) from error
+    return np.load(target, mmap_mode="r")
 
 
 def _bytes(source: ManifestSource) -> int:
@@ -375,7 +372,7 @@ def _bytes(source: ManifestSource) -> int:
 
 
 def _finished(batches: tf.data.Dataset, source: ManifestSource) -> tf.data.Dataset:
-    """Augmented if asked for, with the labels, and prefetched."""
+    """Augment the batches if asked for, add the labels, and prefetch."""
     labels = tf.nest.map_structure(tf.constant, source.labels)
     augment = source.augmenter()
 
@@ -390,18 +387,7 @@ def _finished(batches: tf.data.Dataset, source: ManifestSource) -> tf.data.Datas
 
 
 def _labels(labels: np.ndarray, tasks: Sequence[Task]) -> Any:
-    """(rows, tasks), or a dict of (rows, columns) if the model gives a dict."""
+    """Return (rows, tasks), or a dict of (rows, columns) if the model gives a dict."""
     if all_binary(tasks):
         return labels
     return {key: labels[:, list(at)] for key, at in output_columns(tasks).items()}
-
-
-def _check_files(manifest: Manifest) -> None:
-    absent = manifest.missing_files()
-    if absent:
-        shown = "; ".join(f"line {fault.line}: {fault.name!r}" for fault in absent[:5])
-        raise FileNotFoundError(
-            f"`manifest` must name {manifest.input.noun} that exist, got {len(absent)} absent ones "
-            f"in {manifest.source}: {shown}{'; …' if len(absent) > 5 else ''}. "
-            "`kerasmtl check` lists all of them."
-        )

@@ -299,6 +299,8 @@ class Input(ABC):
         Raises:
             ValueError: an unknown kind or option.
         """
+        if not isinstance(config, Mapping):
+            raise ValueError(f"`input` must be a table with a `kind`, got {config!r}")
         given = {key: value for key, value in config.items() if key != "arguments"}
         kind = given.pop("kind", None)
         Input.options(kind)

@@ -1,4 +1,4 @@
-"""Reads and checks project.toml, the settings of a generated project, and what follows from them."""
+"""Reads project.toml, the settings of a generated project, and finds its data and models."""
 
 from __future__ import annotations
 

@@ -48,14 +48,16 @@ def test_image_size(tmp_path, setting, value):
 @pytest.mark.parametrize(
     "text, named",
     [
-        ("name = ", "is no TOML"),
+        ("name = ", "must be TOML"),
         ('[data]\nlabels = "a.csv"\n', "name: Field required"),
         (GOOD.replace("street", "../street", 1), "name: "),
         (GOOD + "epochs = 3\n", "data.epochs"),
         (GOOD + 'split = "random"\n', "data.split"),
         (GOOD + 'tasks = [{name = "a", kind = "ranking"}]\n', "data.tasks.0"),
         (GOOD + 'tasks = [{name = "a", missing = 1}]\n', "`missing`"),
-        (GOOD + 'tasks = [{kind = "binary"}]\n', "name: Field required"),
+        (GOOD + 'tasks = [{kind = "binary"}]\n', "data.tasks.0: must be a name"),
+        (GOOD + 'tasks = [{name = "a", kinds = "binary"}]\n', "data.tasks.0: must be a name"),
+        (GOOD + "[input]\nkind = 'tabel'\n", "input: `kind`"),
         (GOOD + "[training]\nepochs = 0\n", "training.epochs"),
         (GOOD + "[training]\nlearning_rate = -1.0\n", "training.learning_rate"),
         (GOOD + "[model]\ndropout = 1.5\nhidden = [0]\n", "model.hidden.0"),
@@ -67,16 +69,6 @@ def test_wrong_settings_are_named(tmp_path, text, named):
     with pytest.raises(ValueError, match="project.toml") as error:
         kt.Project.load(write(tmp_path, text))
     assert named in str(error.value)
-
-
-def test_a_wrong_task_has_one_message_and_no_noise(tmp_path):
-    text = GOOD + 'tasks = [{name = "a", kind = "ranking"}]\n'
-    with pytest.raises(ValueError) as error:
-        kt.Project.load(write(tmp_path, text))
-    assert str(error.value).count("received") == 1
-    assert "data.tasks.0.kind: " in str(error.value) and "TaskSettings" not in str(error.value)
-    with pytest.raises(ValueError, match=r"data.tasks.0: `missing` and `uncertain` of task 'a'"):
-        kt.Project.load(write(tmp_path, GOOD + 'tasks = [{name = "a", missing = 1}]\n'))
 
 
 def test_tasks_of_all_kinds_groups_and_the_split_are_settings(tmp_path):

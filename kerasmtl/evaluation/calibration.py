@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -17,9 +16,9 @@ from sklearn.metrics import precision_recall_curve
 from kerasmtl.evaluation.evaluate import scores_and_cells
 from kerasmtl.masking import is_known
 from kerasmtl.tasks import Task, as_tasks
+from kerasmtl.utils.text import shortened, warn
 
 DEFAULT = 0.5
-NOTES = 5  # that a warning shows
 BELOW = 1e-3  # how far a threshold is below the lowest probability, if all count as 1
 FEWEST = 5  # known labels of each class that a fit needs
 TEMPERATURES = (0.05, 20.0)  # the range that is searched
@@ -129,19 +128,9 @@ def fit_class_temperature(y_true: Any, p: Any) -> Fitted:
     Args:
         y_true: (rows,), positions of classes, NaN = missing. Fewer than 10 known labels give 1.
         p: (rows, classes), probabilities.
-
-    Raises:
-        ValueError: shapes that differ, other labels, or values that are not probabilities.
     """
     y, q = np.asarray(y_true, "float64"), np.asarray(p, "float64")
-    if y.ndim != 1 or q.ndim != 2 or len(y) != len(q):
-        raise ValueError(
-            f"`p` must be (rows, classes) for y_true (rows,), got {q.shape} for {y.shape}"
-        )
-    known = is_known(y)
-    y, q = y[known], q[known]
-    _check("y_true", y, np.isin(y, range(q.shape[1])), f"classes from 0 to {q.shape[1] - 1}")
-    _check("p", q, (q >= 0) & (q <= 1), "probabilities")
+    y, q = y[is_known(y)], q[is_known(y)]
     return _temperature(y.astype(int), np.log(np.maximum(q, TINY)), len(y) // 2)
 
 
@@ -205,8 +194,7 @@ def warn_of(decisions: Mapping[str, Decision]) -> None:
     """Warn where a decision is not what was asked for; the model card has all notes."""
     notes = [f"{task!r}: {note}" for task, of in decisions.items() for note in of.notes]
     if notes:
-        more = f"; {len(notes) - NOTES} more are in the model card" if len(notes) > NOTES else ""
-        warnings.warn(f"Decisions of {'; '.join(notes[:NOTES])}{more}.", stacklevel=3)
+        warn(f"Decisions of {shortened(notes)}; the model card has all of them.")
 
 
 def decide(
@@ -303,20 +291,22 @@ def parse_rule(rule: Rule) -> tuple[str, float]:
 def _decision(task: Task, cells: Cells, rule: Rule | None, calibrate: bool) -> Decision:
     if task.kind == "regression":
         return Decision()
-    y, p = cells
-    fitted = None
+    (y, p), several = cells, task.kind == "multiclass"
+    fitted = Fitted(1.0, "fixed", len(y))
     if calibrate:
-        several = task.kind == "multiclass"
         fitted = fit_class_temperature(y, p) if several else fit_temperatures(y, p)[0]
-    temperature = fitted.value if fitted else 1.0
-    notes = [fitted.note] if fitted and fitted.note else []
-    if task.kind == "multiclass":
-        return Decision(None, temperature, "argmax", len(y), tuple(notes))
-    q = calibrated(p, temperature)
+    if several:
+        return Decision(None, fitted.value, "argmax", len(y), _notes(fitted))
+    q = calibrated(p, fitted.value)
     found = fit_thresholds(y, q, rule)[0]
-    notes += [found.note] if found.note else []
     scores = scores_at(y, q, found.value)
-    return Decision(found.value, temperature, found.rule, found.known, tuple(notes), scores)
+    return Decision(
+        found.value, fitted.value, found.rule, found.known, _notes(fitted, found), scores
+    )
+
+
+def _notes(*fitted: Fitted) -> tuple[str, ...]:
+    return tuple(found.note for found in fitted if found.note)
 
 
 def scores_at(y: np.ndarray, p: np.ndarray, threshold: float) -> dict[str, float | None]:

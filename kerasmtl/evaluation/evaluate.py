@@ -1,8 +1,8 @@
-"""Exact scores of a model on known labels, task by task."""
+"""`evaluate` scores a model on known labels, task by task, with intervals from a bootstrap."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, NamedTuple
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kerasmtl.evaluation.bootstrap import intervals
-from kerasmtl.evaluation.report import Report
+from kerasmtl.evaluation.report import Bootstrap, Interval, Report
 from kerasmtl.evaluation.scores import scores_of
 from kerasmtl.tasks import Task, as_tasks, output_columns
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.validation import check_count, check_number
 
 DEFAULT = 0.5  # threshold
+PERCENTILES = (2.5, 97.5)  # of the scores of resampled rows, the ends of an interval
 
 Arrays = dict[str, np.ndarray]
 
@@ -104,8 +104,11 @@ def evaluate(
         recall = check_number("recall", recall, 0.0, 1.0, open_low=True)
     thresholds = _thresholds(threshold, chosen)
     rows, cells = _known_cells(model, dataset, chosen, progress)
-    if groups is not None and len(groups) != rows:
-        raise ValueError(f"`groups` must have one entry per row, {rows}, got {len(groups)}")
+    unit = np.arange(rows)
+    if groups is not None:
+        if len(groups) != rows:
+            raise ValueError(f"`groups` must have one entry per row, {rows}, got {len(groups)}")
+        unit = np.unique([str(group) for group in groups], return_inverse=True)[1]
     report = _report(chosen, rows, cells, thresholds, recall)
     if not bootstrap:
         return report
@@ -114,9 +117,57 @@ def evaluate(
         resampled = {name: known.drawn(counts) for name, known in cells.items()}
         return _report(chosen, rows, resampled, thresholds, recall)
 
-    named = None if groups is None else np.array([str(group) for group in groups])
-    found = intervals(drawn, rows, bootstrap, seed, named, progress)
-    return replace(report, bootstrap=found)
+    return replace(report, bootstrap=intervals(drawn, unit, bootstrap, seed, progress))
+
+
+def intervals(
+    report_of: Callable[[np.ndarray], Report],
+    unit: np.ndarray,
+    draws: int,
+    seed: int = 0,
+    progress: bool = False,
+) -> Bootstrap:
+    """Return 95 % percentile intervals of the scores of tasks, their means, and pooled labels.
+
+    Units of rows are drawn with replacement, as many as there are, and scored again.
+
+    Args:
+        report_of: makes the report of a draw from how often each row is in it, (rows,) int.
+        unit: (rows,) int, the number of the unit that a row belongs to, from 0.
+        draws: how often units are drawn.
+        seed: of the draws.
+        progress: show a bar.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+    """
+    units, rng = int(unit.max()) + 1, np.random.default_rng(seed)
+    reports = []
+    with progress_bar("resampling", draws, progress) as advance:
+        for _ in range(draws):
+            counts = np.bincount(rng.integers(0, units, units), minlength=units)
+            reports.append(report_of(counts[unit]))
+            advance()
+
+    def interval(scores: list[float]) -> Interval:
+        values = np.array(scores)
+        defined = values[~np.isnan(values)]
+        low, high = np.percentile(defined, PERCENTILES) if len(defined) else (np.nan, np.nan)
+        return Interval(float(low), float(high), len(values) - len(defined))
+
+    def over(drawn: list[Any], scores: Iterable[str]) -> dict[str, Interval]:
+        return {score: interval([getattr(found, score) for found in drawn]) for score in scores}
+
+    first = reports[0]
+    tasks, macro, micro = {}, {}, {}
+    for kind, names in first.by_kind().items():
+        scores = first.scores(kind)
+        tasks |= {name: over([report.tasks[name] for report in reports], scores) for name in names}
+        macro[kind] = {s: interval([report.macro(s, kind) for report in reports]) for s in scores}
+        if kind in first.micro:
+            # Class 0 of one task is not class 0 of another.
+            pooled = [score for score in scores if (kind, score) != ("multiclass", "auc")]
+            micro[kind] = over([report.micro[kind] for report in reports], pooled)
+    return Bootstrap(draws, {name: tasks[name] for name in first.tasks}, macro, micro)
 
 
 def scores_and_cells(
@@ -188,6 +239,7 @@ def _report(
 
 
 def _pool(kind: str, parts: Sequence[Known]) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and predictions of tasks of a kind as those of one task."""
     p = [part.p for part in parts]
     if kind == "multiclass":
         width = max(part.shape[1] for part in p)
@@ -219,16 +271,19 @@ def _collected(
     """Return all labels and all predictions by output."""
     labels: dict[str, list[np.ndarray]] = {key: [] for key in columns}
     predictions: dict[str, list[np.ndarray]] = {key: [] for key in columns}
-    for batch in _followed(dataset, progress):
-        if len(batch) != 2:
-            raise ValueError(
-                f"`dataset` must yield (inputs, labels), without weights, got {len(batch)} parts"
-            )
-        inputs, truth = batch
-        predicted = model.predict_on_batch(inputs)
-        for found, into, source in ((truth, labels, "dataset"), (predicted, predictions, "model")):
-            for key, values in _by_output(found, columns, source).items():
-                into[key].append(values)
+    batches = int(dataset.cardinality()) if hasattr(dataset, "cardinality") else -1
+    with progress_bar("evaluating", max(batches, 0) or None, progress) as advance:
+        for batch in dataset:
+            if len(batch) != 2:
+                raise ValueError(
+                    f"`dataset` must yield (inputs, labels) without weights, got {len(batch)} parts"
+                )
+            truth = _by_output(batch[1], columns, "dataset")
+            predicted = _by_output(model.predict_on_batch(batch[0]), columns, "model")
+            for key in columns:
+                labels[key].append(truth[key])
+                predictions[key].append(predicted[key])
+            advance()
     if not all(labels.values()):
         raise ValueError("`dataset` must have at least one batch, got none")
     return (
@@ -238,6 +293,7 @@ def _collected(
 
 
 def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) -> Arrays:
+    """Return labels or predictions of a batch by output, (batch, columns) each."""
     if not isinstance(found, Mapping):
         if len(columns) > 1:
             raise ValueError(
@@ -259,15 +315,8 @@ def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) ->
     return {key: a.reshape(-1, 1) if a.ndim == 1 else a for key, a in arrays.items()}
 
 
-def _followed(dataset: Any, progress: bool) -> Iterator[Any]:
-    batches = int(dataset.cardinality()) if hasattr(dataset, "cardinality") else -1
-    with progress_bar("evaluating", max(batches, 0) or None, progress) as advance:
-        for batch in dataset:
-            yield batch
-            advance()
-
-
 def _check_shapes(tasks: Sequence[Task], labels: np.ndarray, predictions: np.ndarray) -> None:
+    """Raise ValueError unless there is a column of labels and predictions for each task."""
     names = [task.name for task in tasks]
     width = sum(task.outputs for task in tasks)
     if labels.shape == (len(predictions), len(tasks)) and predictions.shape[1:] == (width,):

@@ -1,4 +1,4 @@
-"""The scores of a model, task by task: as numbers, as JSON, as a table."""
+"""`Report`: the scores of a model by task, their means and intervals, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Report:
-    """What `kt.evaluate` returns: scores per task, their means, and those of pooled labels.
+    """The scores of `kt.evaluate`: of each task, their means, and those of pooled labels.
 
     Attributes:
         rows: of the data.
@@ -240,15 +240,13 @@ class Report:
     def _interval_lines(
         self, columns: list[str], part: str, of: str
     ) -> list[tuple[str, list[str]]]:
-        """Return the ends of the intervals of a line, each as a line: so they fit a terminal."""
+        """Return the ends of the intervals of a line, in two lines, which fit a terminal."""
         found = getattr(self.bootstrap, part)[of] if self.bootstrap else {}
         found = {name: at for name, at in found.items() if not math.isnan(at.low)}
-        if not found:
-            return []
-        ends = {"2.5 %": "low", "97.5 %": "high"}
         return [
             (label, [_text(getattr(found[c], end)) if c in found else "" for c in columns])
-            for label, end in ends.items()
+            for label, end in (("2.5 %", "low"), ("97.5 %", "high"))
+            if found
         ]
 
     def __str__(self) -> str:
@@ -260,7 +258,7 @@ class Report:
 
 
 def asked_for(kind: str) -> list[str]:
-    """Return the names of all that `evaluate` says of a kind of task without a recall."""
+    """Return the names of the counts and scores of a kind of task, without those of a recall."""
     return [column.name for column in fields(KINDS[kind]) if column.name != AT_RECALL]
 
 

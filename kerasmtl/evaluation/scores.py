@@ -1,4 +1,4 @@
-"""Exact scores of one task with scikit-learn, on known labels alone."""
+"""Scores of one task on known labels, with scikit-learn."""
 
 from __future__ import annotations
 

@@ -34,17 +34,6 @@ def test_paths_start_from_the_project(tmp_path, monkeypatch):
     assert project.backbone == str(tmp_path / "module")
 
 
-def test_a_folder_called_like_the_embedded_backbone_does_not_replace_it(tmp_path):
-    (tmp_path / "tiny").mkdir()
-    assert kt.Project.load(write(tmp_path, GOOD)).backbone == "tiny"
-
-
-@pytest.mark.parametrize("setting, value", [("96", 96), ("[64, 96]", (64, 96)), ('"auto"', None)])
-def test_image_size(tmp_path, setting, value):
-    project = kt.Project.load(write(tmp_path, GOOD + f"[model]\nimage_size = {setting}\n"))
-    assert project.image_size == value
-
-
 @pytest.mark.parametrize(
     "text, named",
     [

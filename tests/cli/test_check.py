@@ -11,7 +11,6 @@ from PIL import Image
 import kerasmtl as kt
 from kerasmtl.cli import main
 from kerasmtl.cli.check import check_manifest
-from kerasmtl.training.depth import LITTLE, advice
 from kerasmtl.utils.text import columns_text
 
 
@@ -105,17 +104,6 @@ def test_json_has_the_audit_and_the_leaks(labels_csv):
     assert as_json(labels_csv, "--no-leaks")["leaks"] is None
 
 
-def test_tasks_and_groups_can_be_named(labels_csv):
-    rows = labels_csv.read_text().splitlines()
-    labels_csv.write_text(
-        "\n".join(f"{row},{at // 2 if at else 'video'}" for at, row in enumerate(rows))
-    )
-    found = as_json(labels_csv, "--task", "odd", "--group-column", "video")
-    assert list(found["tasks"]) == ["odd"]
-    result = run(labels_csv, "--group-column", "film")
-    assert result.exit_code == 1 and "--group-column must be in" in result.output
-
-
 def test_too_few_rows_to_split(labels_csv):
     rows = labels_csv.read_text().splitlines()
     labels_csv.write_text("\n".join(rows[at] for at in (0, 1, 6)))
@@ -171,14 +159,6 @@ def test_the_text_lists_the_first_and_the_dictionary_all(tmp_path):
     assert text.count(remedy) == 1 and "split column" in remedy and "group_column" not in remedy
 
 
-def test_few_tasks_have_their_matrix_unless_nothing_is_missing(tmp_path):
-    found = check_manifest(many(tmp_path, 3), leaks=False, quiet=True)
-    assert "Rows with both labels" in found.text() and "leaks" not in found.text()
-    rows = many(tmp_path, 1).take(range(5))
-    whole = rows.take(np.flatnonzero(~np.isnan(rows.labels[:, 0])))
-    assert "Rows with both labels" not in check_manifest(whole, leaks=False, quiet=True).text()
-
-
 def test_the_text_says_what_the_columns_were_taken_for(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(
@@ -210,16 +190,6 @@ def test_near_duplicates_name_the_group_column(tmp_path, columns):
     remedies = found.to_dict()["remedies"]
     assert len(remedies) == 1 + split
     assert "group_column" in remedies[-1] and "--group-column" in remedies[-1]
-
-
-def test_how_much_to_train_follows_from_the_labels_of_the_train_split(tmp_path):
-    rows = many(tmp_path, 1, 360)  # a third of them each for train, val and test
-    assert LITTLE < rows.coverage().known["t0"] < 3 * LITTLE
-    found = check_manifest(rows, quiet=True)
-    part = int((~np.isnan(rows.split()[0].labels)).sum())
-    assert found.to_dict()["training"] == advice([part]) and part < LITTLE
-    assert "the head alone" in found.text()
-    assert check_manifest(rows.take(range(2)), quiet=True).to_dict()["training"] is None
 
 
 @pytest.mark.parametrize("terminal", [True, False])

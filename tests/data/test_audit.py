@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kerasmtl.data.audit import audit, class_faults, co_known, coverage, nothing_known
+from kerasmtl.data.audit import audit, class_faults, co_known, coverage
 from kerasmtl.tasks import Task
 
 NAN = float("nan")
@@ -27,10 +27,10 @@ def with_holes(labels, missing):
     return np.where(missing, np.float32(NAN), labels)
 
 
-@pytest.mark.parametrize("rows", [60, 400, 3_000])
+@pytest.mark.parametrize("rows", [60, 2_000])
 def test_labels_missing_at_random_are_never_called_predictable(rows):
     claims = 0
-    for seed in range(3):
+    for seed in range(2):
         labels, rng = related(rows, 4, seed)
         splits = rng.choice(["train", "test"], rows)
         found = audit(with_holes(labels, rng.random(labels.shape) < 0.4), tasks(4), splits)
@@ -102,7 +102,7 @@ def test_one_class_only_is_left_out():
     assert "negatives only" in found.reason["t0"] and "200 labels are 1" in found.reason["t1"]
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 5, 30])
+@pytest.mark.parametrize("rows", [0, 1, 30])
 def test_tiny_data_are_not_judged(rows):
     labels, rng = related(rows, 3)
     holed = with_holes(labels, rng.random(labels.shape) < 0.5)
@@ -175,7 +175,7 @@ def test_co_known_is_the_number_of_rows_with_both():
 
 
 def test_rows_without_any_label_are_counted():
-    assert nothing_known(LABELS) == 1 and nothing_known(LABELS[:3]) == 0
+    assert audit(LABELS, TASKS).nothing_known == 1
 
 
 def test_what_cannot_be_learnt_is_named_for_every_kind():

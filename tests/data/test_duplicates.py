@@ -40,7 +40,7 @@ def test_rows_that_contradict_each_other_are_refused_with_both_lines(read):
     assert "'x' 1 in line 4 and 0 in line 5" in str(error.value)
 
 
-@pytest.mark.parametrize("other", ["./x.jpg", "sub/../x.jpg", ".//x.jpg", "{root}/x.jpg"])
+@pytest.mark.parametrize("other", ["sub/../x.jpg", ".//x.jpg", "{root}/x.jpg"])
 def test_one_picture_may_be_written_in_many_ways(read, tmp_path, other):
     with pytest.raises(ValueError, match="1 in line 2 and 0 in line 3"):
         read("x.jpg,1,0", f"{other.format(root=tmp_path)},0,0")
@@ -62,12 +62,6 @@ def test_one_picture_is_in_one_part_and_one_group(read, column, cells):
         options["group_column"] = "video"
     with pytest.raises(ValueError, match=f"column '{column}'.*line 2 and .* in line 3"):
         read(*rows, **options)
-
-
-def test_different_pictures_pass_in_silence(read):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(read("x,1,0", "X,0,1", "d/x,0,1")) == 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), *[st.sampled_from([0, 1, None])] * 2), max_size=12))
@@ -99,7 +93,7 @@ def test_a_picture_without_a_group_may_be_written_in_many_ways(read, other):
     assert len(manifest) == 1
 
 
-@pytest.mark.parametrize("policy", ["zero", "one", 0.5])
+@pytest.mark.parametrize("policy", ["zero", 0.5])
 @pytest.mark.parametrize("rows", [("x,-1", "x,0"), ("x,0", "x,-1"), ("x,-1", "x,-1", "x,0.0")])
 def test_a_certain_label_wins_over_an_uncertain_one(read, policy, rows):
     task = Task("a", uncertain=-1, uncertain_as=policy)

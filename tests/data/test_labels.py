@@ -33,12 +33,6 @@ def test_anything_else_is_invalid_and_nan(cell):
     assert np.isnan(values[0]) and invalid[0]
 
 
-def test_cells_keep_their_order():
-    values, invalid = parse_labels(pd.Series(["1", "x", "", "0", "1", "x"]), Task("a"))
-    np.testing.assert_array_equal(values, np.array([1, NAN, NAN, 0, 1, NAN], "float32"))
-    np.testing.assert_array_equal(invalid, [False, True, False, False, False, True])
-
-
 def parsed(cells, task):
     values, invalid = parse_labels(pd.Series(cells), task)
     return values.tolist(), invalid.tolist()
@@ -116,14 +110,6 @@ def test_mixed_kinds_are_read_and_classes_found():
     np.testing.assert_array_equal(values, np.array([[1, 1, 2.5], [NAN, 0, -1], [0, 1, NAN]], "f"))
 
 
-def test_named_classes_keep_their_order():
-    frame = table(grade=["high", "low", "?"])
-    task = Task("grade", "multiclass", classes=("low", "mid", "high"))
-    tasks, values = labels(frame, task)
-    assert tasks == (task,)
-    np.testing.assert_array_equal(values[:, 0], [2, 0, NAN])
-
-
 def test_a_class_that_is_not_named_is_a_fault():
     message = fault(
         table(grade=["high", "x", "low"]), Task("grade", "multiclass", classes=("low", "high"))
@@ -136,13 +122,6 @@ def test_a_class_that_is_not_named_is_a_fault():
 def test_less_than_two_classes_are_refused(cells):
     message = fault(table(grade=cells), Task("grade", "multiclass"))
     assert "`classes` of task 'grade' must be" in message and "classes=(…)" in message
-
-
-@pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e39"])
-def test_an_infinite_value_is_named_by_line_and_column(cell):
-    message = fault(table(size=["1", cell, "2"]), Task("size", "regression"))
-    assert f"line 3, column 'size': '{cell}'" in message
-    assert "must be a finite number or missing" in message and "missing=" not in message
 
 
 @pytest.mark.parametrize("majority", ["0", "1", "2"])
@@ -162,22 +141,6 @@ def test_minus_one_may_be_uncertain_or_missing():
     assert "Task('a', missing=-1)" in message
     _, ignored = labels(frame, Task("a", uncertain=-1, uncertain_as="ignore"))
     np.testing.assert_array_equal(ignored[:, 0], [0, 1, NAN, NAN])
-
-
-@pytest.mark.parametrize("cell", ["0.5", "1.2", "-0.1", "2", "yes", "truth"])
-def test_a_binary_target_that_is_neither_0_nor_1_is_refused(cell):
-    message = fault(table(a=["1", "0", cell]), "a")
-    assert f"line 4, column 'a': '{cell}'" in message and "must be 0, 1 or missing" in message
-
-
-def test_a_code_of_a_number_is_offered_as_missing():
-    message = fault(table(size=["1.5", "unknown", "2"]), Task("size", "regression"))
-    assert "Task('size', kind='regression', missing=['unknown'])" in message
-
-
-def test_three_texts_or_another_number_without_both_labels_are_no_task():
-    frame = table(a=["1", "0"] * 3, b=["1", "2", "2", "2", "2", "2"], c=["0", "1", *"xxxx"])
-    assert infer_tasks(frame, "labels.csv") == (Task("a"),)
 
 
 def test_infinity_is_no_class_and_no_hint():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kerasmtl.data.manifest import Manifest
-from kerasmtl.data.splits import cut_groups, part_faults, split_rows
+from kerasmtl.data.splits import split_rows
 from kerasmtl.tasks import Task
 
 NAN = float("nan")
@@ -81,13 +81,6 @@ def test_groups_stay_whole_and_answers_are_still_balanced():
     assert abs(len(parts[1]) - 900) < 20
 
 
-def test_one_group_larger_than_a_part_goes_into_one_part():
-    labels = holed(100, 2)
-    groups = np.where(np.arange(100) < 60, 0, np.arange(100))
-    parts = split(labels, (0.5, 0.5), groups=groups)
-    assert {len(set(parts[at]) & set(range(60))) for at in (0, 1)} == {0, 60}
-
-
 def test_classes_and_quartiles_are_answers_too():
     rng = np.random.default_rng(0)
     labels = np.column_stack(
@@ -100,13 +93,6 @@ def test_classes_and_quartiles_are_answers_too():
     quartiles = np.nanquantile(labels[:, 1], [0.25, 0.5, 0.75])
     bins = np.where(np.isnan(labels[:, 1]), -1, np.searchsorted(quartiles, labels[:, 1]))
     assert deviation(bins[:, None], parts, SHARES, (0, 1, 2, 3)) < 3
-
-
-def test_a_part_depends_on_the_seed_alone():
-    labels = holed(400, 3)
-    first, again, other = (split(labels, seed=seed) for seed in (1, 1, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0], other[0])
 
 
 @given(st.integers(0, 50), st.integers(51, 200), st.integers(0, 3))
@@ -122,27 +108,15 @@ def test_by_hash_no_row_changes_sides_when_others_are_added(few, many, seed):
     assert {name: after[name] for name in before} == before
 
 
-def test_by_hash_the_sizes_are_near_and_the_seed_matters():
-    labels = holed(20_000, 1)
-    parts = split(labels, by="hash")
-    np.testing.assert_allclose([len(part) / 20_000 for part in parts], SHARES, atol=0.01)
-    assert not np.array_equal(parts[0], split(labels, by="hash", seed=1)[0])
-
-
-def test_another_policy_is_refused():
-    with pytest.raises(ValueError, match="`by`"):
-        split(holed(10, 1), by="random")
-
-
 @pytest.mark.parametrize("shares", [(), (0.5, 0.4), (1.5, -0.5), (1.0, 0.0), (NAN, 1.0)])
 def test_shares_that_are_no_partition_are_refused(shares):
     with pytest.raises(ValueError, match="`fractions`"):
         split(holed(10, 1), shares)
 
 
-@pytest.mark.parametrize("positives", [3, 4, 5, 7])
+@pytest.mark.parametrize("positives", [3, 7])
 def test_no_part_lacks_a_positive_if_there_are_enough(positives):
-    for seed in range(20):
+    for seed in range(6):
         labels = np.zeros((400, 1), "float32")
         labels[np.random.default_rng(seed).permutation(400)[:positives]] = 1
         counts = [labels[part].sum() for part in split(labels, seed=seed)]
@@ -151,7 +125,7 @@ def test_no_part_lacks_a_positive_if_there_are_enough(positives):
 
 def test_no_part_lacks_a_rare_answer_of_groups():
     groups = np.repeat(np.arange(40), 10)
-    for seed in range(20):
+    for seed in range(6):
         rng = np.random.default_rng(seed)
         labels = np.zeros((400, 3), "float32")
         for at in range(3):
@@ -251,14 +225,6 @@ def test_tasks_without_two_labels_in_a_part_are_named(tmp_path):
     assert "the part test of" in said[1] and "labels of a:" in said[1]
 
 
-def test_what_no_part_can_have_is_not_warned_of(tmp_path):
-    rows = [f"{at}.png,1,{at % 2},{('train', 'val', 'test')[at // 2 % 3]},v" for at in range(12)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read(tmp_path, rows).split()
-        assert read(tmp_path, ROWS).leaks(near=False).empty
-
-
 def test_groups_that_the_split_column_cuts_are_named(tmp_path):
     manifest = read(tmp_path, ROWS, group_column="video")
     with pytest.warns(
@@ -279,12 +245,3 @@ def test_identical_rows_that_the_split_column_cuts_are_named(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         manifest.split((0.5, 0.5))
-
-
-def test_parts_and_groups_of_arrays():
-    labels = np.array([[0, 1.5], [1, 2.5], [NAN, 1.5], [1, 3.5]], "float32")
-    tasks = (Task("a"), Task("size", "regression"))
-    parts = [np.array([0, 1]), np.array([2]), np.array([1, 3]), np.array([], int)]
-    assert part_faults(labels, tasks, parts) == [[], ["a", "size"], ["a"], ["a", "size"]]
-    groups = np.array(["p", "q", "p", "q", "q"], dtype=object)
-    assert cut_groups(groups, [np.array([1, 3]), np.array([0, 2, 4])]) == [(1, 4)]

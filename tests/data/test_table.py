@@ -6,12 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tables
-from modules import shared
 from tables import load_table, table_of
 
-import kerasmtl as kt
 from kerasmtl.data.duplicates import row_keys
-from kerasmtl.data.readers import as_text, read_features
+from kerasmtl.data.readers import read_features
 
 CSV = """\
 name,heat,speed,leak,worn,split
@@ -50,12 +48,6 @@ def test_a_csv_becomes_features_labels_and_splits(tmp_path):
     np.testing.assert_array_equal(val.values, [[4, 400]])
     assert val.input.features == table.input.features and val.lines.tolist() == [5]
     assert table.coverage().known.tolist() == [3, 4]
-
-
-def test_ids_name_the_rows_and_features_can_be_named(tmp_path):
-    table = load_table(write(tmp_path), id_column="name", features=["speed"])
-    assert table.names.tolist() == list("abcde") and table.input.features == ("speed",)
-    assert "line 3: 'b'" in table.where(1)
 
 
 def test_parquet_reads_as_the_csv_does(tmp_path):
@@ -137,6 +129,9 @@ def test_tasks_and_binary_features_are_not_guessed_apart(tmp_path):
         ),
         ({"tasks": ["leak"], "features": ["heat", "heat"]}, "`features`.* twice heat"),
         ({"id_column": "nope"}, "`id_column`.*'nope'"),
+        ({"ignore": ["name", "typo"]}, "`ignore`.*got 'typo'"),
+        ({"ignore": "name"}, r"`ignore` must be a list.*ignore=\['name'\]"),
+        ({"split_column": "Split"}, "`split_column`.*'Split'"),
         ({"tasks": ["heat"], "features": ["speed"]}, "line 2, column 'heat': '1.5'"),
     ],
 )
@@ -172,17 +167,6 @@ def test_absent_and_unknown_files_are_named(tmp_path):
         load_table(tmp_path / "t.npz")
 
 
-def test_arrays_that_do_not_fit_are_named():
-    x, y = np.zeros((3, 2)), np.zeros((3, 1))
-    with pytest.raises(ValueError, match=r"`labels` must be of shape \(3, 2\)"):
-        table_of(x, y, ["a", "b"])
-    with pytest.raises(ValueError, match="`features` must name"):
-        table_of(x, y, ["a"], columns=["one"])
-    table = table_of(x, y, ["a"])
-    with pytest.raises(ValueError, match="`features`"):
-        table.input.select(table.values, kt.data.Table(["x7"]))
-
-
 def test_features_for_prediction_need_no_labels_and_any_order(tmp_path):
     path = write(tmp_path, "speed,more,heat\n7,x,\n8,y,9\n")
     features, lines = read_features(path, ["heat", "speed"])
@@ -190,11 +174,6 @@ def test_features_for_prediction_need_no_labels_and_any_order(tmp_path):
     assert lines.tolist() == [2, 3]
     with pytest.raises(ValueError, match="`features`.*'flow'"):
         read_features(path, ["heat", "flow"])
-
-
-def test_cells_as_text():
-    frame = pd.DataFrame({"a": [1.0, np.nan], "b": [True, False], "c": [None, "x"]})
-    assert as_text(frame).to_numpy().tolist() == [["1.0", "1", ""], ["", "0", "x"]]
 
 
 # Rows that contradict each other, and rows of one name
@@ -257,22 +236,6 @@ def test_features_that_look_like_labels_are_warned_of(tmp_path, cells):
         warnings.simplefilter("error")
         load_table(path, tasks=["leak"], features=["heat", "worn"])
         load_table(path, tasks=["leak"], ignore=["worn"])
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"ignore": ["name", "typo"]}, "`ignore`.*got 'typo'"),
-        ({"ignore": "name"}, r"`ignore` must be a list.*ignore=\['name'\]"),
-        (
-            {"ignore": ["name"], "split_column": "Split"},
-            "`split_column`.*'Split'.*heat.*mean 'split'",
-        ),
-    ],
-)
-def test_columns_to_leave_out_or_to_split_by_must_be_there(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        load_table(write(tmp_path), **options)
 
 
 def test_arrays_of_an_npz_that_do_not_fit_are_named(tmp_path):
@@ -358,18 +321,6 @@ def test_numbers_that_float32_cannot_tell_apart_are_warned_of(tmp_path):
 # Splits
 
 
-def test_by_hash_a_row_without_a_name_stays_where_it_is(tmp_path):
-    rows = [f"{at / 7:.4f},{at % 3},{at % 2}" for at in range(60)]
-    path = write(tmp_path, "\n".join(["heat,speed,leak", *rows]))
-    before = load_table(path, tasks=["leak"], split_by="hash")
-    rng = np.random.default_rng(0)
-    more = [rows[at] for at in rng.permutation(60)]
-    write(tmp_path, "\n".join(["heat,speed,leak", "91,9,1", *more, "92,8,0"]))
-    after = load_table(path, tasks=["leak"], split_by="hash")
-    for old, new in zip(before.split(), after.split(), strict=True):
-        assert set(old.values[:, 0]) == set(new.values[:, 0]) - {91.0, 92.0}
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -396,12 +347,3 @@ def test_identical_rows_are_never_parted(by, ids):
     keys = [set(row_keys(part.values, part.input.features).tolist()) for part in table.split(by=by)]
     assert sum(map(len, keys)) == len(set.union(*keys)) < 90
     assert table.leaks(by=by).empty
-
-
-@pytest.mark.filterwarnings("ignore:.*the same features and different labels")
-def test_kerasmtls_own_split_of_tox21_has_no_leak():
-    table = load_table(shared("data", "tox21") / "train.npz")
-    assert len(np.unique(table.values, axis=0)) == len(table) - 225
-    for by in ("stratified", "hash"):
-        assert table.leaks(by=by).empty
-    assert [len(part) for part in table.split()] == [4_530, 971, 971]

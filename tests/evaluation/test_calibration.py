@@ -15,7 +15,6 @@ from kerasmtl.evaluation.calibration import (
     fit_temperatures,
     fit_thresholds,
     parse_rule,
-    scores_at,
 )
 from kerasmtl.export.signatures import answers
 from kerasmtl.tasks import Task
@@ -200,17 +199,3 @@ def test_wrong_arguments_are_named():
         decide([Task("a")], None, None, calibrate=True)
     with pytest.raises(ValueError, match="`thresholds`"):
         decide([Task("a")], None, {"b": 0.5}, False)
-
-
-def test_what_a_decision_is_worth_is_said_with_it():
-    labels, p = cells(4)
-    y, q = known_column(labels, p, 0)
-    found = decide([Task("a"), Task("b")], {"a": (y, q), "b": (y[:0], q[:0])}, None, False)
-    decided = q >= found["a"].threshold
-    expected = {
-        "precision": metrics.precision_score(y, decided),
-        "recall": metrics.recall_score(y, decided),
-        "f1": metrics.f1_score(y, decided),
-    }
-    assert found["a"].scores == pytest.approx(expected) and found["b"].scores == {}
-    assert scores_at(y * 0, q, 2.0) == {"precision": None, "recall": None, "f1": None}

@@ -41,14 +41,6 @@ def cells(report):
     }
 
 
-def test_the_mean_is_over_the_tasks_that_define_it(report):
-    assert report.macro_auc == 0.5
-
-
-def test_without_such_a_task_the_mean_is_nan():
-    assert math.isnan(Report(1, {"a": BinaryScores(0, 0, NAN, NAN, NAN)}).macro_auc)
-
-
 def test_undefined_scores_are_null_in_json(report):
     again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert again["macro_auc"] == 0.5 and again["rows"] == 12
@@ -67,11 +59,6 @@ def test_undefined_scores_are_null_in_json(report):
     assert again["macro"]["binary"]["auc"] == {"mean": 0.5, "defined": 2}
     assert again["macro"]["binary"]["ece"] == {"mean": None, "defined": 0}
     assert list(again["tasks"]) == list(report.tasks)
-
-
-def test_an_undefined_mean_is_null_in_json():
-    report = Report(1, {"a": BinaryScores(0, 0, NAN, NAN, NAN)})
-    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["macro_auc"] is None
 
 
 def test_the_table_has_a_line_for_every_task_and_a_dash_for_undefined_scores(report):
@@ -166,11 +153,6 @@ def drawn(names, width, recall=None):
     lines = file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     return [line.split("│")[1].strip() for line in lines if line.startswith("│")][:-2]
-
-
-def test_names_are_whole_where_they_fit_without_padding():
-    names = ["pedestrian_crossing", "traffic_light_is_red"]
-    assert drawn(names, 80) == names
 
 
 def test_names_are_folded_between_their_words():

@@ -53,7 +53,9 @@ def _task(value: Any) -> Task:
     given = {"name": value} if isinstance(value, str) else value
     known = [field.name for field in fields(Task)]
     if not isinstance(given, dict) or "name" not in given or set(given) - set(known):
-        raise ValueError(f"must be a name, or a table with a name and more of {known[1:]}")
+        raise ValueError(
+            f"must be a name, or a table with a name and more of {known[1:]}, got {value!r}"
+        )
     return Task(**given)
 
 
@@ -161,8 +163,8 @@ class Project(Settings):
             raise ValueError(f"`{path}` must be TOML, got: {error}") from None
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: "
-                f"{fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}"
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+                + ("" if fault["type"] == "value_error" else f", got {fault['input']!r}")
                 for fault in error.errors()
             )
             raise ValueError(f"`{path}` must have valid settings: {faults}.") from None

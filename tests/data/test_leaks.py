@@ -84,11 +84,6 @@ def test_plain_pictures_are_not_taken_for_each_other(tmp_path):
     assert found(tmp_path, [f"{number}.png" for number in range(4)], "abab") == []
 
 
-def test_what_cannot_be_read_is_passed_over(folder):
-    (folder / "text.png").write_text("no picture")
-    assert found(folder, ["0.png", "gone.png", "text.png"], "aba") == []
-
-
 def test_a_group_in_two_parts_is_named_once_for_each_row(folder):
     images = ["0.png", "1.png", "2.png", "3.png"]
     leaks = found(folder, images, "aabb", groups=np.array(["p", "q", "p", "r"], dtype=object))

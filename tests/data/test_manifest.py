@@ -91,12 +91,6 @@ def test_columns_may_have_other_names_and_any_order(read):
     assert manifest.labels.tolist() == [[1, 0]]
 
 
-def test_tasks_are_read_in_the_order_asked_for(read):
-    manifest = read("image,a,b,c\nx,1,0,?\n", tasks=["c", Task("a")])
-    assert names(manifest) == ["c", "a"]
-    np.testing.assert_array_equal(manifest.labels, [[NAN, 1]])
-
-
 # Which columns are tasks
 
 
@@ -107,63 +101,39 @@ def test_columns_of_0_1_and_missing_are_tasks_and_others_are_not(read):
     assert names(read(table(rows, columns))) == ["a", "rare", "b"]
 
 
-def test_no_task_at_all_is_refused_with_the_columns(read):
-    with pytest.raises(ValueError, match="`tasks` must be named.*b, c"):
-        read("image,b,c\nx,?,two\ny,,three\n")
-
-
 # What is refused
 
 
-def test_a_wrong_label_is_named_by_file_line_and_column(read):
-    with pytest.raises(ValueError, match=r"labels\.csv.* line 4, column 'b': '2'"):
-        read("image,a,b\nx,1,0\n\ny,0,2\n", tasks=["a", "b"])
-
-
 @pytest.mark.parametrize(
-    ("rows", "line", "fault"),
+    ("text", "message"),
     [
-        (["x,1,0,1", "y,1,0"], 2, "too many"),
-        (["x,1,0,", "y,1,0,"], 2, "too many"),
-        (["x,1,0", "", "y,1,0", "z,1,0,1,1"], 5, "too many"),
-        (["x,1", "y,1,0"], 2, "too few"),
-        (["x,1,0", "", "y,1", "z,1"], 4, "too few"),
-        (["x,1,0", "y", "z,1,0"], 3, "too few"),
-        (['"x', 'x",1,0', "y,1"], 4, "too few"),
+        ("", "empty file"),
+        (",,\n", "empty file"),
+        ("image,a\n\n,\n", "must have rows"),
+        ("image,a, a \nx,1,1\n", "distinct columns.* a"),
+        ("image;a\nx;1\n", "comma-separated"),
+        ("image,b,c\nx,?,two\ny,,three\n", "`tasks` must be named.*b, c"),
+        ("image,a\nx,1,0\ny,1\n", "line 2, must have 2 cells.*too many"),
+        ("image,a,b\nx,1,0\n\ny,1\n", "line 4, must have 3 cells.*too few"),
+        ('image,a,b\n"x\nx",1,0\ny,1\n', "line 4, must have 3 cells.*too few"),
+        ('image,a\nx,1\n"y,0\nz,1\n', "line 3, must be.*quote"),
+        ("image,a,b\nx,1,0\n\ny,0,2\nz,1,1\n", "line 4, column 'b': '2'"),
+        ("image,a\nx,1\n  ,0\n", "`images` in .*line 3, column 'image'"),
+        ("image,a,split\nx,1,train\ny,0,holdout\n", "line 3, column 'split', .*'holdout'"),
+        ("photo,a\nx,1\n", "`column`.*'image'.*'photo', 'a'"),
     ],
 )
-def test_a_line_of_another_length_is_named(read, rows, line, fault):
-    with pytest.raises(ValueError, match=rf"labels\.csv, line {line}, must have 3 cells.*{fault}"):
-        read(table(rows, ["image", "a", "b"]))
-
-
-@pytest.mark.parametrize("text", ["", "\n", "\n\n", ",,\n", "\ufeff"])
-def test_an_empty_file_is_refused(read, text):
-    with pytest.raises(ValueError, match=r"labels\.csv must be .* empty file"):
+def test_what_is_wrong_is_named_by_file_line_and_column(read, text, message):
+    with pytest.raises(ValueError, match=rf"(?s)labels\.csv.*{message}|{message}.*labels\.csv"):
         read(text)
 
 
-@pytest.mark.parametrize("text", ["image,a", "image,a\n", "image,a\n\n,\n"])
-def test_a_file_with_a_header_only_is_refused(read, text):
-    with pytest.raises(ValueError, match=r"labels\.csv must have rows"):
-        read(text)
-
-
-@pytest.mark.parametrize("header", ["image,a,a", "image,a, a ", "image,b,a,c,a", "image,image,a"])
-def test_columns_of_the_same_name_are_refused(read, header):
-    with pytest.raises(ValueError, match="distinct columns.* (a|image)"):
-        read(f"{header}\n{','.join('1' * len(header.split(',')))}\n")
-
-
-def test_absent_tasks_are_refused_with_the_columns(read):
-    with pytest.raises(ValueError, match=r"`tasks`.*'c', 'd'.*'image', 'a', 'b'"):
-        read("image,a,b\nx,1,1\n", tasks=["c", "a", "d"])
-
-
-@pytest.mark.parametrize("separator", [";", "\t"])
-def test_another_separator_is_refused_as_such(read, separator):
-    with pytest.raises(ValueError, match="must be comma-separated"):
-        read(f"image{separator}a\nx{separator}1\n")
+def test_tasks_are_read_in_the_order_asked_for_and_must_be_there(read):
+    manifest = read("image,a,b,c\nx,1,0,?\n", tasks=["c", Task("a")])
+    assert names(manifest) == ["c", "a"]
+    np.testing.assert_array_equal(manifest.labels, [[NAN, 1]])
+    with pytest.raises(ValueError, match="`tasks`.*'d'.*'image', 'a', 'b'"):
+        read("image,a,b\nx,1,1\n", tasks=["a", "d"])
 
 
 @pytest.mark.parametrize("far", [0, 20_000])
@@ -179,12 +149,6 @@ def test_a_wrong_encoding_is_named_with_line_byte_and_a_way_out(read, far):
 def test_a_path_that_is_no_file_is_refused(tmp_path, path):
     with pytest.raises(FileNotFoundError, match="`path`"):
         Manifest.from_csv(tmp_path / path)
-
-
-@pytest.mark.parametrize("cell", ["", "  ", '""'])
-def test_a_row_without_a_picture_is_refused(read, cell):
-    with pytest.raises(ValueError, match=r"labels\.csv, line 3, column 'image' must be"):
-        read(f"image,a\nx,1\n{cell},0\n")
 
 
 OUTSIDE = ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg", "..", "a/..", ".", "a/../../{name}x/y.jpg"]
@@ -236,12 +200,6 @@ CODES = {
 @pytest.mark.parametrize(("part", "code"), [(p, c) for p, codes in CODES.items() for c in codes])
 def test_every_split_code_has_its_part(read, part, code):
     assert read(f"image,a,split\nx,1,{code}\n").splits.tolist() == [part]
-
-
-@pytest.mark.parametrize("code", ["holdout", "", "0"])
-def test_an_unknown_split_is_named_by_line_and_column(read, code):
-    with pytest.raises(ValueError, match=rf"line 3, column 'split', must be train.*'{code}'"):
-        read(f"image,a,split\nx,1,train\ny,0,{code}\n")
 
 
 def numbered(read, rows, splits=None):

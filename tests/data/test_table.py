@@ -157,16 +157,6 @@ def test_a_wrong_npz_is_named(tmp_path, arrays, message):
         load_table(tmp_path / "t.npz")
 
 
-def test_absent_and_unknown_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`path`"):
-        load_table(tmp_path / "no.csv")
-    with pytest.raises(ValueError, match="`path`.*.csv.*.parquet.*.npz"):
-        load_table(write(tmp_path, name="table.xlsx"))
-    write(tmp_path, "no zip", "t.npz")
-    with pytest.raises(ValueError, match="must be an NPZ"):
-        load_table(tmp_path / "t.npz")
-
-
 def test_features_for_prediction_need_no_labels_and_any_order(tmp_path):
     path = write(tmp_path, "speed,more,heat\n7,x,\n8,y,9\n")
     features, lines = read_features(path, ["heat", "speed"])

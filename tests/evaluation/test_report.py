@@ -126,24 +126,6 @@ def test_a_name_stands_in_the_table_as_it_is(name):
     assert cells(report)[name] == ["2", "1", *["1.000"] * 4, *["0.000"] * 2]
 
 
-def test_one_task_of_a_kind_is_not_said_again():
-    tasks = {
-        "cat": BinaryScores(5, 2, 0.5, 0.5, 0.5),
-        "size": RegressionScores(3, 1.25, 2.5, 0.5),
-        "age": RegressionScores(3, 1.5, 2.5, 0.5),
-    }
-    micro = {"binary": tasks["cat"], "regression": tasks["size"]}
-    ends = {"auc": Interval(0.4, 0.6, 0)}
-    found = Bootstrap(9, {"cat": ends, "size": {}, "age": {}}, {"binary": ends}, {"binary": ends})
-    found.macro["regression"] = found.micro["regression"] = {}
-    lines = [
-        line.split("│")[1].strip()
-        for line in str(Report(5, tasks, micro, found)).splitlines()
-        if "│" in line
-    ]
-    assert lines == ["cat", "2.5 %", "97.5 %", "size", "age", "mean", "defined", "pooled"]
-
-
 def drawn(names, width, recall=None):
     """The first column's lines, on a terminal."""
     scores = BinaryScores(36, 12, 0.912, 0.8, 0.7, 0.5, 0.1, 0.2, 0.3)

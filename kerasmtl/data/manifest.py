@@ -17,7 +17,7 @@ from kerasmtl.data.duplicates import merge_duplicates, warn_of_equal_rows
 from kerasmtl.data.inputs import Fault, Image, Input
 from kerasmtl.data.labels import is_missing, read_labels, read_splits, uncertain_cells
 from kerasmtl.data.leaks import find_leaks, leak_table
-from kerasmtl.data.readers import as_text, place
+from kerasmtl.data.readers import LabelsFile, as_text, place
 from kerasmtl.data.splits import POLICIES, split_rows, units, warn_of_cuts, warn_of_parts
 from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.text import check_columns, listed
@@ -121,28 +121,11 @@ class Manifest:
         roles = {
             "split_column": (split_column,) if has_split else (),
             "group_column": (group_column,) if group_column else (),
-            **given.claimed(),
-            "ignore": given.ignore,
         }
-        for argument, names in roles.items():
-            unfit = {name: file.unfit[name] for name in names if name in file.unfit}
-            if unfit:
-                raise ValueError(f"`{argument}` must be of shape ({len(cells)},), got {unfit}")
-            check_columns(argument, names, cells.columns, source)
-        if tasks is None and file.tasks is None:
-            used = set().union(*roles.values())
-            chosen = given.infer_tasks(cells[[name for name in cells if name not in used]], source)
-        else:
-            chosen = as_tasks(file.tasks if tasks is None else tasks)
-        roles["tasks"] = [task.name for task in chosen]
-        check_columns("tasks", roles["tasks"], cells.columns, source)
-        for (one, some), (other, more) in combinations(roles.items(), 2):
-            if both := {*some} & {*more}:
-                raise ValueError(
-                    f"`{one}` and `{other}` must name different columns of {source}, got "
-                    f"{listed(sorted(both))} in both"
-                )
-        special = {*roles["tasks"], *roles["split_column"], *roles["group_column"]}
+        chosen = _check_roles(
+            {**roles, **given.claimed(), "ignore": given.ignore}, given, file, tasks
+        )
+        special = {task.name for task in chosen}.union(*roles.values())
         input, values, names = given.read(file, special)
         text = as_text(cells[[name for name in cells if name in special]])
         chosen, labels = read_labels(text, chosen, source)
@@ -430,6 +413,38 @@ class Manifest:
         if len(alone):
             given[alone] = [f"\0{key}" for key in self.keys()[alone]]
         return replace(self, groups=given)
+
+
+def _check_roles(
+    roles: dict[str, Sequence[str]],
+    input: Input,
+    file: LabelsFile,
+    tasks: Iterable[Task | str] | None,
+) -> tuple[Task, ...]:
+    """Find the tasks, and raise ValueError for columns that are absent or have two meanings.
+
+    `roles` lists the columns that are not tasks, by the name of the argument that says so.
+    """
+    cells, source = file.cells, file.source
+    for argument, names in roles.items():
+        unfit = {name: file.unfit[name] for name in names if name in file.unfit}
+        if unfit:
+            raise ValueError(f"`{argument}` must be of shape ({len(cells)},), got {unfit}")
+        check_columns(argument, names, cells.columns, source)
+    if tasks is None and file.tasks is None:
+        used = set().union(*roles.values())
+        chosen = input.infer_tasks(cells[[name for name in cells if name not in used]], source)
+    else:
+        chosen = as_tasks(file.tasks if tasks is None else tasks)
+    named = {**roles, "tasks": [task.name for task in chosen]}
+    check_columns("tasks", named["tasks"], cells.columns, source)
+    for (one, some), (other, more) in combinations(named.items(), 2):
+        if both := {*some} & {*more}:
+            raise ValueError(
+                f"`{one}` and `{other}` must name different columns of {source}, got "
+                f"{listed(sorted(both))} in both"
+            )
+    return chosen
 
 
 def _part_names(parts: Sequence[np.ndarray]) -> Sequence[str]:

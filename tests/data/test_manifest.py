@@ -124,8 +124,9 @@ def test_columns_of_0_1_and_missing_are_tasks_and_others_are_not(read):
     ],
 )
 def test_what_is_wrong_is_named_by_file_line_and_column(read, text, message):
-    with pytest.raises(ValueError, match=rf"(?s)labels\.csv.*{message}|{message}.*labels\.csv"):
+    with pytest.raises(ValueError, match=message) as error:
         read(text)
+    assert "labels.csv" in str(error.value)
 
 
 def test_tasks_are_read_in_the_order_asked_for_and_must_be_there(read):

@@ -97,10 +97,9 @@ def test_without_training_the_order_is_that_of_the_rows_in_every_epoch(greys, ca
     assert order(make_dataset(greys.take([5, 3, 3]), 2)) == [5, 3, 3]
 
 
-@pytest.mark.parametrize("training", [True])
-def test_the_cache_changes_no_bit_of_any_batch(manifest, training):
+def test_the_cache_changes_no_bit_of_any_batch(manifest):
     cached, fresh = (
-        make_dataset(manifest, 8, batch_size=5, training=training, cache=cache)
+        make_dataset(manifest, 8, batch_size=5, training=True, cache=cache)
         for cache in (True, False)
     )
     for _ in range(2):
@@ -168,9 +167,8 @@ def remove_pictures(manifest):
         os.unlink(path)
 
 
-@pytest.mark.parametrize("training", [True])
-def test_the_second_epoch_of_a_cached_data_set_reads_no_file(own, training):
-    dataset = make_dataset(own, 8, batch_size=5, training=training, cache=True)
+def test_the_second_epoch_of_a_cached_data_set_reads_no_file(own):
+    dataset = make_dataset(own, 8, batch_size=5, training=True, cache=True)
     first = collected(dataset)
     remove_pictures(own)
     second = collected(dataset)
@@ -248,10 +246,9 @@ def test_pictures_are_read_once_for_their_hash_while_they_stay_the_same(
     assert source.content_sha256() != before and len(read) == 2 * source.count
 
 
-@pytest.mark.parametrize("training", [True])
-def test_without_determinism_every_picture_still_comes_once_with_its_labels(greys, training):
+def test_without_determinism_every_picture_still_comes_once_with_its_labels(greys):
     dataset = make_dataset(
-        greys, 2, batch_size=4, training=training, cache=False, deterministic=False
+        greys, 2, batch_size=4, training=True, cache=False, deterministic=False
     )
     assert not source_of(dataset).deterministic
     assert sorted(order(dataset)) == list(range(ROWS))

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from kerasmtl.evaluation.report import Bootstrap, Interval, Report
-from kerasmtl.evaluation.scores import scores_of
+from kerasmtl.evaluation.report import Bootstrap, Interval, Report, scores_of
 from kerasmtl.tasks import Task, as_tasks, output_columns
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.validation import check_count, check_number

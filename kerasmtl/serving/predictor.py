@@ -15,7 +15,7 @@ import tensorflow as tf
 from kerasmtl.data.images import PREPROCESSING
 from kerasmtl.data.inputs import Image, Input
 from kerasmtl.evaluation.calibration import DEFAULT
-from kerasmtl.evaluation.scores import decided_at
+from kerasmtl.evaluation.report import decided_at
 from kerasmtl.export.description import DECISION, check_version_folder, read_description
 from kerasmtl.models.build import check_outputs
 from kerasmtl.tasks import Task, as_tasks, by_task, output_columns

@@ -247,9 +247,7 @@ def test_pictures_are_read_once_for_their_hash_while_they_stay_the_same(
 
 
 def test_without_determinism_every_picture_still_comes_once_with_its_labels(greys):
-    dataset = make_dataset(
-        greys, 2, batch_size=4, training=True, cache=False, deterministic=False
-    )
+    dataset = make_dataset(greys, 2, batch_size=4, training=True, cache=False, deterministic=False)
     assert not source_of(dataset).deterministic
     assert sorted(order(dataset)) == list(range(ROWS))
     for images, labels in dataset:

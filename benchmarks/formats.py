@@ -29,10 +29,9 @@ from sklearn.metrics import precision_recall_curve, roc_auc_score
 import kerasmtl as kt
 from kerasmtl.evaluation.calibration import Decision
 from kerasmtl.export.convert import convert_model, decisions_agree
-from kerasmtl.export.converted_model import ConvertedModel
+from kerasmtl.export.converted_model import FORMATS, ConvertedModel
 from kerasmtl.export.description import DEFAULT_SIGNATURE
-from kerasmtl.export.formats import FORMATS
-from kerasmtl.export.interface import ModelInterface, write_saved_model
+from kerasmtl.export.signatures import ModelInterface, write_saved_model
 from kerasmtl.models.hub.embedded import dataset_csv
 from kerasmtl.tasks import as_tasks, by_task
 

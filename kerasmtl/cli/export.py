@@ -11,8 +11,7 @@ import click
 
 from kerasmtl.cli.common import as_json, in_project, load_project, plain_errors
 from kerasmtl.cli.predict import trained_model, trusting
-from kerasmtl.export.converted_model import check_runtime
-from kerasmtl.export.formats import FORMATS
+from kerasmtl.export.converted_model import FORMATS, check_runtime
 from kerasmtl.utils.text import listed
 
 if TYPE_CHECKING:

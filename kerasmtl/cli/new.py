@@ -19,8 +19,7 @@ import click
 from kerasmtl._version import __version__
 from kerasmtl.cli.common import plain_errors, read_manifest, read_task, reading_options
 from kerasmtl.models.hub.embedded import DATASETS, TOY
-from kerasmtl.models.hub.handles import check_backbone, from_folder
-from kerasmtl.models.hub.local import trained_backbones
+from kerasmtl.models.hub.handles import check_backbone, from_folder, trained_backbones
 from kerasmtl.tasks import Task
 from kerasmtl.utils.text import SHOWN, columns_text, listed, shortened
 
@@ -102,7 +101,7 @@ def new(
     if not no_input and labels is None:
         for name, (question, default) in known.questions.items():
             if name == "backbone" and answers["labels"] not in DATASETS:
-                default = next((found.handle for found in trained_backbones()), default)
+                default = next((handle for handle, _ in trained_backbones()), default)
             if name not in answers:
                 answers[name] = click.prompt(question, default=default)
     target = new_project(template, folder, answers, tell=click.echo)
@@ -260,10 +259,9 @@ def _backbone(named: str | None, own: bool, tell: Callable[[str], None]) -> str 
         handle = from_folder(named, Path.cwd())
         check_backbone(handle)
     elif own:
-        found = trained_backbones()
-        if found:
-            tell(f"backbone: {found[0].handle}, found in {found[0].place}")
-        handle = found[0].handle if found else "tiny"
+        handle, place = next(iter(trained_backbones()), ("tiny", None))
+        if place:
+            tell(f"backbone: {handle}, found in {place}")
     else:
         return None
     if handle == "tiny" and own:

@@ -6,14 +6,14 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from kerasmtl.cli.common import as_json, plain_errors
 from kerasmtl.models.hub.cache import SUMS, check_content, content_sha256, copy_module, listing
 from kerasmtl.models.hub.embedded import EXTRACTORS
-from kerasmtl.models.hub.handles import APPLICATIONS, resolve_handle
+from kerasmtl.models.hub.handles import APPLICATIONS, is_published, resolve_handle
 from kerasmtl.project import FILE
 from kerasmtl.utils.files import atomic_file, atomic_folder
 
@@ -43,6 +43,9 @@ def vendor(
 ) -> Vendored:
     """Copy a module into a folder of your own, with a SHA256SUMS, and pin the project to it.
 
+    In project.toml `backbone` and `backbone_sha256` are set, and for a module of TF-Hub or Kaggle
+    also `input_range = [0, 1]`, the convention of their image modules, unless it is there.
+
     Args:
         handle: what `resolve_handle` takes; no keras.applications name.
         directory: the folder to make.
@@ -59,7 +62,8 @@ def vendor(
     target = Path(os.path.abspath(os.path.expanduser(directory)))
     if os.path.lexists(target):
         raise FileExistsError(f"`directory` must be a new folder, got {target}, which exists")
-    if os.fspath(handle) in APPLICATIONS and not Path(handle).exists():
+    handle = os.fspath(handle)
+    if handle in APPLICATIONS and not Path(handle).exists():
         raise ValueError(
             f"`handle` must be of a SavedModel, got {handle!r}, a model of keras.applications: to "
             "use it offline, copy ~/.keras/models"
@@ -70,27 +74,29 @@ def vendor(
     digest = content_sha256(source)
     with atomic_folder(target) as made:
         copy_module(source, made)
-        check_content(made, digest, os.fspath(handle))
+        check_content(made, digest, handle)
         sizes = [path.stat().st_size for path in made.rglob("*") if path.is_file()]
         (made / SUMS).write_bytes(listing(made))
     if settings and document is not None:
-        _pin(settings, document, target, digest)
+        path = Path(os.path.relpath(target, settings.parent)).as_posix()
+        _pin(document, handle, f"./{path}" if path in EXTRACTORS else path, digest)
+        with atomic_file(settings.resolve()) as written:
+            written.write_bytes(document.as_string().encode())
     return Vendored(target, digest, len(sizes), sum(sizes), settings)
 
 
 def _settings(target: Path, project: str | os.PathLike[str] | None) -> Path | None:
-    """The project.toml that is to be pinned."""
-    if project is not None:
-        path = Path(os.path.abspath(os.path.expanduser(project))) / FILE
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"`project` must be a folder with a {FILE}, got {path.parent}. Without it the "
-                "module is copied, and nothing is pinned."
-            )
-        return path
-    here = Path.cwd()
-    inside = [folder for folder in target.parents if folder.is_relative_to(here)]
-    return next((folder / FILE for folder in inside if (folder / FILE).is_file()), None)
+    """Find the project.toml that is to be pinned."""
+    if project is None:
+        above = [path / FILE for path in target.parents if path.is_relative_to(Path.cwd())]
+        return next((path for path in above if path.is_file()), None)
+    path = Path(os.path.abspath(os.path.expanduser(project))) / FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`project` must be a folder with a {FILE}, got {path.parent}. Without it the module "
+            "is copied, and nothing is pinned."
+        )
+    return path
 
 
 def _read(settings: Path) -> tomlkit.TOMLDocument:
@@ -98,41 +104,29 @@ def _read(settings: Path) -> tomlkit.TOMLDocument:
     from tomlkit.exceptions import TOMLKitError
 
     try:
-        document = tomlkit.parse(settings.read_bytes().decode("utf-8"))
+        document = tomlkit.parse(settings.read_bytes().decode())
     except (TOMLKitError, UnicodeDecodeError) as error:
         raise ValueError(f"`{settings}` must be TOML, got: {error}") from None
-    if not isinstance(document.get("model", {}), dict):
+    if not isinstance(document.setdefault("model", tomlkit.table()), dict):
         raise ValueError(f"`{settings}`: `model` must be a section, got {document['model']!r}")
     return document
 
 
-def _pin(settings: Path, document: tomlkit.TOMLDocument, target: Path, sha256: str) -> None:
-    import tomlkit
-
-    path = Path(os.path.relpath(target, settings.parent)).as_posix()
-    if "model" not in document:
-        document["model"] = tomlkit.table()
+def _pin(document: tomlkit.TOMLDocument, handle: str, path: str, sha256: str) -> None:
+    """Set backbone and hash, and the pixel range where the publisher tells it by convention."""
     model = document["model"]
-    rest = _cut_comments(model)
-    # A folder with the name of an embedded module would not be looked for.
-    model["backbone"] = f"./{path}" if path in EXTRACTORS else path
-    model["backbone_sha256"] = sha256
-    if rest:
-        model.value.body.extend(rest)
-    text = tomlkit.dumps(document)
-    if b"\r\n" in settings.read_bytes():  # new lines end as the others do
-        text = text.replace("\r\n", "\n").replace("\n", "\r\n")
-    with atomic_file(settings.resolve()) as written:
-        written.write_bytes(text.encode("utf-8"))
-
-
-def _cut_comments(model: Any) -> list[Any]:
-    """Take off the lines behind a section's last setting: they belong to the next section."""
+    # The lines behind a section's last setting are comments on the next section: they stay last.
     body = getattr(getattr(model, "value", None), "body", [])
     last = max((i for i, (key, _) in enumerate(body) if key is not None), default=len(body))
     rest = body[last + 1 :]
     del body[last + 1 :]
-    return rest
+    if model.get("backbone") != handle:
+        model.pop("input_range", None)  # of another backbone
+    model["backbone"] = path
+    model["backbone_sha256"] = sha256
+    if is_published(handle):
+        model.setdefault("input_range", [0, 1])
+    body.extend(rest)
 
 
 @click.command("vendor")

@@ -21,16 +21,17 @@ from kerasmtl.data.manifest import Manifest
 from kerasmtl.evaluation.calibration import DEFAULT, Decision
 from kerasmtl.export.converted_model import (
     BATCH,
+    FORMATS,
     ConvertedModel,
+    Format,
     Run,
     check_runtime,
     runner,
     write_file_description,
 )
-from kerasmtl.export.formats import FORMATS, Format
-from kerasmtl.export.interface import ModelInterface, reference_answers
 from kerasmtl.export.litert import litert_bytes
 from kerasmtl.export.onnx import onnx_bytes
+from kerasmtl.export.signatures import ModelInterface, reference_answers
 from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.validation import check_choice, check_count
 

@@ -1,4 +1,4 @@
-"""Runs converted models in their own runtimes, and reads the description that each file carries.
+"""The file formats of `convert_model`, and `ConvertedModel`, which runs such a file.
 
 Needs neither TensorFlow nor Keras.
 """
@@ -12,11 +12,9 @@ import zipfile
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-
-from kerasmtl.export.formats import FORMATS, missing_package
 
 BATCH = 32
 DESCRIPTION = "model.json"  # in the zip archive at the end of a .tflite file
@@ -24,6 +22,35 @@ PROPERTY = "kerasmtl"  # among the metadata of an .onnx file
 _MODULES = {"litert": ("ai_edge_litert.interpreter",), "onnx": ("onnx", "onnxruntime")}
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class Format(NamedTuple):
+    """One file format.
+
+    `runtime` is "litert" or "onnx", and also the extra of kerasmtl that installs what writes and
+    runs it; `suffix` of its files; `exact`, whether the file must give the model's numbers (if
+    not, how far it is off is measured and reported).
+    """
+
+    runtime: str
+    suffix: str
+    exact: bool
+
+
+FORMATS = {
+    "litert": Format("litert", ".tflite", True),
+    "litert-dynamic": Format("litert", ".tflite", False),
+    "litert-int8": Format("litert", ".tflite", False),
+    "onnx": Format("onnx", ".onnx", True),
+}
+
+
+def missing_package(runtime: str, module: str) -> ImportError:
+    """Return the error for a package that an extra installs, and that is absent."""
+    return ImportError(
+        f"`to` needs the package {module}, which is not installed. Install it: pip install "
+        f"'kerasmtl[{runtime}]'"
+    )
 
 
 class ConvertedModel:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasmtl.export.description import DEFAULT_SIGNATURE
-from kerasmtl.export.interface import ModelInterface, write_saved_model
+from kerasmtl.export.signatures import ModelInterface, write_saved_model
 
 
 def litert_bytes(

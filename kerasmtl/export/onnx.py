@@ -8,8 +8,8 @@ import re
 import keras
 import tensorflow as tf
 
-from kerasmtl.export.formats import missing_package
-from kerasmtl.export.interface import ModelInterface, serving_function
+from kerasmtl.export.converted_model import missing_package
+from kerasmtl.export.signatures import ModelInterface, serving_function
 
 OPSET = 18  # the highest of tf2onnx 1.17
 

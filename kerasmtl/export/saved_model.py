@@ -27,7 +27,6 @@ from kerasmtl.evaluation.evaluate import scores_and_cells
 from kerasmtl.evaluation.report import KINDS, Report, asked_for
 from kerasmtl.export import verify as verification
 from kerasmtl.export.description import describe, write_description
-from kerasmtl.export.golden import write_golden, write_warm_up
 from kerasmtl.export.model_card import write_card
 from kerasmtl.export.signatures import (
     Endpoint,
@@ -173,9 +172,9 @@ def export_saved_model(
         content = describe(folder, name, number, chosen, decided, {**about, "metrics": scores})
         write_description(folder, content)
         write_card(folder, content)
-        write_golden(folder, cases[0])
+        verification.write_golden(folder, cases[0])
         with _disk_errors(base):
-            write_warm_up(folder, cases, name)
+            verification.write_warm_up(folder, cases, name)
         if verify:
             verification.verify(folder, cases, scratch)
     return base / str(number)

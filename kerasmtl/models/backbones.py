@@ -1,15 +1,17 @@
-"""Backbones by handle: embedded, keras.applications, KerasHub, or a SavedModel."""
+"""Backbones by handle: embedded, keras.applications, KerasHub presets, or a SavedModel."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 
 from kerasmtl.models.applications import application, application_size, parse_application
+from kerasmtl.models.hub.handles import PRESET
 from kerasmtl.models.hub_layer import HubLayer
-from kerasmtl.models.keras_hub import is_preset, preset, preset_size
 
 
 def load_backbone(
@@ -52,7 +54,7 @@ def load_backbone(
         raise ValueError(f"`handle` must be a name, a path or a URL, got {handle!r}")
     handle = os.fspath(handle)
     named = parse_application(handle)
-    if not named and not is_preset(handle):
+    if not named and not handle.startswith(PRESET):
         return HubLayer(handle, trainable=trainable, sha256=sha256, input_range=input_range)
     for argument, value in (("sha256", sha256), ("input_range", input_range)):
         if value is not None:
@@ -61,7 +63,8 @@ def load_backbone(
                 f"{value!r}"
             )
     model = application(*named, trainable) if named else preset(handle, trainable)
-    model.image_size = application_size(named[0]) if named else preset_size(handle)
+    if named:
+        model.image_size = application_size(named[0])
     model.handle = handle
     return model
 
@@ -126,3 +129,72 @@ def backbone_names(model: keras.Model) -> list[str]:
         for layer in model.layers
         if isinstance(layer, HubLayer) or isinstance(layer, keras.Model) and layer.weights
     ]
+
+
+# ---------------------------------------------------------------- KerasHub presets
+
+
+def preset(handle: str, trainable: bool = False) -> keras.Model:
+    """Loads a KerasHub backbone: float32 RGB in [0, 1] in; a vector or map of features out.
+
+    The scale and offset of the preset's own `ImageConverter` are part of the model; its resizing is
+    not: `image_size` of the model is the (height, width) it resizes to, or None. A transformer's
+    tokens (batch, tokens, features) are averaged.
+
+    Args:
+        handle: "keras_hub:" and a preset's name, a kaggle:// or hf:// URL, or a local folder; for
+            example "keras_hub:resnet_50_imagenet".
+        trainable: whether fitting changes it.
+
+    Raises:
+        ImportError: keras-hub is not installed.
+        ValueError: there is no such preset, or it does not take images.
+    """
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise ImportError(
+            f"`handle` {handle!r} needs keras-hub. Received: {error}. Install it: "
+            "pip install 'kerasmtl[keras-hub]'"
+        ) from None
+    # The converter is a small file, read before any weights are.
+    converter = _from_preset(keras_hub.layers.ImageConverter, handle)
+    if converter.data_format != "channels_last":
+        raise ValueError(_no_images(handle, f"images with {converter.data_format}"))
+    backbone = _from_preset(keras_hub.models.Backbone, handle)
+    shape = getattr(backbone.input, "shape", ())
+    if len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(_no_images(handle, f"inputs {backbone.input}"))
+    image = keras.Input(tuple(shape[1:]), name="image")
+    # KerasHub scales pixels in [0, 255]. Numbers, or a list with one for each channel.
+    scale = (255.0 * np.asarray(1.0 if converter.scale is None else converter.scale)).tolist()
+    offset = np.asarray(converter.offset or 0.0).tolist()
+    features = backbone(keras.layers.Rescaling(scale, offset, name="as_published")(image))
+    if len(getattr(features, "shape", ())) == 3:
+        features = keras.layers.GlobalAveragePooling1D(name="mean_of_tokens")(features)
+    model = keras.Model(image, features, name="keras_hub")
+    model.trainable = trainable
+    model.image_size = converter.image_size
+    return model
+
+
+def _from_preset(kind: Any, handle: str) -> Any:
+    try:
+        return kind.from_preset(handle.removeprefix(PRESET))
+    except Exception as error:
+        # Whatever the clients of Kaggle and Hugging Face raise, besides KerasHub's own.
+        if "Unable to find a subclass" in str(error):
+            raise ValueError(_no_images(handle, "a preset without ImageConverter")) from error
+        raise ValueError(
+            f"`handle` must be the name of a KerasHub preset, a kaggle:// or hf:// URL, or a "
+            f"folder that save_to_preset wrote, got {handle!r}, which cannot be loaded "
+            f"({type(error).__name__}: {error}). Offline: copy the preset's folder from a "
+            f"connected machine, and pass '{PRESET}path/to/folder'."
+        ) from error
+
+
+def _no_images(handle: str, received: str) -> str:
+    return (
+        f"`handle` must be a preset that takes images (batch, height, width, 3), for example "
+        f"'keras_hub:resnet_50_imagenet', got {handle!r}: {received}"
+    )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import atexit
 import json
-import math
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,24 @@ import keras
 import tensorflow as tf
 
 from kerasmtl._version import __version__
-from kerasmtl.models.hub.cache import content_sha256, copy_module, holds, is_module, keep_module
+from kerasmtl.models.hub.cache import (
+    content_sha256,
+    copy_module,
+    holds,
+    is_module,
+    keep_module,
+    kept_module,
+)
 from kerasmtl.models.hub.embedded import EXTRACTORS, extractor_folder
-from kerasmtl.models.hub.handles import is_remote, resolve_handle
-from kerasmtl.models.module_spec import FORMAT, ModuleSpec, module_at_hand, runs_already
-from kerasmtl.models.saved_model import Module
+from kerasmtl.models.hub.handles import is_published, is_remote, resolve_handle
+from kerasmtl.models.saved_model import FORMAT, Module, ModuleSpec
+from kerasmtl.utils.validation import check_number
 
 # Of images, by the convention of TF-Hub:
 # https://www.tensorflow.org/hub/common_signatures/images#input
 UNIT_RANGE = (0.0, 1.0)
-# Where image modules are published under that convention.
-CONVENTIONAL = ("https://tfhub.dev/", "https://www.kaggle.com/", "kaggle:")
 
+_loaded: dict[str, Path] = {}  # of the modules of this process: SHA-256 → folder
 _TRUSTED: ContextVar[frozenset[str]] = ContextVar("kerasmtl_trusted", default=frozenset())
 
 
@@ -108,7 +113,7 @@ class HubLayer(keras.layers.Layer):
         self.supports_jit = bool(jit)  # Keras asks for it when a model is compiled
         self.handle = _portable(handle)
         self.signature = signature
-        self.output_key = _as_output_key(output_key)
+        self.output_key = tuple(output_key) if isinstance(output_key, list) else output_key
         self.arguments = _as_arguments(arguments)
         self.declared_shape = _as_output_shape(output_shape)
         self._given_range = _as_range(input_range)
@@ -116,12 +121,18 @@ class HubLayer(keras.layers.Layer):
         self._trains_mode = False
         if _folder is None and _spec is not None:
             self._spec = _spec
-            self._adopted = _adopt(_spec.empty_variables(), _spec)
+            variables = _spec.empty_variables()
         else:
             folder = _folder or resolve_handle(handle, sha256=sha256)
-            known = _spec.sha256 if _spec else sha256 and sha256.lower()
-            self._open(folder, known or content_sha256(folder))
-            self._adopted = _adopt(self._module.variables, self._spec)
+            self._open(folder, _spec.sha256 if _spec else content_sha256(folder))
+            variables = self._module.variables
+        # The module's own variables, under names that every optimizer accepts.
+        self._adopted = [
+            keras.Variable(variable, trainable=trained, dtype=variable.dtype.name, name=name)
+            for variable, trained, name in zip(
+                variables, self._spec.trainable, self._spec.names, strict=True
+            )
+        ]
         self.trainable = trainable
         self.built = True
 
@@ -130,6 +141,7 @@ class HubLayer(keras.layers.Layer):
         self._loaded_module = self._module.loaded  # an export looks for its tables here
         self.signature = self._module.signature
         self._spec = ModuleSpec.of(self._module, sha256)
+        _loaded[sha256] = folder
 
     @property
     def module(self) -> Module:
@@ -161,16 +173,18 @@ class HubLayer(keras.layers.Layer):
     @property
     def input_range(self) -> tuple[float, float]:
         """The (low, high) of the pixels that the module takes."""
-        return self._given_range or self._spec.input_range or UNIT_RANGE
+        # Integers are 0 to 255, also where [0, 1] is given: `kerasmtl vendor` writes it unseen.
+        given = self._given_range or UNIT_RANGE
+        return self._spec.input_range or given if given == UNIT_RANGE else given
 
     @property
     def range_source(self) -> str:
         """How `input_range` is known: "as given", "by the pixels' type", …, or "assumed"."""
+        if self._spec.input_range == self.input_range:
+            return "by the pixels' type"
         if self._given_range:
             return "as given"
-        if self._spec.input_range:
-            return "by the pixels' type"
-        known = self.handle in EXTRACTORS or self.handle.startswith(CONVENTIONAL)
+        known = self.handle in EXTRACTORS or is_published(self.handle)
         return "convention of TF-Hub" if known else "assumed"
 
     @property
@@ -189,19 +203,9 @@ class HubLayer(keras.layers.Layer):
         return list(self._adopted)
 
     @property
-    def variable_paths(self) -> list[str]:
-        """The publisher's names of `module_variables`."""
-        return self._spec.paths
-
-    @property
-    def variable_depths(self) -> list[int]:
-        """The rank of each of `module_variables` in the order of first use."""
-        return self._spec.depths
-
-    @property
-    def variable_declared(self) -> list[bool]:
-        """Which of `module_variables` the publisher lists as trainable."""
-        return self._spec.trainable
+    def spec(self) -> ModuleSpec:
+        """The module's description: among others names and depths of `module_variables`."""
+        return self._spec
 
     # TensorFlow's attribute tracking drops the assignment of a value that is there already, so that
     # a partly unfrozen layer could not be unfrozen as a whole.
@@ -285,12 +289,11 @@ class HubLayer(keras.layers.Layer):
             try:
                 outputs = outputs[step]
             except (KeyError, IndexError, TypeError, ValueError):
-                if isinstance(outputs, Mapping):
-                    keys = sorted(outputs)
-                else:
-                    keys = list(range(len(outputs))) if isinstance(outputs, list | tuple) else []
+                several = isinstance(outputs, list | tuple)
+                keys = range(len(outputs)) if several else outputs
+                known = list(keys) if several or isinstance(outputs, Mapping) else []
                 raise ValueError(
-                    f"`output_key` must be one of {keys} for {self.handle!r}, got "
+                    f"`output_key` must be one of {sorted(known)} for {self.handle!r}, got "
                     f"{self.output_key!r}"
                 ) from None
         return outputs
@@ -340,7 +343,7 @@ class HubLayer(keras.layers.Layer):
         """
         folder = self.module.folder
         if not (is_module(folder) and holds(folder, self.sha256)):
-            folder = module_at_hand(self.handle, self.sha256)
+            folder = _module_at_hand(self.handle, self.sha256)
         if folder is None:
             warnings.warn(
                 f"`handle` {self.handle!r} was changed or deleted since it was loaded. The file is "
@@ -359,18 +362,14 @@ class HubLayer(keras.layers.Layer):
         """
         if self._module is not None:
             return
-        carried = Path(dir_path) / "module" if dir_path else None  # None: Keras found no folder
-        if carried is None or not carried.is_dir():
+        carried = Path(dir_path or "", "module")  # "": Keras found no folder
+        there = bool(dir_path) and carried.is_dir()
+        if not (there and holds(carried, self.sha256)):
+            received = "a module that was changed since it was saved" if there else "no module"
             raise ValueError(
-                f"`handle` {self.handle!r} is gone, and the file contains no module in its place. "
-                f"Expected SHA-256 {self.sha256}. Restore the folder, or set TFHUB_CACHE_DIR to "
-                "where it is kept."
-            )
-        if not holds(carried, self.sha256):
-            raise ValueError(
-                f"`handle` {self.handle!r} is gone, and the module in the file was changed since "
-                f"it was saved. Expected SHA-256 {self.sha256}. Get the file again from its "
-                "source, or restore the module."
+                f"`handle` {self.handle!r} is gone, and the file contains {received}. Expected "
+                f"SHA-256 {self.sha256}. Restore the folder, set TFHUB_CACHE_DIR to where it is "
+                "kept, or get the file again from its source."
             )
         folder = _kept(carried, self.sha256)
         values = [variable.numpy() for variable in self._adopted]
@@ -381,9 +380,8 @@ class HubLayer(keras.layers.Layer):
         expected = self._spec
         self._open(folder, self.sha256, given)
         self._spec = expected  # the given variables lack their publisher's names
-        if any(
-            a is not b.value for a, b in zip(self._module.variables, self._adopted, strict=True)
-        ):
+        pairs = zip(self._module.variables, self._adopted, strict=True)
+        if any(loaded is not adopted.value for loaded, adopted in pairs):
             raise ValueError(
                 f"`handle` {self.handle!r} was saved with another TensorFlow, which creates "
                 f"variables in another order than TensorFlow {tf.__version__}. Load it with the "
@@ -432,7 +430,7 @@ class HubLayer(keras.layers.Layer):
             )
         spec = ModuleSpec.from_dict(module)
         refuse_in_safe_mode(config["handle"], spec.sha256)
-        folder = module_at_hand(config["handle"], spec.sha256)
+        folder = _module_at_hand(config["handle"], spec.sha256)
         trainable = config.pop("trainable")
         layer = cls(**config, _spec=spec, _folder=folder)
         layer._spec.calls = spec.calls
@@ -463,9 +461,9 @@ def refuse_in_safe_mode(handle: str, sha256: str) -> None:
     Raises:
         ValueError: says how to trust the file knowingly.
     """
-    if not _in_safe_mode() or sha256 in _TRUSTED.get() or _is_embedded(sha256):
-        return
-    if runs_already(sha256):  # Keras is in safe mode while it clones a nested model, too
+    embedded = (content_sha256(extractor_folder(name)) for name in EXTRACTORS)
+    # Keras is in safe mode while it clones a nested model, too, which runs already.
+    if sha256 in _TRUSTED.get() or sha256 in _loaded or sha256 in embedded or not _in_safe_mode():
         return
     raise ValueError(
         f"`safe_mode` is on, and this file runs the graph of a foreign SavedModel: {handle!r}, "
@@ -475,10 +473,6 @@ def refuse_in_safe_mode(handle: str, sha256: str) -> None:
         "the module yourself, kerasmtl.load_model(path, trust='its handle or sha256:…'). On the "
         "command line: --trust."
     )
-
-
-def _is_embedded(sha256: str) -> bool:
-    return any(content_sha256(extractor_folder(name)) == sha256 for name in EXTRACTORS)
 
 
 def _in_safe_mode() -> bool:
@@ -499,6 +493,18 @@ def _in_safe_mode() -> bool:
 # ---------------------------------------------------------------- helpers
 
 
+def _module_at_hand(handle: str, sha256: str) -> Path | None:
+    """Finds the folder of a module with that content, or None; nothing is downloaded."""
+    candidates = [_loaded.get(sha256)]
+    if not is_remote(handle):
+        with suppress(ValueError):  # the folder is gone: the copy in the file is for that
+            candidates.append(resolve_handle(handle))
+    for folder in candidates:
+        if folder is not None and is_module(folder) and holds(folder, sha256):
+            return folder
+    return kept_module(sha256)
+
+
 def _kept(carried: Path, sha256: str) -> Path:
     """Copies a module to where it outlives the loading: the cache, or else a temporary folder."""
     try:
@@ -510,14 +516,6 @@ def _kept(carried: Path, sha256: str) -> Path:
         return place
 
 
-def _adopt(variables: Sequence[tf.Variable], spec: ModuleSpec) -> list[keras.Variable]:
-    """Wraps the module's own variables, under names that every optimizer accepts."""
-    return [
-        keras.Variable(variable, trainable=trained, dtype=variable.dtype.name, name=name)
-        for variable, trained, name in zip(variables, spec.trainable, spec.names, strict=True)
-    ]
-
-
 def _portable(handle: str | os.PathLike[str]) -> str:
     """Makes a local path absolute, so that a saved model loads from any working folder."""
     handle = os.fspath(handle)
@@ -526,60 +524,33 @@ def _portable(handle: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.path.expanduser(handle))
 
 
-def _as_output_key(key: Any) -> str | int | tuple[str | int, ...] | None:
-    if key is None:
-        return None
-    steps = (key,) if isinstance(key, str | int) else key
-    if not (isinstance(steps, list | tuple) and steps) or any(
-        isinstance(step, bool) or not isinstance(step, str | int) for step in steps
-    ):
-        raise ValueError(
-            "`output_key` must be a string, an index, or several of them for a nested output, such "
-            f"as ('boxes', 0), got {key!r}"
-        )
-    return tuple(key) if isinstance(key, list) else key
-
-
-def _as_arguments(arguments: Any) -> dict[str, Any]:
-    if arguments is None:
-        return {}
-    if not isinstance(arguments, Mapping) or not all(isinstance(k, str) for k in arguments):
-        raise ValueError(
-            "`arguments` must be values by name, such as {'return_sequence': True}, got "
-            f"{arguments!r}"
-        )
+def _as_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
     try:
-        json.dumps(dict(arguments))
-    except TypeError as error:
+        found = dict(arguments or {})
+        json.dumps(found)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            "`arguments` must be numbers, strings, booleans, None, or lists of them, which can be "
-            f"saved; call .numpy().tolist() on a tensor. Received: {error}"
+            "`arguments` must be values by name, such as {'return_sequence': True}, that can be "
+            "saved: numbers, strings, booleans, None or lists of them (call .numpy().tolist() on "
+            f"a tensor), got {arguments!r}: {error}"
         ) from None
-    return dict(arguments)
+    return found
 
 
-def _as_output_shape(shape: Any) -> tuple[int | None, ...] | None:
-    if shape is None:
-        return None
-    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else None
-    if sizes is None or not all(
-        n is None or (isinstance(n, int) and not isinstance(n, bool) and n > 0) for n in sizes
-    ):
+def _as_output_shape(shape: Sequence[int | None] | None) -> tuple[int | None, ...] | None:
+    if not isinstance(shape, list | tuple | None):
         raise ValueError(
             f"`output_shape` must be sizes without the batch, such as (1280,), got {shape!r}"
         )
-    return sizes
+    return None if shape is None else tuple(shape)
 
 
-def _as_range(pixels: Any) -> tuple[float, float] | None:
+def _as_range(pixels: Sequence[float] | None) -> tuple[float, float] | None:
     if pixels is None:
         return None
-    try:
-        low, high = (float(value) for value in pixels)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not isinstance(pixels, list | tuple) or len(pixels) != 2:
         raise ValueError(
             f"`input_range` must be (low, high) of the pixels, such as (0, 255), got {pixels!r}"
         )
-    return low, high
+    low = check_number("input_range", pixels[0])
+    return low, check_number("input_range", pixels[1], low, open_low=True)

@@ -13,7 +13,7 @@ from kerasmtl.models.applications import application, application_size, parse_ap
 from kerasmtl.models.backbones import default_image_size, load_backbone
 from kerasmtl.models.hub.cache import module_files
 from kerasmtl.models.hub_layer import HubLayer
-from kerasmtl.models.layer_groups import LayerGroup, groups_of
+from kerasmtl.models.layer_groups import groups_of
 from kerasmtl.models.saved_model import Call, Module, describe
 
 if TYPE_CHECKING:
@@ -82,25 +82,25 @@ class Summary:
         return Group(facts, groups) if self.groups else Group(facts)
 
     def _facts(self) -> list[tuple[str, str]]:
-        rows = [("handle", self.handle), ("kind", self.kind)]
-        if self.folder:
-            rows += [("folder", self.folder), ("sha256", str(self.sha256))]
-            rows += [("size", f"{(self.size or 0) / 1e6:.1f} MB")]
-        rows += [(f"input {name}".strip(), text) for name, text in self.inputs.items()]
-        if self.input_range:
-            low, high = self.input_range
-            rows.append(("pixels", f"{low:g} to {high:g} ({self.range_source})"))
-        if self.image_size:
-            rows.append(("image size", f"{self.image_size[0]} x {self.image_size[1]}"))
-        rows += [(f"output {name}".strip(), text) for name, text in self.outputs.items()]
-        rows += [("call", _line(call)) for call in self.calls]
-        if self.signatures:
-            rows.append(("signatures", ", ".join(self.signatures)))
-        rows.append(("parameters", f"{self.parameters:,}"))
-        rows.append(("regularization losses", str(self.regularization_losses)))
+        pixels = "{:g} to {:g} ({})".format(*(self.input_range or (0, 0)), self.range_source)
         trained = f"yes, {self.trainable_parameters:,} parameters in {len(self.groups)} groups"
-        rows.append(("can be trained", trained if self.can_be_trained else f"no: {self.why_not}"))
-        return rows
+        rows = [
+            ("handle", self.handle),
+            ("kind", self.kind),
+            ("folder", self.folder),
+            ("sha256", self.sha256),
+            ("size", self.size and f"{self.size / 1e6:.1f} MB"),
+            *((f"input {name}".strip(), text) for name, text in self.inputs.items()),
+            ("pixels", self.input_range and pixels),
+            ("image size", self.image_size and "{} x {}".format(*self.image_size)),
+            *((f"output {name}".strip(), text) for name, text in self.outputs.items()),
+            *(("call", _line(call)) for call in self.calls),
+            ("signatures", ", ".join(self.signatures)),
+            ("parameters", f"{self.parameters:,}"),
+            ("regularization losses", str(self.regularization_losses)),
+            ("can be trained", trained if self.can_be_trained else f"no: {self.why_not}"),
+        ]
+        return [(name, text) for name, text in rows if text]
 
 
 def summary(backbone: str | HubLayer | keras.Model) -> Summary:
@@ -141,7 +141,6 @@ def _of_layer(layer: HubLayer) -> Summary:
     calls: list[dict[str, Any]] = []
     for facts in map(_call, module.calls):
         calls += [facts] if facts not in calls else []
-    groups = _facts_of(groups_of(layer))
     return Summary(
         handle=layer.handle,
         kind=_kind(module),
@@ -155,20 +154,16 @@ def _of_layer(layer: HubLayer) -> Summary:
         range_source=layer.range_source if module.image is not None else None,
         calls=calls,
         signatures=sorted(getattr(module.loaded, "signatures", {})),
-        groups=groups,
-        parameters=layer.count_params(),
-        trainable_parameters=sum(group["trainable"] for group in groups),
         regularization_losses=len(module.losses),
         can_be_trained=module.why_not_trainable is None,
         why_not=module.why_not_trainable,
+        **_counts(layer),
     )
 
 
 def _of_model(
     model: keras.Model, handle: str, kind: str, image_size: tuple[int, int] | None
 ) -> Summary:
-    groups = _facts_of(groups_of(model))
-    parameters = model.count_params()
     images = len(getattr(model, "input_shape", ())) == 4
     return Summary(
         handle=handle,
@@ -178,13 +173,27 @@ def _of_model(
         image_size=image_size,
         input_range=(0.0, 1.0) if images else None,
         range_source="as every Keras model" if images else None,
-        groups=groups,
-        parameters=parameters,
-        trainable_parameters=sum(group["trainable"] for group in groups),
         regularization_losses=len(model.losses),
-        can_be_trained=parameters > 0,
-        why_not=None if parameters else "it has no weights",
+        can_be_trained=bool(model.weights),
+        why_not=None if model.weights else "it has no weights",
+        **_counts(model),
     )
+
+
+def _counts(backbone: HubLayer | keras.Model) -> dict[str, Any]:
+    """Counts parameters, in all and by layer group."""
+    groups = [
+        {
+            "name": group.name,
+            "depth": group.depth,
+            "parameters": group.parameters,
+            "trainable": sum(math.prod(v.shape) for v in group.learnable()),
+        }
+        for group in groups_of(backbone)
+    ]
+    trainable = sum(group["trainable"] for group in groups)
+    parameters = backbone.count_params()
+    return {"groups": groups, "parameters": parameters, "trainable_parameters": trainable}
 
 
 def _kind(module: Module) -> str:
@@ -195,30 +204,16 @@ def _kind(module: Module) -> str:
     return f"SavedModel with signatures only, {module.signature!r} is run"
 
 
-def _facts_of(groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": group.name,
-            "depth": group.depth,
-            "parameters": group.parameters,
-            "trainable": sum(math.prod(v.shape) for v in group.learnable()),
-        }
-        for group in groups
-    ]
-
-
 def _outputs(outputs: Any, name: str = "") -> dict[str, str]:
     """Describes nested outputs by the path to each: "['steps'][0]"."""
-    if isinstance(outputs, Mapping):
-        parts = outputs.items()
-    elif isinstance(outputs, list | tuple):
-        parts = enumerate(outputs)
-    else:
+    if not isinstance(outputs, Mapping | list | tuple):
         return {name: describe(outputs)}
-    found: dict[str, str] = {}
-    for key, part in parts:
-        found |= _outputs(part, f"{name}[{key!r}]")
-    return found
+    parts = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs)
+    return {
+        path: text
+        for key, part in parts
+        for path, text in _outputs(part, f"{name}[{key!r}]").items()
+    }
 
 
 def _call(call: Call) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ import keras
 
 from kerasmtl.models.backbones import backbones_in
 from kerasmtl.models.hub_layer import HubLayer
+from kerasmtl.utils.validation import check_count, check_number
 
 Target = keras.Model | HubLayer
 
@@ -58,13 +60,13 @@ class LayerGroup:
     @property
     def parameters(self) -> int:
         """The number of parameters, trained or not."""
-        return _count(self.variables)
+        return sum(math.prod(variable.shape) for variable in self.variables)
 
     @property
     def trainable(self) -> int:
         """The number of parameters that fitting changes now."""
         trained = {id(v) for layer in self.layers for v in layer.trainable_variables}
-        return _count(v for v in self.variables if id(v) in trained)
+        return sum(math.prod(v.shape) for v in self.variables if id(v) in trained)
 
     def learnable(self, normalization: bool = True) -> list[keras.Variable]:
         """Returns the variables that can be trained, whatever is trained now.
@@ -75,7 +77,7 @@ class LayerGroup:
         found = self.variables if normalization else self.weights
         hub = self.layers[0]
         if isinstance(hub, HubLayer):
-            pairs = zip(hub.module_variables, hub.variable_declared, strict=True)
+            pairs = zip(hub.module_variables, hub.spec.trainable, strict=True)
             declared = {id(variable) for variable, value in pairs if value}
             return [variable for variable in found if id(variable) in declared]
         return [variable for variable in found if not _is_statistics(variable.name)]
@@ -85,7 +87,7 @@ class LayerGroup:
         names = [self.name]
         hub = self.layers[0]
         if isinstance(hub, HubLayer):
-            paths = dict(zip(map(id, hub.module_variables), hub.variable_paths, strict=True))
+            paths = dict(zip(map(id, hub.module_variables), hub.spec.paths, strict=True))
             names += [paths[id(variable)] for variable in self.variables]
         else:
             names += [layer.name for layer in self.layers]
@@ -191,8 +193,8 @@ def unfreeze(
         choices.append((part, groups, _choose(groups, last, match, normalization, part.name)))
     _open_outer_model(target, [part for part, _, _ in choices])
     for part, groups, chosen in choices:
-        if isinstance(part, keras.Model):
-            for model in (part, *_nested_models(part)):
+        for model in (part, *sublayers(part)):
+            if isinstance(model, keras.Model):
                 model.trainable = True
         _train(groups, chosen, normalization)
     return [group for _, _, chosen in choices for group in chosen]
@@ -245,17 +247,8 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Lists the layers that a layer holds as attributes or in its own containers, at any depth."""
-    found: dict[int, keras.layers.Layer] = {}
-
-    def visit(inside: keras.layers.Layer) -> None:
-        for child in _layers_in(vars(inside).values()):
-            if id(child) not in found and child is not layer:
-                found[id(child)] = child
-                visit(child)
-
-    visit(layer)
-    return list(found.values())
+    """Lists the layers inside a layer, at any depth."""
+    return list(layer._flatten_layers(include_self=False))  # Keras has no public name for it
 
 
 def is_batch_normalization(layer: keras.layers.Layer) -> bool:
@@ -326,18 +319,16 @@ def _is_statistics(own: str) -> bool:
 
 def _most_alike(scope: str, found: Iterable[str]) -> str:
     tokens = re.split(r"[/_]", scope)
-
-    def shared(other: str) -> int:
-        pairs = zip(tokens, re.split(r"[/_]", other), strict=False)
-        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(tokens))
-
-    return max(reversed(list(found)), key=shared)
+    return max(
+        reversed(list(found)),
+        key=lambda other: len(os.path.commonprefix([tokens, re.split(r"[/_]", other)])),
+    )
 
 
 def _groups_of_hub(layer: HubLayer) -> list[LayerGroup]:
-    variables, depths = layer.module_variables, layer.variable_depths
+    variables, depths = layer.module_variables, layer.spec.depths
     floating = [index for index, variable in enumerate(variables) if "float" in variable.dtype]
-    found = scopes(layer.variable_paths, sorted(floating, key=depths.__getitem__))
+    found = scopes(layer.spec.paths, sorted(floating, key=depths.__getitem__))
     return [
         LayerGroup(
             name, 0, (layer,), *(tuple(variables[index] for index in held) for held in parts)
@@ -358,7 +349,9 @@ def _groups_of_layers(layers: Iterable[keras.layers.Layer]) -> list[LayerGroup]:
     for layer in layers:
         if not layer.weights or isinstance(layer, keras.layers.Normalization):
             continue
-        if is_batch_normalization(layer) or _is_scaling(layer):
+        # LayerScale is a private class of ConvNeXt in keras.applications.
+        scales = isinstance(layer, SCALING) or type(layer).__name__ == "LayerScale"
+        if is_batch_normalization(layer) or scales:
             home = makers.get(_tensor_id(layer, "input")) or (found[-1] if found else waiting)
             home.append(layer)
         else:
@@ -367,21 +360,15 @@ def _groups_of_layers(layers: Iterable[keras.layers.Layer]) -> list[LayerGroup]:
         given = _tensor_id(layer, "output")
         if given and home is not waiting:
             makers[given] = home
-    if waiting and found:
+    if found:
         found[0] += waiting
-    return [_of_layers(held) for held in found or [waiting] if held]
-
-
-def _of_layers(layers: list[keras.layers.Layer]) -> LayerGroup:
-    parts: tuple[list[Any], list[Any]] = ([], [])
-    for layer in layers:
-        parts[is_batch_normalization(layer)].extend(layer.weights)
-    return LayerGroup(layers[0].name, 0, tuple(layers), *map(tuple, parts))
-
-
-def _is_scaling(layer: keras.layers.Layer) -> bool:
-    # LayerScale is a private class of ConvNeXt in keras.applications.
-    return isinstance(layer, SCALING) or type(layer).__name__ == "LayerScale"
+    groups = []
+    for held in found or [waiting] * bool(waiting):
+        parts: tuple[list[Any], list[Any]] = ([], [])
+        for layer in held:
+            parts[is_batch_normalization(layer)].extend(layer.weights)
+        groups.append(LayerGroup(held[0].name, 0, tuple(held), *map(tuple, parts)))
+    return groups
 
 
 def _tensor_id(layer: keras.layers.Layer, side: str) -> int:
@@ -390,21 +377,6 @@ def _tensor_id(layer: keras.layers.Layer, side: str) -> int:
         return id(getattr(layer, side))
     except (AttributeError, ValueError):
         return 0
-
-
-def _layers_in(values: Iterable[Any]) -> Iterator[keras.layers.Layer]:
-    for value in values:
-        if isinstance(value, keras.layers.Layer):
-            yield value
-        elif isinstance(value, dict):
-            yield from _layers_in(value.values())
-        elif isinstance(value, list | tuple):
-            yield from _layers_in(value)
-
-
-def _nested_models(model: keras.Model) -> list[keras.Model]:
-    inside = [layer for layer in model.layers if isinstance(layer, keras.Model)]
-    return inside + [deeper for layer in inside for deeper in _nested_models(layer)]
 
 
 def _choose(
@@ -441,15 +413,10 @@ def _choose(
 def _how_many(last: int | float | None, total: int) -> int:
     if last is None:
         return total
-    whole = isinstance(last, numbers.Integral)
-    right = isinstance(last, numbers.Real) and not isinstance(last, bool)
-    if not right or not last > 0 or (not whole and last > 1):
-        raise ValueError(
-            f"`last` must be a whole number from 1, or a share such as 0.3 (0 < last <= 1), got "
-            f"{last!r}"
-        )
-    # Rounded first: 0.3 * 10 is a little more than 3.
-    return min(int(last), total) if whole else math.ceil(round(float(last) * total, 9))
+    if isinstance(last, numbers.Integral):
+        return min(check_count("last", last), total)
+    share = check_number("last", last, 0.0, 1.0, open_low=True)
+    return math.ceil(round(share * total, 9))  # rounded first: 0.3 * 10 is a little more than 3
 
 
 def _train(groups: Sequence[LayerGroup], chosen: Sequence[LayerGroup], normalization: bool) -> None:
@@ -493,7 +460,3 @@ def _set_trainable(layer: keras.layers.Layer, value: bool) -> None:
     if not isinstance(layer, HubLayer):  # which does without, and may refuse to be trained
         layer.trainable = not value
     layer.trainable = value
-
-
-def _count(variables: Iterable[Any]) -> int:
-    return sum(math.prod(variable.shape) for variable in variables)

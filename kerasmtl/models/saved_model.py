@@ -1,23 +1,28 @@
-"""Loaded SavedModels: their calls, variables and regularization losses."""
+"""Loaded SavedModels (their calls, variables and losses), and the description of one in a file."""
 
 from __future__ import annotations
 
 import inspect
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
-from kerasmtl.models.graph import captured_as
+from kerasmtl._version import __version__
+from kerasmtl.models.graph import captured_as, variable_order
 
 SIGNATURES = ("default", "serving_default")  # TF1 Hub format, TF2
 ENDPOINT = "serve"  # what keras.Model.export calls its function
+FORMAT = 1  # of `ModuleSpec` in a .keras file
+MOST_CALLS = 32  # how many calls are remembered, by shapes
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,10 @@ class Call:
         """Whether this call serves that mode."""
         return self.training is training or isinstance(self.training, tf.TensorSpec)
 
-    def takes_value(self, name: str, value: Any) -> bool:
-        """Whether the argument was traced with that value, or with a tensor of any value."""
-        traced = self.arguments.get(name, self)  # self: no such argument, equal to no value
-        return is_tensors(traced) or bool(traced == value)
+    def takes_values(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the arguments were traced with these values, or with tensors of any value."""
+        traced = {name: self.arguments.get(name, self) for name in arguments}  # self: of no value
+        return all(is_tensors(t) or bool(t == arguments[name]) for name, t in traced.items())
 
 
 def describe(specs: Any) -> str:
@@ -66,12 +71,12 @@ def describe(specs: Any) -> str:
         return "{" + ", ".join(parts) + "}"
     if isinstance(specs, list | tuple):
         return "[" + ", ".join(describe(s) for s in specs) + "]"
-    shape, dtype = getattr(specs, "shape", None), getattr(specs, "dtype", None)
-    if dtype is None:
+    if not hasattr(specs, "dtype"):
         return type(specs).__name__
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", str(dtype))
-    rank = getattr(shape, "rank", len(shape) if isinstance(shape, tuple) else None)
-    return f"{name} {tuple(shape) if rank is not None else 'of any shape'}"
+    shape = specs.shape
+    known = isinstance(shape, tuple) or shape.rank is not None
+    name = getattr(specs.dtype, "name", specs.dtype)
+    return f"{name} {tuple(shape) if known else 'of any shape'}"
 
 
 def is_tensors(spec: Any) -> bool:
@@ -120,61 +125,59 @@ class Module:
         self.arguments = dict(arguments or {})
         self.loaded, self.created = _load(folder, handle, given or {})
         self.signature, self._run = _find_call(self.loaded, handle, signature)
-        self.calls = _calls_of(self._run, self.signature is not None, self.arguments)
-        self._check_arguments()
+        self.calls = self._find_calls()
         self.variables, self.trainable = self._find_variables()
-        self.losses = [] if self.signature else self._find_losses()
+        losses = [] if self.signature else self._listed("regularization_losses")
+        self.losses = [(loss, self._used(loss.concrete_functions)) for loss in losses]
 
-    def _check_arguments(self) -> None:
-        """Keeps the calls that take the arguments; refuses arguments that no call takes."""
-        first = {call.layout[0] for call in self.calls if call.layout}
-        known = {name for call in self.calls for name in (*call.arguments, *call.layout)} - first
+    def _listed(self, name: str) -> list[Any]:
+        return list(getattr(self.loaded, name, None) or [])
+
+    def _used(self, functions: Sequence[Any]) -> set[int]:
+        """Returns the indices of the variables that functions use."""
+        captured = {id(tensor) for f in functions for tensor in f.captured_inputs}
+        return {i for i, v in enumerate(self.variables) if id(captured_as(v)) in captured}
+
+    def _find_calls(self) -> list[Call]:
+        """Finds the calls that take the arguments; refuses arguments that no call takes."""
+        if self.signature:
+            inputs = dict(self._run.structured_input_signature[1])
+            outputs = self._run.structured_outputs
+            calls = [Call(inputs, None, {}, outputs, self._run, (), tuple(inputs))]
+        else:
+            names = inspect.getfullargspec(self._run).args
+            calls = [_call(f, names, self.arguments) for f in self._run.concrete_functions]
+        first = {call.layout[0] for call in calls if call.layout}
+        known = {name for call in calls for name in (*call.arguments, *call.layout)} - first
         for name, value in self.arguments.items():
             if name not in known or name == "training":
                 raise ValueError(
                     f"`arguments` must be among {sorted(known - {'training'})} for "
                     f"{self.handle!r}, got {name!r}. Training mode follows `trainable`."
                 )
-            if not any(call.takes_value(name, value) for call in self.calls):
-                traced = [repr(c.arguments[name]) for c in self.calls if name in c.arguments]
+            if not any(call.takes_values({name: value}) for call in calls):
+                traced = [repr(c.arguments[name]) for c in calls if name in c.arguments]
                 raise ValueError(
                     f"`arguments` must have a value that {self.handle!r} was traced with: one of "
                     f"{list(dict.fromkeys(traced))} for {name!r}, got {value!r}"
                 )
-        self.calls = [
-            call
-            for call in self.calls
-            if all(call.takes_value(name, value) for name, value in self.arguments.items())
-        ]
+        return [call for call in calls if call.takes_values(self.arguments)]
 
     def _find_variables(self) -> tuple[list[tf.Variable], list[bool]]:
         """Finds the variables that a layer can hold, and which ones the publisher trains."""
-        listed = list(getattr(self.loaded, "variables", None) or [])
-        trained = (
-            [] if self.signature else list(getattr(self.loaded, "trainable_variables", None) or [])
-        )
-        captured = [c for call in self.calls for c in call.function.captured_inputs]
-        used = [v for v in self.created if any(c is captured_as(v) for c in captured)]
-        listed += [v for v in (*trained, *used) if not any(v is other for other in listed)]
+        trained = [] if self.signature else self._listed("trainable_variables")
+        captured = {id(t) for call in self.calls for t in call.function.captured_inputs}
+        used = [v for v in self.created if id(captured_as(v)) in captured]
+        created = set(map(id, self.created))
+        # By identity, and each once: variables have no hash.
+        every = {id(v): v for v in [*self._listed("variables"), *trained, *used]}
         held = [
-            v
-            for v in listed
-            if (v.dtype.is_floating or v.dtype.is_integer) and any(v is c for c in self.created)
+            variable
+            for key, variable in every.items()
+            if key in created and (variable.dtype.is_floating or variable.dtype.is_integer)
         ]
-        return held, [any(v is other for other in trained) for v in held]
-
-    def _find_losses(self) -> list[tuple[Any, set[int]]]:
-        """Finds the regularization losses, and the indices of the variables each depends on."""
-        found = []
-        for loss in getattr(self.loaded, "regularization_losses", None) or []:
-            captured = [c for f in loss.concrete_functions for c in f.captured_inputs]
-            used = {
-                index
-                for index, variable in enumerate(self.variables)
-                if any(c is captured_as(variable) for c in captured)
-            }
-            found.append((loss, used))
-        return found
+        declared = set(map(id, trained))
+        return held, [id(variable) in declared for variable in held]
 
     @property
     def why_not_trainable(self) -> str | None:
@@ -184,9 +187,7 @@ class Module:
                 f"it runs through its signature {self.signature!r}, and signatures are for "
                 "inference: they have no training mode and no regularization losses"
             )
-        if not any(self.trainable):
-            return "it declares no trainable variables"
-        return None
+        return None if any(self.trainable) else "it declares no trainable variables"
 
     @property
     def inference_call(self) -> Call:
@@ -203,20 +204,12 @@ class Module:
     @property
     def image(self) -> tf.TensorSpec | None:
         """The one input, if it is a batch of images, or None."""
-        specs = [s for c in self.calls for s in tf.nest.flatten(c.inputs)]
-        rank = [s.shape.rank for s in specs]
-        if not specs or any(len(tf.nest.flatten(c.inputs)) != 1 for c in self.calls):
-            return None
-        if any(r != 4 for r in rank) or any(s.shape[3] not in (None, 3) for s in specs):
-            return None
-        return specs[0]
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """The (height, width) that the module insists on, or None if it takes any."""
-        if self.image is None or None in self.image.shape[1:3]:
-            return None
-        return tuple(self.image.shape[1:3])
+        inputs = [tf.nest.flatten(call.inputs) for call in self.calls]
+        images = all(
+            len(specs) == 1 and specs[0].shape.rank == 4 and specs[0].shape[3] in (None, 3)
+            for specs in inputs
+        )
+        return inputs[0][0] if images else None
 
     def __call__(self, inputs: Any, training: bool) -> Any:
         """Runs the module; without a call for training, the one for inference.
@@ -240,8 +233,6 @@ class Module:
             # A switch that was traced as a tensor has to be one again.
             tensor = isinstance(call.training, tf.TensorSpec)
             values["training"] = tf.constant(training) if tensor else call.training
-        if self.signature:
-            return self._run(**bound)
         by_name = {name: values[name] for name in call.by_name}
         return self._run(*(values[name] for name in call.layout), **by_name)
 
@@ -260,6 +251,9 @@ def over_replicas(dtype: tf.DType) -> dict[str, Any]:
         "synchronization": tf.VariableSynchronization.ON_READ,
         "aggregation": kinds.MEAN if mean else kinds.ONLY_FIRST_REPLICA,
     }
+
+
+# ---------------------------------------------------------------- loading
 
 
 def _load(
@@ -352,6 +346,9 @@ def _load_any(folder: str, options: tf.saved_model.LoadOptions) -> Any:
         return tf.saved_model.load(folder, tags=["serve"], options=options)
 
 
+# ---------------------------------------------------------------- calls
+
+
 def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | None, Any]:
     signatures = getattr(loaded, "signatures", {})
     if signature is None:
@@ -364,14 +361,6 @@ def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | N
     raise ValueError(
         f"`signature` must be one of {sorted(signatures)} for {handle!r}, got {signature!r}"
     )
-
-
-def _calls_of(run: Any, is_signature: bool, arguments: Mapping[str, Any]) -> list[Call]:
-    if is_signature:
-        inputs = dict(run.structured_input_signature[1])
-        return [Call(inputs, None, {}, run.structured_outputs, run, (), tuple(inputs))]
-    names = inspect.getfullargspec(run).args
-    return [_call(function, names, arguments) for function in run.concrete_functions]
 
 
 def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> Call:
@@ -403,6 +392,7 @@ def _bind(call: Call, inputs: Any) -> dict[str, Any] | None:
 
 
 def _fit(specs: Any, values: Any) -> Any | None:
+    """Casts nested tensors to the traced types, among floats or among integers; None if not so."""
     if isinstance(specs, Mapping) and (
         not isinstance(values, Mapping) or set(values) != set(specs)
     ):
@@ -410,15 +400,164 @@ def _fit(specs: Any, values: Any) -> Any | None:
     leaves, wanted = tf.nest.flatten(values), tf.nest.flatten(specs)
     if len(leaves) != len(wanted):
         return None
-    cast = [_cast(leaf, spec) for leaf, spec in zip(leaves, wanted, strict=True)]
-    return None if any(leaf is None for leaf in cast) else tf.nest.pack_sequence_as(specs, cast)
+    cast = []
+    for leaf, spec in zip(leaves, wanted, strict=True):
+        tensor = leaf if tf.is_tensor(leaf) else tf.convert_to_tensor(leaf)
+        have, want = tensor.dtype, spec.dtype
+        alike = (have.is_floating and want.is_floating) or (have.is_integer and want.is_integer)
+        if not (have == want or alike) or not spec.shape.is_compatible_with(tensor.shape):
+            return None
+        cast.append(tensor if have == want else tf.cast(tensor, want))
+    return tf.nest.pack_sequence_as(specs, cast)
 
 
-def _cast(tensor: Any, spec: tf.TensorSpec) -> Any | None:
-    """Casts a tensor to the traced type, among floats or among integers; None if it differs."""
-    tensor = tf.convert_to_tensor(tensor) if not tf.is_tensor(tensor) else tensor
-    have, want = tensor.dtype, spec.dtype
-    alike = (have.is_floating and want.is_floating) or (have.is_integer and want.is_integer)
-    if (have != want and not alike) or not spec.shape.is_compatible_with(tensor.shape):
-        return None
-    return tensor if have == want else tf.cast(tensor, want)
+# ---------------------------------------------------------------- the description in a file
+
+
+@dataclass
+class ModuleSpec:
+    """A module without its graph, as a `.keras` file describes it.
+
+    Keras builds a loaded model before it hands out the files that travel with it. From this a
+    `HubLayer` is built, with its variables and the shapes of its outputs, before its module is
+    there.
+
+    Attributes:
+        sha256: the hash of the module's content.
+        paths: the names of the variables, as the publisher wrote them.
+        shapes, dtypes: of the variables.
+        trainable: which variables the publisher lists as trainable.
+        order: which of the variables that loading creates each one is.
+        depths: the rank of each variable in the order of first use, from input to output.
+        inputs: a `keras.KerasTensor` for each input, nested as the module takes them.
+        takes_images: whether the one input is a batch of RGB images, or undeclared.
+        image_size: the (height, width) that the module insists on, if any.
+        input_range: the (low, high) of the pixels where the module itself tells it.
+        why_not_trainable: the reason why the module cannot be trained, or None.
+        calls: inputs and outputs met so far, as pairs of nested `keras.KerasTensor`s.
+    """
+
+    sha256: str
+    paths: list[str]
+    shapes: list[list[int]]
+    dtypes: list[str]
+    trainable: list[bool]
+    order: list[int]
+    depths: list[int]
+    inputs: Any
+    takes_images: bool
+    image_size: tuple[int, int] | None
+    input_range: tuple[float, float] | None
+    why_not_trainable: str | None
+    calls: list[tuple[Any, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, module: Module, sha256: str) -> ModuleSpec:
+        """Describes a loaded module."""
+        held = module.variables
+        depths = [0] * len(held)
+        for depth, index in enumerate(variable_order(module.inference_call.function, held)):
+            depths[index] = depth
+        inputs = tf.nest.map_structure(_symbol, module.inference_call.inputs)
+        image = module.image
+        size = None if image is None else tuple(image.shape[1:3])
+        created = {id(variable): number for number, variable in enumerate(module.created)}
+        return cls(
+            sha256=sha256,
+            paths=[v.name.removesuffix(":0") for v in held],
+            shapes=[list(v.shape) for v in held],
+            dtypes=[v.dtype.name for v in held],
+            trainable=list(module.trainable),
+            order=[created[id(v)] for v in held],
+            depths=depths,
+            inputs=next(iter(inputs.values())) if len(inputs) == 1 else inputs,
+            takes_images=module.takes_images,
+            image_size=None if size is None or None in size else size,
+            input_range=(0.0, 255.0) if image is not None and image.dtype.is_integer else None,
+            why_not_trainable=module.why_not_trainable,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The variables' paths, in letters that every optimizer accepts."""
+        return [re.sub(r"[^0-9A-Za-z_.-]", "_", path) for path in self.paths]
+
+    def empty_variables(self) -> list[tf.Variable]:
+        """Makes variables of zeros, to be filled when the module is there."""
+        each = zip(self.shapes, self.dtypes, self.trainable, self.names, strict=True)
+        return [
+            tf.Variable(
+                tf.zeros(shape, dtype),
+                trainable=trained,
+                name=name,
+                **({} if trained else over_replicas(dtype)),
+            )
+            for shape, dtype, trained, name in each
+        ]
+
+    def remember(self, inputs: Any, outputs: Any) -> None:
+        """Keeps the shapes of a call, for a loaded model whose module is not there yet."""
+        if len(self.calls) < MOST_CALLS and all(
+            not _same(inputs, known) for known, _ in self.calls
+        ):
+            pair = (tf.nest.map_structure(_bare, each) for each in (inputs, outputs))
+            self.calls.append(tuple(pair))
+
+    def outputs_of(self, inputs: Any, name: str) -> Any:
+        """Returns the outputs that a call with inputs of these shapes gave.
+
+        Raises:
+            ValueError: there was no such call.
+        """
+        batch = tf.nest.flatten(inputs)[0].shape[0]
+        for known, outputs in self.calls:
+            if _same(inputs, known):
+                return tf.nest.map_structure(lambda output: _bare(output, batch), outputs)
+        raise ValueError(
+            f"`inputs` must have shapes that `HubLayer` {name!r} was called with before it was "
+            "saved: its module is not loaded yet. Load the file with the module's folder in place."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the description for JSON."""
+        plain = {key: value for key, value in vars(self).items() if key not in ("inputs", "calls")}
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            **plain,
+            "inputs": keras.saving.serialize_keras_object(self.inputs),
+            "calls": [keras.saving.serialize_keras_object(list(pair)) for pair in self.calls],
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> ModuleSpec:
+        """Reads what `to_dict` wrote; keys of later versions are ignored."""
+        known = {key: saved[key] for key in cls.__dataclass_fields__ if key in saved}
+        if "takes_pictures" in saved:  # its name in files of kerasmtl 0.1
+            known["takes_images"] = saved["takes_pictures"]
+        known["inputs"] = keras.saving.deserialize_keras_object(saved["inputs"])
+        known["calls"] = [
+            tuple(keras.saving.deserialize_keras_object(pair)) for pair in saved["calls"]
+        ]
+        for key in ("image_size", "input_range"):
+            known[key] = known[key] and tuple(known[key])
+        return cls(**known)
+
+
+def _symbol(spec: Any) -> keras.KerasTensor:
+    shape = (None,) if spec.shape.rank is None else tuple(spec.shape)
+    return keras.KerasTensor(shape, dtype=spec.dtype.name)
+
+
+def _bare(tensor: Any, batch: int | None = None) -> keras.KerasTensor:
+    shape = tuple(tensor.shape)
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return keras.KerasTensor((batch, *shape[1:]) if shape else shape, dtype=dtype)
+
+
+def _same(inputs: Any, known: Any) -> bool:
+    given, wanted = (
+        [(tuple(t.shape)[1:], keras.backend.standardize_dtype(t.dtype)) for t in tf.nest.flatten(x)]
+        for x in (inputs, known)
+    )
+    return given == wanted

@@ -15,8 +15,7 @@ from pictures import write_pictures
 import kerasmtl as kt
 from kerasmtl.cli import main
 from kerasmtl.cli.new import new_project, toml_value
-from kerasmtl.models.hub.handles import APPLICATIONS
-from kerasmtl.models.hub.local import WEIGHTS, trained_backbones
+from kerasmtl.models.hub.handles import APPLICATIONS, WEIGHTS, trained_backbones
 
 ROOT = Path(__file__).parents[2]
 FILES = {

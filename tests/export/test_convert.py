@@ -18,8 +18,8 @@ from kerasmtl.evaluation.calibration import Decision
 from kerasmtl.export import convert
 from kerasmtl.export.convert import compare, convert_model, decisions_agree, draw_samples
 from kerasmtl.export.converted_model import ConvertedModel
-from kerasmtl.export.formats import FORMATS
-from kerasmtl.export.interface import ModelInterface, reference_answers
+from kerasmtl.export.converted_model import FORMATS
+from kerasmtl.export.signatures import ModelInterface, reference_answers
 from kerasmtl.tasks import as_tasks, by_task
 
 litert = pytest.importorskip(

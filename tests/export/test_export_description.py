@@ -144,7 +144,7 @@ def test_the_golden_request_is_answered_as_written(exported, served):
 
 
 def test_a_single_output_has_no_name_in_rest(tmp_path):
-    from kerasmtl.export.golden import write_golden
+    from kerasmtl.export.verify import write_golden
     from kerasmtl.export.verify import Case
 
     data, value = np.array([b"\xff\x00", b"a"], object), np.array([0.25, 0.5], "float32")

@@ -16,9 +16,9 @@ from modules import (
 )
 
 import kerasmtl as kt
-from kerasmtl.models import module_spec
+from kerasmtl.models import hub_layer
 from kerasmtl.models.hub.cache import content_sha256
-from kerasmtl.models.module_spec import FORMAT
+from kerasmtl.models.saved_model import FORMAT
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def folder(tmp_path):
 def forget(folder):
     """As if in a new process: the module is neither in its place nor known to have been loaded."""
     shutil.rmtree(folder, ignore_errors=True)
-    module_spec._loaded.clear()
+    hub_layer._loaded.clear()
 
 
 def images(rows=4, size=12, seed=0):
@@ -134,7 +134,7 @@ def test_a_loaded_model_is_saved_again(folder, tmp_path):
     forget(folder)
     load(tmp_path / "first.keras").save(tmp_path / "second.keras")
     shutil.rmtree(tmp_path / "cache")
-    module_spec._loaded.clear()
+    hub_layer._loaded.clear()
     loaded = load(tmp_path / "second.keras")
     same_weights(loaded, model)
     np.testing.assert_array_equal(loaded(images()), model(images()))

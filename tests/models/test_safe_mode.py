@@ -13,7 +13,7 @@ from test_module_spec import classifier, edit, edit_layers, forget, hub, images
 import kerasmtl as kt
 from kerasmtl.cli import main
 from kerasmtl.cli.new import new_project
-from kerasmtl.models import module_spec
+from kerasmtl.models import hub_layer
 from kerasmtl.models.hub.cache import content_sha256
 from kerasmtl.models.hub.embedded import extractor_folder
 from kerasmtl.project import Project
@@ -53,7 +53,7 @@ def test_a_foreign_graph_is_refused_and_the_message_says_how_to_trust_it(file, l
 
 def test_a_graph_is_refused_though_its_module_is_in_its_place(folder, tmp_path):
     classifier(kt.HubLayer(folder)).save(tmp_path / "model.keras")
-    module_spec._loaded.clear()  # as in a new process
+    hub_layer._loaded.clear()  # as in a new process
     with pytest.raises(ValueError, match=REFUSED):
         keras.models.load_model(tmp_path / "model.keras")
 
@@ -83,7 +83,7 @@ def test_a_file_is_trusted_knowingly(file, how):
     loaded = how(file)
     again = kt.HubLayer(file.parent / "elsewhere")
     np.testing.assert_array_equal(hub(loaded)(images()), again(images()))
-    module_spec._loaded.clear()
+    hub_layer._loaded.clear()
     with pytest.raises(ValueError, match=REFUSED):  # the trust has ended with the call
         kt.load_model(file)
 
@@ -96,7 +96,7 @@ def test_keras_own_switch_is_respected(file):
         from keras.src.backend.common import global_state  # Keras has no way back
 
         global_state.set_global_attribute("safe_mode_saving", None)
-    module_spec._loaded.clear()
+    hub_layer._loaded.clear()
     with pytest.raises(ValueError, match=REFUSED):
         kt.load_model(file)
 
@@ -123,7 +123,7 @@ def test_trust_ends_after_a_failure(file, tmp_path):
 def test_outside_of_loading_nothing_is_refused(folder):
     model = classifier(kt.HubLayer(folder, name="spine"))
     clone = keras.models.clone_model(model)
-    module_spec._loaded.clear()
+    hub_layer._loaded.clear()
     keras.models.clone_model(model)
     again = kt.HubLayer.from_config(hub(model).get_config())
     np.testing.assert_array_equal(hub(clone)(images()), again(images()))
@@ -202,7 +202,7 @@ def test_another_graph_runs_only_with_trust(projects, command, tmp_path):
     settings = tmp_path / "project" / "project.toml"
     settings.write_text(settings.read_text().replace('"../backbone"', '"tiny"'))
     call = words(command, tmp_path / "project", picture, tmp_path)
-    module_spec._loaded.clear()
+    hub_layer._loaded.clear()
     refused = run(*call)
     assert refused.exit_code == 1 and "holds another backbone" in refused.output
     assert "train again" in refused.output and "safe_mode" not in refused.output

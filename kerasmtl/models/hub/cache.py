@@ -13,7 +13,6 @@ from kerasmtl.utils.files import atomic_folder, file_sha256, write_text
 
 SAVED_MODELS = ("saved_model.pb", "saved_model.pbtxt")
 SUMS = "SHA256SUMS"
-_SHOWN = 5
 
 
 # ---------------------------------------------------------------- folders
@@ -48,10 +47,10 @@ def find_module(folder: Path, handle: str) -> Path:
     """
     if is_module(folder):
         return folder
-    below = sorted(path for path in folder.iterdir() if path.is_dir() and is_module(path))
+    below = sorted(path for path in folder.iterdir() if is_module(path))
     if len(below) == 1:
         return below[0]
-    found = [path.name for path in below] or sorted(path.name for path in folder.iterdir())[:_SHOWN]
+    found = [path.name for path in below] or sorted(path.name for path in folder.iterdir())[:5]
     raise ValueError(
         f"`handle` must have one saved_model.pb, at the top or one folder below, got {handle!r} "
         f"with {len(below)} in {found}. Unpack it, and pass the folder that you mean."
@@ -73,26 +72,23 @@ def cache_root() -> Path:
             f"`TFHUB_CACHE_DIR` must be a path on this machine, got {named!r}. Unset it to use "
             "~/.cache/kerasmtl."
         )
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "kerasmtl"
+    return Path(named or "~/.cache/kerasmtl").expanduser()
 
 
 def cache_entry(handle: str) -> Path:
     """Return where a handle's module is kept: tensorflow_hub names it by the handle's SHA-1."""
-    name = hashlib.sha1(handle.encode("utf-8"), usedforsecurity=False).hexdigest()
-    return cache_root() / name
+    return cache_root() / hashlib.sha1(handle.encode(), usedforsecurity=False).hexdigest()
 
 
-def cached_module(
-    target: Path, handle: str, fill: Callable[[Path], None], described: bool = True
-) -> Path:
+def cached_module(target: Path, handle: str, fill: Callable[[Path], None]) -> Path:
     """Return the module in a cache entry; an absent entry is filled first.
+
+    Beside the entry of a remote handle a note says which handle it is, as tensorflow_hub writes it.
 
     Args:
         target: the entry.
-        handle: as the user wrote it, for messages.
+        handle: as the user wrote it.
         fill: writes the module into the empty folder that it is given.
-        described: whether a note beside the entry says which handle it belongs to, as
-            tensorflow_hub writes it.
 
     Raises:
         ValueError: what was filled in, or what is kept there, is not a SavedModel.
@@ -101,7 +97,7 @@ def cached_module(
         with atomic_folder(target, valid=_is_filled) as made:
             fill(made)
             find_module(made, handle)
-        if described:
+        if target == cache_entry(handle):
             write_text(target.with_name(f"{target.name}.descriptor.txt"), f"Module: {handle}\n")
     try:
         return find_module(target, handle)
@@ -113,24 +109,17 @@ def _is_filled(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def keep_module(folder: str | os.PathLike[str], sha256: str | None = None) -> Path:
-    """Copy a module into the cache under its hash, unless it is kept already.
-
-    Args:
-        folder: of the module.
-        sha256: its content hash, if known; the copy is checked against it.
+def keep_module(folder: Path, sha256: str) -> Path:
+    """Copy a module into the cache under its content hash, unless it is kept already.
 
     Raises:
         ValueError: the content has another hash; nothing is kept.
     """
-    digest = content_sha256(folder) if sha256 is None else valid_sha256(sha256)
-    kept = kept_module(digest)
-    if kept is not None:
-        return kept
-    target = cache_root() / "modules" / digest
-    with atomic_folder(target, valid=lambda there: holds(there, digest)) as made:
-        copy_module(Path(folder), made)
-        check_content(made, digest, str(folder))
+    target = cache_root() / "modules" / sha256
+    if not holds(target, sha256):
+        with atomic_folder(target, valid=lambda there: holds(there, sha256)) as made:
+            copy_module(folder, made)
+            check_content(made, sha256, str(folder))
     return target
 
 
@@ -139,8 +128,8 @@ def kept_module(sha256: str) -> Path | None:
 
     All of it is read and hashed: the only way to see that no file was changed since.
     """
-    target = cache_root() / "modules" / valid_sha256(sha256)
-    return target if target.is_dir() and holds(target, target.name) else None
+    target = cache_root() / "modules" / sha256
+    return target if holds(target, sha256) else None
 
 
 def copy_module(folder: Path, into: Path) -> None:
@@ -183,11 +172,9 @@ def module_files(folder: Path) -> dict[str, Path]:
     for place, folders, names in os.walk(root, onerror=_raise):
         top = Path(place) == root
         folders[:] = [name for name in folders if not _is_ignored(name, top)]
-        for name in folders + names:
+        for name in folders + [name for name in names if not _is_ignored(name, top)]:
             path = Path(place, name)
             relative = path.relative_to(root).as_posix()
-            if _is_ignored(name, top) or relative == SUMS:
-                continue
             if re.search(r"[\n\r\\]", relative):
                 raise ValueError(
                     "`folder` must have no file names with line breaks or backslashes, got "
@@ -202,7 +189,8 @@ def module_files(folder: Path) -> dict[str, Path]:
 
 def _is_ignored(name: str, top: bool) -> bool:
     """Whether other programs left it; below the top, hidden files may be assets of the module."""
-    return name == ".DS_Store" or (top and (name.startswith(".") or name == "__pycache__"))
+    left = name.startswith(".") or name in ("__pycache__", SUMS)
+    return name == ".DS_Store" or (top and left)
 
 
 def _raise(error: OSError) -> None:
@@ -240,12 +228,12 @@ def content_sha256(folder: str | os.PathLike[str]) -> str:
 def holds(folder: Path, sha256: str) -> bool:
     """Return whether a folder has that content hash."""
     try:
-        return content_sha256(folder) == sha256
+        return folder.is_dir() and content_sha256(folder) == sha256
     except (OSError, ValueError):  # a link out of it, or gone while it was read
         return False
 
 
-def check_content(folder: str | os.PathLike[str], sha256: str, handle: str) -> None:
+def check_content(folder: Path, sha256: str, handle: str) -> None:
     """Raise ValueError if the content of a module is not what was expected.
 
     The message names the files that differ, if the folder has the SHA256SUMS of that hash.
@@ -255,34 +243,18 @@ def check_content(folder: str | os.PathLike[str], sha256: str, handle: str) -> N
         sha256: what `content_sha256` must be.
         handle: as the user wrote it, for the message.
     """
-    expected = valid_sha256(sha256)
-    lines = listing(Path(folder))
+    lines = listing(folder)
     received = hashlib.sha256(lines).hexdigest()
-    if received != expected:
-        raise ValueError(
-            f"`sha256` of {handle!r} must be {expected}, got {received}, in {folder}."
-            f"{_differences(Path(folder), expected, lines)} If the change is meant, pass "
-            f"sha256={received!r}; otherwise remove that folder, and fetch the module again."
-        )
-
-
-def _differences(folder: Path, expected: str, lines: bytes) -> str:
-    """Which files differ from the SHA256SUMS of the folder, where that file can be trusted."""
+    if received == sha256:
+        return
     sums = folder / SUMS
-    if not sums.is_file() or file_sha256(sums) != expected:
-        return ""
-    before, now = (
-        {path: digest for digest, path in (line.split("  ", 1) for line in text.splitlines())}
-        for text in (os.fsdecode(sums.read_bytes()), os.fsdecode(lines))
-    )
-    named = {
-        "changed": [path for path in now if path in before and now[path] != before[path]],
-        "added": [path for path in now if path not in before],
-        "missing": [path for path in before if path not in now],
-    }
-    return "".join(
-        f" Files {kind}: {', '.join(paths[:_SHOWN])}"
-        + (f" and {len(paths) - _SHOWN} more." if len(paths) > _SHOWN else ".")
-        for kind, paths in named.items()
-        if paths
+    differing = ""
+    if sums.is_file() and file_sha256(sums) == sha256:
+        changed = set(sums.read_bytes().splitlines()) ^ set(lines.splitlines())
+        names = sorted({os.fsdecode(line).partition("  ")[2] for line in changed})
+        differing = f" Files that differ: {', '.join(names[:5])}{' …' if names[5:] else ''}."
+    raise ValueError(
+        f"`sha256` of {handle!r} must be {sha256}, got {received}, in {folder}.{differing} If the "
+        f"change is meant, pass sha256={received!r}; otherwise remove that folder, and fetch the "
+        "module again."
     )

@@ -20,23 +20,17 @@ SUFFIXES = (".tar.gz", ".tgz", ".tar")
 MAX_BYTES = 20 * 10**9
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
 OFFLINE = (
-    "Offline: download the module's .tar.gz on a connected machine, and pass the file or its "
-    "unpacked folder as the handle."
+    "Offline, or where the server refuses: download the module's .tar.gz with a browser, and pass "
+    "the file or its unpacked folder as the handle."
 )
 _CHUNK = 2**20
-_REASONS = {
-    401: "the server wants credentials. Download the module with a browser, and pass the file",
-    403: "the publisher or the host refuses. Download the module with a browser, and pass the file",
-    404: "there is no such module. Compare the handle with the module's page, version included",
-    429: "too many requests. Wait, and call again",
-}
 
 
-def max_bytes() -> int:
-    """Return the most bytes that a module may have: `KERASMTL_MAX_BYTES`, or 20 GB.
+def check_size(size: int, handle: str) -> None:
+    """Check that a module has no more bytes than `KERASMTL_MAX_BYTES` permits, by default 20 GB.
 
     Raises:
-        ValueError: `KERASMTL_MAX_BYTES` is not a positive number.
+        ValueError: it has, or `KERASMTL_MAX_BYTES` is not a positive number.
     """
     text = os.environ.get("KERASMTL_MAX_BYTES") or str(MAX_BYTES)
     if not text.isdecimal() or int(text) == 0:
@@ -44,15 +38,10 @@ def max_bytes() -> int:
             f"`KERASMTL_MAX_BYTES` must be a positive number of bytes, such as {MAX_BYTES}, got "
             f"{text!r}"
         )
-    return int(text)
-
-
-def check_size(size: int, handle: str) -> None:
-    """Raise ValueError if a module has more bytes than `max_bytes()`."""
-    if size > max_bytes():
+    if size > int(text):
         raise ValueError(
-            f"`handle` must have at most {max_bytes()} bytes, got {handle!r} with {size} or more. "
-            "If you trust it, set the environment variable KERASMTL_MAX_BYTES."
+            f"`handle` must have at most {text} bytes, got {handle!r} with {size} or more. If you "
+            "trust it, set the environment variable KERASMTL_MAX_BYTES."
         )
 
 
@@ -65,8 +54,8 @@ def unpack(archive: Path, folder: Path, handle: str) -> None:
         handle: as the user wrote it, for messages.
 
     Raises:
-        ValueError: the archive is damaged, unpacks to more than `max_bytes()`, or has files,
-            links or devices outside its folder (the "data" filter of `tarfile` refuses them).
+        ValueError: the archive is damaged, unpacks to too many bytes, or has files, links or
+            devices outside its folder (the "data" filter of `tarfile` refuses them).
     """
     size = 0
     try:
@@ -99,48 +88,45 @@ def download(url: str, file: Path, handle: str) -> None:
         handle: as the user wrote it, for messages.
 
     Raises:
-        ValueError: the server cannot be reached, refuses, answers with a web page, or sends more
-            than `max_bytes()` or less than it announced.
+        ValueError: the server cannot be reached, refuses, answers with a web page, or sends too
+            many bytes or fewer than it announced.
     """
     headers = {"Accept-Encoding": "identity", "User-Agent": f"kerasmtl/{__version__}"}
+    place = _without_secrets(url)
     try:
         with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as response:
-            _check_answer(response, handle)
-            _write(response, file, handle)
+            place = _without_secrets(response.url)
+            fault = _fault(response) or _write(response, file, handle)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise unreachable(handle, f"{type(error).__name__} from {_place(url)}") from error
-    with file.open("rb") as start:
-        if start.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            raise unreachable(handle, f"a web page from {_place(url)}")
+        fault = type(error).__name__
+    if fault is None:
+        with file.open("rb") as start:
+            if start.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+                fault = "a web page"
+    if fault:
+        raise ValueError(
+            "`handle` must lead to a .tar.gz archive of a SavedModel, got "
+            f"{fault} from {place}, for {handle!r}. {OFFLINE}"
+        )
 
 
-def unreachable(handle: str, reason: str) -> ValueError:
-    """Return the error for a handle that cannot be fetched."""
-    return ValueError(
-        f"`handle` must lead to a .tar.gz archive of a SavedModel, got {reason}, for {handle!r}. "
-        f"{OFFLINE}"
-    )
-
-
-def _place(url: str) -> str:
-    """A URL without user, password and query: signed addresses are secrets."""
+def _without_secrets(url: str) -> str:
+    """Return a URL without user, password and query, as signed addresses have them."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _check_answer(response: requests.Response, handle: str) -> None:
-    status, place = response.status_code, _place(response.url)
-    if status >= 400:
-        reason = _REASONS.get(status, response.reason)
-        raise unreachable(handle, f"HTTP {status} from {place} ({reason})")
+def _fault(response: requests.Response) -> str | None:
     hops = [urlsplit(answer.url).scheme for answer in (*response.history, response)]
+    if response.status_code >= 400:
+        return f"HTTP {response.status_code} {response.reason}"
     if hops[0] == "https" and "http" in hops:  # where anyone on the way can change the module
-        raise unreachable(handle, f"a redirect from https to http, {place}")
-    if response.headers.get("Content-Type", "").startswith("text/html"):
-        raise unreachable(handle, f"a web page from {place}")
+        return "a redirect from https to http"
+    is_page = response.headers.get("Content-Type", "").startswith("text/html")
+    return "a web page" if is_page else None
 
 
-def _write(response: requests.Response, file: Path, handle: str) -> None:
+def _write(response: requests.Response, file: Path, handle: str) -> str | None:
     """Write the raw bytes: a server may call the archive's own compression that of the transfer."""
     from rich.console import Console
     from rich.markup import escape
@@ -158,8 +144,7 @@ def _write(response: requests.Response, file: Path, handle: str) -> None:
             check_size(received, handle)
             out.write(chunk)
             progress.advance(bar, len(chunk))
-    if total is not None and received != total:
-        raise unreachable(handle, f"{received} of {total} bytes")
+    return f"{received} of {total} bytes" if total not in (None, received) else None
 
 
 def copy_from_bucket(handle: str, folder: Path) -> None:

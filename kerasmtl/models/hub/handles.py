@@ -16,6 +16,7 @@ from kerasmtl.models.hub.cache import (
     check_content,
     check_module,
     find_module,
+    is_module,
     valid_sha256,
 )
 from kerasmtl.models.hub.download import SUFFIXES, copy_from_bucket, download, unpack
@@ -25,6 +26,7 @@ from kerasmtl.utils.files import file_sha256
 HF = "hf:"
 KAGGLE = "kaggle:"
 PRESET = "keras_hub:"
+PUBLISHERS = ("https://tfhub.dev/", "https://www.kaggle.com/", KAGGLE)
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _HF = re.compile(rf"hf:({_PART}/{_PART})((?:/{_PART})*)(?:@([A-Za-z0-9_][A-Za-z0-9_./-]*))?")
 _KAGGLE = re.compile(rf"({_PART}/{_PART}/{_PART}/{_PART})(/\d+)?")
@@ -41,6 +43,27 @@ APPLICATIONS = (
     *(f"ResNet{depth}{version}" for depth in (50, 101, 152) for version in ("", "V2")),
     *("VGG16", "VGG19", "Xception"),
 )
+
+
+# Of keras.applications, what Keras calls the weights without the last layer; in the order in which
+# a network is preferred: accurate for its size, and quick on a CPU.
+WEIGHTS = {
+    "EfficientNetV2B0": "efficientnetv2-b0_notop.h5",
+    "EfficientNetB0": "efficientnetb0_notop.h5",
+    "MobileNetV3Large": "weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5",
+    "MobileNetV2": "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+    "MobileNetV3Small": "weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
+    "MobileNet": "mobilenet_1_0_224_tf_no_top.h5",
+    "ConvNeXtTiny": "convnext_tiny_notop.h5",
+    "DenseNet121": "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "ResNet50V2": "resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "ResNet50": "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "InceptionV3": "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "Xception": "xception_weights_tf_dim_ordering_tf_kernels_notop.h5",
+}
+# Of modules, whose names say what they give: image feature vectors.
+_VECTORS = re.compile(r"feature[-_]vector", re.IGNORECASE)
+_FAMILIES = ("efficientnet", "mobilenet", "resnet", "inception")
 
 
 def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) -> Path:
@@ -62,7 +85,7 @@ def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) ->
     handle = os.fspath(handle)
     pin = None if sha256 is None else valid_sha256(sha256)
     folder = _fetch(handle) if is_remote(handle) else _local(handle)
-    if pin is not None:
+    if pin:
         check_content(folder, pin, handle)
     return folder
 
@@ -70,6 +93,14 @@ def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) ->
 def is_remote(handle: str) -> bool:
     """Return whether a handle is more than a name or a path: a URL, kaggle:… or hf:…"""
     return "://" in handle or handle.startswith((KAGGLE, HF))
+
+
+def is_published(handle: str) -> bool:
+    """Return whether a handle is of TF-Hub or Kaggle, whose image modules take pixels in [0, 1].
+
+    Source: https://www.tensorflow.org/hub/common_signatures/images#input
+    """
+    return handle.startswith(PUBLISHERS)
 
 
 def from_folder(handle: str, folder: Path) -> str:
@@ -104,7 +135,7 @@ def check_backbone(handle: str) -> None:
         if colon and not Path(rest).expanduser().is_file():
             raise ValueError(f"`backbone` {handle!r} must name a weight file, got no such file.")
     elif is_kaggle(handle):
-        if not is_whole(kaggle_cache() / "models" / parse_kaggle(handle)):
+        if not is_whole(kaggle_cache() / parse_kaggle(handle)):
             _check_installed(handle, "kagglehub", "kaggle")
     elif handle.startswith(HF):
         _check_installed(handle, "huggingface_hub", "hf")
@@ -123,7 +154,11 @@ def check_backbone(handle: str) -> None:
 
 def _check_installed(handle: str, package: str, extra: str) -> None:
     if find_spec(package) is None:
-        raise ValueError(f"`backbone` {handle!r} needs {package}: pip install 'kerasmtl[{extra}]'.")
+        raise ValueError(f"`backbone` {handle!r} needs {package}: {_install(extra)}.")
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'kerasmtl[{extra}]'"
 
 
 # ---------------------------------------------------------------- on this machine
@@ -207,9 +242,8 @@ def parse_kaggle(handle: str) -> str:
 
 
 def kaggle_cache() -> Path:
-    """Return the folder of kagglehub's cache: `KAGGLEHUB_CACHE`, or ~/.cache/kagglehub."""
-    named = os.environ.get("KAGGLEHUB_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "kagglehub"
+    """Return the folder of models in kagglehub's cache."""
+    return Path(os.environ.get("KAGGLEHUB_CACHE") or "~/.cache/kagglehub").expanduser() / "models"
 
 
 def is_whole(folder: Path) -> bool:
@@ -220,13 +254,13 @@ def is_whole(folder: Path) -> bool:
 def _fetch_kaggle(handle: str) -> Path:
     """The folder in the cache of kagglehub, which downloads it if it is absent."""
     name = parse_kaggle(handle)
-    kept = kaggle_cache() / "models" / name
+    kept = kaggle_cache() / name
     if is_whole(kept):  # which needs neither the package nor a connection
         return find_module(kept, handle)
     try:
         import kagglehub
     except ImportError as error:
-        raise ImportError(f"{handle!r} needs kagglehub: pip install 'kerasmtl[kaggle]'") from error
+        raise ImportError(f"{handle!r} needs kagglehub: {_install('kaggle')}") from error
     try:
         return find_module(Path(kagglehub.model_download(name)), handle)
     except Exception as error:  # the client raises its own errors, and those of requests
@@ -249,9 +283,7 @@ def _fetch_hf(handle: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ImportError(
-            f"{handle!r} needs huggingface_hub: pip install 'kerasmtl[hf]'"
-        ) from error
+        raise ImportError(f"{handle!r} needs huggingface_hub: {_install('hf')}") from error
     try:
         snapshot = snapshot_download(
             repo, revision=revision, allow_patterns=[f"{inside}/*"] if inside else None
@@ -267,3 +299,39 @@ def _fetch_hf(handle: str) -> Path:
         there = sorted(path.name for path in Path(snapshot).iterdir())[:5]
         raise ValueError(f"`handle` {handle!r} must name a folder of the repository, got {there}")
     return check_module(folder, handle)
+
+
+# ---------------------------------------------------------------- what is on this machine
+
+
+def trained_backbones() -> list[tuple[str, Path]]:
+    """Find trained image backbones that need no network, the preferred one first.
+
+    Weights that Keras has downloaded are in ~/.keras/models, TF-Hub modules in `TFHUB_CACHE_DIR`,
+    with a note beside each that names its handle, and Kaggle models in `KAGGLEHUB_CACHE`.
+
+    Returns:
+        The handle of each, as project.toml takes it, and where it is.
+
+    Example:
+        >>> for handle, place in trained_backbones():
+        ...     assert place.exists()
+    """
+    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
+    weights = [(name, home / file) for name, file in WEIGHTS.items()]
+    modules = []
+    for note in cache_root().glob("*.descriptor.txt"):
+        named = re.search(r"^Module: (\S+)", note.read_text("utf-8", "replace"), re.MULTILINE)
+        modules.append((named[1] if named else "", note.with_name(note.name.partition(".")[0])))
+    for folder in kaggle_cache().glob("*/*/*/*/*"):
+        if is_whole(folder):
+            modules.append((KAGGLE + "/".join(folder.parts[-5:]), folder))
+    vectors = [(name, at) for name, at in modules if _VECTORS.search(name) and is_module(at)]
+    # What is smaller is an interrupted download.
+    whole = [(name, at) for name, at in weights if at.is_file() and at.stat().st_size > 1e6]
+    return whole + sorted(vectors, key=lambda found: _rank(found[0]))
+
+
+def _rank(handle: str) -> tuple[int, str]:
+    ranks = [number for number, family in enumerate(_FAMILIES) if family in handle.lower()]
+    return min(ranks, default=len(_FAMILIES)), handle

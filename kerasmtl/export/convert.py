@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasmtl._version import __version__
 from kerasmtl.data.dataset import make_dataset
 from kerasmtl.data.inputs import Input
 from kerasmtl.data.manifest import Manifest
-from kerasmtl.evaluation.calibration import DEFAULT, Decision
+from kerasmtl.evaluation.calibration import Decision, decide
 from kerasmtl.export.converted_model import (
     BATCH,
     FORMATS,
     ConvertedModel,
-    Format,
     Run,
     check_runtime,
     runner,
     write_file_description,
 )
+from kerasmtl.export.description import describe_task, package_versions
 from kerasmtl.export.litert import litert_bytes
 from kerasmtl.export.onnx import onnx_bytes
 from kerasmtl.export.signatures import ModelInterface, reference_answers
 from kerasmtl.tasks import Task, as_tasks
+from kerasmtl.utils.files import atomic_file
 from kerasmtl.utils.validation import check_choice, check_count
 
 COUNT = 300  # samples by default; TensorFlow's guide names some hundreds as enough
@@ -103,10 +103,13 @@ def convert_model(
         ...     [task["threshold"] for task in made.description["tasks"]]
         [0.3, 0.5]
     """
-    kind, target = _check_target(to, Path(path))
+    kind, target = FORMATS[check_choice("to", to, FORMATS)], Path(path)
+    if target.suffix != kind.suffix:
+        raise ValueError(f"`path` must end with {kind.suffix} for {to}, got {target}")
+    _check_new(target)
     check_runtime(kind.runtime)
     chosen = as_tasks(tasks)
-    interface = ModelInterface.of(model, chosen, input, _check_decisions(chosen, decisions))
+    interface = ModelInterface.of(model, chosen, input, decide(chosen, None, decisions, False))
     _check_options(to, interface, samples, uint8)
     rows = None if samples is None else draw_samples(samples, interface, sample_count, seed)
     cut = 0 if rows is None or len(rows) < 2 else round(len(rows) * CALIBRATING)
@@ -115,15 +118,13 @@ def convert_model(
     else:
         ranges = None if rows is None else rows[: cut or None]
         made = litert_bytes(model, interface, to.partition("-")[2] or None, ranges, uint8)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
-        file = Path(folder) / target.name
+    with atomic_file(target) as file:
         file.write_bytes(made)
         checked = noise(interface) if rows is None else rows[cut:]
         check = compare(model, runner(file, interface.name), interface, checked, uint8, kind.exact)
         check["on"] = "noise" if rows is None else "samples"
         write_file_description(file, _describe(interface, to, uint8, check))
-        _publish(file, target)
+        _check_new(target)
     agree = check["decisions_agree"]
     if rows is not None and agree is not None and agree < AGREEMENT:
         warnings.warn(
@@ -157,9 +158,18 @@ def draw_samples(
     if isinstance(source, str | os.PathLike):
         source = Manifest.from_csv(source, interface.tasks, interface.input)
     if isinstance(source, Manifest):
-        source = _drawn(source, interface, count, seed)
+        known = source.splits is not None
+        rows = np.flatnonzero(source.splits != "test") if known else np.arange(len(source))
+        if not len(rows):
+            raise ValueError(f"`samples` must not be test rows only, got {source.source}")
+        taken = source.take(np.random.default_rng(seed).permutation(rows)[:count])
+        input = source.input.like(interface.input)
+        values = source.input.select(taken.values, input)
+        source = make_dataset(replace(taken, input=input, values=values), cache=False)
     if isinstance(source, tf.data.Dataset):
-        source = _first(source, count)
+        batches = source.as_numpy_iterator()
+        every = (row for b in batches for row in (b[0] if isinstance(b, tuple) else b))
+        source = list(itertools.islice(every, count))
     rows = np.asarray(source)[:count]
     if rows.dtype.kind not in "biuf" or rows.shape[1:] != interface.shape or not len(rows):
         raise ValueError(
@@ -173,29 +183,6 @@ def draw_samples(
             f"`samples` must be numbers from {low} to {high}, got {rows.min()} to {rows.max()}"
         )
     return rows
-
-
-def _drawn(manifest: Manifest, interface: ModelInterface, count: int, seed: int) -> Any:
-    input = manifest.input.like(interface.input)
-    known = manifest.splits is not None
-    rows = np.flatnonzero(manifest.splits != "test") if known else np.arange(len(manifest))
-    if not len(rows):
-        raise ValueError(f"`samples` must not be test rows only, got {manifest.source}")
-    taken = manifest.take(np.random.default_rng(seed).permutation(rows)[:count])
-    values = manifest.input.select(taken.values, input)
-    return make_dataset(replace(taken, input=input, values=values), cache=False)
-
-
-def _first(dataset: tf.data.Dataset, count: int) -> np.ndarray:
-    batches, found = [], 0
-    for batch in dataset:
-        batches.append(np.asarray(batch[0] if isinstance(batch, tuple) else batch))
-        found += len(batches[-1])
-        if found >= count:
-            break
-    if not batches:
-        raise ValueError("`samples` must have at least one batch, got an empty data set")
-    return np.concatenate(batches)
 
 
 def noise(interface: ModelInterface) -> np.ndarray:
@@ -290,39 +277,9 @@ def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> float:
     return float((off / np.maximum(1.0, np.abs(wanted[known]))).max(initial=0.0))
 
 
-def _check_target(to: str, target: Path) -> tuple[Format, Path]:
-    kind = FORMATS[check_choice("to", to, FORMATS)]
-    if target.suffix != kind.suffix:
-        raise ValueError(f"`path` must end with {kind.suffix} for {to}, got {target}")
+def _check_new(target: Path) -> None:
     if os.path.lexists(target):
-        raise _exists(target)
-    return kind, target
-
-
-def _exists(target: Path) -> FileExistsError:
-    return FileExistsError(f"`path` must be new, got {target}, which exists. Remove it first.")
-
-
-def _check_decisions(
-    tasks: Sequence[Task], decisions: Mapping[str, Decision | float] | None
-) -> dict[str, Decision]:
-    given = dict(decisions or {})
-    kinds = {task.name: task.kind for task in tasks}
-    found = {
-        name: Decision(DEFAULT if kind == "binary" else None, None if kind == "regression" else 1.0)
-        for name, kind in kinds.items()
-    }
-    for name, each in given.items():
-        if isinstance(each, Decision) and name in kinds:
-            found[name] = each
-        elif kinds.get(name) == "binary" and not isinstance(each, bool) and 0 <= each <= 1:
-            found[name] = Decision(float(each), 1.0)
-        else:
-            raise ValueError(
-                "`decisions` must be by task a Decision or, of a binary task, a threshold from 0 "
-                f"to 1, got {name!r}: {each!r}; the tasks are {kinds}"
-            )
-    return found
+        raise FileExistsError(f"`path` must be new, got {target}, which exists. Remove it first.")
 
 
 def _check_options(to: str, interface: ModelInterface, samples: Any, uint8: bool) -> None:
@@ -363,32 +320,7 @@ def _describe(
         "to": to,
         "input": interface.input.config(),
         "inputs": {interface.name: inputs},
-        "tasks": [
-            {
-                "name": task.name,
-                "kind": task.kind,
-                "classes": list(task.classes),
-                "threshold": interface.decisions[task.name].threshold,
-                "temperature": interface.decisions[task.name].temperature,
-            }
-            for task in interface.tasks
-        ],
+        "tasks": [describe_task(task, interface.decisions[task.name]) for task in interface.tasks],
         "check": check,
-        "versions": {
-            "kerasmtl": __version__,
-            "keras": keras.__version__,
-            "tensorflow": tf.__version__,
-        },
+        "versions": package_versions(),
     }
-
-
-def _publish(file: Path, target: Path) -> None:
-    """Give a finished file its name, without replacing one that appeared meanwhile."""
-    try:
-        os.link(file, target)  # which, unlike a rename, never replaces
-    except FileExistsError:
-        raise _exists(target) from None
-    except OSError:  # a file system without links
-        if os.path.lexists(target):
-            raise _exists(target) from None
-        os.rename(file, target)

@@ -61,13 +61,37 @@ def describe(
         "name": name,
         "version": version,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "tasks": [_describe_task(task, decisions[task.name]) for task in tasks],
+        "tasks": [describe_task(task, decisions[task.name]) for task in tasks],
         "signatures": signatures_in(folder),
-        "versions": {
-            "kerasmtl": __version__,
-            "keras": keras.__version__,
-            "tensorflow": tf.__version__,
-            "python": platform.python_version(),
+        "versions": package_versions(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what writes an export."""
+    return {
+        "kerasmtl": __version__,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe_task(task: Task, decision: Decision) -> dict[str, Any]:
+    """Return what a description says of a task; "decision" is how its threshold was fitted."""
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "classes": list(task.classes),
+        "threshold": decision.threshold,
+        "temperature": decision.temperature,
+        "decision": None
+        if decision.rule is None
+        else {
+            "rule": decision.rule,
+            "known": decision.known,
+            "notes": list(decision.notes),
+            **decision.scores,
         },
     }
 
@@ -112,15 +136,14 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(f"`{file}` must be JSON, got an error: {error}") from None
-    received = found.get("format") if isinstance(found, dict) else found
-    if received != FORMAT:
-        raise ValueError(f"`{file}` must have format {FORMAT}, got {str(received)[:80]!r}")
-    tasks = found.get("tasks")
-    named = isinstance(tasks, list) and all(
-        isinstance(task, dict) and isinstance(task.get("name"), str) for task in tasks
-    )
-    if not named:
-        raise ValueError(f"`{file}` must list its tasks by name, got {str(tasks)[:80]!r}")
+    try:
+        known = found["format"] == FORMAT and all(task["name"] for task in found["tasks"])
+    except (KeyError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(
+            f"`{file}` must have format {FORMAT} and tasks with names, got {str(found)[:80]!r}"
+        )
     return found
 
 
@@ -175,14 +198,14 @@ def read_decisions(folder: str | os.PathLike[str]) -> dict[str, Decision]:
         raise ValueError(f"`folder` must contain {MODEL_JSON}, got {folder}")
     found = {}
     for task in described["tasks"]:
-        rule = dict(task.get("decision") or {})
+        fitted = dict(task.get("decision") or {})
         found[task["name"]] = Decision(
             threshold=task.get("threshold"),
             temperature=task.get("temperature"),
-            rule=rule.pop("rule", None),
-            known=rule.pop("known", 0),
-            notes=tuple(rule.pop("notes", ())),
-            scores=rule,
+            rule=fitted.pop("rule", None),
+            known=fitted.pop("known", 0),
+            notes=tuple(fitted.pop("notes", ())),
+            scores=fitted,
         )
     return found
 
@@ -204,25 +227,6 @@ def _tensors(infos: Any) -> dict[str, Any]:
             "shape": [None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim],
         }
         for name, info in sorted(infos.items())
-    }
-
-
-def _describe_task(task: Task, decision: Decision) -> dict[str, Any]:
-    rule = None
-    if decision.rule is not None:
-        rule = {
-            "rule": decision.rule,
-            "known": decision.known,
-            "notes": list(decision.notes),
-            **decision.scores,
-        }
-    return {
-        "name": task.name,
-        "kind": task.kind,
-        "classes": list(task.classes),
-        "threshold": decision.threshold,
-        "temperature": decision.temperature,
-        "decision": rule,
     }
 
 

@@ -14,11 +14,10 @@ from modules import save_reusable, save_text_module
 from pictures import write_picture_folder
 
 import kerasmtl as kt
-from kerasmtl.evaluation.calibration import Decision
+from kerasmtl.evaluation.calibration import Decision, decide
 from kerasmtl.export import convert
 from kerasmtl.export.convert import compare, convert_model, decisions_agree, draw_samples
-from kerasmtl.export.converted_model import ConvertedModel
-from kerasmtl.export.converted_model import FORMATS
+from kerasmtl.export.converted_model import FORMATS, ConvertedModel
 from kerasmtl.export.signatures import ModelInterface, reference_answers
 from kerasmtl.tasks import as_tasks, by_task
 
@@ -88,7 +87,7 @@ def network():
 
 
 def interface_of(model, tasks, decisions=None):
-    found = convert._check_decisions(as_tasks(tasks), decisions)
+    found = decide(as_tasks(tasks), None, decisions, False)
     return ModelInterface.of(model, as_tasks(tasks), None, found)
 
 
@@ -406,8 +405,7 @@ def test_litert_refuses_half_precision_with_a_way_out(tmp_path, policy):
         ({"samples": np.zeros((0, 24, 24, 3))}, "samples"),
         ({"samples": images() * 255}, "samples"),
         ({"samples": images(), "sample_count": 0}, "sample_count"),
-        ({"decisions": {"pixels": 1.5}}, "decisions"),
-        ({"decisions": {"zebra": 0.5}}, "decisions"),
+        ({"decisions": {"zebra": 0.5}}, "thresholds"),
         (
             {
                 "to": "litert-int8",

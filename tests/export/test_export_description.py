@@ -144,8 +144,7 @@ def test_the_golden_request_is_answered_as_written(exported, served):
 
 
 def test_a_single_output_has_no_name_in_rest(tmp_path):
-    from kerasmtl.export.verify import write_golden
-    from kerasmtl.export.verify import Case
+    from kerasmtl.export.verify import Case, write_golden
 
     data, value = np.array([b"\xff\x00", b"a"], object), np.array([0.25, 0.5], "float32")
     write_golden(tmp_path, Case("features", {"image_bytes": data}, {"features": value}))

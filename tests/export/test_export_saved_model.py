@@ -354,14 +354,14 @@ def test_a_disk_error_of_tensorflow_is_an_oserror(tmp_path, monkeypatch):
     def full(*arguments):
         raise tf.errors.ResourceExhaustedError(None, None, "{{node x}} No space left on device")
 
-    monkeypatch.setattr("kerasmtl.export.saved_model.write_warm_up", full)
+    monkeypatch.setattr("kerasmtl.export.verify.write_warm_up", full)
     with pytest.raises(OSError, match=r"`path` .*m cannot take.*: No space left on device"):
         export_table(small_model(), tmp_path / "m", ["a"], ["x", "y"])
     assert list((tmp_path / "m").iterdir()) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["saved_model.write_warm_up", "versions.os.rename"])
+@pytest.mark.parametrize("place", ["verify.write_warm_up", "versions.os.rename"])
 def test_a_killed_export_leaves_no_version(tmp_path, place):
     code = f"""
         import os, pkgutil, signal

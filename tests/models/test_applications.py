@@ -14,7 +14,6 @@ from kerasmtl.models.applications import (
     is_application,
     parse_application,
 )
-from kerasmtl.models.backbones import load_backbone
 
 # One family of each way to preprocess: none, inside the network, [-1, 1], deviations, caffe.
 FAMILIES = {
@@ -77,13 +76,6 @@ def test_an_application_sees_what_its_family_expects(tmp_path, family):
 def test_the_embedded_module_sees_what_its_twin_sees(image):
     layer = kt.HubLayer("tiny")
     same(layer(image), twin(layer)(drawn()[None] / np.float32(255)))
-
-
-def test_a_users_own_model_sees_zero_to_one(image):
-    inputs = keras.Input((SIZE, SIZE, 3))
-    own = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
-    assert load_backbone(own) is own
-    same(own(image)[0], drawn().mean((0, 1)) / 255)
 
 
 # ---------------------------------------------------------------- weights from a file
@@ -162,11 +154,6 @@ def test_every_application_has_its_preprocessing(monkeypatch):
         monkeypatch.setattr(keras.applications, name, lambda **kwargs: network)
         assert application(name, weights=None).name == name.lower()
     assert len(names) >= 40
-
-
-def test_an_application_warns_of_nothing_that_its_user_could_change(recwarn):
-    application("MobileNetV2", weights=None)
-    assert not [w for w in recwarn if "input_shape" in str(w.message)]
 
 
 @pytest.mark.slow

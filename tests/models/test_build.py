@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from modules import save_dict_module, save_nested_module, save_reusable, save_text_module
-from tables import table_of
 
 import kerasmtl as kt
-from kerasmtl.models.applications import application
-from kerasmtl.models.backbones import backbone_layers, load_backbone
+from kerasmtl.models.backbones import backbone_layers
 from kerasmtl.models.build import check_outputs
-from kerasmtl.tasks import by_task
 
 TASKS = [kt.Task("a"), kt.Task("b"), kt.Task("c")]
 
@@ -57,12 +54,6 @@ def test_a_keras_model_is_a_backbone_and_its_map_is_pooled():
     )
 
 
-def test_the_embedded_backbone_by_name():
-    model = kt.build_model("tiny", TASKS)
-    assert model.input_shape == (None, 128, 128, 3)
-    assert kt.build_model("tiny", TASKS, image_size=(64, 96)).input_shape == (None, 64, 96, 3)
-
-
 def test_a_module_of_fixed_size_sets_the_size_and_refuses_another(tmp_path):
     layer = kt.HubLayer(save_reusable(tmp_path / "module", 12), input_range=(0, 1))
     assert kt.build_model(layer, TASKS).input_shape == (None, 12, 12, 3)
@@ -76,20 +67,6 @@ def test_a_dict_of_outputs_says_how_to_choose(tmp_path):
         kt.build_model(str(folder), TASKS, 16)
     model = kt.build_model(kt.HubLayer(folder, output_key="map"), TASKS, 16)
     assert model.output_shape == (None, 3)
-
-
-def test_an_application_is_frozen_or_trainable_as_a_whole():
-    assert application("MobileNetV2", weights=None).trainable_variables == []
-    assert application("MobileNetV2", weights=None, trainable=True).trainable_variables
-
-
-def test_an_application_without_network_says_what_to_do_offline(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise Exception("URL fetch failure on somewhere: None -- no network")
-
-    monkeypatch.setattr(keras.applications, "MobileNetV2", refuse)
-    with pytest.raises(ValueError, match="cannot be downloaded.*Offline"):
-        load_backbone("MobileNetV2")
 
 
 @pytest.mark.parametrize(
@@ -139,17 +116,18 @@ def features_of(model):
 LEVELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype("uint8")
 
 
-@pytest.mark.parametrize("dtype", [tf.uint8, tf.int32])
-def test_a_module_of_integer_pixels_gets_0_to_255(tmp_path, dtype):
+@pytest.mark.parametrize("dtype, given", [(tf.uint8, None), (tf.int32, (0, 1))])
+def test_a_module_of_integer_pixels_gets_0_to_255(tmp_path, dtype, given):
     folder = save_image_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, dtype, 16)
     expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS, dtype))
-    model = kt.build_model(str(folder), TASKS)
+    model = kt.build_model(kt.HubLayer(folder, input_range=given), TASKS)
     assert model.input_shape == (None, 16, 16, 3) and model.input.dtype == "float32"
-    received = features_of(model)(LEVELS.astype("float32") / 255)
+    near = np.maximum(LEVELS.astype("float32") - 0.4, 0.0) / 255  # is rounded
+    received = features_of(model)(near)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 255.0), (0.0, 1.0)])
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 1.0)])
 def test_images_are_scaled_to_the_given_range(tmp_path, low, high):
     folder = save_image_module(tmp_path / "module", lambda x: x / 127.5 - 1.0)
     layer = kt.load_backbone(str(folder), input_range=(low, high))
@@ -174,24 +152,15 @@ def test_a_range_is_for_saved_models_alone():
         kt.load_backbone("MobileNetV2", input_range=(0, 255))
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16"])
-def test_levels_are_told_apart_under_a_mixed_policy(tmp_path, policy):
+def test_levels_are_told_apart_under_a_mixed_policy(tmp_path):
     folder = save_image_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
     expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS))
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = features_of(kt.build_model(str(folder), TASKS, 16))
         received = model(LEVELS.astype("float32") / 255)
     finally:
         keras.config.set_dtype_policy("float32")
-    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_pixels_between_two_levels_are_rounded(tmp_path):
-    folder = save_image_module(tmp_path / "module", lambda x: x / 127.5 - 1.0, tf.uint8)
-    expected = tf.saved_model.load(str(folder))(tf.constant(LEVELS))
-    below = np.maximum(LEVELS.astype("float32") - 0.4, 0.0) / 255
-    received = features_of(kt.build_model(str(folder), TASKS, 16))(below)
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -265,14 +234,6 @@ def test_mixed_kinds_have_an_output_each_and_share_the_binary_one():
     assert np.abs(far).max() > 10  # linear, not squashed
 
 
-@pytest.mark.parametrize(
-    "task, shape",
-    [(kt.Task("c", "multiclass", classes=("x", "y")), (None, 2)), (MIXED[3], (None, 1))],
-)
-def test_a_single_task_of_another_kind_still_gives_a_dict(task, shape):
-    assert shapes_of(model_of([task])) == {task.name: shape}
-
-
 def test_outputs_are_float32_under_a_mixed_policy():
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -287,50 +248,11 @@ def test_classes_that_are_not_known_yet_are_asked_for():
         model_of([kt.Task("c", "multiclass")])
 
 
-def test_outputs_by_task_are_in_the_order_of_the_tasks():
-    model = model_of(MIXED)
-    p = model.predict(rows_of_numbers(), verbose=0)
-    named = by_task(p, MIXED)
-    assert list(named) == ["a", "grade/level", "b", "hours"]
-    np.testing.assert_array_equal(named["b"], p["binary"][:, 1])
-    np.testing.assert_array_equal(named["hours"], p["hours"][:, 0])
-    assert named["grade/level"].shape == (5, 3)
-    plain = np.arange(6.0).reshape(3, 2)
-    np.testing.assert_array_equal(by_task(plain, [kt.Task("x"), kt.Task("y")])["y"], plain[:, 1])
-
-
 def test_tasks_that_differ_from_the_outputs_are_named():
     check_outputs(model_of(MIXED), MIXED)
-    with pytest.raises(ValueError, match=r"`tasks`.*need \(None, 2\), got \{'binary'"):
-        check_outputs(model_of(MIXED), [kt.Task("a"), kt.Task("b")])
     with pytest.raises(ValueError, match=r"`tasks`.*need \{'binary': \(None, 2\)"):
         check_outputs(model_of([kt.Task("a")]), MIXED)
-
-
-def test_outputs_and_columns_without_a_task_are_named():
     with pytest.raises(ValueError, match=r"Outputs without a task: \['grade/level', 'hours'\]"):
         check_outputs(model_of(MIXED), [kt.Task("a"), kt.Task("b")])
-    with pytest.raises(ValueError, match=r"Outputs without a task: \['hours'\]"):
-        check_outputs(model_of(MIXED), MIXED[:3])
     with pytest.raises(ValueError, match=r"Outputs without a task: \[1\]"):
         check_outputs(model_of([kt.Task("a"), kt.Task("b")]), [kt.Task("a")])
-
-
-def test_default_losses_train_every_output_and_ignore_missing_labels():
-    model = model_of(MIXED)
-    x, rng = rows_of_numbers(32), np.random.default_rng(1)
-    labels = np.column_stack(
-        [rng.integers(0, n, 32) for n in (2, 3, 2)] + [rng.normal(size=32)]
-    ).astype("float32")
-    labels[rng.random(labels.shape) < 0.4] = np.nan
-    table = table_of(x, labels, MIXED)
-    model.compile(
-        "adam",
-        loss=kt.losses.for_tasks(MIXED),
-        jit_compile=False,
-    )
-    before = [weight.numpy().copy() for weight in model.trainable_variables]
-    history = model.fit(kt.make_dataset(table, None, 8), epochs=2, verbose=0).history
-    assert all(np.isfinite(values).all() for values in history.values()), history
-    pairs = zip(before, model.trainable_variables, strict=True)
-    assert all((a != b.numpy()).any() for a, b in pairs)

@@ -1,6 +1,5 @@
 """The order of variables read from a graph, against modules whose order is known."""
 
-import keras
 import pytest
 import tensorflow as tf
 from modules import shared
@@ -127,24 +126,6 @@ def test_variables_that_are_not_used_come_last_in_their_order(tmp_path):
     assert variable_order(function, []) == []
 
 
-def test_an_exported_keras_model_with_an_embedding_and_a_recurrent_layer(tmp_path):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [
-            keras.Input((6,), dtype="int32"),
-            keras.layers.Embedding(11, 4, name="words"),
-            keras.layers.GRU(3, name="memory"),
-            keras.layers.Dense(2, name="top"),
-        ]
-    )
-    model.export(tmp_path / "model", verbose=False)
-    loaded = tf.saved_model.load(str(tmp_path / "model"))
-    weights = [v for v in loaded.variables if v.dtype.is_floating]
-    found = ordered(loaded.signatures["serving_default"], weights)
-    layers = [name.split("/")[1] for name in found]
-    assert layers == ["words", "memory", "memory", "memory", "top", "top"]
-
-
 def test_a_loop_of_the_first_tensorflow_is_read_as_well(tmp_path):
     v1 = tf.compat.v1
     v1.disable_control_flow_v2()
@@ -163,22 +144,6 @@ def test_a_loop_of_the_first_tensorflow_is_read_as_well(tmp_path):
     function = loaded.signatures["serving_default"]
     assert "NextIteration" in {operation.type for operation in function.graph.get_operations()}
     assert ordered(function, loaded.variables) == ["early", "looped", "late"]
-
-
-def test_a_large_graph_is_read():
-    kernels = [tf.Variable(tf.eye(4), name=f"k{k}") for k in range(100)]
-
-    @tf.function(input_signature=[ROWS])
-    def call(x):
-        for kernel in kernels:
-            for _ in range(7):
-                x = tf.nn.relu(x + 1.0)
-            x = x @ kernel
-        return x
-
-    function = call.get_concrete_function()
-    assert len(function.graph.get_operations()) > 2000
-    assert variable_order(function, kernels[::-1]) == list(range(100))[::-1]
 
 
 @pytest.mark.slow

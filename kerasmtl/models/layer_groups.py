@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import keras
 
@@ -44,6 +43,10 @@ class LayerGroup:
         layers: the Keras layers that hold the variables; inside a `HubLayer`, that layer.
         weights: the variables, those of batch normalization excepted.
         normalization: the variables of its batch normalization.
+        names: what `match` of `unfreeze` is looked for in: names of the group, its layers and its
+            variables.
+        fixed: the ids of variables that are never trained: moving statistics, or what the publisher
+            of a module does not list.
     """
 
     name: str
@@ -51,6 +54,8 @@ class LayerGroup:
     layers: tuple[keras.layers.Layer, ...]
     weights: tuple[keras.Variable, ...]
     normalization: tuple[keras.Variable, ...]
+    names: tuple[str, ...]
+    fixed: frozenset[int]
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
@@ -75,24 +80,7 @@ class LayerGroup:
             normalization: whether those of batch normalization are among them.
         """
         found = self.variables if normalization else self.weights
-        hub = self.layers[0]
-        if isinstance(hub, HubLayer):
-            pairs = zip(hub.module_variables, hub.spec.trainable, strict=True)
-            declared = {id(variable) for variable, value in pairs if value}
-            return [variable for variable in found if id(variable) in declared]
-        return [variable for variable in found if not _is_statistics(variable.name)]
-
-    def matches(self, pattern: re.Pattern[str]) -> bool:
-        """Whether the pattern is found in a name of the group, of its layers or variables."""
-        names = [self.name]
-        hub = self.layers[0]
-        if isinstance(hub, HubLayer):
-            paths = dict(zip(map(id, hub.module_variables), hub.spec.paths, strict=True))
-            names += [paths[id(variable)] for variable in self.variables]
-        else:
-            names += [layer.name for layer in self.layers]
-            names += [variable.path for variable in self.variables]
-        return any(pattern.search(name) for name in names)
+        return [variable for variable in found if id(variable) not in self.fixed]
 
     def __repr__(self) -> str:
         return (
@@ -326,15 +314,16 @@ def _most_alike(scope: str, found: Iterable[str]) -> str:
 
 
 def _groups_of_hub(layer: HubLayer) -> list[LayerGroup]:
-    variables, depths = layer.module_variables, layer.spec.depths
+    variables, spec = layer.module_variables, layer.spec
     floating = [index for index, variable in enumerate(variables) if "float" in variable.dtype]
-    found = scopes(layer.spec.paths, sorted(floating, key=depths.__getitem__))
-    return [
-        LayerGroup(
-            name, 0, (layer,), *(tuple(variables[index] for index in held) for held in parts)
-        )
-        for name, parts in found.items()
-    ]
+    pairs = zip(variables, spec.trainable, strict=True)
+    fixed = frozenset(id(variable) for variable, listed in pairs if not listed)
+    groups = []
+    for name, parts in scopes(spec.paths, sorted(floating, key=spec.depths.__getitem__)).items():
+        weights, norm = (tuple(variables[index] for index in held) for held in parts)
+        names = (name, *(spec.paths[index] for held in parts for index in held))
+        groups.append(LayerGroup(name, 0, (layer,), weights, norm, names, fixed))
+    return groups
 
 
 def _groups_of_layers(layers: Iterable[keras.layers.Layer]) -> list[LayerGroup]:
@@ -364,10 +353,11 @@ def _groups_of_layers(layers: Iterable[keras.layers.Layer]) -> list[LayerGroup]:
         found[0] += waiting
     groups = []
     for held in found or [waiting] * bool(waiting):
-        parts: tuple[list[Any], list[Any]] = ([], [])
-        for layer in held:
-            parts[is_batch_normalization(layer)].extend(layer.weights)
-        groups.append(LayerGroup(held[0].name, 0, tuple(held), *map(tuple, parts)))
+        weights = tuple(w for x in held if not is_batch_normalization(x) for w in x.weights)
+        norm = tuple(w for x in held if is_batch_normalization(x) for w in x.weights)
+        names = (*(layer.name for layer in held), *(w.path for w in weights + norm))
+        fixed = frozenset(id(w) for w in weights + norm if _is_statistics(w.name))
+        groups.append(LayerGroup(held[0].name, 0, tuple(held), weights, norm, names, fixed))
     return groups
 
 
@@ -401,7 +391,7 @@ def _choose(
         pattern = re.compile(match)
     except (re.error, TypeError) as error:
         raise ValueError(f"`match` must be a regular expression, got {match!r}: {error}") from None
-    chosen = [group for group in groups if group.matches(pattern)]
+    chosen = [group for group in groups if any(map(pattern.search, group.names))]
     if not chosen:
         names = ", ".join(group.name for group in groups)
         raise ValueError(

@@ -364,13 +364,6 @@ def test_any_optimizer_trains_the_layer(known, optimizer):
     assert changed(before, layer) & {v.name for v in layer.trainable_variables}
 
 
-def test_only_what_the_publisher_lists_is_trainable(folder):
-    layer = kt.HubLayer(folder, trainable=True)
-    trained = ["block_1_conv_kernel", "block_1_bn_beta"]
-    assert [v.name for v in layer.trainable_variables] == trained
-    assert [v.name for v in layer.non_trainable_variables] == ["block_1_bn_moving_mean", "scale"]
-
-
 def test_regularization_losses_count_only_while_trainable(folder):
     layer = kt.HubLayer(folder, trainable=True)
     layer(images())

@@ -141,15 +141,6 @@ def test_what_could_be_trained_is_told_whatever_is_trained_now(place):
     assert [v.trainable for v in layer.module_variables] == before
 
 
-@pytest.mark.parametrize(
-    "settings, expected, source",
-    [({}, (0.0, 1.0), "assumed"), ({"input_range": (-1, 1)}, (-1.0, 1.0), "as given")],
-)
-def test_the_range_says_how_it_is_known(place, settings, expected, source):
-    found = summary(kt.HubLayer(folder_of("reusable", place), **settings))
-    assert found.input_range == expected and source in found.range_source
-
-
 def test_an_application_is_described_without_its_weights():
     found = summary("MobileNetV2")
     network = keras.applications.MobileNetV2(include_top=False, weights=None, pooling="avg")

@@ -195,15 +195,6 @@ def test_a_nested_model_with_a_hub_layer_inside(reusable):
     assert trained(nested) == ["before"]
 
 
-def test_two_backbones_get_the_same_choice_each(reusable):
-    image = keras.Input((64, 64, 3))
-    hubs = [kt.HubLayer(reusable, name="hub"), kt.HubLayer("tiny", name="tiny")]
-    both = keras.layers.Concatenate()([hub(image) for hub in hubs])
-    model = keras.Model(image, keras.layers.Dense(1, name="head")(both))
-    assert names(kt.unfreeze(model, last=1)) == ["block_1/conv", "block_8/conv"]
-    assert set(trained(model)) == {"hub", "tiny", "head"}
-
-
 def test_several_nested_models_are_ambiguous():
     image = keras.Input((12, 12, 3))
     nested = [
@@ -336,18 +327,6 @@ def test_a_module_that_cannot_be_trained_says_why(place):
     layer = kt.HubLayer(save_keras_export(place / "export"), signature="serve")
     with pytest.raises(ValueError, match="`trainable`.*signatures"):
         kt.unfreeze(layer, last=1)
-
-
-@pytest.mark.parametrize(
-    "target, message",
-    [
-        (keras.layers.Dense(1), "`target`.*<Dense"),
-        (keras.Sequential([keras.layers.Dense(1)]), "`target`.*Build the model first"),
-    ],
-)
-def test_a_target_without_weights_is_named(target, message):
-    with pytest.raises(ValueError, match=message):
-        kt.unfreeze(target)
 
 
 # ---------------------------------------------------------------- training

@@ -167,15 +167,6 @@ def test_an_entry_in_the_layout_of_tensorflow_hub_is_used(folder, cache):
     assert entries(cache) == [kept.name]
 
 
-def test_tensorflow_hub_finds_our_entries_and_we_find_its(folder):
-    hub = pytest.importorskip("tensorflow_hub", reason="tensorflow_hub is not installed")
-    with serving({f"/{name}.tar.gz": (200, {}, packed(folder)) for name in "ab"}) as server:
-        ours = resolve_handle(f"{server.url}/a.tar.gz")
-        theirs = hub.resolve(f"{server.url}/b.tar.gz")
-    assert hub.resolve(f"{server.url}/a.tar.gz") == str(ours)
-    assert str(resolve_handle(f"{server.url}/b.tar.gz")) == theirs
-
-
 def test_a_cache_entry_without_a_module_says_what_to_remove(cache):
     url = "http://127.0.0.1:9/module.tar.gz"
     (cache / sha1(url)).mkdir(parents=True)
@@ -315,12 +306,6 @@ def test_a_wrong_kaggle_handle_shows_a_right_one(handle, right):
 def test_a_wrong_hf_handle_shows_the_right_form(handle):
     with pytest.raises(ValueError, match="`handle` must be hf:owner/repo"):
         resolve_handle(handle)
-
-
-def test_without_huggingface_hub_its_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"pip install 'kerasmtl\[hf\]'"):
-        resolve_handle("hf:owner/repo")
 
 
 def hub_routes(files):

@@ -45,14 +45,6 @@ FORMATS = {
 }
 
 
-def missing_package(runtime: str, module: str) -> ImportError:
-    """Return the error for a package that an extra installs, and that is absent."""
-    return ImportError(
-        f"`to` needs the package {module}, which is not installed. Install it: pip install "
-        f"'kerasmtl[{runtime}]'"
-    )
-
-
 class ConvertedModel:
     """A file of `convert_model`, run by LiteRT or ONNX Runtime.
 
@@ -94,7 +86,14 @@ class ConvertedModel:
             ValueError: the file is not one of `convert_model`.
         """
         try:
-            text = _READERS[self.runtime](self.path)
+            if self.runtime == "onnx":
+                import onnx
+
+                properties = onnx.load(str(self.path)).metadata_props
+                text = {entry.key: entry.value for entry in properties}[PROPERTY]
+            else:
+                with zipfile.ZipFile(self.path) as archive:
+                    text = archive.read(DESCRIPTION).decode()
         except Exception as error:  # each reader has its own errors for a damaged file
             raise ValueError(
                 f"`path` must be a file of `convert_model`, which describes itself, got "
@@ -145,19 +144,35 @@ class ConvertedModel:
         return np.ascontiguousarray(inputs, dtype=wanted)
 
 
-def check_runtime(runtime: str) -> None:
-    """Raise ImportError, with what to install, if a runtime is absent."""
-    for module in _MODULES[runtime]:
+def check_runtime(runtime: str, *modules: str) -> None:
+    """Check that what a runtime needs is installed, or else these of its modules.
+
+    Raises:
+        ImportError: a module is absent; says what to install.
+    """
+    for module in modules or _MODULES[runtime]:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise missing_package(runtime, module.split(".")[0].replace("_", "-")) from error
+            package = module.split(".")[0].replace("_", "-")
+            raise ImportError(
+                f"`to` needs the package {package}, which is not installed. Install it: pip "
+                f"install 'kerasmtl[{runtime}]'"
+            ) from error
 
 
 def runner(path: Path, name: str, threads: int | None = None) -> Run:
     """Return a file as a function of its input, which is called `name`."""
     if path.suffix == FORMATS["onnx"].suffix:
-        return _onnx_runner(path, name, threads)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = threads or 0  # 0: the runtime chooses
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        names = [output.name for output in session.get_outputs()]
+        return lambda inputs: dict(zip(names, session.run(names, {name: inputs}), strict=True))
     from ai_edge_litert.interpreter import Interpreter
 
     serve = Interpreter(str(path), num_threads=threads).get_signature_runner("serving_default")
@@ -177,30 +192,3 @@ def write_file_description(path: Path, description: dict[str, Any]) -> None:
     # TensorFlow Lite's own metadata tool packs associated files in the same way.
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(DESCRIPTION), text)
-
-
-def _onnx_runner(path: Path, name: str, threads: int | None) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    if threads:
-        options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, {name: inputs}), strict=True))
-
-
-def _read_litert(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(DESCRIPTION).decode()
-
-
-def _read_onnx(path: Path) -> str:
-    import onnx
-
-    made = onnx.load(str(path))
-    return {entry.key: entry.value for entry in made.metadata_props}[PROPERTY]
-
-
-_READERS = {"litert": _read_litert, "onnx": _read_onnx}

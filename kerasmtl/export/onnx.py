@@ -8,7 +8,7 @@ import re
 import keras
 import tensorflow as tf
 
-from kerasmtl.export.converted_model import missing_package
+from kerasmtl.export.converted_model import check_runtime
 from kerasmtl.export.signatures import ModelInterface, serving_function
 
 OPSET = 18  # the highest of tf2onnx 1.17
@@ -25,11 +25,10 @@ def onnx_bytes(model: keras.Model, interface: ModelInterface) -> bytes:
         ImportError: tf2onnx is not installed.
         ValueError: ONNX lacks an operation; the message names it.
     """
-    try:
-        import onnx
-        import tf2onnx
-    except ImportError as error:
-        raise missing_package("onnx", error.name or "tf2onnx") from error
+    check_runtime("onnx", "onnx", "tf2onnx")
+    import onnx
+    import tf2onnx
+
     # tf2onnx logs that an operation is unsupported, and writes a file that nothing can read.
     logger = logging.getLogger("tf2onnx")
     level = logger.level

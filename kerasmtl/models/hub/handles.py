@@ -184,7 +184,7 @@ def _unpacked(archive: Path, handle: str) -> Path:
     if not archive.name.endswith(SUFFIXES):
         raise ValueError(f"`handle` must be a folder or an archive {SUFFIXES}, got {handle!r}")
     target = cache_root() / file_sha256(archive)
-    return cached_module(target, handle, lambda made: unpack(archive, made, handle), False)
+    return cached_module(target, handle, lambda made: unpack(archive, made, handle))
 
 
 # ---------------------------------------------------------------- elsewhere

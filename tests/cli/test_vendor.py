@@ -152,6 +152,7 @@ def test_a_pin_is_renewed(module, project, monkeypatch):
 @pytest.mark.parametrize(
     "text",
     [
+        'name = "a"\n',
         'name = "a"\n[model]\n# nothing yet\n\n[training]\nepochs = 1\n',
         'name = "a"\nmodel = {hidden = [1]}\n',
         'name = "a"\nmodel.hidden = [1]\n\n[training]\nepochs = 1\n',

@@ -150,8 +150,7 @@ def test_tasks_of_all_kinds_with_temperatures_and_thresholds(mixed, tmp_path, to
     assert (check["decisions_agree"], check["rows"], check["on"]) == (1, 2, "samples")
 
 
-@pytest.mark.parametrize("to", FLOAT)
-def test_a_file_decides_as_the_exported_version(tmp_path, to):
+def test_a_file_decides_as_the_exported_version(tmp_path):
     columns = ["x", "y", "z"]
     model = small_model(3, ["up", "down"])
     decisions = {"up": Decision(0.2, 3.0, "fixed"), "down": Decision(0.55, 1.0, "fixed")}
@@ -161,9 +160,9 @@ def test_a_file_decides_as_the_exported_version(tmp_path, to):
     )
     made = convert_model(
         model,
-        file_for(tmp_path, to),
+        tmp_path / "model.onnx",
         ["up", "down"],
-        to,
+        "onnx",
         decisions=kt.export.read_decisions(folder),
         **options,
     )
@@ -178,7 +177,7 @@ def test_a_file_decides_as_the_exported_version(tmp_path, to):
         np.testing.assert_array_equal(values >= task["threshold"], decided)
 
 
-@pytest.mark.parametrize("to", ["litert", "litert-dynamic", "onnx"])
+@pytest.mark.parametrize("to", ["litert-dynamic", "onnx"])
 def test_a_table_with_missing_values(tmp_path, to):
     rng = np.random.default_rng(0)
     rows = rng.normal(5, 3, (40, 6)).astype("float32")
@@ -371,20 +370,18 @@ def test_an_operation_that_a_format_lacks_is_named(tmp_path, to):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_litert_refuses_half_precision_with_a_way_out(tmp_path, policy):
+def test_litert_refuses_half_precision_with_a_way_out(tmp_path):
     def build():
         image = keras.Input((24, 24, 3))
         x = keras.layers.Conv2D(8, 3, activation="relu", name="first")(image)
         return kt.build_model(keras.Model(image, x), ["a"], 24)
 
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_dtype_policy("mixed_float16")
     try:
         model = build()
     finally:
         keras.config.set_dtype_policy("float32")
-    half = policy.removeprefix("mixed_")
-    with pytest.raises(ValueError, match=rf"'first' in {half}.*set_dtype_policy"):
+    with pytest.raises(ValueError, match="'first' in float16.*set_dtype_policy"):
         convert_model(model, tmp_path / "m.tflite", ["a"])
     again = build()  # as the message says
     again.set_weights(model.get_weights())

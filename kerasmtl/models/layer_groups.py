@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -307,10 +306,12 @@ def _is_statistics(own: str) -> bool:
 
 def _most_alike(scope: str, found: Iterable[str]) -> str:
     tokens = re.split(r"[/_]", scope)
-    return max(
-        reversed(list(found)),
-        key=lambda other: len(os.path.commonprefix([tokens, re.split(r"[/_]", other)])),
-    )
+
+    def shared(other: str) -> int:
+        pairs = zip(tokens, re.split(r"[/_]", other), strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(tokens))
+
+    return max(reversed(list(found)), key=shared)
 
 
 def _groups_of_hub(layer: HubLayer) -> list[LayerGroup]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -29,7 +29,7 @@ from kerasmtl.data.image_files import (
     TRUNCATED,
     UNKNOWN,
 )
-from kerasmtl.utils.tf import as_written
+from kerasmtl.utils.tf import as_written, traced
 
 PREPROCESSING = 7  # goes up whenever the same file gives other numbers; part of cache keys
 RATIOS = (2, 4, 8)  # the fractions 1/2, 1/4, 1/8 at which libjpeg decodes in less time
@@ -41,7 +41,14 @@ WORTH = 2**14  # bytes; smaller JPEGs are decoded at their full size
 PARALLEL = 32  # images of a batch that are decoded at a time, as far as there are cores
 HEAD = 2**18  # bytes of a JPEG that are searched for its orientation
 LONGEST_SIDE = 2**28  # pixels; the product of two such sides still fits into int64
-_JPEG, _WEBP = list(STARTS).index("JPEG"), list(STARTS).index("WebP")
+# How most JPEGs begin: a JFIF segment of 16 bytes, of which `ANY` differ, and a quantization table.
+# No EXIF can follow, so that there is no need to look for it.
+PLAIN = b"\xff\xd8\xff\xe0\x00\x10JFIF\0" + b"?" * 9 + b"\xff\xdb"
+ANY = [byte == ord("?") for byte in PLAIN]
+
+# A function that is called in a graph, not copied into it: as a branch that is rarely taken it
+# costs one operation, and not all of its own.
+_called = partial(traced, on_call=True)
 
 
 def as_size(size: Any, argument: str = "image_size") -> tuple[int, int]:
@@ -136,36 +143,81 @@ def decode_image(
         tf.errors.InvalidArgumentError: another format, truncated, or of more than `max_pixels`;
             the message is "NAME is REASON". If it is damaged inside, TensorFlow's own message.
     """
-    first = tf.strings.substr(data, 0, 8)
-    matches = [tf.strings.substr(first, 0, len(start)) == start for start in STARTS.values()]
-    kind = tf.where(tf.reduce_any(matches), tf.argmax(matches, output_type=tf.int32), len(STARTS))
-    readers = (_jpeg_header, _png_header, _gif_header, _bmp_header, _webp_header, _no_header)
-    header = _Header(*tf.switch_case(kind, [partial(read, data) for read in readers]))
-    reason = tf.where(header.reason == "", _size_fault(header.sides, max_pixels), header.reason)
-    check = tf.debugging.Assert(reason == "", [tf.strings.join([name, " is ", reason])])
-    with tf.control_dependencies([] if check is None else [check]):  # None in eager execution
-        data = tf.identity(data)
+    data, name = tf.convert_to_tensor(data), tf.convert_to_tensor(name)
+    head = tf.io.decode_raw(data, tf.uint8, fixed_length=len(PLAIN))
+    plain = tf.reduce_all((head == list(PLAIN)) | ANY)
+    if size is not None:
+        plain &= tf.strings.length(data) <= WORTH
 
+    def decode_plain() -> tf.Tensor:
+        sides = tf.io.extract_jpeg_shape(data, tf.int64)[:2]
+        checked = _checked(data, _size_fault(sides, max_pixels), name)
+        return tf.io.decode_jpeg(checked, channels=3)
+
+    # Most small files need nothing else, and each operation that they pass idly would cost them as
+    # much as decoding some hundred pixels.
+    plain &= _ends_with(data, JPEG_END)
+    pixels = tf.cond(plain, decode_plain, lambda: _decode_any(data, size, max_pixels, name))
+    return tf.ensure_shape(pixels, (None, None, 3))
+
+
+@_called
+def _decode_any(
+    data: tf.Tensor, size: tuple[int, int] | None, max_pixels: int, name: tf.Tensor
+) -> tf.Tensor:
+    """Decodes an image as `decode_image` says, whatever it is."""
+    return tf.cond(
+        tf.strings.substr(data, 0, 3) == STARTS["JPEG"],
+        lambda: _decode_jpeg(data, size, max_pixels, name),
+        lambda: _decode_other(data, max_pixels, name),
+    )
+
+
+def _decode_jpeg(
+    data: tf.Tensor, size: tuple[int, int] | None, max_pixels: int, name: tf.Tensor
+) -> tf.Tensor:
+    """Decodes a JPEG of any size and orientation, or refuses it."""
+    head = tf.io.decode_raw(tf.strings.substr(data, 0, HEAD), tf.uint8)
+    start, orientation = _jpeg_orientation(head)
+    # Behind the segments, since the thumbnail in EXIF has an end of its own. TensorFlow refuses a
+    # truncated JPEG anyway, but cannot say which one it is.
+    whole = _contains(data, JPEG_END, start)
+    sides = tf.cond(
+        whole,
+        lambda: tf.io.extract_jpeg_shape(data, tf.int64)[:2],
+        lambda: tf.zeros((2,), tf.int64),
+    )
+    data = _checked(data, tf.where(whole, _size_fault(sides, max_pixels), TRUNCATED), name)
+    ratio = tf.constant(0)
+    if size is not None:
+        worth = tf.strings.length(data) > WORTH
+        ratio = tf.where(worth, _reduction(sides, orientation, size), 0)
     ways = [partial(tf.io.decode_jpeg, data, channels=3, ratio=ratio) for ratio in (1, *RATIOS)]
-    ways += [
-        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+    pixels = tf.switch_case(ratio, ways)
+    return tf.cond(
+        orientation > 1, lambda: _upright(pixels, orientation), lambda: tf.identity(pixels)
+    )
+
+
+@_called
+def _decode_other(data: tf.Tensor, max_pixels: int, name: tf.Tensor) -> tf.Tensor:
+    """Decodes a PNG, GIF, BMP or WebP, or refuses the file."""
+    first = tf.strings.substr(data, 0, 8)
+    readers = {"PNG": _png_header, "GIF": _gif_header, "BMP": _bmp_header, "WebP": _webp_header}
+    matches = [tf.strings.substr(first, 0, len(STARTS[n])) == STARTS[n] for n in readers]
+    kind = tf.where(tf.reduce_any(matches), tf.argmax(matches, output_type=tf.int32), len(readers))
+    headers = [*readers.values(), _no_header]
+    reason, sides = tf.switch_case(kind, [partial(read, data) for read in headers])
+    reason = tf.where(reason == "", _size_fault(sides, max_pixels), reason)
+    data = _checked(data, reason, name)
+    return tf.cond(
+        kind == list(readers).index("WebP"),
         # The decoder of WebP refuses to drop the alpha channel.
         lambda: tf.ensure_shape(
             tf.io.decode_image(data, expand_animations=False), (None, None, None)
         )[..., :3],
-    ]
-    jpeg = tf.constant(0)
-    if size is not None:
-        worth = tf.strings.length(data) > WORTH
-        jpeg = tf.where(worth, _reduction(header.sides, header.orientation, size), 0)
-    other = tf.where(kind == _WEBP, len(ways) - 1, len(ways) - 2)
-    pixels = tf.switch_case(tf.where(kind == _JPEG, jpeg, other), ways)
-    pixels = tf.cond(
-        header.orientation > 1,
-        lambda: _upright(pixels, header.orientation),
-        lambda: tf.identity(pixels),
+        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
-    return tf.ensure_shape(pixels, (None, None, 3))
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -179,17 +231,11 @@ def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
         (height, width, 3) float32 in [0, 1].
     """
     image = tf.convert_to_tensor(image)
-    # Antialiasing costs double, and changes only what becomes smaller; small files are often of
-    # the wanted size already.
-    sides = tf.shape(image)[:2]
-    same, enlarged = tf.reduce_all(sides == size), tf.reduce_all(sides <= size)
-    pixels = tf.switch_case(
-        tf.where(same, 0, tf.where(enlarged, 1, 2)),
-        [
-            lambda: tf.cast(image, tf.float32),
-            lambda: tf.image.resize(tf.cast(image, tf.float32), size),
-            lambda: tf.image.resize(image, size, antialias=True),
-        ],
+    # Antialiasing costs double, and changes only what becomes smaller.
+    pixels = tf.cond(
+        tf.reduce_all(tf.shape(image)[:2] <= size),
+        lambda: tf.image.resize(image, size),
+        lambda: tf.image.resize(image, size, antialias=True),
     )
     if image.dtype == tf.uint8:
         # The weights of the kernel sum to 1 except for rounding: white became 1.0000003.
@@ -198,30 +244,9 @@ def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return tf.ensure_shape(pixels, (*size, 3))
 
 
-class _Header(NamedTuple):
-    """What the header of an image says.
-
-    Shapes: reason () string, why it cannot be decoded, "" if it can; sides (2,) int64, height and
-    width as stored; orientation () int32, 1 to 8, that of EXIF.
-    """
-
-    reason: tf.Tensor
-    sides: tf.Tensor
-    orientation: tf.Tensor
-
-
-def _jpeg_header(data: tf.Tensor) -> _Header:
-    head = tf.io.decode_raw(tf.strings.substr(data, 0, HEAD), tf.uint8)
-    start, orientation = _jpeg_orientation(head)
-    # Behind the segments, since the thumbnail in EXIF has an end of its own. TensorFlow refuses a
-    # truncated JPEG anyway, but cannot say which one it is.
-    whole = _contains(data, JPEG_END, start)
-    sides = tf.cond(
-        whole,
-        lambda: tf.io.extract_jpeg_shape(data, tf.int64)[:2],
-        lambda: tf.zeros((2,), tf.int64),
-    )
-    return _Header(tf.where(whole, "", TRUNCATED), sides, orientation)
+# What the header of an image says: why it cannot be decoded, () string, "" if it can; and height
+# and width as stored, (2,) int64.
+_Header = tuple[tf.Tensor, tf.Tensor]
 
 
 def _png_header(data: tf.Tensor) -> _Header:
@@ -229,14 +254,14 @@ def _png_header(data: tf.Tensor) -> _Header:
     head = _head(data)
     whole = _contains(data, PNG_END, 0)
     sides = [_number(head, 20, 4, big=True), _number(head, 16, 4, big=True)]
-    return _Header(tf.where(whole, "", TRUNCATED), tf.stack(sides), tf.constant(1))
+    return tf.where(whole, "", TRUNCATED), tf.stack(sides)
 
 
 def _gif_header(data: tf.Tensor) -> _Header:
     """Source: https://www.w3.org/Graphics/GIF/spec-gif89a.txt, section 18."""
     head = _head(data)
     sides = [_number(head, 8, 2), _number(head, 6, 2)]
-    return _Header(tf.constant(""), tf.stack(sides), tf.constant(1))
+    return tf.constant(""), tf.stack(sides)
 
 
 def _bmp_header(data: tf.Tensor) -> _Header:
@@ -250,7 +275,7 @@ def _bmp_header(data: tf.Tensor) -> _Header:
     end = _number(head, 10, 4) + row * tf.minimum(height, LONGEST_SIDE)
     whole = tf.cast(tf.strings.length(data), tf.int64) >= end
     reason = tf.where(plain, tf.where(whole, "", TRUNCATED), INDEXED_BMP)
-    return _Header(reason, tf.stack([height, width]), tf.constant(1))
+    return reason, tf.stack([height, width])
 
 
 def _webp_header(data: tf.Tensor) -> _Header:
@@ -270,12 +295,12 @@ def _webp_header(data: tf.Tensor) -> _Header:
     whole = tf.cast(tf.strings.length(data), tf.int64) >= _number(head, 4, 4) + 8
     reason = tf.where(whole, tf.where(animated, ANIMATED_WEBP, ""), TRUNCATED)
     reason = tf.where(tf.reduce_any(kinds), reason, UNKNOWN)
-    return _Header(reason, sides[tf.argmax(kinds)], tf.constant(1))
+    return reason, sides[tf.argmax(kinds)]
 
 
 def _no_header(data: tf.Tensor) -> _Header:
     reason = tf.where(tf.strings.length(data) == 0, EMPTY, UNKNOWN)
-    return _Header(reason, tf.ones((2,), tf.int64), tf.constant(1))
+    return reason, tf.ones((2,), tf.int64)
 
 
 def _size_fault(sides: tf.Tensor, max_pixels: int) -> tf.Tensor:
@@ -284,6 +309,15 @@ def _size_fault(sides: tf.Tensor, max_pixels: int) -> tf.Tensor:
     shown = tf.strings.join(["of ", shown, f" pixels, more than {max_pixels}"])
     large = tf.reduce_prod(tf.minimum(sides, LONGEST_SIDE)) > max_pixels
     return tf.where(tf.reduce_any(sides < 1), NO_SIZE, tf.where(large, shown, ""))
+
+
+def _checked(data: tf.Tensor, reason: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
+    """Returns the data; raises InvalidArgumentError, "NAME is REASON", unless the reason is ""."""
+    # The bare operation: tf.debugging.Assert makes a branch of it, which takes longer.
+    said = tf.strings.join([name, " is ", reason])
+    check = tf.raw_ops.Assert(condition=reason == "", data=[said])
+    with tf.control_dependencies([check]):
+        return tf.identity(data)
 
 
 def _reduction(sides: tf.Tensor, orientation: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
@@ -393,6 +427,9 @@ def _contains(data: tf.Tensor, end: bytes, start: tf.Tensor | int) -> tf.Tensor:
         hits = [raw[at : places + at] == byte for at, byte in enumerate(end)]
         return tf.reduce_any(tf.reduce_all(hits, axis=0))
 
-    length = tf.strings.length(data)
-    tail = tf.strings.substr(data, tf.maximum(length - len(end), 0), len(end))
-    return tf.cond(tail == end, lambda: tf.constant(True), search)
+    return tf.cond(_ends_with(data, end), lambda: tf.constant(True), search)
+
+
+def _ends_with(data: tf.Tensor, end: bytes) -> tf.Tensor:
+    start = tf.maximum(tf.strings.length(data) - len(end), 0)
+    return tf.strings.substr(data, start, len(end)) == end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from kerasmtl.cli.common import (
 if TYPE_CHECKING:
     import keras
 
-    from kerasmtl.data.inputs import Input
     from kerasmtl.data.manifest import Manifest
     from kerasmtl.project import Project
     from kerasmtl.serving.batch_predict import Source, Summary
@@ -149,10 +148,10 @@ def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest,
     help="Inputs in one call of the model.  [default: 32 images, 1024 rows]",
 )
 @click.option(
-    "--image-column", help="The column with the images, if FILES are CSVs.  [default: image]"
+    "--image-column", help="The column with the images, if FILES are CSVs.  [default: the model's]"
 )
 @click.option(
-    "--id-column", help="A table's column with the names of its rows.  [default: the project's]"
+    "--id-column", help="A table's column with the names of its rows.  [default: the model's]"
 )
 @in_project
 @trusting
@@ -244,20 +243,16 @@ def _open(
     id_column: str | None,
 ) -> tuple[Predictor, Source]:
     """Load the model, and open files of the kind of its input."""
-    from kerasmtl.serving.batch_predict import ImageSource, TableSource
+    from kerasmtl.data.inputs import Input
+    from kerasmtl.serving.batch_predict import open_source
 
     predictor = make_predictor(export, folder, trust)
-    of: Input = predictor.input
-    if of.kind not in ("image", "table"):
-        raise ValueError(f"`input` must be of kind 'image' or 'table', got {of.kind!r}")
-    if of.kind == "image":
-        if id_column is not None:
-            raise ValueError("--id-column must be left out: the model takes images")
-        return predictor, ImageSource(files, image_column or "image")
-    if image_column is not None:
-        raise ValueError("--image-column must be left out: the model takes rows of a table")
-    named = id_column or of.id_column
-    return predictor, TableSource(files, of.features, of.packed_bits, named)
+    columns = {"column": image_column, "id_column": id_column}
+    given = {name: column for name, column in columns.items() if column is not None}
+    if set(given) - {*Input.options(predictor.input.kind)}:
+        option = "--id-column" if id_column is not None else "--image-column"
+        raise ValueError(f"{option} must be left out: the model takes {predictor.input.noun}")
+    return predictor, open_source(files, replace(predictor.input, **given))
 
 
 def _predict_all(

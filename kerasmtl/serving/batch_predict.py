@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,8 +24,8 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from kerasmtl.data.image_files import image_fault
-from kerasmtl.data.readers import file_format, iter_lines, read_columns, read_npz
+from kerasmtl.data.inputs import Input
+from kerasmtl.data.readers import LabelsFile, file_format, iter_lines, read_npz
 from kerasmtl.export.description import DECISION
 from kerasmtl.serving.predictor import Outputs, Predictor
 from kerasmtl.utils.files import Shards, atomic_file, file_lock, write_text
@@ -33,7 +34,6 @@ from kerasmtl.utils.text import check_columns
 from kerasmtl.utils.tf import graph_fault
 from kerasmtl.utils.validation import check_count
 
-IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 FORMATS = (".csv", ".jsonl", ".parquet")
 SHARD, SHARD_OF_ROWS = 512, 8192  # inputs: what an interruption costs at most
 ERRORS = ("name", "line", "reason")
@@ -49,166 +49,172 @@ class InvalidInputError(Exception):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some inputs: their names, their lines in a file or None, and their paths or numbers."""
+    """Some inputs: names, lines in a file or None, the paths or cells, and the files to look at."""
 
     names: list[str]
     lines: list[int] | None
     items: list[str] | pd.DataFrame
+    files: list[str]
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-class ImageSource:
-    """Image files: given themselves, in folders, or listed in a column of CSV files.
+class Source(ABC):
+    """Inputs without labels, in files; made by `open_source`.
+
+    Attributes:
+        first: the heading of the names.
+        shard: inputs per shard by default.
+        has_lines: whether inputs have lines in a file.
+    """
+
+    first: str
+    shard: int
+    has_lines: bool
+
+    @abstractmethod
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Yield all inputs, at most `size` at a time; twice the same for the same files."""
+
+    @abstractmethod
+    def load(self, items: Any) -> np.ndarray:
+        """Return raw inputs, (batch, …); raises InvalidInputError."""
+
+    def reason(self, item: Any, error: Exception) -> str:
+        """Say why an input was refused."""
+        return str(error)
+
+    def measure(self, size: int) -> tuple[int, int, str]:
+        """Count inputs and chunks, and hash names, and sizes and times of files.
+
+        Raises:
+            FileNotFoundError: a file that was given is absent.
+            ValueError: there are no inputs, or a table is malformed or lacks a column.
+        """
+        whole, total, count = hashlib.sha256(), 0, 0
+        for chunk in self.chunks(size):
+            states = [_state(file) for file in chunk.files]
+            whole.update(repr((chunk.names, chunk.lines, chunk.files, states)).encode())
+            total, count = total + len(chunk), count + 1
+        if not total:
+            raise ValueError("`files` must have at least one input, got none")
+        return total, count, whole.hexdigest()
+
+
+def open_source(files: Sequence[str], input: Input) -> Source:
+    """Open files with inputs of a kind.
+
+    Args:
+        files: of a kind with `suffixes`, such files, folders of them, or CSVs that list them; of
+            other kinds, tables with the columns that the input claims.
+        input: what the model takes.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is absent, or does not belong there.
+    """
+    return FileSource(files, input) if input.suffixes else RowSource(files, input)
+
+
+class FileSource(Source):
+    """Files that are inputs: given themselves, in folders, or listed in a column of CSV files.
 
     Folders are searched with all their subfolders, in order of the names; links are followed. The
     paths in a CSV start from its own folder.
-
-    Args:
-        files: images and folders, or CSV files.
-        column: of the CSV files.
-
-    Raises:
-        ValueError: CSV files among others.
     """
 
-    first = "image"
     shard = SHARD
 
-    def __init__(self, files: Sequence[str], column: str = "image") -> None:
-        self._files, self._column = list(files), column
+    def __init__(self, files: Sequence[str], input: Input) -> None:
+        self._files, self._input, self.first = list(files), input, input.kind
         lists = [file for file in files if file.lower().endswith(".csv")]
         self.has_lines = bool(lists)
         if lists and len(lists) < len(files):
             raise ValueError(f"`files` must be all CSV files or none, got {', '.join(files[:5])}")
 
     def measure(self, size: int) -> tuple[int, int, str]:
-        """Count inputs and chunks, and hash names, sizes and times.
-
-        Raises:
-            FileNotFoundError: a file that was given is absent.
-            ValueError: there are no images, or a CSV file is malformed.
-        """
+        """See `Source.measure`."""
         for file in self._files:
             if not os.path.exists(file):
                 raise FileNotFoundError(f"`files` {file} does not exist.")
-        whole, count = hashlib.sha256(), 0
-        for name, line, path in self._each():
-            whole.update(repr((name, line, path, _state(path))).encode())
-            count += 1
-        if not count:
-            raise ValueError(f"`files` must be images, got none in {', '.join(self._files[:5])}")
-        return count, -(-count // size), whole.hexdigest()
+        return super().measure(size)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield all inputs, `size` at a time."""
+        """See `Source.chunks`."""
         each = self._each()
         while some := list(islice(each, size)):
             names, lines, paths = map(list, zip(*some, strict=True))
-            yield Chunk(names, lines if self.has_lines else None, paths)
+            yield Chunk(names, lines if self.has_lines else None, paths, paths)
 
-    def load(self, paths: list[str]) -> np.ndarray:
-        """Return the bytes of files, (batch,); raises InvalidInputError."""
-        found = []
-        for path in paths:
+    def load(self, items: list[str]) -> np.ndarray:
+        """Return what the input makes of paths; raises InvalidInputError."""
+        for path in items:
             if not os.path.isfile(path):  # such as a pipe, which would be waited for
                 raise InvalidInputError("not a file" if os.path.exists(path) else "missing")
-            try:
-                found.append(Path(path).read_bytes())
-            except OSError as error:
-                raise InvalidInputError(f"unreadable ({error.strerror})") from error
-        return np.array(found, dtype=object)
+        try:
+            return self._input.load(np.array(items, dtype=object))
+        except OSError as error:
+            raise InvalidInputError(f"unreadable ({error.strerror})") from error
 
-    def reason(self, path: str, error: Exception) -> str:
-        """Say why an image was refused."""
+    def reason(self, item: str, error: Exception) -> str:
+        """Say what is wrong with a file."""
         if isinstance(error, InvalidInputError):
             return str(error)
-        fault = image_fault(path)
+        fault = self._input.faults(np.array([item], dtype=object)).get(0)
         return fault or (graph_fault(error) or str(error)).partition(". If it is an image")[0]
 
     def _each(self) -> Iterator[tuple[str, int | None, str]]:
         for file in self._files:
             if os.path.isdir(file):
-                yield from ((_printable(path), None, path) for path in find_images(file))
+                found = find_files(file, self._input.suffixes)
+                yield from ((_printable(path), None, path) for path in found)
             elif self.has_lines:
                 rows = iter_lines(Path(file))
                 _, names = next(rows)
-                check_columns("image_column", [self._column], names, Path(file))
-                at = names.index(self._column)
+                column = self._input.column
+                check_columns("column", [column], names, Path(file))
+                at = names.index(column)
                 for line, row in rows:
                     yield row[at], line, os.path.join(os.path.dirname(file), row[at].strip())
             else:
                 yield _printable(file), None, file
 
 
-class TableSource:
+class RowSource(Source):
     """The rows of CSV, Parquet and NPZ files: CSV and Parquet bit by bit, NPZ at once.
 
-    Args:
-        files: with all `columns`, among others.
-        columns: of the model, in order.
-        packed_bits: as of `kt.data.Table`.
-        id_column: the names of the rows; by default FILE:LINE.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is absent, or is not a table.
+    Rows are called by the input's `id_column`, if it has one, or else FILE:LINE.
     """
 
     has_lines = True
     shard = SHARD_OF_ROWS
 
-    def __init__(
-        self,
-        files: Sequence[str],
-        columns: Sequence[str],
-        packed_bits: bool = False,
-        id_column: str | None = None,
-    ) -> None:
-        self._files = [Path(file) for file in files]
-        self._columns, self._packed, self._id = list(columns), packed_bits, id_column
-        self._needed = [*columns, *([id_column] if id_column else [])]
-        self.first = "row" if id_column is None else "id"
+    def __init__(self, files: Sequence[str], input: Input) -> None:
+        self._files, self._input = [Path(file) for file in files], input.like(input)
+        self._id = getattr(input, "id_column", None)
+        self._columns = list(dict.fromkeys(name for n in input.claimed().values() for name in n))
+        self.first = "row" if self._id is None else "id"
         for file in self._files:
             file_format(file)
 
-    def measure(self, size: int) -> tuple[int, int, str]:
-        """Count rows and chunks, and hash the files' sizes and times.
-
-        Raises:
-            ValueError: there are no rows, or a file is malformed or lacks a column.
-        """
-        whole, counts = hashlib.sha256(repr(self._needed).encode()), []
-        for file in self._files:
-            whole.update(repr((str(file), _state(str(file)))).encode())
-            counts.append(sum(len(frame) for frame in self._frames(file, size)))
-        if not sum(counts):
-            raise ValueError("`files` must have at least one row, got none")
-        return sum(counts), sum(-(-count // size) for count in counts), whole.hexdigest()
-
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield all rows, `size` at a time, but not of two files at once."""
+        """See `Source.chunks`; a chunk never has rows of two files."""
         for file in self._files:
             for frame in self._frames(file, size):
                 lines = [int(line) for line in frame.index]
-                names = (
-                    [f"{file}:{line}" for line in lines]
-                    if self._id is None
-                    else [str(cell) for cell in frame[self._id]]
-                )
-                yield Chunk(names, lines, frame[self._columns])
+                if self._id is None:
+                    names = [f"{file}:{line}" for line in lines]
+                else:
+                    names = [str(cell) for cell in frame[self._id]]
+                yield Chunk(names, lines, frame, [str(file)])
 
-    def load(self, frame: pd.DataFrame) -> np.ndarray:
-        """Return numbers, (batch, columns) float32; raises InvalidInputError."""
+    def load(self, items: pd.DataFrame) -> np.ndarray:
+        """Return what the input makes of cells; raises InvalidInputError."""
         try:
-            return read_columns(frame, self._columns, Path("row"), advice="")
+            return self._input.load(self._input.read(LabelsFile(Path("row"), items), {}).values)
         except ValueError as error:
             reason = str(error).rpartition(", got ")[2].partition(" (1 such")[0].rstrip(".")
-            raise InvalidInputError(f"not a finite number: {reason}") from error
-
-    def reason(self, item: object, error: Exception) -> str:
-        """Say why a row was refused."""
-        return str(error)
+            raise InvalidInputError(f"invalid: {reason}") from error
 
     def _frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
         """Yield the needed columns; the index is the line, or the row of files without lines."""
@@ -216,29 +222,26 @@ class TableSource:
         if kind == ".csv":
             rows = iter_lines(file)
             _, names = next(rows)
-            check_columns("features", self._needed, names, file)
-            at = [names.index(name) for name in self._needed]
+            check_columns("features", self._columns, names, file)
+            at = [names.index(name) for name in self._columns]
             while some := list(islice(rows, size)):
                 cells = [[row[position] for position in at] for _, row in some]
                 lines = [line for line, _ in some]
-                yield pd.DataFrame(cells, columns=self._needed, index=lines, dtype=object)
+                yield pd.DataFrame(cells, columns=self._columns, index=lines, dtype=object)
             return
         if kind == ".parquet":
-            frames = _parquet_frames(file, self._needed, size)
+            frames = _parquet_frames(file, self._columns, size)
         else:
-            arrays = read_npz(file, self._packed)
+            arrays = read_npz(file, getattr(self._input, "packed_bits", False))
             whole = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
-            if self._id in arrays.others:
-                whole[self._id] = arrays.others[self._id]
-            check_columns("features", self._needed, whole.columns, file)
+            others = {n: arrays.others[n] for n in self._columns if n in arrays.others}
+            whole = whole.assign(**others)
+            check_columns("features", self._columns, whole.columns, file)
             frames = (whole.iloc[at : at + size] for at in range(0, len(whole), size))
         start = 0
         for frame in frames:
             yield frame.set_axis(range(start, start + len(frame)))
             start += len(frame)
-
-
-Source = ImageSource | TableSource
 
 
 def _parquet_frames(file: Path, columns: list[str], size: int) -> Iterator[pd.DataFrame]:
@@ -248,16 +251,8 @@ def _parquet_frames(file: Path, columns: list[str], size: int) -> Iterator[pd.Da
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"`files` {file} must be a Parquet file, got an error: {error}") from None
     check_columns("features", columns, found.schema_arrow.names, file)
-    # Batches of Arrow end where row groups end; chunks must all be of one size but the last.
-    pending: pd.DataFrame | None = None
     for batch in found.iter_batches(batch_size=size, columns=columns):
-        frame = batch.to_pandas(ignore_metadata=True)
-        pending = frame if pending is None else pd.concat([pending, frame], ignore_index=True)
-        while len(pending) >= size:
-            yield pending.iloc[:size]
-            pending = pending.iloc[size:]
-    if pending is not None and len(pending):
-        yield pending
+        yield batch.to_pandas(ignore_metadata=True)
 
 
 def _pyarrow(file: Path) -> Any:
@@ -271,8 +266,8 @@ def _pyarrow(file: Path) -> Any:
     return pyarrow
 
 
-def find_images(folder: str) -> Iterator[str]:
-    """Yield the image files in a folder and its subfolders, by their endings, in order.
+def find_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Yield the files in a folder and its subfolders that end in one of `suffixes`, in order.
 
     Raises:
         OSError: a folder cannot be read.
@@ -286,7 +281,7 @@ def find_images(folder: str) -> Iterator[str]:
         real = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
         folders[:] = [name for name, path in real.items() if path not in seen]  # links may loop
         seen.update(real.values())
-        yield from (os.path.join(root, n) for n in sorted(files) if n.lower().endswith(IMAGES))
+        yield from (os.path.join(root, n) for n in sorted(files) if n.lower().endswith(suffixes))
 
 
 def _printable(path: str) -> str:

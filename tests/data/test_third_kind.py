@@ -5,11 +5,13 @@ from typing import ClassVar
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
 import kerasmtl as kt
 from kerasmtl.data.inputs import Rows
+from kerasmtl.serving.batch_predict import open_source, predict_to_file
 from kerasmtl.serving.predictor import export_predictor, model_predictor
 
 WORDS = ("cat", "dog", "red", "blue")
@@ -78,3 +80,7 @@ def test_a_kind_goes_from_a_labels_file_to_served_predictions(tmp_path):
     assert served.input == manifest.input
     np.testing.assert_allclose(served.call(raw)["cat"], live.call(raw)["cat"], atol=1e-5)
     assert served.call(raw)["cat_decision"].tolist() == [1, 0]
+    (tmp_path / "new.csv").write_text("text\nmy cat\na dog\n")
+    source = open_source([str(tmp_path / "new.csv")], served.input)
+    done = predict_to_file(served, source, tmp_path / "out.csv")
+    assert pd.read_csv(done.out)["cat_decision"].tolist() == [1, 0]

@@ -21,11 +21,11 @@ import kerasmtl as kt
 from kerasmtl.cli import main
 from kerasmtl.data.image_files import UNKNOWN
 from kerasmtl.data.images import prepare_images
-from kerasmtl.serving.batch_predict import ImageSource, TableSource, parts_of, predict_to_file
+from kerasmtl.serving.batch_predict import FileSource, RowSource, parts_of, predict_to_file
 from kerasmtl.serving.predictor import Predictor, export_predictor, model_predictor
 from kerasmtl.tasks import Task
 
-COLUMNS = ("a", "b")
+IMAGES, TABLE = kt.data.Image(), kt.data.Table(("a", "b"))
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,7 @@ class Adding:
 
     def __init__(self, stop_at=None, sha256="m1"):
         self.calls, self.stop_at = [], stop_at
-        self.predictor = Predictor(
-            (Task("sum"),), self, sha256, kt.data.Table(features=COLUMNS), frozenset({"sum"})
-        )
+        self.predictor = Predictor((Task("sum"),), self, sha256, TABLE, frozenset({"sum"}))
 
     def __call__(self, batch):
         if len(self.calls) == self.stop_at:
@@ -85,7 +83,9 @@ def errors_in(out):
 
 
 def test_an_export_predicts_a_folder_with_its_decisions(served, folder, tmp_path):
-    done = predict_to_file(served, ImageSource([str(folder)]), tmp_path / "p.csv", batch_size=4)
+    done = predict_to_file(
+        served, FileSource([str(folder)], IMAGES), tmp_path / "p.csv", batch_size=4
+    )
     found = pd.read_csv(done.out)
     assert list(found) == [
         *("image", "night", "night_decision", "sign"),
@@ -114,7 +114,7 @@ def test_a_trained_model_gives_the_numbers_of_predict(folder, tmp_path):
     write_pictures(folder, ["big.jpg", "small.png", "old.bmp", "new.webp"], size=(70, 50))
     predictor = model_predictor(model, ["cat", "dog"], tmp_path / "model.keras")
     done = predict_to_file(
-        predictor, ImageSource([str(folder)]), tmp_path / "p.csv", batch_size=5, shard_size=4
+        predictor, FileSource([str(folder)], IMAGES), tmp_path / "p.csv", batch_size=5, shard_size=4
     )
     found = pd.read_csv(done.out)
     assert (done.rows, done.invalid, len(found)) == (13, 3, 13)
@@ -128,7 +128,9 @@ def test_a_trained_model_gives_the_numbers_of_predict(folder, tmp_path):
 def test_a_list_names_images_from_its_folder_and_invalid_ones_by_line(served, folder, tmp_path):
     listed = folder / "list.csv"
     listed.write_text("name,file\nx,2.png\n\ny,gone.png\nz,more/1.png\nv,more\nw,2.png\n")
-    done = predict_to_file(served, ImageSource([str(listed)], "file"), tmp_path / "p.csv")
+    done = predict_to_file(
+        served, FileSource([str(listed)], kt.data.Image("file")), tmp_path / "p.csv"
+    )
     found = pd.read_csv(done.out)
     assert list(found["image"]) == ["2.png", "more/1.png", "2.png"]
     assert list(found["line"]) == [2, 5, 7]
@@ -143,7 +145,7 @@ def test_invalid_images_anywhere_cost_no_valid_one(served, tmp_path, share):
     valid = np.random.default_rng(0).random(17) < share
     for number, fine in enumerate(valid):
         (tmp_path / f"{number:02d}.png").write_bytes(picture(number) if fine else b"bad")
-    source, out = ImageSource([str(tmp_path)]), tmp_path / "p.parquet"
+    source, out = FileSource([str(tmp_path)], IMAGES), tmp_path / "p.parquet"
     predict_to_file(served, source, out, batch_size=3, shard_size=5)
     found = pd.read_parquet(out)
     assert found["night"].dtype == "float32" and "sign:stop" in found
@@ -156,14 +158,14 @@ def test_invalid_images_anywhere_cost_no_valid_one(served, tmp_path, share):
 
 def test_inputs_that_are_none_or_mixed_are_refused(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="`files` nowhere"):
-        ImageSource(["nowhere"]).measure(8)
+        FileSource(["nowhere"], IMAGES).measure(8)
     with pytest.raises(ValueError, match="`files`"):
-        ImageSource([str(folder), rows(tmp_path)])
+        FileSource([str(folder), rows(tmp_path)], IMAGES)
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="`files`"):
-        ImageSource([str(tmp_path / "none")]).measure(8)
-    with pytest.raises(ValueError, match="`image_column`"):
-        ImageSource([rows(tmp_path)]).measure(8)
+        FileSource([str(tmp_path / "none")], IMAGES).measure(8)
+    with pytest.raises(ValueError, match="`column`"):
+        FileSource([rows(tmp_path)], IMAGES).measure(8)
 
 
 NAMES = ["a b.png", "ключ é 猫.png", 'quo"te,comma.png', "new\nline.png", "back\rhome.png", "-.PNG"]
@@ -181,7 +183,7 @@ def test_unusual_names_links_and_pipes(served, tmp_path, ending):
     (folder / "itself").symlink_to(folder / "itself")
     os.mkfifo(folder / "pipe.png")
     out = tmp_path / f"p.{ending}"
-    done = predict_to_file(served, ImageSource([str(folder)]), out)
+    done = predict_to_file(served, FileSource([str(folder)], IMAGES), out)
     if ending == "csv":
         with open(out, newline="", encoding="utf-8") as file:
             found = [row["image"] for row in csv.DictReader(file)]
@@ -201,7 +203,7 @@ def test_rows_of_several_files_keep_their_places(tmp_path):
     model = Adding()
     files = [rows(tmp_path, 5), rows(tmp_path, 8, "more.csv")]
     done = predict_to_file(
-        model.predictor, TableSource(files, COLUMNS), tmp_path / "p.csv", 3, shard_size=4
+        model.predictor, RowSource(files, TABLE), tmp_path / "p.csv", 3, shard_size=4
     )
     found = pd.read_csv(done.out)
     assert list(found["row"])[3:7] == [
@@ -223,7 +225,7 @@ def test_every_format_of_tables(tmp_path, kind):
         data.to_csv(source, index=False)
     else:
         data.to_parquet(source, row_group_size=2)
-    inputs = TableSource([str(source)], COLUMNS, id_column="key")
+    inputs = RowSource([str(source)], replace(TABLE, id_column="key"))
     done = predict_to_file(Adding().predictor, inputs, tmp_path / "p.parquet", shard_size=3)
     found = pd.read_parquet(done.out)
     assert list(found) == ["id", "line", "sum", "sum_decision"]
@@ -235,7 +237,7 @@ def test_every_format_of_tables(tmp_path, kind):
 
 def test_cells_that_are_not_numbers_cost_their_row_alone(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n0.1,0\nwarm,3\n4,?\n1e99,1\n5,6\n")
-    source = TableSource([str(tmp_path / "t.csv")], COLUMNS)
+    source = RowSource([str(tmp_path / "t.csv")], TABLE)
     done = predict_to_file(Adding().predictor, source, tmp_path / "p.jsonl")
     found = [json.loads(line) for line in done.out.read_text().splitlines()]
     assert found[0] == {"row": f"{tmp_path / 't.csv'}:2", "line": 2, "sum": 0.1, "sum_decision": 1}
@@ -248,7 +250,9 @@ def test_cells_that_are_not_numbers_cost_their_row_alone(tmp_path):
 def test_a_table_without_a_column_of_the_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`features`.*'zz'"):
         predict_to_file(
-            Adding().predictor, TableSource([rows(tmp_path)], ("a", "zz")), tmp_path / "p.csv"
+            Adding().predictor,
+            RowSource([rows(tmp_path)], kt.data.Table(("a", "zz"))),
+            tmp_path / "p.csv",
         )
     assert os.listdir(tmp_path) == ["rows.csv"]
 
@@ -258,7 +262,7 @@ def test_a_table_without_a_column_of_the_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
 def test_the_same_call_goes_on_after_an_interruption(tmp_path, ending):
-    source = TableSource([rows(tmp_path)], COLUMNS)
+    source = RowSource([rows(tmp_path)], TABLE)
     out, whole = tmp_path / f"p.{ending}", tmp_path / f"whole.{ending}"
     predict_to_file(Adding().predictor, source, whole, shard_size=4)
     with pytest.raises(KeyboardInterrupt):
@@ -272,7 +276,7 @@ def test_the_same_call_goes_on_after_an_interruption(tmp_path, ending):
 
 
 def test_invalid_images_of_finished_shards_are_listed_too(served, folder, tmp_path):
-    source, out, calls = ImageSource([str(folder)]), tmp_path / "p.csv", []
+    source, out, calls = FileSource([str(folder)], IMAGES), tmp_path / "p.csv", []
     predict_to_file(served, source, tmp_path / "whole.csv", shard_size=5)
 
     def stopping(batch):
@@ -293,7 +297,7 @@ def test_invalid_images_of_finished_shards_are_listed_too(served, folder, tmp_pa
 KILLED = """
 import os, signal
 import kerasmtl as kt
-from kerasmtl.serving.batch_predict import TableSource, predict_to_file
+from kerasmtl.serving.batch_predict import RowSource, predict_to_file
 from kerasmtl.serving.predictor import Predictor
 from kerasmtl.tasks import Task
 
@@ -307,7 +311,7 @@ def dying(batch):
 
 table = kt.data.Table(features=["a", "b"])
 predictor = Predictor((Task("sum"),), dying, "m1", table, frozenset({{"sum"}}))
-predict_to_file(predictor, TableSource([{rows!r}], ("a", "b")), {out!r}, shard_size=4)
+predict_to_file(predictor, RowSource([{rows!r}], table), {out!r}, shard_size=4)
 """
 
 
@@ -318,7 +322,7 @@ def test_a_killed_process_leaves_no_partial_file_and_can_be_continued(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=120)
     assert done.returncode == -signal.SIGKILL and not out.exists()
     again = Adding()
-    done = predict_to_file(again.predictor, TableSource([source], COLUMNS), out, shard_size=4)
+    done = predict_to_file(again.predictor, RowSource([source], TABLE), out, shard_size=4)
     assert done.resumed == 8 and again.calls == [4, 4, 4]
     assert list(pd.read_csv(out)["sum"]) == [n + 0.5 for n in range(20)]
 
@@ -327,13 +331,11 @@ def test_a_killed_process_leaves_no_partial_file_and_can_be_continued(tmp_path):
 def test_shards_of_something_else_are_not_continued(tmp_path, changed):
     source, out = rows(tmp_path), tmp_path / "p.csv"
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(
-            Adding(stop_at=2).predictor, TableSource([source], COLUMNS), out, shard_size=4
-        )
+        predict_to_file(Adding(stop_at=2).predictor, RowSource([source], TABLE), out, shard_size=4)
     model = Adding(sha256="m2" if changed == "model" else "m1")
     if changed == "inputs":
         rows(tmp_path, 21)
-    inputs, size = TableSource([source], COLUMNS), 5 if changed == "shards" else 4
+    inputs, size = RowSource([source], TABLE), 5 if changed == "shards" else 4
     with pytest.raises(ValueError, match=f"other .*{changed}.*--no-resume"):
         predict_to_file(model.predictor, inputs, out, shard_size=size)
     assert not model.calls and not out.exists()
@@ -342,14 +344,14 @@ def test_shards_of_something_else_are_not_continued(tmp_path, changed):
 
 
 def test_an_image_that_was_replaced_is_noticed(folder):
-    before = ImageSource([str(folder)]).measure(8)
+    before = FileSource([str(folder)], IMAGES).measure(8)
     (folder / "2.png").write_bytes(picture(77, (50, 60)))
-    after = ImageSource([str(folder)]).measure(8)
+    after = FileSource([str(folder)], IMAGES).measure(8)
     assert before[:2] == after[:2] == (12, 2) and before[2] != after[2]
 
 
 def test_a_source_that_changes_is_an_error_and_not_a_short_file(served, folder, tmp_path):
-    class Shrinking(ImageSource):
+    class Shrinking(FileSource):
         def chunks(self, size):
             yield next(super().chunks(size))
 
@@ -362,7 +364,7 @@ def test_a_source_that_changes_is_an_error_and_not_a_short_file(served, folder, 
 
 
 def test_nothing_is_overwritten_without_being_asked(tmp_path):
-    source, out = TableSource([rows(tmp_path)], COLUMNS), tmp_path / "p.csv"
+    source, out = RowSource([rows(tmp_path)], TABLE), tmp_path / "p.csv"
     out.write_text("mine")
     with pytest.raises(FileExistsError, match="--overwrite"):
         predict_to_file(Adding().predictor, source, out)
@@ -375,7 +377,7 @@ def test_nothing_is_overwritten_without_being_asked(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    source, out = TableSource([rows(tmp_path)], COLUMNS), tmp_path / "p.csv"
+    source, out = RowSource([rows(tmp_path)], TABLE), tmp_path / "p.csv"
 
     class Nested(Adding):
         def __call__(self, batch):
@@ -387,7 +389,7 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_wrong_endings_sizes_and_names_are_refused(tmp_path, monkeypatch):
-    source = TableSource([rows(tmp_path)], COLUMNS)
+    source = RowSource([rows(tmp_path)], TABLE)
     with pytest.raises(ValueError, match="`out`.*xlsx"):
         predict_to_file(Adding().predictor, source, tmp_path / "p.xlsx")
     with pytest.raises(ValueError, match="`batch_size`"):

@@ -81,6 +81,8 @@ class Input(ABC):
     Attributes:
         kind: the name in model.json and project.toml.
         noun: what rows are called in messages, in the plural.
+        suffixes: lower-case endings of files that are inputs, for which `kerasmtl predict` searches
+            folders; lists name them in the column `column`. None if inputs are rows of tables.
         in_memory: whether the values are the raw inputs, so that `make_dataset` need not cache.
         raw_signature: the signature of an export that takes what `load` returns.
         model_signature: the one that takes model input itself, from which converters start; None
@@ -98,6 +100,7 @@ class Input(ABC):
 
     kind: ClassVar[str]
     noun: ClassVar[str] = "rows"
+    suffixes: ClassVar[tuple[str, ...]] = ()
     in_memory: ClassVar[bool] = True
     raw_signature: ClassVar[str] = "serving_default"
     model_signature: ClassVar[str | None] = None

@@ -48,6 +48,9 @@ class Image(Input):
 
     kind: ClassVar[str] = "image"
     noun: ClassVar[str] = "images"
+    suffixes: ClassVar[tuple[str, ...]] = tuple(
+        ".jpg .jpeg .png .gif .bmp .webp .tif .tiff".split()
+    )
     in_memory: ClassVar[bool] = False
     has_backbone: ClassVar[bool] = True
     model_signature: ClassVar[str] = "pixels_float"

@@ -227,10 +227,10 @@ def test_half_precision_leaves_pictures_in_single(manifest):
 
 @pytest.mark.parametrize("augment", ["flip", 3, [], [3], {"a": 1}])
 def test_what_is_no_augmentation_is_refused(manifest, augment):
-    with pytest.raises(TypeError, match="`augment` is no augmentation. Expected a Keras layer"):
+    with pytest.raises(TypeError, match="`augment` must be a Keras layer"):
         made(manifest, augment)
 
 
 def test_a_layer_that_changes_the_size_is_refused(manifest):
-    with pytest.raises(ValueError, match="`augment` changes the shape.*1, 16, 20.*1, 8, 8"):
+    with pytest.raises(ValueError, match="`augment` must keep the shape.*1, 16, 20.*1, 8, 8"):
         made(manifest, keras.layers.RandomCrop(8, 8))

@@ -15,7 +15,7 @@ from served import CLASSES, b64, mean_of, picture, save_pictures
 from kerasmtl.cli.serve import client
 from kerasmtl.serving.client import model_url, predict_kserve, predict_tfserving, protocol_of
 
-PICTURES = [picture(1), picture(2), picture(3, (1, 1))]
+IMAGES = [picture(1), picture(2), picture(3, (1, 1))]
 # What TensorFlow Serving 2.x and KServe's MLServer answer, shortened.
 ROWS = [
     {"night": 0.25, "night_decision": 0, "sign": [0.1, 0.8, 0.1], "sign_decision": "stop"},
@@ -65,7 +65,7 @@ def answering(*answers):
 @pytest.fixture
 def files(tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(2)]
-    for path, data in zip(paths, PICTURES, strict=False):
+    for path, data in zip(paths, IMAGES, strict=False):
         path.write_bytes(data)
     return [str(path) for path in paths]
 
@@ -80,12 +80,12 @@ def run(*words):
 def test_tensorflow_serving_is_asked_in_rows(files):
     with answering((200, {}, {"predictions": ROWS})) as server:
         url = f"{server.url}/v1/models/street/labels/stable"
-        assert predict_tfserving(url, [PICTURES[0], files[1]], signature="extra") == ROWS
+        assert predict_tfserving(url, [IMAGES[0], files[1]], signature="extra") == ROWS
     ((method, path, body),) = server.seen
     assert (method, path) == ("POST", "/v1/models/street/labels/stable:predict")
     assert body == {
         "signature_name": "extra",
-        "instances": [{"image_bytes": b64(data)} for data in PICTURES[:2]],
+        "instances": [{"image_bytes": b64(data)} for data in IMAGES[:2]],
     }
 
 
@@ -101,7 +101,7 @@ def test_kserve_is_asked_in_base64_and_its_flat_data_become_rows(files):
                 "shape": [2],
                 "datatype": "BYTES",
                 "parameters": {"content_type": "base64"},
-                "data": [b64(data)["b64"] for data in PICTURES[:2]],
+                "data": [b64(data)["b64"] for data in IMAGES[:2]],
             }
         ]
     }
@@ -112,16 +112,16 @@ def test_an_output_that_is_alone_gets_its_name_from_the_metadata():
     metadata = {"metadata": {"signature_def": {"signature_def": signature}}}
     with answering((200, {}, {"predictions": [[1.0, 2.0]]}), (200, {}, metadata)) as server:
         url = model_url(server.url, name="street")
-        found = predict_tfserving(url, PICTURES[:1], signature="features")
+        found = predict_tfserving(url, IMAGES[:1], signature="features")
     assert found == [{"features": [1.0, 2.0]}]
     assert server.seen[1][:2] == ("GET", "/v1/models/street/metadata")
 
 
-def test_many_pictures_go_in_several_requests():
+def test_many_images_go_in_several_requests():
     answers = [(200, {}, {"predictions": ROWS}), (200, {}, {"predictions": ROWS[:1]})]
     with answering(*answers) as server:
         url = model_url(server.url, name="street")
-        assert len(predict_tfserving(url, PICTURES, batch_size=2)) == 3
+        assert len(predict_tfserving(url, IMAGES, batch_size=2)) == 3
     assert [len(body["instances"]) for _, _, body in server.seen] == [2, 1]
 
 
@@ -132,21 +132,21 @@ def test_a_busy_server_is_asked_again_and_not_for_ever():
     busy = (503, {"Retry-After": "0"}, {"error": "busy"})
     with answering(busy, busy, (200, {}, {"predictions": ROWS[:1]})) as server:
         url = model_url(server.url, name="street")
-        assert predict_tfserving(url, PICTURES[:1]) == ROWS[:1]
+        assert predict_tfserving(url, IMAGES[:1]) == ROWS[:1]
     assert len(server.seen) == 3
     with answering(busy) as server:
         url = model_url(server.url, "kserve", "street")
         with pytest.raises(ConnectionError, match="answered 503: busy"):
-            predict_kserve(url, PICTURES[:1], retries=2)
+            predict_kserve(url, IMAGES[:1], retries=2)
     assert len(server.seen) == 3
 
 
 def test_what_the_server_says_is_shown():
-    refusal = (400, {}, {"error": "`instances`[1]: not a picture"})
+    refusal = (400, {}, {"error": "`instances`[1]: not an image"})
     with answering((200, {}, {"predictions": ROWS}), refusal) as server:
         url = model_url(server.url, name="street")
         with pytest.raises(ValueError, match=r"answered 400: .*\[1\]: not.*examples 3 to 3\)"):
-            predict_tfserving(url, PICTURES, batch_size=2)
+            predict_tfserving(url, IMAGES, batch_size=2)
     with answering((404, {}, b"<h1>nothing here</h1>")) as server:
         result = run(server.url, __file__, "--name", "street")
     assert result.exit_code == 1 and "answered 404: <h1>nothing here" in result.output
@@ -157,7 +157,7 @@ def test_what_the_server_says_is_shown():
 )
 def test_answers_that_are_none_are_refused(body):
     with answering((200, {}, body)) as server, pytest.raises(ValueError, match="`url` http"):
-        predict_tfserving(model_url(server.url, name="street"), PICTURES[:1])
+        predict_tfserving(model_url(server.url, name="street"), IMAGES[:1])
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_answers_that_are_none_are_refused(body):
 )
 def test_tensors_that_do_not_fit_are_refused(outputs):
     with answering((200, {}, {"outputs": outputs})) as server:
-        with pytest.raises(ValueError, match="gave no outputs for 1 examples"):
-            predict_kserve(model_url(server.url, "kserve", "street"), PICTURES[:1])
+        with pytest.raises(ValueError, match="`url` .* must give outputs for 1 examples"):
+            predict_kserve(model_url(server.url, "kserve", "street"), IMAGES[:1])
 
 
 def test_no_server_and_no_answer_are_named(files):
@@ -186,13 +186,13 @@ def test_no_server_and_no_answer_are_named(files):
         thread.start()
         url = f"http://127.0.0.1:{running.server_port}/v1/models/street"
         with pytest.raises(TimeoutError, match="no answer within 0.2 seconds"):
-            predict_tfserving(url, PICTURES[:1], timeout=0.2)
+            predict_tfserving(url, IMAGES[:1], timeout=0.2)
         stop.set()
         running.shutdown()
         thread.join()
 
 
-def test_an_absent_picture_is_named_before_anything_is_sent(tmp_path):
+def test_an_absent_image_is_named_before_anything_is_sent(tmp_path):
     with answering((200, {}, {})) as server:
         result = run(server.url, tmp_path / "no.png", "--name", "street")
     assert result.exit_code == 1 and "no.png" in result.output and not server.seen
@@ -218,16 +218,16 @@ def test_the_url_of_a_model(given, expected):
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    ("given", "argument"),
     [
-        (("h:8501", "tfserving", "m"), "no URL of a server"),
-        (("http://h:8501",), "names no model.*http://h:8501/v1/models/NAME"),
-        (("http://h/v2/models/m", "tfserving"), "of another protocol"),
-        (("http://h/v2/models/m", "kserve", None, "blue"), "is a number. .*'blue'"),
+        (("h:8501", "tfserving", "m"), "url"),
+        (("http://h:8501",), "name"),
+        (("http://h/v2/models/m", "tfserving"), "url"),
+        (("http://h/v2/models/m", "kserve", None, "blue"), "version"),
     ],
 )
-def test_wrong_urls_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_urls_are_refused(given, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be"):
         model_url(*given)
 
 
@@ -235,13 +235,13 @@ def test_wrong_urls_are_refused(given, message):
 
 
 @pytest.mark.parametrize("protocol", ["tfserving", "kserve"])
-def test_the_table_has_pictures_tasks_and_decisions(files, protocol):
+def test_the_table_has_images_tasks_and_decisions(files, protocol):
     body = {"predictions": ROWS} if protocol == "tfserving" else {"outputs": OUTPUTS}
     with answering((200, {}, body)) as server:
         table = run(server.url, *files, "--name", "street", "--protocol", protocol)
         data = run(server.url, *files, "--name", "street", "--protocol", protocol, "--json")
     assert table.exit_code == 0, table.output
-    for text in ("picture", "night", "sign", "0.250 no", "0.750 yes", "stop (0.800)"):
+    for text in ("image", "night", "sign", "0.250 no", "0.750 yes", "stop (0.800)"):
         assert text in table.output
     assert "night_decision" not in table.output
     assert json.loads(data.output) == [
@@ -265,9 +265,9 @@ def street(tmp_path_factory):
 
 
 def test_both_protocols_agree_on_kerasmtl_serve(street, files):
-    row = predict_tfserving(model_url(street, name="street", version="1"), PICTURES)
-    tensor = predict_kserve(model_url(street, "kserve", "street", "1"), PICTURES, batch_size=2)
-    means = [mean_of(data) for data in PICTURES]
+    row = predict_tfserving(model_url(street, name="street", version="1"), IMAGES)
+    tensor = predict_kserve(model_url(street, "kserve", "street", "1"), IMAGES, batch_size=2)
+    means = [mean_of(data) for data in IMAGES]
     for found in (row, tensor):
         np.testing.assert_allclose([one["night"] for one in found], means, atol=1e-5)
         assert [one["sign_decision"] for one in found] == [
@@ -305,7 +305,7 @@ def table(tmp_path):
     return path
 
 
-def test_the_columns_of_a_csv_become_inputs_and_holes_nan(table):
+def test_the_columns_of_a_csv_become_inputs_and_missing_cells_nan(table):
     rows = (200, {}, {"predictions": [{"ill": 0.25}, {"ill": 0.5}, {"ill": 0.75}]})
     metadata = (200, {}, metadata_of("body_weight", "column_1st"))
     with answering(metadata, rows) as server:
@@ -344,21 +344,21 @@ def test_a_matrix_takes_a_file_of_its_columns_alone(tmp_path, table):
         np.testing.assert_array_equal(rows, [[1, 2], [np.nan, 4]])
     with answering(metadata) as server:
         result = run(server.url, table, "--name", "m")
-    assert "takes 2 numbers a row" in result.output and "Received: 4 columns" in result.output
+    assert "exactly the 2 columns" in result.output and "got 4 columns" in result.output
 
 
 @pytest.mark.parametrize(
     "metadata, text, message",
     [
-        (metadata_of("age", "speed"), "age\n1\n", r"lacks columns.*\['speed'\]"),
-        (metadata_of("a_b"), "a b,a-b\n1,2\n", "several columns for one input"),
+        (metadata_of("age", "speed"), "age\n1\n", "must have the columns speed"),
+        (metadata_of("a_b"), "a b,a-b\n1,2\n", "must have one column per input"),
         (metadata_of("a"), "a\ntall\n", "finite numbers.*line 2, column 'a': 'tall'"),
-        (metadata_of("image_bytes", kind="DT_STRING"), "a\n1\n", "takes no rows of a table"),
-        ({"metadata": {}}, "a\n1\n", "no metadata of a model"),
+        (metadata_of("image_bytes", kind="DT_STRING"), "a\n1\n", "takes no rows of numbers"),
+        ({"metadata": {}}, "a\n1\n", "must give metadata"),
         (
             {"metadata": {"signature_def": {"signature_def": {}}}},
             "a\n1\n",
-            "--signature is unknown",
+            "--signature must be one of",
         ),
     ],
 )
@@ -377,7 +377,7 @@ def test_mixed_files_and_folders_are_refused_before_anything_is_sent(tmp_path, t
         folder = run(server.url, tmp_path, "--name", "m")
         named = run(f"{server.url}/v2/models/m", table, "--signature", "matrix")
     assert "must be all tables or all images" in mixed.output
-    assert "is a folder" in folder.output and "--signature with rows" in named.output
+    assert "got the folder" in folder.output and "--signature with rows" in named.output
     assert server.seen == []
 
 

@@ -48,19 +48,11 @@ class SmallChanges(keras.layers.Layer):
         batch, height, width = ops.shape(images)[:3]
         draws = keras.random.uniform((batch, _DRAWS), -1.0, 1.0, seed=self.generator)
         turn, right, down, zoom, light, contrast, flip = ops.unstack(draws, _DRAWS, axis=1)
-        height, width = ops.cast(height, "float32"), ops.cast(width, "float32")
         mirror = ops.sign(flip + 1e-9) if self.flip else ops.ones_like(flip)
-        angle, scale = turn * (2 * math.pi * ROTATION), 1 + zoom * ZOOM
-        cos, sin = scale * ops.cos(angle), scale * ops.sin(angle)
-        x, y = (width - 1) / 2, (height - 1) / 2
-        rows = [
-            (cos * mirror, -sin, x + right * SHIFT * width - cos * mirror * x + sin * y),
-            (sin * mirror, cos, y + down * SHIFT * height - sin * mirror * x - cos * y),
-        ]
-        none = ops.zeros_like(angle)
+        moves = [turn * (2 * math.pi * ROTATION), right * SHIFT, down * SHIFT, 1 + zoom * ZOOM]
         images = ops.image.affine_transform(
             images,
-            ops.stack([*rows[0], *rows[1], none, none], axis=1),
+            _transform(*moves, mirror, ops.cast(height, "float32"), ops.cast(width, "float32")),
             interpolation="bilinear",
             fill_mode="nearest",
             data_format="channels_last",
@@ -73,6 +65,21 @@ class SmallChanges(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the layer."""
         return {**super().get_config(), "flip": self.flip}
+
+
+def _transform(
+    angle: Any, right: Any, down: Any, zoom: Any, mirror: Any, height: Any, width: Any
+) -> Any:
+    """Return the eight numbers of keras.ops.image.affine_transform, (batch, 8)."""
+    ops = keras.ops
+    cos, sin = zoom * ops.cos(angle), zoom * ops.sin(angle)
+    x, y = (width - 1) / 2, (height - 1) / 2
+    rows = [
+        (cos * mirror, -sin, x + right * width - cos * mirror * x + sin * y),
+        (sin * mirror, cos, y + down * height - sin * mirror * x - cos * y),
+    ]
+    none = ops.zeros_like(angle)
+    return ops.stack([*rows[0], *rows[1], none, none], axis=1)
 
 
 def default_augmentation(flip: bool = True) -> keras.layers.Layer:

@@ -152,7 +152,7 @@ class FileSource(Source):
             if not os.path.isfile(path):  # such as a pipe, which would be waited for
                 raise InvalidInputError("not a file" if os.path.exists(path) else "missing")
         try:
-            return self._input.load(np.array(items, dtype=object))
+            return self._input.load(_absolute(items))
         except OSError as error:
             raise InvalidInputError(f"unreadable ({error.strerror})") from error
 
@@ -160,7 +160,7 @@ class FileSource(Source):
         """Say what is wrong with a file."""
         if isinstance(error, InvalidInputError):
             return str(error)
-        fault = self._input.faults(np.array([item], dtype=object)).get(0)
+        fault = self._input.faults(_absolute([item])).get(0)
         return fault or (graph_fault(error) or str(error)).partition(". If it is an image")[0]
 
     def _each(self) -> Iterator[tuple[str, int | None, str]]:
@@ -287,6 +287,11 @@ def find_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 def _printable(path: str) -> str:
     """Return a path as text for files: bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\r", "\\r")
+
+
+def _absolute(paths: list[str]) -> np.ndarray:
+    """Return paths for which the folder of the training's images does not count."""
+    return np.array([os.path.abspath(path) for path in paths], dtype=object)
 
 
 def _state(path: str) -> tuple[int, int] | None:

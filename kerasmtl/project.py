@@ -9,7 +9,6 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pandas as pd
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -25,7 +24,6 @@ from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
 from kerasmtl.models.hub.handles import from_folder
 from kerasmtl.tasks import Task
 from kerasmtl.training.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
-from kerasmtl.utils.files import write_text
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.text import shortened
 

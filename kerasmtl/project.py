@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tomllib
 import warnings
-from dataclasses import astuple, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import pandas as pd
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,6 +25,7 @@ from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
 from kerasmtl.models.hub.handles import from_folder
 from kerasmtl.tasks import Task
 from kerasmtl.training.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
+from kerasmtl.utils.files import write_text
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.text import shortened
 
@@ -290,7 +292,8 @@ class Project(Settings):
         )
         run = begin_run(self._folder, record, self.training.tracking)
         if self._skipped:
-            run.keep_table("skipped.csv", ["line", "name", "reason"], map(astuple, self._skipped))
+            skipped = pd.DataFrame([asdict(fault) for fault in self._skipped])
+            write_text(run.folder / "skipped.csv", skipped.to_csv(index=False))
         if (
             self.input.has_backbone
             and self.model.backbone == "tiny"

@@ -316,4 +316,4 @@ def test_the_command_refuses_what_it_would_not_read(base, tmp_path, words, messa
 
 def test_without_a_folder_it_is_the_project_s(tmp_path):
     result = run("--for", "tfserving", "--out", tmp_path / "d", "--project", tmp_path)
-    assert result.exit_code == 1 and "has no project.toml" in result.output
+    assert result.exit_code == 1 and "must have a project.toml" in result.output

@@ -13,6 +13,7 @@ from functools import partial
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from kerasmtl.data.image_files import (
@@ -202,12 +203,13 @@ def _decode_jpeg(
 @_called
 def _decode_other(data: tf.Tensor, max_pixels: int, name: tf.Tensor) -> tf.Tensor:
     """Decodes a PNG, GIF, BMP or WebP, or refuses the file."""
-    first = tf.strings.substr(data, 0, 8)
     readers = {"PNG": _png_header, "GIF": _gif_header, "BMP": _bmp_header, "WebP": _webp_header}
-    matches = [tf.strings.substr(first, 0, len(STARTS[n])) == STARTS[n] for n in readers]
+    starts = [STARTS[name] for name in readers]
+    lengths = [len(start) for start in starts]
+    matches = tf.strings.substr([data] * len(starts), [0] * len(starts), lengths) == starts
     kind = tf.where(tf.reduce_any(matches), tf.argmax(matches, output_type=tf.int32), len(readers))
-    headers = [*readers.values(), _no_header]
-    reason, sides = tf.switch_case(kind, [partial(read, data) for read in headers])
+    headers, numbers = [*readers.values(), _no_header], _header_numbers(data)
+    reason, sides = tf.switch_case(kind, [partial(read, data, numbers) for read in headers])
     reason = tf.where(reason == "", _size_fault(sides, max_pixels), reason)
     data = _checked(data, reason, name)
     return tf.cond(
@@ -244,61 +246,86 @@ def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return tf.ensure_shape(pixels, (*size, 3))
 
 
+# The numbers in headers: first byte, how many bytes, and whether the high byte comes first.
+# Sources: PNG https://www.w3.org/TR/png-3/#11IHDR, GIF https://www.w3.org/Graphics/GIF/spec-gif89a.txt
+# (section 18), BMP https://learn.microsoft.com/windows/win32/gdi/bitmap-storage, WebP
+# https://www.rfc-editor.org/rfc/rfc9649 (a header for each of its kinds, VP8, VP8L and VP8X).
+_NUMBERS = {
+    "png_height": (20, 4, True),
+    "png_width": (16, 4, True),
+    "gif_height": (8, 2, False),
+    "gif_width": (6, 2, False),
+    "bmp_pixels": (10, 4, False),  # where they start
+    "bmp_header": (14, 4, False),  # its size
+    "bmp_height": (22, 4, False),  # signed; negative: rows from the top
+    "bmp_width": (18, 4, False),
+    "bmp_bits": (28, 2, False),  # per pixel
+    "webp_bytes": (4, 4, False),  # of the file, but for 8
+    "vp8_height": (28, 2, False),  # of which 14 bits
+    "vp8_width": (26, 2, False),
+    "vp8l_sides": (21, 4, False),  # 14 bits each, less 1
+    "vp8x_flags": (20, 1, False),
+    "vp8x_height": (27, 3, False),  # less 1
+    "vp8x_width": (24, 3, False),
+}
+_HEAD = 32  # bytes in which all of them are
+
+
+def _header_numbers(data: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns what each of `_NUMBERS` is, () int64 each; zeros are read behind the end."""
+    weights = np.zeros((len(_NUMBERS), _HEAD), np.int64)
+    for row, (at, length, big) in zip(weights, _NUMBERS.values(), strict=True):
+        powers = 256 ** np.arange(length)
+        row[at : at + length] = powers[::-1] if big else powers
+    head = tf.cast(tf.io.decode_raw(data, tf.uint8, fixed_length=_HEAD), tf.int64)
+    numbers = tf.unstack(tf.linalg.matvec(tf.constant(weights), head))
+    return dict(zip(_NUMBERS, numbers, strict=True))
+
+
 # What the header of an image says: why it cannot be decoded, () string, "" if it can; and height
 # and width as stored, (2,) int64.
 _Header = tuple[tf.Tensor, tf.Tensor]
 
 
-def _png_header(data: tf.Tensor) -> _Header:
-    """Source: https://www.w3.org/TR/png-3/#11IHDR"""
-    head = _head(data)
-    whole = _contains(data, PNG_END, 0)
-    sides = [_number(head, 20, 4, big=True), _number(head, 16, 4, big=True)]
-    return tf.where(whole, "", TRUNCATED), tf.stack(sides)
+def _png_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    sides = tf.stack([numbers["png_height"], numbers["png_width"]])
+    return tf.where(_contains(data, PNG_END, 0), "", TRUNCATED), sides
 
 
-def _gif_header(data: tf.Tensor) -> _Header:
-    """Source: https://www.w3.org/Graphics/GIF/spec-gif89a.txt, section 18."""
-    head = _head(data)
-    sides = [_number(head, 8, 2), _number(head, 6, 2)]
-    return tf.constant(""), tf.stack(sides)
+def _gif_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    return tf.constant(""), tf.stack([numbers["gif_height"], numbers["gif_width"]])
 
 
-def _bmp_header(data: tf.Tensor) -> _Header:
-    """Source: https://learn.microsoft.com/windows/win32/gdi/bitmap-storage"""
-    head = _head(data)
-    header, width, bits = _number(head, 14, 4), _number(head, 18, 4), _number(head, 28, 2)
-    height = _number(head, 22, 4)
-    height = tf.where(height < 2**31, height, 2**32 - height)  # negative: rows from the top
-    plain = (header >= BMP_HEADER) & tf.reduce_any(bits == tf.constant(BMP_BITS, tf.int64))
+def _bmp_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    width, height, bits = numbers["bmp_width"], numbers["bmp_height"], numbers["bmp_bits"]
+    height = tf.minimum(height, 2**32 - height)
+    plain = (numbers["bmp_header"] >= BMP_HEADER) & tf.reduce_any(bits == BMP_BITS)
     row = (tf.minimum(width, LONGEST_SIDE) * bits + 31) // 32 * 4
-    end = _number(head, 10, 4) + row * tf.minimum(height, LONGEST_SIDE)
-    whole = tf.cast(tf.strings.length(data), tf.int64) >= end
-    reason = tf.where(plain, tf.where(whole, "", TRUNCATED), INDEXED_BMP)
+    end = numbers["bmp_pixels"] + row * tf.minimum(height, LONGEST_SIDE)
+    reason = tf.where(_length(data) >= end, "", TRUNCATED)
+    reason = tf.where(plain, reason, INDEXED_BMP)
     return reason, tf.stack([height, width])
 
 
-def _webp_header(data: tf.Tensor) -> _Header:
-    """Source: https://www.rfc-editor.org/rfc/rfc9649"""
-    head = _head(data)
-    lossless = _number(head, 21, 4)
+def _webp_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    lossless, bits = numbers["vp8l_sides"], 2**14
     sides = tf.stack(
         [
-            [_number(head, 28, 2) % 2**14, _number(head, 26, 2) % 2**14],
-            [lossless // 2**14 % 2**14 + 1, lossless % 2**14 + 1],
-            [_number(head, 27, 3) + 1, _number(head, 24, 3) + 1],
+            [numbers["vp8_height"] % bits, numbers["vp8_width"] % bits],
+            [lossless // bits % bits + 1, lossless % bits + 1],
+            [numbers["vp8x_height"] + 1, numbers["vp8x_width"] + 1],
         ]
     )
     name = tf.strings.substr(tf.strings.join([data, b"\0" * 16]), 8, 8)
     kinds = name == tf.constant([b"WEBPVP8 ", b"WEBPVP8L", b"WEBPVP8X"])
-    animated = kinds[2] & (head[20] // 2 % 2 == 1)
-    whole = tf.cast(tf.strings.length(data), tf.int64) >= _number(head, 4, 4) + 8
+    animated = kinds[2] & (numbers["vp8x_flags"] // 2 % 2 == 1)
+    whole = _length(data) >= numbers["webp_bytes"] + 8
     reason = tf.where(whole, tf.where(animated, ANIMATED_WEBP, ""), TRUNCATED)
     reason = tf.where(tf.reduce_any(kinds), reason, UNKNOWN)
     return reason, sides[tf.argmax(kinds)]
 
 
-def _no_header(data: tf.Tensor) -> _Header:
+def _no_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
     reason = tf.where(tf.strings.length(data) == 0, EMPTY, UNKNOWN)
     return reason, tf.ones((2,), tf.int64)
 
@@ -369,8 +396,8 @@ def _jpeg_orientation(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     def step(at: tf.Tensor, exif: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         found = (head[at + 1] == 0xE1) & tf.reduce_all(head[at + 4 : at + 10] == mark)
         exif = tf.where(found & (exif < 0), at + 10, exif)  # the first one counts
-        segment = tf.cast(_number(head[at + 2 : at + 4], 0, 2, big=True), tf.int32)
-        return tf.minimum(at + 2 + tf.maximum(segment, 2), length), exif
+        high, low = tf.unstack(tf.cast(head[at + 2 : at + 4], tf.int32), num=2)
+        return tf.minimum(at + 2 + tf.maximum(256 * high + low, 2), length), exif
 
     start, exif = tf.while_loop(more, step, (tf.constant(2), tf.constant(-1)))
     orientation = tf.cond(
@@ -385,37 +412,26 @@ def _tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
     Args:
         tiff: (bytes,) uint8: byte order, offset of the first directory, its entries of 12 bytes.
     """
+    size = tf.size(tiff, tf.int64)
+    tiff = tf.cast(tf.pad(tiff, [[0, _ROOM]]), tf.int64)
     little = tf.reduce_all(tiff[:2] == ord("I"))
     big = tf.reduce_all(tiff[:2] == ord("M"))
+    bytes_of = tf.where(little, *np.array([[1, 256], [256, 1]]))
+    pairs_of = tf.where(little, *np.array([[1, 65536], [65536, 1]]))
+    short = tiff[:-1] * bytes_of[0] + tiff[1:] * bytes_of[1]  # the number in two bytes, at each
 
-    def number(raw: tf.Tensor) -> tf.Tensor:
-        """Bytes (…, 2 or 4) as numbers (…)."""
-        powers = 256 ** tf.range(tf.shape(raw, tf.int64)[-1])
-        powers = tf.where(little, powers, powers[::-1])
-        return tf.reduce_sum(tf.cast(raw, tf.int64) * powers, axis=-1)
+    def long(at: tf.Tensor | int) -> tf.Tensor:
+        return tf.gather(short, at) * pairs_of[0] + tf.gather(short, at + 2) * pairs_of[1]
 
-    first = number(tiff[4:8])
-    count = number(tiff[first : first + 2])
-    entries = tiff[first + 2 : first + 2 + 12 * count]
-    entries = tf.reshape(entries[: tf.size(entries) // 12 * 12], (-1, 12))
-    ours = tf.boolean_mask(entries, number(entries[:, :2]) == _ORIENTATION)[:1]
-    long = number(ours[:, 2:4]) == _LONG
-    values = tf.where(long, number(ours[:, 8:12]), number(ours[:, 8:10]))
+    first = tf.minimum(long(4), size)
+    whole = tf.maximum((size - first - 2) // 12, 0)  # entries that fit into what there is
+    starts = first + 2 + 12 * tf.range(tf.minimum(tf.gather(short, first), whole))
+    ours = tf.boolean_mask(starts, tf.gather(short, starts) == _ORIENTATION)[:1]
+    is_long = tf.gather(short, ours + 2) == _LONG
+    values = tf.where(is_long, long(ours + 8), tf.gather(short, ours + 8))
     value = tf.cast(tf.reduce_sum(values), tf.int32)
     known = (little | big) & (value >= 1) & (value <= 8)
     return tf.where(known, value, 1)
-
-
-def _head(data: tf.Tensor) -> tf.Tensor:
-    """Returns the first bytes, (64,) uint8, zeros behind the end."""
-    return tf.io.decode_raw(data, tf.uint8, fixed_length=64)
-
-
-def _number(raw: tf.Tensor, at: int, length: int, big: bool = False) -> tf.Tensor:
-    """Returns the unsigned number in `length` bytes, () int64; `big`: the high byte first."""
-    powers = [256**place for place in range(length)]
-    weights = tf.constant(powers[::-1] if big else powers, tf.int64)
-    return tf.reduce_sum(tf.cast(raw[at : at + length], tf.int64) * weights)
 
 
 def _contains(data: tf.Tensor, end: bytes, start: tf.Tensor | int) -> tf.Tensor:
@@ -428,6 +444,10 @@ def _contains(data: tf.Tensor, end: bytes, start: tf.Tensor | int) -> tf.Tensor:
         return tf.reduce_any(tf.reduce_all(hits, axis=0))
 
     return tf.cond(_ends_with(data, end), lambda: tf.constant(True), search)
+
+
+def _length(data: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.strings.length(data), tf.int64)
 
 
 def _ends_with(data: tf.Tensor, end: bytes) -> tf.Tensor:

@@ -344,24 +344,36 @@ class FeatureSource(Source):
     shards: list[np.ndarray]
     output: Any
 
-    def lookup(self, rows: tf.Tensor) -> Any:
-        """Return the features of rows, (n,) int64."""
+    def lookup(self, rows: tf.Tensor, labels: Any = None) -> Any:
+        """Return features and labels of rows, (n,) int64; only features if `labels` is None.
+
+        One NumPy function does it all: every operation of a pipeline is prepared in each epoch.
+        """
         outputs, dtype = named(self.output), self.shards[0].dtype
+        known = [np.asarray(each) for each in tf.nest.flatten(labels) if each is not None]
 
         def pick(rows: np.ndarray) -> list[np.ndarray]:
             number, place = self.entry.places(rows)
             found = np.empty(len(rows), dtype)
             for each in np.unique(number):
                 found[number == each] = self.shards[each][place[number == each]]
-            return [np.ascontiguousarray(found[name]) for name in outputs]
+            rows = rows % self.count
+            return [np.ascontiguousarray(found[name]) for name in outputs] + [
+                k[rows] for k in known
+            ]
 
-        kinds = [dtype[name].base for name in outputs]
+        kinds = [dtype[name].base for name in outputs] + [each.dtype for each in known]
         arrays = tf.nest.flatten(tf.numpy_function(pick, [rows], kinds, stateful=False))
-        found = {
-            name: tf.cast(tf.ensure_shape(array, (None, *tensor.shape[1:])), tensor.dtype)
-            for array, (name, tensor) in zip(arrays, outputs.items(), strict=True)
-        }
-        return found if isinstance(self.output, Mapping) else found["features"]
+        found = {}
+        for name, tensor in outputs.items():
+            array = tf.ensure_shape(arrays.pop(0), (None, *tensor.shape[1:]))
+            found[name] = array if array.dtype == tensor.dtype else tf.cast(array, tensor.dtype)
+        features = found if isinstance(self.output, Mapping) else found["features"]
+        if labels is None:
+            return features
+        for array, values in zip(arrays, known, strict=True):
+            array.set_shape((None, *values.shape[1:]))
+        return features, tf.nest.pack_sequence_as(labels, arrays)
 
     def inputs(self, batch_size: int) -> tf.data.Dataset:
         """Return the features of the first view, in the order of the rows."""
@@ -384,23 +396,19 @@ class FeatureSource(Source):
 
 def feature_dataset(source: FeatureSource) -> tf.data.Dataset:
     """Return batches of features and labels, in the order of the source; NaN = missing label."""
-    with tf.device("CPU:0"):
-        labels = tf.nest.map_structure(tf.constant, source.labels)
 
-    def next_order(_: Any) -> tf.Tensor:
+    def next_order() -> np.ndarray:
         number = source.epoch.assign_add(1, read_value=True) - 1  # type: ignore[union-attr]
         first = number % source.entry.views * source.count
-        return permutation(source.count, source.seed, number) + first
+        return (permutation(source.count, source.seed, number) + first).numpy()
 
-    def gather(rows: tf.Tensor) -> tuple[Any, Any]:
-        chosen = rows % source.count
-        known = tf.nest.map_structure(lambda values: tf.gather(values, chosen), labels)
-        return source.lookup(rows), known
+    def ordered(_: Any) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(next_order, [], tf.int64), (source.count,))
 
     if source.epoch is None:
         rows = tf.data.Dataset.range(source.count)
     else:
-        rows = tf.data.Dataset.from_tensors(0).map(as_written(next_order)).unbatch()
+        rows = tf.data.Dataset.from_tensors(0).map(as_written(ordered)).unbatch()
     rows = rows.batch(source.batch_size)
     rows = rows.apply(
         tf.data.experimental.assert_cardinality(-(-source.count // source.batch_size))
@@ -409,4 +417,5 @@ def feature_dataset(source: FeatureSource) -> tf.data.Dataset:
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
-    return register(rows.map(as_written(gather)).prefetch(2).with_options(options), source)
+    found = rows.map(as_written(partial(source.lookup, labels=source.labels)))
+    return register(found.prefetch(2).with_options(options), source)

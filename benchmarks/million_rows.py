@@ -39,7 +39,7 @@ def write_csv(path: Path, rows: int, tasks: int) -> None:
             cells[rng.random((count, tasks)) >= known] = "?"
             patients = rng.integers(0, max(rows // 10, 1), count)
             file.writelines(
-                f"pictures/{start + at:07d}.jpg,p{patients[at]},{','.join(row)}\n"
+                f"images/{start + at:07d}.jpg,p{patients[at]},{','.join(row)}\n"
                 for at, row in enumerate(cells)
             )
 

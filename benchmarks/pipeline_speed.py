@@ -155,7 +155,7 @@ def section(args: argparse.Namespace) -> str:
     """The section of RESULTS.md."""
     lines = [
         "| JPEGs | kB each | read at | make_dataset, images/s | image_dataset_from_directory, "
-        "pictures/s | ratio | by processor time | decoder alone |",
+        "images/s | ratio | by processor time | decoder alone |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, images, copies, size in cases(args):

@@ -119,7 +119,7 @@ def section(results: dict[tuple[str, int], list[dict]], args: argparse.Namespace
         return float(np.mean([found[key] for found in results[plan, size]]))
 
     lines = [
-        "| plan | " + " | ".join(f"{size:,} pictures" for size in args.sizes) + " |",
+        "| plan | " + " | ".join(f"{size:,} images" for size in args.sizes) + " |",
         "| --- |" + " ---: |" * len(args.sizes),
     ]
     for plan in args.plans:

@@ -33,7 +33,7 @@ ANIMATED_WEBP = "an animated WebP. Convert it to GIF, or save one frame"
 
 
 def image_fault(image: str | os.PathLike[str] | bytes) -> str | None:
-    """Returns why an image cannot be used, or None if it can.
+    """Return why an image cannot be used, or None if it can.
 
     The whole image is decoded, so truncated and damaged files are found.
 
@@ -76,7 +76,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _header_fault(kind: str | None, size: tuple[int, int], data: bytes) -> str | None:
-    """Returns why an image of this format and size, (width, height), is not even decoded."""
+    """Return why an image of this format and size, (width, height), is not even decoded."""
     width, height = size
     if kind == "GIF" and b"\0\0" in (data[6:8], data[8:10]):  # Pillow takes the frame's size
         return NO_SIZE

@@ -53,7 +53,7 @@ _called = partial(traced, on_call=True)
 
 
 def as_size(size: Any, argument: str = "image_size") -> tuple[int, int]:
-    """Returns an image size as (height, width); one number stands for both.
+    """Return an image size as (height, width); one number stands for both.
 
     Raises:
         ValueError: not one or two positive integers.
@@ -73,7 +73,7 @@ def prepare_image(
     max_pixels: int = MAX_PIXELS,
     name: tf.Tensor | str = "the image",
 ) -> tf.Tensor:
-    """Decodes and resizes an image: what every model of images is given.
+    """Decode and resize an image: what every model of images is given.
 
     Args:
         data: () string, the bytes of the file.
@@ -90,7 +90,7 @@ def prepare_image(
 def prepare_images(
     data: tf.Tensor, size: tuple[int, int], max_pixels: int = MAX_PIXELS
 ) -> tf.Tensor:
-    """Decodes and resizes a batch of images, each as `prepare_image` does.
+    """Decode and resize a batch of images, each as `prepare_image` does.
 
     Args:
         data: (batch,) string, the bytes of the files.
@@ -123,7 +123,7 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     name: tf.Tensor | str = "the image",
 ) -> tf.Tensor:
-    """Decodes a JPEG, PNG, GIF, BMP or WebP.
+    """Decode a JPEG, PNG, GIF, BMP or WebP.
 
     Palettes become RGB, 16 bits become 8, an alpha channel is dropped, the first frame of an
     animation is taken, and the EXIF orientation of a JPEG is applied.
@@ -166,7 +166,7 @@ def decode_image(
 def _decode_any(
     data: tf.Tensor, size: tuple[int, int] | None, max_pixels: int, name: tf.Tensor
 ) -> tf.Tensor:
-    """Decodes an image as `decode_image` says, whatever it is."""
+    """Decode an image as `decode_image` says, whatever it is."""
     return tf.cond(
         tf.strings.substr(data, 0, 3) == STARTS["JPEG"],
         lambda: _decode_jpeg(data, size, max_pixels, name),
@@ -177,7 +177,7 @@ def _decode_any(
 def _decode_jpeg(
     data: tf.Tensor, size: tuple[int, int] | None, max_pixels: int, name: tf.Tensor
 ) -> tf.Tensor:
-    """Decodes a JPEG of any size and orientation, or refuses it."""
+    """Decode a JPEG of any size and orientation, or refuses it."""
     head = tf.io.decode_raw(tf.strings.substr(data, 0, HEAD), tf.uint8)
     start, orientation = _jpeg_orientation(head)
     # Behind the segments, since the thumbnail in EXIF has an end of its own. TensorFlow refuses a
@@ -202,7 +202,7 @@ def _decode_jpeg(
 
 @_called
 def _decode_other(data: tf.Tensor, max_pixels: int, name: tf.Tensor) -> tf.Tensor:
-    """Decodes a PNG, GIF, BMP or WebP, or refuses the file."""
+    """Decode a PNG, GIF, BMP or WebP, or refuses the file."""
     readers = {"PNG": _png_header, "GIF": _gif_header, "BMP": _bmp_header, "WebP": _webp_header}
     starts = [STARTS[name] for name in readers]
     lengths = [len(start) for start in starts]
@@ -223,7 +223,7 @@ def _decode_other(data: tf.Tensor, max_pixels: int, name: tf.Tensor) -> tf.Tenso
 
 
 def resize_image(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Resizes an image, bilinear with antialiasing; the aspect ratio is not kept.
+    """Resize an image, bilinear with antialiasing; the aspect ratio is not kept.
 
     Args:
         image: (height, width, 3), uint8 in [0, 255], or float32 in [0, 1].
@@ -272,7 +272,7 @@ _HEAD = 32  # bytes in which all of them are
 
 
 def _header_numbers(data: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns what each of `_NUMBERS` is, () int64 each; zeros are read behind the end."""
+    """Return what each of `_NUMBERS` is, () int64 each; zeros are read behind the end."""
     weights = np.zeros((len(_NUMBERS), _HEAD), np.int64)
     for row, (at, length, big) in zip(weights, _NUMBERS.values(), strict=True):
         powers = 256 ** np.arange(length)
@@ -331,7 +331,7 @@ def _no_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
 
 
 def _size_fault(sides: tf.Tensor, max_pixels: int) -> tf.Tensor:
-    """Returns why an image of this height and width is not decoded; "" if it is."""
+    """Return why an image of this height and width is not decoded; "" if it is."""
     shown = tf.strings.reduce_join(tf.strings.as_string(sides), separator=" x ")
     shown = tf.strings.join(["of ", shown, f" pixels, more than {max_pixels}"])
     large = tf.reduce_prod(tf.minimum(sides, LONGEST_SIDE)) > max_pixels
@@ -339,7 +339,7 @@ def _size_fault(sides: tf.Tensor, max_pixels: int) -> tf.Tensor:
 
 
 def _checked(data: tf.Tensor, reason: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
-    """Returns the data; raises InvalidArgumentError, "NAME is REASON", unless the reason is ""."""
+    """Return the data; raises InvalidArgumentError, "NAME is REASON", unless the reason is ""."""
     # The bare operation: tf.debugging.Assert makes a branch of it, which takes longer.
     said = tf.strings.join([name, " is ", reason])
     check = tf.raw_ops.Assert(condition=reason == "", data=[said])
@@ -348,7 +348,7 @@ def _checked(data: tf.Tensor, reason: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
 
 
 def _reduction(sides: tf.Tensor, orientation: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Returns how many of `RATIOS` leave enough of a JPEG, () int32."""
+    """Return how many of `RATIOS` leave enough of a JPEG, () int32."""
     shown = tf.where(orientation > 4, sides[::-1], sides)
     left = tf.cast(shown // tf.constant(RATIOS, tf.int64)[:, None], tf.float32)
     enough = tf.reduce_all(left >= tf.constant(size, tf.float32) * SPARE, axis=1)
@@ -356,7 +356,7 @@ def _reduction(sides: tf.Tensor, orientation: tf.Tensor, size: tuple[int, int]) 
 
 
 def _upright(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turns pixels (height, width, 3) as they are meant to be seen; 5 to 8 swap height and width.
+    """Turn pixels (height, width, 3) as they are meant to be seen; 5 to 8 swap height and width.
 
     Source: https://www.cipa.jp/std/documents/download_e.html?DC-008-Translation-2023-E, 4.6.5
     """
@@ -379,7 +379,7 @@ _ROOM = 16  # zeros behind the end, so that the bytes just behind it can be look
 
 
 def _jpeg_orientation(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns where a JPEG's APP and comment segments end, and its orientation; both () int32.
+    """Return where a JPEG's APP and comment segments end, and its orientation; both () int32.
 
     Args:
         head: (bytes,) uint8, the beginning of the file. If EXIF is missing or damaged, the
@@ -407,7 +407,7 @@ def _jpeg_orientation(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
-    """Returns the orientation in an EXIF block, () int32, 1 to 8.
+    """Return the orientation in an EXIF block, () int32, 1 to 8.
 
     Args:
         tiff: (bytes,) uint8: byte order, offset of the first directory, its entries of 12 bytes.
@@ -435,7 +435,7 @@ def _tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
 
 
 def _contains(data: tf.Tensor, end: bytes, start: tf.Tensor | int) -> tf.Tensor:
-    """Returns whether bytes have an end marker behind `start`, () bool; most often at their end."""
+    """Return whether bytes have an end marker behind `start`, () bool; most often at their end."""
 
     def search() -> tf.Tensor:
         raw = tf.io.decode_raw(data, tf.uint8)[start:]

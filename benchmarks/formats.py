@@ -88,7 +88,7 @@ def written(
     folder.mkdir(parents=True, exist_ok=True)
     if to == "saved_model":
         interface = interface_of(model, as_tasks(names))
-        write_saved_model(model, interface, folder / to)
+        write_saved_model(model, folder / to, [interface.endpoint(model)])
         loaded = tf.saved_model.load(str(folder / to))
         serve = loaded.signatures[DEFAULT_SIGNATURE]
 

@@ -33,7 +33,7 @@ Cells = tuple[np.ndarray, np.ndarray]
 class Fitted:
     """A threshold or temperature, its rule, the number of known labels, and a note on problems."""
 
-    value: float
+    value: float | None
     rule: str
     known: int
     note: str | None = None
@@ -164,8 +164,8 @@ def fit_decisions(
             by default.
 
     Returns:
-        A decision per task, for `kt.evaluate(threshold=…)` and
-        `kt.export_saved_model(thresholds=…)`.
+        A decision per task, for `threshold=` of `kt.evaluate` and `decisions=` of
+        `kt.export_saved_model`.
 
     Raises:
         ValueError: an unknown rule or task, or a rule that needs `validation` without it.
@@ -185,16 +185,7 @@ def fit_decisions(
     chosen = as_tasks(tasks)
     check_rules(chosen, thresholds, False, validation is not None)
     cells = None if validation is None else scores_and_cells(model, validation, chosen)[1]
-    decisions = decide(chosen, cells, thresholds, calibrate=False)
-    warn_of(decisions)
-    return decisions
-
-
-def warn_of(decisions: Mapping[str, Decision]) -> None:
-    """Warn where a decision is not what was asked for; the model card has all notes."""
-    notes = [f"{task!r}: {note}" for task, of in decisions.items() for note in of.notes]
-    if notes:
-        warn(f"Decisions of {shortened(notes)}; the model card has all of them.")
+    return decide(chosen, cells, thresholds, calibrate=False)
 
 
 def decide(
@@ -206,24 +197,29 @@ def decide(
     """Return how each task decides, fitted on its known labels if there are any.
 
     Thresholds are those of the calibrated probabilities. A `Decision` that is given stays as it is.
+    Warns where another is not what was asked for.
+
+    Args:
+        tasks: of the model.
+        cells: known labels and their predictions by task, as `scores_and_cells` returns them.
+        thresholds: one rule for all binary tasks, or rules and decisions by task name.
+        calibrate: whether temperatures are fitted.
 
     Raises:
         ValueError: an unknown rule or task, or one that needs known labels without them.
     """
     rules = check_rules(tasks, thresholds, calibrate, cells is not None)
-    given = given_decisions(thresholds)
     empty = (np.zeros(0), np.zeros(0))
-    return {
-        task.name: given.get(task.name)
-        or _decision(task, (cells or {}).get(task.name, empty), rules.get(task.name), calibrate)
-        for task in tasks
-    }
-
-
-def given_decisions(thresholds: Any) -> dict[str, Decision]:
-    """Return what is decided already, among rules."""
-    found = thresholds.items() if isinstance(thresholds, Mapping) else ()
-    return {name: rule for name, rule in found if isinstance(rule, Decision)}
+    found, notes = {}, []
+    for task in tasks:
+        decision = rules.get(task.name)
+        if not isinstance(decision, Decision):
+            decision = _decision(task, (cells or {}).get(task.name, empty), decision, calibrate)
+            notes += [f"{task.name!r}: {note}" for note in decision.notes]
+        found[task.name] = decision
+    if notes:
+        warn(f"Decisions of {shortened(notes)}; the model card has all of them.")
+    return found
 
 
 def check_rules(
@@ -231,32 +227,28 @@ def check_rules(
     thresholds: Rule | Mapping[str, Rule | Decision] | None,
     calibrate: bool,
     fitted: bool,
-) -> dict[str, Rule]:
-    """Return the rule of each binary task without a given decision.
+) -> dict[str, Rule | Decision]:
+    """Return the rule of each binary task, and the decisions that are given.
 
     Args:
-        tasks: of the model.
-        thresholds: one rule, or rules and decisions by task name.
-        calibrate: whether temperatures are fitted.
+        tasks, thresholds, calibrate: as of `decide`.
         fitted: whether there are known labels to fit on.
 
     Raises:
         ValueError: as `decide`.
     """
-    default: Rule = "f1" if fitted else "fixed"
-    given = given_decisions(thresholds)
-    names = [task.name for task in tasks if task.kind == "binary" and task.name not in given]
-    if isinstance(thresholds, Mapping):
-        chosen = {name: rule for name, rule in thresholds.items() if name not in given}
-        unknown = sorted(set(chosen) - set(names))
-        if unknown:
-            raise ValueError(f"`thresholds` must name binary tasks of {names}, got {unknown}")
-    else:
-        parse_rule(default if thresholds is None else thresholds)
-        chosen = {} if thresholds is None else dict.fromkeys(names, thresholds)
-    rules = {name: chosen.get(name, default) for name in names}
-    needed = [name for name, rule in rules.items() if parse_rule(rule)[0] != "fixed"]
-    if not fitted and (calibrate or needed):
+    names = [task.name for task in tasks if task.kind == "binary"]
+    if not isinstance(thresholds, Mapping):
+        rule = ("f1" if fitted else "fixed") if thresholds is None else thresholds
+        parse_rule(rule)  # also without a binary task
+        thresholds = dict.fromkeys(names, rule)
+    rules = dict.fromkeys(names, "f1" if fitted else "fixed") | dict(thresholds)
+    asked = {name: rule for name, rule in rules.items() if not isinstance(rule, Decision)}
+    unknown = sorted(set(asked) - set(names))
+    if unknown:
+        raise ValueError(f"`thresholds` must name binary tasks of {names}, got {unknown}")
+    needed = [parse_rule(rule)[0] != "fixed" for rule in asked.values()]
+    if not fitted and (calibrate or any(needed)):
         raise ValueError(
             "`validation` must be a data set to fit thresholds or temperatures on, got None. Call "
             'with validation=…, or with thresholds="fixed" and calibrate=False.'
@@ -289,24 +281,21 @@ def parse_rule(rule: Rule) -> tuple[str, float]:
 
 
 def _decision(task: Task, cells: Cells, rule: Rule | None, calibrate: bool) -> Decision:
+    """Fit the threshold and temperature of one task on its known labels."""
     if task.kind == "regression":
         return Decision()
     (y, p), several = cells, task.kind == "multiclass"
-    fitted = Fitted(1.0, "fixed", len(y))
+    heat = Fitted(1.0, "fixed", len(y))
     if calibrate:
-        fitted = fit_class_temperature(y, p) if several else fit_temperatures(y, p)[0]
+        heat = fit_class_temperature(y, p) if several else fit_temperatures(y, p)[0]
     if several:
-        return Decision(None, fitted.value, "argmax", len(y), _notes(fitted))
-    q = calibrated(p, fitted.value)
-    found = fit_thresholds(y, q, rule)[0]
-    scores = scores_at(y, q, found.value)
-    return Decision(
-        found.value, fitted.value, found.rule, found.known, _notes(fitted, found), scores
-    )
-
-
-def _notes(*fitted: Fitted) -> tuple[str, ...]:
-    return tuple(found.note for found in fitted if found.note)
+        cut, scores = Fitted(None, "argmax", len(y)), {}
+    else:
+        q = calibrated(p, heat.value)
+        cut = fit_thresholds(y, q, rule)[0]
+        scores = scores_at(y, q, cut.value)
+    notes = tuple(found.note for found in (heat, cut) if found.note)
+    return Decision(cut.value, heat.value, cut.rule, cut.known, notes, scores)
 
 
 def scores_at(y: np.ndarray, p: np.ndarray, threshold: float) -> dict[str, float | None]:
@@ -329,25 +318,21 @@ def _cells(y_true: Any, p: Any) -> list[Cells]:
         raise ValueError(
             f"`p` must have the shape of `y_true`, (rows, tasks), got {q.shape} and {y.shape}"
         )
-    if y.ndim == 1:
-        y, q = y[:, None], q[:, None]
-    found = []
-    for labels, probabilities in zip(y.T, q.T, strict=True):
-        known = is_known(labels)
-        labels, probabilities = labels[known], probabilities[known]
-        _check("y_true", labels, np.isin(labels, (0, 1)), "0, 1 or NaN (= missing)")
-        _check("p", probabilities, (probabilities >= 0) & (probabilities <= 1), "probabilities")
-        found.append((labels, probabilities))
+    columns = zip(np.atleast_2d(y.T), np.atleast_2d(q.T), strict=True)
+    found = [(labels[is_known(labels)], values[is_known(labels)]) for labels, values in columns]
+    for labels, values in found:
+        for name, given, good, must in (
+            ("y_true", labels, np.isin(labels, (0, 1)), "0, 1 or NaN (= missing)"),
+            ("p", values, (values >= 0) & (values <= 1), "probabilities"),
+        ):
+            if not good.all():
+                shown = sorted(map(float, set(given[~good])))[:5]
+                raise ValueError(f"`{name}` must be {must}, got {shown}")
     return found
 
 
-def _check(name: str, values: np.ndarray, good: np.ndarray, must: str) -> None:
-    if not good.all():
-        shown = sorted({float(value) for value in values[~good]})[:5]
-        raise ValueError(f"`{name}` must be {must}, got {shown}")
-
-
 def _threshold(y: np.ndarray, p: np.ndarray, name: str, wanted: float) -> Fitted:
+    """Fit the threshold of one task by a rule, as `parse_rule` returns it."""
     known = len(y)
     shown = name if name in ("f1", "fixed") else f"{name}>={wanted:g}"
     if name == "fixed":

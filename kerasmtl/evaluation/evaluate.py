@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any, NamedTuple
 
 import keras
@@ -146,27 +145,28 @@ def intervals(
             counts = np.bincount(rng.integers(0, units, units), minlength=units)
             reports.append(report_of(counts[unit]))
             advance()
-
-    def interval(scores: list[float]) -> Interval:
-        values = np.array(scores)
+    drawn = [_flat(report) for report in reports]
+    found = Bootstrap(draws, {name: {} for name in reports[0].tasks}, {}, {})
+    for part, name, score in drawn[0]:
+        values = np.array([scores[part, name, score] for scores in drawn])
         defined = values[~np.isnan(values)]
         low, high = np.percentile(defined, PERCENTILES) if len(defined) else (np.nan, np.nan)
-        return Interval(float(low), float(high), len(values) - len(defined))
+        interval = Interval(float(low), float(high), draws - len(defined))
+        getattr(found, part).setdefault(name, {})[score] = interval
+    return found
 
-    def over(drawn: list[Any], scores: Iterable[str]) -> dict[str, Interval]:
-        return {score: interval([getattr(found, score) for found in drawn]) for score in scores}
 
-    first = reports[0]
-    tasks, macro, micro = {}, {}, {}
-    for kind, names in first.by_kind().items():
-        scores = first.scores(kind)
-        tasks |= {name: over([report.tasks[name] for report in reports], scores) for name in names}
-        macro[kind] = {s: interval([report.macro(s, kind) for report in reports]) for s in scores}
-        if kind in first.micro:
+def _flat(report: Report) -> dict[tuple[str, str, str], float]:
+    """Return the scores by "tasks" and task, "macro" and kind, or "micro" and kind, and score."""
+    found = {}
+    for kind, tasks in report.by_kind().items():
+        for score in report.scores(kind):
+            found |= {("tasks", name, score): getattr(of, score) for name, of in tasks.items()}
+            found["macro", kind, score] = report.macro(score, kind)
             # Class 0 of one task is not class 0 of another.
-            pooled = [score for score in scores if (kind, score) != ("multiclass", "auc")]
-            micro[kind] = over([report.micro[kind] for report in reports], pooled)
-    return Bootstrap(draws, {name: tasks[name] for name in first.tasks}, macro, micro)
+            if kind in report.micro and (kind, score) != ("multiclass", "auc"):
+                found["micro", kind, score] = getattr(report.micro[kind], score)
+    return found
 
 
 def scores_and_cells(
@@ -188,18 +188,15 @@ def scores_and_cells(
 def _thresholds(given: Any, tasks: Sequence[Task]) -> dict[str, float]:
     """Return the threshold of each binary task."""
     names = [task.name for task in tasks if task.kind == "binary"]
-    if not isinstance(given, Mapping):
-        given = dict.fromkeys(names, given)
+    given = given if isinstance(given, Mapping) else dict.fromkeys(names, given)
     unknown = sorted(set(given) - {task.name for task in tasks})
     if unknown:
         raise ValueError(f"`threshold` must name tasks of {names}, got {unknown}")
-    found = {}
-    for name in names:
-        value = getattr(given.get(name), "threshold", given.get(name, DEFAULT))
-        if isinstance(value, bool) or not (isinstance(value, Real) and 0 <= value <= 1):
-            raise ValueError(f"`threshold` must be from 0 to 1, got {value!r} for {name!r}")
-        found[name] = float(value)
-    return found
+    chosen = {name: given.get(name, DEFAULT) for name in names}
+    return {
+        name: check_number("threshold", getattr(value, "threshold", value), 0.0, 1.0)
+        for name, value in chosen.items()
+    }
 
 
 def _report(
@@ -210,40 +207,23 @@ def _report(
     recall: float | None,
 ) -> Report:
     """Return the scores of each task, and of the pooled labels of each kind."""
-    micro = {}
+    scores, micro = {}, {}
+    for task in tasks:
+        known, at = cells[task.name], thresholds.get(task.name, DEFAULT)
+        scores[task.name] = scores_of(task.kind, known.y, known.p, at, recall)
     for kind in dict.fromkeys(task.kind for task in tasks):
         names = [task.name for task in tasks if task.kind == kind]
-        y, p = _pool(kind, [cells[name] for name in names])
+        parts = [cells[name].p for name in names]
+        if kind == "multiclass":
+            width = max(part.shape[1] for part in parts)
+            parts = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts]
         # Each pooled label keeps the threshold of its task.
         at = [np.full(len(cells[name].y), thresholds.get(name, DEFAULT)) for name in names]
+        y, p = np.concatenate([cells[name].y for name in names]), np.concatenate(parts)
         found = scores_of(kind, y, p, np.concatenate(at), recall)
         # Class 0 of one task is not class 0 of another.
         micro[kind] = replace(found, auc=float("nan"), classes=0) if kind == "multiclass" else found
-    return Report(
-        rows=rows,
-        tasks={
-            task.name: scores_of(
-                task.kind,
-                cells[task.name].y,
-                cells[task.name].p,
-                thresholds.get(task.name, DEFAULT),
-                recall,
-            )
-            for task in tasks
-        },
-        micro=micro,
-        recall=recall,
-        thresholds=dict(thresholds),
-    )
-
-
-def _pool(kind: str, parts: Sequence[Known]) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and predictions of tasks of a kind as those of one task."""
-    p = [part.p for part in parts]
-    if kind == "multiclass":
-        width = max(part.shape[1] for part in p)
-        p = [np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in p]
-    return np.concatenate([part.y for part in parts]), np.concatenate(p)
+    return Report(rows, scores, micro, recall=recall, thresholds=dict(thresholds))
 
 
 def _known_cells(
@@ -255,11 +235,11 @@ def _known_cells(
     cells = {}
     for key, positions in columns.items():
         served = [tasks[position] for position in positions]
-        _check_shapes(served, labels[key], predictions[key])
+        p = predictions[key]
+        _check_shapes(served, labels[key], p)
         for column, task in enumerate(served):
-            p = predictions[key]
-            p = p if task.kind == "multiclass" else p[:, column]
-            cells[task.name] = _known_of(task, labels[key][:, column], p)
+            shown = p if task.kind == "multiclass" else p[:, column]
+            cells[task.name] = _known_of(task, labels[key][:, column], shown)
     rows = len(next(iter(labels.values())))
     return rows, {task.name: cells[task.name] for task in tasks}
 
@@ -268,8 +248,8 @@ def _collected(
     model: keras.Model, dataset: Any, columns: Mapping[str, Sequence[int]], progress: bool
 ) -> tuple[Arrays, Arrays]:
     """Return all labels and all predictions by output."""
-    labels: dict[str, list[np.ndarray]] = {key: [] for key in columns}
-    predictions: dict[str, list[np.ndarray]] = {key: [] for key in columns}
+    labels: list[Arrays] = []
+    predictions: list[Arrays] = []
     batches = int(dataset.cardinality()) if hasattr(dataset, "cardinality") else -1
     with progress_bar("evaluating", max(batches, 0) or None, progress) as advance:
         for batch in dataset:
@@ -277,18 +257,15 @@ def _collected(
                 raise ValueError(
                     f"`dataset` must yield (inputs, labels) without weights, got {len(batch)} parts"
                 )
-            truth = _by_output(batch[1], columns, "dataset")
-            predicted = _by_output(model.predict_on_batch(batch[0]), columns, "model")
-            for key in columns:
-                labels[key].append(truth[key])
-                predictions[key].append(predicted[key])
+            labels.append(_by_output(batch[1], columns, "dataset"))
+            predictions.append(_by_output(model.predict_on_batch(batch[0]), columns, "model"))
             advance()
-    if not all(labels.values()):
+    if not labels:
         raise ValueError("`dataset` must have at least one batch, got none")
-    return (
-        {key: np.concatenate(parts) for key, parts in labels.items()},
-        {key: np.concatenate(parts) for key, parts in predictions.items()},
-    )
+    whole = [
+        {k: np.concatenate([b[k] for b in of]) for k in columns} for of in (labels, predictions)
+    ]
+    return whole[0], whole[1]
 
 
 def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) -> Arrays:
@@ -299,11 +276,11 @@ def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) ->
                 f"`{source}` must give a dict with the keys {list(columns)}, one for each kind of "
                 f"`tasks`, got {type(found).__name__}"
             )
-        found = {next(iter(columns)): found}
+        found = dict.fromkeys(columns, found)
     lacking = [key for key in columns if key not in found]
     if lacking:
         raise ValueError(
-            f"`{source}` must give the output {lacking[0]!r} of `tasks`, got {list(found)}"
+            f"`{source}` must give the outputs {lacking} of `tasks`, got {list(found)}"
         )
     beyond = [key for key in found if key not in columns]
     if source == "model" and beyond:
@@ -316,22 +293,17 @@ def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) ->
 
 def _check_shapes(tasks: Sequence[Task], labels: np.ndarray, predictions: np.ndarray) -> None:
     """Raise ValueError unless there is a column of labels and predictions for each task."""
-    names = [task.name for task in tasks]
-    width = sum(task.outputs for task in tasks)
+    names, width = [task.name for task in tasks], sum(task.outputs for task in tasks)
     if labels.shape == (len(predictions), len(tasks)) and predictions.shape[1:] == (width,):
         return
-    got = f"got labels {labels.shape} and predictions {predictions.shape}"
-    if tasks[0].kind != "binary":
-        raise ValueError(
-            f"`tasks` must fit: task {names[0]!r} needs labels of shape (rows, 1) and predictions "
-            f"of shape (rows, {width}), {got}"
-        )
-    fewest, *_, most = sorted((labels.shape[-1], predictions.shape[-1], len(names)))
-    without = f". Tasks without a column: {names[fewest:]}" if fewest < len(names) else ""
-    if most > len(names):
-        without += f". Columns without a task: {list(range(len(names), most))}"
+    without = ""
+    if width == len(names):
+        fewest, _, most = sorted((labels.shape[-1], predictions.shape[-1], width))
+        without += f". Tasks without a column: {names[fewest:]}" if fewest < width else ""
+        without += f". Columns without a task: {list(range(width, most))}" if most > width else ""
     raise ValueError(
-        f"`tasks` must fit labels and predictions of shape (rows, {len(names)}), {got}{without}"
+        f"`tasks` must fit labels and predictions: {names} need (rows, {len(names)}) and (rows, "
+        f"{width}), got {labels.shape} and {predictions.shape}{without}"
     )
 
 
@@ -342,19 +314,17 @@ def _known_of(task: Task, labels: np.ndarray, predictions: np.ndarray) -> Known:
     if not isinstance(softened, str) and 0 < softened < 1:
         known &= labels.astype("float32") != np.float32(softened)
     y, p = labels[known], predictions[known]
+    classes = max(2, task.outputs)
+    valid, must = np.isin(y, range(classes)), f"0 to {classes - 1}"
+    good, given = (p >= 0) & (p <= 1), "numbers from 0 to 1"
     if task.kind == "regression":
-        valid, expected, must = np.isfinite(y), "finite numbers", "finite numbers"
-        good = np.isfinite(p)
+        valid, good, must, given = np.isfinite(y), np.isfinite(p), *["finite numbers"] * 2
     elif task.kind == "multiclass":
-        valid, expected = np.isin(y, range(task.outputs)), f"0 to {task.outputs - 1}"
-        good, must = (p >= 0) & (p <= 1), "probabilities that sum to 1"
         good = good & (np.abs(p.sum(axis=1, keepdims=True) - 1) < 1e-2)
-    else:
-        valid, expected, must = np.isin(y, (0, 1)), "0, 1", "numbers from 0 to 1"
-        good = (p >= 0) & (p <= 1)
+        given = "probabilities that sum to 1"
     if not valid.all():
         raise ValueError(
-            f"`dataset` must have labels {expected} or NaN (= missing) of task {task.name!r}, "
+            f"`dataset` must have labels {must} or NaN (= missing) of task {task.name!r}, "
             f"got {sorted({float(label) for label in y[~valid]})[:5]}"
         )
     nan = np.isnan(p).any(axis=tuple(range(1, p.ndim)))
@@ -365,7 +335,7 @@ def _known_of(task: Task, labels: np.ndarray, predictions: np.ndarray) -> Known:
         )
     if not good.all():
         raise ValueError(
-            f"`model` must predict {must} for task {task.name!r}, got "
+            f"`model` must predict {given} for task {task.name!r}, got "
             f"{[float(value) for value in p[~good][:3]]}"
         )
     return Known(np.flatnonzero(known), y, p)

@@ -256,39 +256,35 @@ class Report:
         return [getattr(scores, score) for scores in self.by_kind().get(kind, {}).values()]
 
     def _columns(self, kind: str) -> list[str]:
-        names = [column.name for column in fields(KINDS[kind])]
-        return [name for name in names if name != AT_RECALL or self.recall is not None]
+        """Return the names of the counts and scores of a kind that are shown."""
+        return asked_for(kind) + [AT_RECALL] * (kind == "binary" and self.recall is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report for JSON; undefined scores are None."""
-        kinds = {name: kind for kind, tasks in self.by_kind().items() for name in tasks}
 
         def shown(scores: Scores, kind: str) -> dict[str, Any]:
             return {name: getattr(scores, name) for name in self._columns(kind)}
 
-        found = {
-            "macro_auc": self.macro_auc,
-            "rows": self.rows,
-            "tasks": {
-                name: {"kind": kinds[name], **shown(scores, kinds[name])}
-                for name, scores in self.tasks.items()
-            },
-            "macro": {
-                kind: {
-                    score: {"mean": self.macro(score, kind), "defined": self.defined(score, kind)}
-                    for score in self.scores(kind)
-                }
-                for kind in self.by_kind()
-            },
-            "micro": {kind: shown(scores, kind) for kind, scores in self.micro.items()},
+        kinds = {name: kind for kind, tasks in self.by_kind().items() for name in tasks}
+        tasks = {
+            name: {"kind": kinds[name], **shown(of, kinds[name])} for name, of in self.tasks.items()
         }
-        if self.thresholds:
-            found["thresholds"] = self.thresholds
-        if self.recall is not None:
-            found["recall"] = self.recall
-        if self.bootstrap is not None:
-            found["bootstrap"] = asdict(self.bootstrap)
-        return _json(found)
+        macro = {
+            kind: {
+                score: {"mean": self.macro(score, kind), "defined": self.defined(score, kind)}
+                for score in self.scores(kind)
+            }
+            for kind in self.by_kind()
+        }
+        micro = {kind: shown(scores, kind) for kind, scores in self.micro.items()}
+        found = {"macro_auc": self.macro_auc, "rows": self.rows, "tasks": tasks, "macro": macro}
+        asked = {
+            "thresholds": self.thresholds or None,
+            "recall": self.recall,
+            "bootstrap": self.bootstrap and asdict(self.bootstrap),
+        }
+        asked = {name: value for name, value in asked.items() if value is not None}
+        return _json({**found, "micro": micro, **asked})
 
     def table(self) -> RenderableType:
         """Return a rich table for each kind of task; undefined scores are a dash.
@@ -306,48 +302,39 @@ class Report:
         from rich.text import Text
 
         tasks, columns, scores = self.by_kind()[kind], self._columns(kind), self.scores(kind)
+        blanks = [""] * (len(columns) - len(scores))  # below the counts
         table = Table(title=f"{self.rows} rows" + (f", {kind}" if len(self.by_kind()) > 1 else ""))
         table.add_column("task", min_width=8)
         for column in columns:
             title = f"precision_at {self.recall:g}" if column == AT_RECALL else column
             table.add_column(title.replace("_", "\n"), justify="right", no_wrap=True)
-        chosen = kind == "binary" and set(self.thresholds.values()) - {0.5}
-        thresholds = self.thresholds if chosen else {}  # which accuracy and F1 depend on
-        if thresholds:
+        # Accuracy and F1 depend on the thresholds, which are shown where they are not the default.
+        chosen = kind == "binary" and bool(set(self.thresholds.values()) - {0.5})
+        if chosen:
             table.add_column("yes\nfrom", justify="right", no_wrap=True)
 
-        def add(name: str, shown: list[str], values: Mapping[str, Any], part: str, of: str) -> None:
-            blanks = [""] * (len(columns) - len(shown))
-            cells = [*blanks, *(_text(values[column]) for column in shown)]
-            if part == "tasks" and of in thresholds:
-                cells.append(_text(thresholds[of]))
+        def add(name: str, values: Mapping[str, Any], part: str, of: str) -> None:
+            cells = [_text(values[column]) if column in values else "" for column in columns]
+            if chosen and part == "tasks":
+                cells.append(_text(self.thresholds[of]))
             table.add_row(Name(name), *cells)
-            for label, ends in self._interval_lines(shown, part, of):
-                table.add_row(Text(f"  {label}", style="dim"), *blanks, *ends)
+            found = getattr(self.bootstrap, part)[of] if self.bootstrap else {}
+            found = {score: at for score, at in found.items() if not math.isnan(at.low)}
+            for label, end in (("2.5 %", "low"), ("97.5 %", "high")) if found else ():
+                ends = [_text(getattr(found[c], end)) if c in found else "" for c in columns]
+                table.add_row(Text(f"  {label}", style="dim"), *ends)
 
         for name, of in tasks.items():
-            add(name, columns, asdict(of), "tasks", name)
+            add(name, asdict(of), "tasks", name)
         if len(tasks) == 1:  # mean and pooled scores are those of the task
             return table
         table.add_section()
-        add("mean", scores, {score: self.macro(score, kind) for score in scores}, "macro", kind)
+        add("mean", {score: self.macro(score, kind) for score in scores}, "macro", kind)
         counts = [f"{self.defined(score, kind)}/{len(tasks)}" for score in scores]
-        table.add_row("defined", *[""] * (len(columns) - len(scores)), *counts)
+        table.add_row("defined", *blanks, *counts)
         if kind in self.micro:
-            add("pooled", columns, asdict(self.micro[kind]), "micro", kind)
+            add("pooled", asdict(self.micro[kind]), "micro", kind)
         return table
-
-    def _interval_lines(
-        self, columns: list[str], part: str, of: str
-    ) -> list[tuple[str, list[str]]]:
-        """Return the ends of the intervals of a line, in two lines, which fit a terminal."""
-        found = getattr(self.bootstrap, part)[of] if self.bootstrap else {}
-        found = {name: at for name, at in found.items() if not math.isnan(at.low)}
-        return [
-            (label, [_text(getattr(found[c], end)) if c in found else "" for c in columns])
-            for label, end in (("2.5 %", "low"), ("97.5 %", "high"))
-            if found
-        ]
 
     def __str__(self) -> str:
         from rich.console import Console

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +29,17 @@ from kerasmtl.export.converted_model import (
 from kerasmtl.export.description import describe_task, package_versions
 from kerasmtl.export.litert import litert_bytes
 from kerasmtl.export.onnx import onnx_bytes
-from kerasmtl.export.signatures import ModelInterface, reference_answers
+from kerasmtl.export.signatures import ModelInterface
+from kerasmtl.export.verify import reference_answers
 from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.files import atomic_file
+from kerasmtl.utils.text import warn
 from kerasmtl.utils.validation import check_choice, check_count
 
 COUNT = 300  # samples by default; TensorFlow's guide names some hundreds as enough
 CALIBRATING = 2 / 3  # of the samples set the ranges of int8; the others are for the check
 AGREEMENT = 0.98  # of decisions, below which there is a warning
-NEAR = {"probability": 1e-5, "number": 1e-4}  # allowed differences; of numbers above 1, relative
+NEAR = {"probability": 1e-5, "regression": 1e-4}  # allowed differences; above 1, relative
 
 
 def convert_model(
@@ -118,19 +119,23 @@ def convert_model(
     else:
         ranges = None if rows is None else rows[: cut or None]
         made = litert_bytes(model, interface, to.partition("-")[2] or None, ranges, uint8)
+    if rows is None:
+        signature = interface.input.signature(interface.input.model_signature)
+        noise = {name: tf.constant(array) for name, array in signature.sample(0).items()}
+        checked = np.asarray(signature.to_input(noise))
+    else:
+        checked = rows[cut:]
     with atomic_file(target) as file:
         file.write_bytes(made)
-        checked = noise(interface) if rows is None else rows[cut:]
         check = compare(model, runner(file, interface.name), interface, checked, uint8, kind.exact)
         check["on"] = "noise" if rows is None else "samples"
         write_file_description(file, _describe(interface, to, uint8, check))
         _check_new(target)
     agree = check["decisions_agree"]
     if rows is not None and agree is not None and agree < AGREEMENT:
-        warnings.warn(
+        warn(
             f"{target} decides differently from the model in {1 - agree:.1%} of the cases checked. "
-            "litert keeps the model's decisions.",
-            stacklevel=2,
+            "litert keeps the model's decisions."
         )
     return ConvertedModel(target)
 
@@ -185,13 +190,6 @@ def draw_samples(
     return rows
 
 
-def noise(interface: ModelInterface) -> np.ndarray:
-    """Return rows for a check without data, (rows, *interface.shape) float32."""
-    signature = interface.input.signature(interface.input.model_signature)
-    given = {name: tf.constant(array) for name, array in signature.sample(0).items()}
-    return np.asarray(signature.to_input(given))
-
-
 def compare(
     model: keras.Model,
     run: Run,
@@ -220,20 +218,19 @@ def compare(
     if uint8:  # both get what uint8 can hold
         rows = np.rint(rows * 255).astype("uint8")
     floats = rows / np.float32(255) if uint8 else rows
-    wanted = reference_answers(model, floats, interface, BATCH)
+    outputs = model.predict(floats, batch_size=BATCH, verbose=0)
+    wanted = reference_answers(outputs, interface.tasks, interface.decisions)
     try:
         parts = [run(rows[at : at + BATCH]) for at in range(0, len(rows), BATCH)]
-        got = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+        names = [task.name for task in interface.tasks]
+        got = {name: np.concatenate([part[name] for part in parts]) for name in names}
     except Exception as error:  # runtimes raise their own errors, of types that are not public
         raise ValueError(
             f"`model` was converted, but the runtime cannot run the file: {str(error)[:300]}"
         ) from error
     differences = {name: _difference(name, got[name], wanted[name]) for name in got}
-    beyond = {
-        task.name: differences[task.name]
-        for task in interface.tasks
-        if differences[task.name] > NEAR["number" if task.kind == "regression" else "probability"]
-    }
+    bounds = {t.name: NEAR.get(t.kind, NEAR["probability"]) for t in interface.tasks}
+    beyond = {name: off for name, off in differences.items() if off > bounds[name]}
     if exact and beyond:
         raise ValueError(
             f"`model` must give the same numbers once converted, to {NEAR}, got differences of "
@@ -283,6 +280,7 @@ def _check_new(target: Path) -> None:
 
 
 def _check_options(to: str, interface: ModelInterface, samples: Any, uint8: bool) -> None:
+    """Raise ValueError for options that a format, or this kind of input, does not have."""
     if to != "litert-int8":
         if uint8:
             raise ValueError(f"`uint8` must be False but for litert-int8, got True with to={to!r}")
@@ -309,17 +307,15 @@ def _check_options(to: str, interface: ModelInterface, samples: Any, uint8: bool
 def _describe(
     interface: ModelInterface, to: str, uint8: bool, check: dict[str, Any]
 ) -> dict[str, Any]:
-    inputs: dict[str, Any] = {
-        "dtype": "uint8" if uint8 else "float32",
-        "shape": [None, *interface.shape],
-    }
+    """Compose the description that a file carries."""
+    takes = {"dtype": "uint8" if uint8 else "float32", "shape": [None, *interface.shape]}
     if interface.input.bounds:
-        inputs["range"] = [0, 255] if uint8 else list(interface.input.bounds)
+        takes["range"] = [0, 255] if uint8 else list(interface.input.bounds)
     return {
         "format": 1,
         "to": to,
         "input": interface.input.config(),
-        "inputs": {interface.name: inputs},
+        "inputs": {interface.name: takes},
         "tasks": [describe_task(task, interface.decisions[task.name]) for task in interface.tasks],
         "check": check,
         "versions": package_versions(),

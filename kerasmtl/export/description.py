@@ -8,11 +8,9 @@ predictor read exports through it.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,36 +35,6 @@ DECISION = "_decision"  # the output with a task's decision is named after the t
 FORMAT = 1
 
 
-def describe(
-    folder: Path,
-    name: str,
-    version: int,
-    tasks: Sequence[Task],
-    decisions: Mapping[str, Decision],
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Compose the content of model.json.
-
-    Args:
-        folder: the SavedModel, whose signatures are read from its graph.
-        name: of the model.
-        version: its number.
-        tasks: of the outputs, in order.
-        decisions: threshold and temperature by task.
-        about: further entries: what the input is, "metrics", "data" and "licence".
-    """
-    return {
-        **about,
-        "format": FORMAT,
-        "name": name,
-        "version": version,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "tasks": [describe_task(task, decisions[task.name]) for task in tasks],
-        "signatures": signatures_in(folder),
-        "versions": package_versions(),
-    }
-
-
 def package_versions() -> dict[str, str]:
     """Return the versions of what writes an export."""
     return {
@@ -79,20 +47,14 @@ def package_versions() -> dict[str, str]:
 
 def describe_task(task: Task, decision: Decision) -> dict[str, Any]:
     """Return what a description says of a task; "decision" is how its threshold was fitted."""
+    fitted = {"rule": decision.rule, "known": decision.known, "notes": list(decision.notes)}
     return {
         "name": task.name,
         "kind": task.kind,
         "classes": list(task.classes),
         "threshold": decision.threshold,
         "temperature": decision.temperature,
-        "decision": None
-        if decision.rule is None
-        else {
-            "rule": decision.rule,
-            "known": decision.known,
-            "notes": list(decision.notes),
-            **decision.scores,
-        },
+        "decision": {**fitted, **decision.scores} if decision.rule else None,
     }
 
 
@@ -100,9 +62,13 @@ def write_description(folder: Path, content: Mapping[str, Any]) -> None:
     """Write model.json: UTF-8, sorted, strict JSON (NaN and infinity become null)."""
     file = folder / MODEL_JSON
     file.parent.mkdir(exist_ok=True)
-    text = json.dumps(
-        _strict(content), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False
-    )
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else str(value)
+
+    # NaN and infinity are written as such, and read as None.
+    strict = json.loads(json.dumps(content, default=plain), parse_constant=lambda name: None)
+    text = json.dumps(strict, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     file.write_text(text + "\n", encoding="utf-8")
 
 
@@ -228,16 +194,3 @@ def _tensors(infos: Any) -> dict[str, Any]:
         }
         for name, info in sorted(infos.items())
     }
-
-
-def _strict(value: Any) -> Any:
-    """Replace what JSON lacks: NumPy scalars, NaN, paths."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | None) else str(value)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from kerasmtl.export.description import DEFAULT_SIGNATURE
 from kerasmtl.export.signatures import ModelInterface, write_saved_model
+from kerasmtl.models.layer_groups import sublayers
 
 
 def litert_bytes(
@@ -45,7 +46,7 @@ def litert_bytes(
     with tempfile.TemporaryDirectory(prefix="kerasmtl-") as folder, warnings.catch_warnings():
         # The calibrator runs tf.lite.Interpreter, which warns that it will move to LiteRT.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"tensorflow\.lite")
-        write_saved_model(model, interface, folder)
+        write_saved_model(model, folder, [interface.endpoint(model)])
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=[DEFAULT_SIGNATURE]
         )
@@ -77,27 +78,17 @@ def _one_by_one(
 
 
 def _reason(error: Exception, model: keras.Model, quantize: str | None) -> str:
-    half = _half_precision(model)
-    if half is not None:
-        return (
-            f"`model` must compute in float32 for LiteRT, got layer {half.name!r} in "
-            f"{half.compute_dtype}. Build the same model after "
-            "keras.config.set_dtype_policy('float32'), and give it the weights: "
-            "again.set_weights(model.get_weights())"
-        )
+    """Explain a failed conversion: half precision, or the operations that LiteRT lacks."""
+    for layer in sublayers(model):
+        containers = keras.layers.InputLayer | keras.Model
+        if "float16" in layer.compute_dtype and not isinstance(layer, containers):
+            return (
+                f"`model` must compute in float32 for LiteRT, got layer {layer.name!r} in "
+                f"{layer.compute_dtype}. Build the same model after "
+                "keras.config.set_dtype_policy('float32'), and give it the weights: "
+                "again.set_weights(model.get_weights())"
+            )
     kind = "8-bit integer operation" if quantize == "int8" else "operation"
     found = sorted(set(re.findall(r"'(tf[a-z]*\.[A-Za-z0-9_]+)' op", str(error))))
     reason = ", ".join(found) or str(error).strip().split("\n")[0][:300]
     return f"`model` cannot be converted to LiteRT, which has no {kind} for: {reason}"
-
-
-def _half_precision(model: keras.Model) -> keras.Layer | None:
-    """Return a layer that computes in 16 bits, if there is one."""
-    for layer in model.layers:
-        inner = _half_precision(layer) if isinstance(layer, keras.Model) else None
-        if inner is not None:
-            return inner
-        halves = layer.compute_dtype in ("float16", "bfloat16")
-        if halves and not isinstance(layer, keras.layers.InputLayer | keras.Model):
-            return layer
-    return None

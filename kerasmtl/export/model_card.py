@@ -13,6 +13,12 @@ from typing import Any
 from kerasmtl.data.inputs import Input
 from kerasmtl.export.description import MODEL_CARD
 
+ABOUT_DECISIONS = (
+    "A binary task's decision is 1 where the probability is at least the threshold. Precision, "
+    "recall and F1 are those of the decisions on the labels that the threshold was fitted on, so "
+    "they are optimistic. A temperature of 1 leaves probabilities as they are."
+)
+
 
 def write_card(folder: Path, about: Mapping[str, Any]) -> None:
     """Write the card of an export, from the content of its model.json."""
@@ -25,24 +31,32 @@ def model_card(about: Mapping[str, Any]) -> str:
     Args:
         about: the content of model.json.
     """
+    name, tasks = _plain(about["name"]), about["tasks"]
     parts = [
-        f"# {_plain(about['name'])}, version {about['version']}",
+        f"# {name}, version {about['version']}",
         _summary(about),
         "## Outputs",
-        _tasks(about["tasks"]),
-        *_notes(about["tasks"]),
+        _tasks(tasks),
+        ABOUT_DECISIONS,
+        "\n".join(
+            f"- {_plain(task['name'])}: {_plain(note)}."
+            for task in tasks
+            for note in (task["decision"] or {}).get("notes", [])
+        ),
         "## Inputs",
-        _inputs(about),
+        Input.from_config(about["input"]).described(),
         _signatures(about["signatures"]),
         "## Scores",
-        _metrics(about["metrics"]),
+        *_metrics(about["metrics"]),
         "## How to call it",
-        _request(about),
+        f"TensorFlow Serving: POST /v1/models/{name}:predict; Open Inference Protocol: POST "
+        f"/v2/models/{name}/infer. A request and its answer are in `golden/`.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _summary(about: Mapping[str, Any]) -> str:
+    """Return a list of who made the model, of what and when."""
     data, versions = about["data"] or {}, about["versions"]
     rows = {
         "Created": about["created"],
@@ -52,53 +66,32 @@ def _summary(about: Mapping[str, Any]) -> str:
         "SHA-256 of the labels file": data.get("sha256"),
         "Made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
-    shown = [f"- {name}: {_plain(value)}" for name, value in rows.items() if value is not None]
-    return "\n".join(shown)
+    return "\n".join(f"- {name}: {_plain(of)}" for name, of in rows.items() if of is not None)
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
-    def cells(task: Mapping[str, Any]) -> list[Any]:
-        decision = task["decision"] or {}
-        return [
-            task["name"],
-            task["kind"],
-            ", ".join(task["classes"]),
-            _number(task["threshold"]),
-            decision.get("rule"),
-            decision.get("known"),
-            *(_number(decision.get(score)) for score in ("precision", "recall", "f1")),
-            _number(task["temperature"]),
+    """Return a table of the tasks and their decisions."""
+    shown = ("rule", "known", "precision", "recall", "f1")
+    rows = [
+        [
+            *(task["name"], task["kind"], ", ".join(task["classes"]), task["threshold"]),
+            *((task["decision"] or {}).get(key) for key in shown),
+            task["temperature"],
         ]
-
-    head = ["task", "kind", "classes", "threshold", "rule", "known labels"]
-    head += ["precision", "recall", "f1", "temperature"]
-    text = (
-        "A binary task's decision is 1 where the probability is at least the threshold. Precision, "
-        "recall and F1 are those of the decisions on the labels that the threshold was fitted on, "
-        "so they are optimistic. A temperature of 1 leaves probabilities as they are."
-    )
-    return f"{_table(head, map(cells, tasks))}\n\n{text}"
-
-
-def _notes(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = [
-        f"- {_plain(task['name'])}: {_plain(note)}."
         for task in tasks
-        for note in (task["decision"] or {}).get("notes", [])
     ]
-    return ["\n".join(found)] if found else []
-
-
-def _inputs(about: Mapping[str, Any]) -> str:
-    return Input.from_config(about["input"]).described()
+    head = ["task", "kind", "classes", "threshold", "rule", "known labels", *shown[2:]]
+    return _table([*head, "temperature"], rows)
 
 
 def _signatures(signatures: Mapping[str, Any]) -> str:
+    """Return a table of the signatures, with types and shapes."""
+
     def tensors(found: Mapping[str, Any]) -> str:
-        shown = [
-            f"{name} {tensor['dtype']} ({', '.join(['batch', *map(_length, tensor['shape'][1:])])})"
-            for name, tensor in found.items()
-        ]
+        shown = []
+        for name, tensor in found.items():
+            sizes = ["any" if size is None else str(size) for size in tensor["shape"][1:]]
+            shown.append(f"{name} {tensor['dtype']} ({', '.join(['batch', *sizes])})")
         return "; ".join(shown[:10] + ["…"] * (len(shown) > 10))
 
     rows = [
@@ -107,17 +100,12 @@ def _signatures(signatures: Mapping[str, Any]) -> str:
     return _table(["signature", "inputs", "outputs"], rows)
 
 
-def _length(size: int | None) -> str:
-    return "any" if size is None else str(size)
-
-
-def _metrics(metrics: Mapping[str, Any] | None) -> str:
+def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
+    """Return a table of scores for each kind of task."""
     if not metrics or not metrics.get("tasks"):
-        return "Not measured."
-    rows = metrics.get("rows")
-    of = f" of {rows} rows" if rows else ""
-    if metrics.get("of") == "validation":
-        of += " of the validation split"
+        return ["Not measured."]
+    of = f" of {metrics['rows']} rows" if metrics.get("rows") else ""
+    of += " of the validation split" if metrics.get("of") == "validation" else ""
     parts = [
         f"On the known labels{of}, before calibration. Accuracy and F1 are at the threshold of the "
         "evaluation, 0.5 by default, not at those above."
@@ -127,41 +115,18 @@ def _metrics(metrics: Mapping[str, Any] | None) -> str:
         by_kind.setdefault(scores.get("kind", ""), {})[name] = scores
     for kind, tasks in by_kind.items():
         names = [name for name in next(iter(tasks.values())) if name != "kind"]
-        rows = [
-            [task, *(_number(scores.get(name)) for name in names)] for task, scores in tasks.items()
-        ]
+        rows = [[task, *map(scores.get, names)] for task, scores in tasks.items()]
         parts.append(_table([f"{kind} task", *names], rows))
-    return "\n\n".join(parts)
-
-
-def _request(about: Mapping[str, Any]) -> str:
-    name = about["name"]
-    return (
-        f"TensorFlow Serving: {_code(f'POST /v1/models/{name}:predict')}; Open Inference Protocol: "
-        f"{_code(f'POST /v2/models/{name}/infer')}. A request and its answer are in `golden/`."
-    )
+    return parts
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table; its cells are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
 
 
-def _number(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else value
-
-
 def _plain(value: Any) -> str:
-    """Escape text so that it stays one cell, without markup."""
-    return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", _one_line(value))
-
-
-def _code(value: Any) -> str:
-    """Return a code span, in which nothing is escaped: its fence is longer than any in the text."""
-    text = _one_line(value)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{text}{fence}"
-
-
-def _one_line(value: Any) -> str:
-    return "" if value is None else " ".join(str(value).split())
+    """Return a value as one line without markup: four digits of a number, "" for None."""
+    text = f"{value:.4g}" if isinstance(value, float) else str("" if value is None else value)
+    return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", " ".join(text.split()))

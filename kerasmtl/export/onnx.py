@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from kerasmtl.export.converted_model import check_runtime
-from kerasmtl.export.signatures import ModelInterface, serving_function
+from kerasmtl.export.signatures import ModelInterface
 
 OPSET = 18  # the highest of tf2onnx 1.17
 
@@ -33,10 +33,10 @@ def onnx_bytes(model: keras.Model, interface: ModelInterface) -> bytes:
     logger = logging.getLogger("tf2onnx")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    spec = [interface.spec()]
-    serve = tf.function(serving_function(model, interface), input_signature=spec, autograph=False)
+    _, serve, spec = interface.endpoint(model)
+    traced = tf.function(serve, input_signature=spec, autograph=False)
     try:
-        made, _ = tf2onnx.convert.from_function(serve, input_signature=spec, opset=OPSET)
+        made, _ = tf2onnx.convert.from_function(traced, input_signature=spec, opset=OPSET)
         onnx.checker.check_model(made, full_check=True)
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         found = sorted(set(re.findall(r"No Op registered for (\w+)", str(error))))

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Real
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,31 @@ import keras
 import tensorflow as tf
 
 from kerasmtl.data.inputs import Input
-from kerasmtl.evaluation.calibration import (
-    Decision,
-    Rule,
-    check_rules,
-    decide,
-    given_decisions,
-    warn_of,
-)
+from kerasmtl.evaluation.calibration import Decision, Rule, check_rules, decide
 from kerasmtl.evaluation.evaluate import scores_and_cells
-from kerasmtl.evaluation.report import KINDS, Report, asked_for
+from kerasmtl.evaluation.report import Report, asked_for
 from kerasmtl.export import verify as verification
-from kerasmtl.export.description import describe, write_description
+from kerasmtl.export.description import (
+    FORMAT,
+    describe_task,
+    package_versions,
+    signatures_in,
+    write_description,
+)
 from kerasmtl.export.model_card import write_card
 from kerasmtl.export.signatures import (
-    Endpoint,
     check_names,
     endpoints,
     input_of,
     traced_signatures,
+    write_saved_model,
 )
 from kerasmtl.export.versions import check_target, new_version
 from kerasmtl.models.build import check_outputs
 from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.files import file_sha256
+from kerasmtl.utils.text import listed
+from kerasmtl.utils.validation import check_number
 
 ERRORS = {"brier", "ece", "log_loss", "mae", "rmse"}  # scores of which less is better
 CARD = ("name", "licence", "data")
@@ -158,23 +159,26 @@ def export_saved_model(
         scores = {**measured.to_dict(), "of": "validation"} if scores is None else scores
     check_scores(scores, require)
     decided = decide(chosen, cells, decisions, calibrate)
-    given = given_decisions(decisions)
-    warn_of({name: decision for name, decision in decided.items() if name not in given})
-
     signatures = traced_signatures(bound)
-    reference = verification.ReferenceModel(model, chosen, decided)
-    cases = verification.make_cases(reference, signatures)
+    cases = verification.make_cases(model, signatures, chosen, decided)
     with new_version(base, version) as (number, scratch):
         folder = scratch / "model"
         with _disk_errors(base):
-            _write_graph(model, folder, endpoints(model, signatures, chosen, decided))
-        name = about.pop("name")
-        content = describe(folder, name, number, chosen, decided, {**about, "metrics": scores})
-        write_description(folder, content)
-        write_card(folder, content)
+            write_saved_model(model, folder, endpoints(model, signatures, chosen, decided))
+        about |= {
+            "format": FORMAT,
+            "version": number,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "tasks": [describe_task(task, decided[task.name]) for task in chosen],
+            "signatures": signatures_in(folder),
+            "metrics": scores,
+            "versions": package_versions(),
+        }
+        write_description(folder, about)
+        write_card(folder, about)
         verification.write_golden(folder, cases[0])
         with _disk_errors(base):
-            verification.write_warm_up(folder, cases, name)
+            verification.write_warm_up(folder, cases, about["name"])
         if verify:
             verification.verify(folder, cases, scratch)
     return base / str(number)
@@ -197,23 +201,14 @@ def check_required(
     Raises:
         ValueError: not a dict of finite numbers, or a name that is not a score.
     """
-    if require is None:
-        return
-    if not isinstance(require, Mapping):
+    if not isinstance(require, Mapping | None):
         raise ValueError(f'`require` must be a dict like {{"macro_auc": 0.8}}, got {require!r}')
-    for name, wanted in require.items():
-        if not isinstance(wanted, Real) or isinstance(wanted, bool) or not math.isfinite(wanted):
-            raise ValueError(f"`require` of {name!r} must be a finite number, got {wanted!r}")
-    if tasks is None:
-        return
-    scores = {kind: dict.fromkeys(asked_for(kind), 0.0) for kind in KINDS}
-    empty = {
-        "macro_auc": 0.0,
-        "tasks": {task.name: scores[task.kind] for task in tasks},
-        "macro": {task.kind: {s: {"mean": 0.0} for s in scores[task.kind]} for task in tasks},
-    }
-    for name in require:
-        _score(empty, name)
+    for name, wanted in (require or {}).items():
+        check_number(f"require[{name!r}]", wanted)
+    if tasks is not None:
+        scores = [(task.name, score) for task in tasks for score in asked_for(task.kind)]
+        known = [f"{part}{score}" for task, score in scores for part in (f"{task}.", "macro_")]
+        _check_known(require or (), ["macro_auc", *known])
 
 
 def check_scores(scores: Mapping[str, Any] | None, require: Mapping[str, float] | None) -> None:
@@ -234,12 +229,14 @@ def check_scores(scores: Mapping[str, Any] | None, require: Mapping[str, float] 
         raise ValueError(
             "`require` needs scores: pass metrics=kerasmtl.evaluate(…) or validation=…"
         )
+    measured = _by_name(scores)
+    _check_known(require, measured)
     failed = []
     for name, wanted in require.items():
-        score, found = _score(scores, name)
-        is_error = score in ERRORS
-        if found is None or (found > wanted if is_error else found < wanted):
-            shown = "not defined" if found is None else f"{found:.4f}"
+        found, is_error = measured[name], name.removeprefix("macro_").split(".")[-1] in ERRORS
+        if found is None or not (found <= wanted if is_error else found >= wanted):
+            defined = found is not None and not math.isnan(found)
+            shown = f"{found:.4f}" if defined else "not defined"
             failed.append(f"{name} {'at most' if is_error else 'at least'} {wanted:g}, got {shown}")
     if failed:
         raise ScoreTooLow(
@@ -248,33 +245,31 @@ def check_scores(scores: Mapping[str, Any] | None, require: Mapping[str, float] 
         )
 
 
-def _score(metrics: Mapping[str, Any], name: str) -> tuple[str, float | None]:
-    """Return the score without its task or "macro_", and its value; None = not defined."""
-    task, dot, score = name.rpartition(".")
-    if dot:
-        scores = metrics.get("tasks", {}).get(task, {})
-        if score in scores and score != "kind":
-            return score, _defined(scores[score])
-    elif name == "macro_auc" and name in metrics:
-        return "auc", _defined(metrics[name])
-    elif name.startswith("macro_"):
-        score = name.removeprefix("macro_")
-        for scores in metrics.get("macro", {}).values():
-            if score in scores:
-                return score, _defined(scores[score]["mean"])
-    tasks = metrics.get("tasks", {})
-    known = [key for key in tasks.get(task, {}) if key != "kind"] if dot else []
-    among = f"a score of {task!r}: {known}" if known else f"tasks of {sorted(tasks)[:20]}"
-    raise ValueError(
-        f"`require` must name scores, macro_SCORE or TASK.SCORE, with {among}; got {name!r}"
-    )
+def _by_name(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return scores by the names of `require`: "macro_SCORE" and "TASK.SCORE"."""
+    found = {}
+    for scores in reversed(metrics.get("macro", {}).values()):  # of equal names the first kind's
+        found |= {f"macro_{score}": of["mean"] for score, of in scores.items()}
+    if "macro_auc" in metrics:
+        found["macro_auc"] = metrics["macro_auc"]
+    for task, scores in metrics.get("tasks", {}).items():
+        found |= {f"{task}.{score}": of for score, of in scores.items() if score != "kind"}
+    return found
 
 
-def _defined(value: Any) -> float | None:
-    return None if value is None or math.isnan(value) else value
+def _check_known(names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError for names that are not scores; names those of the task, if there are any."""
+    for name in names:
+        if name not in known:
+            near = [other for other in known if other.split(".")[0] == name.split(".")[0]]
+            raise ValueError(
+                f"`require` must name scores, macro_SCORE or TASK.SCORE, such as "
+                f"{listed(near or known)}, got {name!r}"
+            )
 
 
 def _check_card(card: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    """Return the card's entries, the name by default that of the folder."""
     if not isinstance(card, Mapping | None) or set(card or ()) - set(CARD):
         raise ValueError(f"`card` must be a dict with keys of {list(CARD)}, got {card!r}")
     found = {"name": name, "licence": None, "data": None, **(card or {})}
@@ -284,6 +279,7 @@ def _check_card(card: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
 
 
 def _given_scores(metrics: Any) -> dict[str, Any] | None:
+    """Return the scores that were passed, as `Report.to_dict` returns them."""
     if isinstance(metrics, Report):
         return metrics.to_dict()
     if not isinstance(metrics, Mapping | None):
@@ -292,14 +288,6 @@ def _given_scores(metrics: Any) -> dict[str, Any] | None:
             f"{type(metrics).__name__}"
         )
     return None if metrics is None else dict(metrics)
-
-
-def _write_graph(model: keras.Model, folder: Path, functions: Sequence[Endpoint]) -> None:
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    for name, serve, signature in functions:
-        archive.add_endpoint(name, serve, signature)
-    archive.write_out(str(folder), verbose=False)
 
 
 @contextlib.contextmanager

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from kerasmtl.data.inputs import Image, Input, Signature
-from kerasmtl.evaluation.calibration import TINY, Decision, calibrated
+from kerasmtl.evaluation.calibration import TINY, Decision
 from kerasmtl.export.description import DECISION, DEFAULT_SIGNATURE
 from kerasmtl.models.build import check_outputs
 from kerasmtl.tasks import Task, by_task
 
 Tensors = dict[str, tf.Tensor]
-Arrays = dict[str, np.ndarray]
 # As ExportArchive.add_endpoint takes it: name, function, input signature.
-Endpoint = tuple[str, Callable[[Tensors], Tensors], list[dict[str, tf.TensorSpec]]]
+Endpoint = tuple[str, Callable[..., Tensors], list[Any]]
 
 
 def traced_signatures(input: Input) -> list[Signature]:
@@ -53,9 +51,8 @@ def endpoints(
         return lambda raw: answers(model(signature.to_input(raw), training=False), tasks, decisions)
 
     found: list[Endpoint] = [(each.name, serve(each), [each.specs]) for each in signatures]
-    embedding = embedding_model(model)
+    embedding, default = embedding_model(model), signatures[0]
     if embedding is not None:
-        default = signatures[0]
 
         def features(raw: Tensors) -> Tensors:
             return {"features": embedding(default.to_input(raw), training=False)}
@@ -121,30 +118,32 @@ def embedding_model(model: keras.Model) -> keras.Model | None:
 
     The head is what `task_head` made, or else the last layer.
     """
-    layers = list(getattr(model, "layers", []))
-    heads = [layer for layer in layers if layer.name.startswith("head_") or layer.name == "head"]
-    heads = [layer for layer in heads if layer.name != "head_pool"] or layers[-1:]
+    heads = [
+        layer
+        for layer in model.layers
+        if (layer.name + "_").startswith("head_") and layer.name != "head_pool"
+    ]
     try:
-        features = heads[0].input
+        features = (heads or model.layers[-1:])[0].input
     except (AttributeError, IndexError, ValueError):  # not functional, or called several times
         return None
-    inputs = {id(tensor) for tensor in model.inputs}
-    if not isinstance(features, keras.KerasTensor) or id(features) in inputs:
+    is_input = any(features is tensor for tensor in model.inputs)
+    if is_input or not isinstance(features, keras.KerasTensor) or len(features.shape) != 2:
         return None
-    return keras.Model(model.inputs[0], features) if len(features.shape) == 2 else None
+    return keras.Model(model.inputs[0], features)
 
 
-def input_shape(model: Any) -> tuple[int | None, ...]:
-    """Return the shape of the model's one input.
+def input_of(model: keras.Model, input: Input | None) -> Input:
+    """Return the input of a model, bound to its shape; by default images.
 
     Raises:
-        ValueError: not a Keras model, one without a shape yet, or with several inputs.
+        ValueError: not a Keras model, one without a shape yet or with several inputs, or one that
+            does not take such an input.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`model` must be a keras.Model, got {type(model).__name__}")
     try:
-        model.output_shape  # noqa: B018
-        shape = model.input_shape
+        _, shape = model.output_shape, model.input_shape
     except (AttributeError, ValueError) as error:
         raise ValueError(
             "`model` must be functional or sequential, with an Input, or called once, got one "
@@ -154,17 +153,18 @@ def input_shape(model: Any) -> tuple[int | None, ...]:
         raise ValueError(
             f"`model` must have one input, got {len(shape)}. Use keras.Model.export for others."
         )
-    return shape
-
-
-def input_of(model: keras.Model, input: Input | None) -> Input:
-    """Return the input of a model, bound to its shape; by default images.
-
-    Raises:
-        ValueError: the model does not take such an input, as in `input_shape`.
-    """
-    input_shape(model)
     return (Image() if input is None else input).for_model(model)
+
+
+def write_saved_model(
+    model: keras.Model, folder: str | Path, functions: Sequence[Endpoint]
+) -> None:
+    """Write functions of a model as the signatures of a SavedModel."""
+    archive: Any = keras.export.ExportArchive()
+    archive.track(model)
+    for name, serve, signature in functions:
+        archive.add_endpoint(name, serve, signature)
+    archive.write_out(str(folder), verbose=False)
 
 
 # ---------------------------------------------------------------- converted models
@@ -174,7 +174,7 @@ def input_of(model: keras.Model, input: Input | None) -> Input:
 class ModelInterface:
     """The one input and the outputs of a converted model.
 
-    Args:
+    Attributes:
         name: of the input: "pixels" or "features", followed by "_" if a task has that name.
         shape: of the input without the batch: (height, width, 3) or (columns,).
         tasks: the outputs, in order.
@@ -199,8 +199,8 @@ class ModelInterface:
         """Return the interface of a Keras model.
 
         Raises:
-            ValueError: the model does not take this input, or not as floats, or its
-                outputs are not those of the tasks.
+            ValueError: the model does not take this input, or not as floats, or its outputs are
+                not those of the tasks.
         """
         bound = input_of(model, input)
         dtype = keras.backend.standardize_dtype(model.inputs[0].dtype)
@@ -215,49 +215,14 @@ class ModelInterface:
             name += "_"
         return cls(name, tuple(bound.spec.shape[1:]), tasks, bound, decisions)
 
-    def spec(self, uint8: bool = False) -> tf.TensorSpec:
-        """Return the spec of the input, (batch, *shape) float32 or uint8."""
-        return tf.TensorSpec((None, *self.shape), tf.uint8 if uint8 else tf.float32, name=self.name)
+    def endpoint(self, model: keras.Model) -> Endpoint:
+        """Return the model as a function of one tensor, to task → calibrated output.
 
+        The tensor is (batch, *shape) float32; see `by_task` for the shapes of the outputs.
+        """
 
-def reference_answers(
-    model: keras.Model, rows: np.ndarray, interface: ModelInterface, batch_size: int
-) -> dict[str, np.ndarray]:
-    """Return what the Keras model answers, by task; see `by_task` for the shapes."""
-    found = by_task(model.predict(rows, batch_size=batch_size, verbose=0), interface.tasks)
-    for task in interface.tasks:
-        temperature = interface.decisions[task.name].temperature
-        if temperature is not None:
-            several = task.kind == "multiclass"
-            found[task.name] = calibrated(found[task.name], temperature, several)
-    return found
+        def serve(inputs: tf.Tensor) -> Tensors:
+            found = answers(model(inputs, training=False), self.tasks, self.decisions)
+            return {task.name: found[task.name] for task in self.tasks}
 
-
-def serving_function(
-    model: keras.Model, interface: ModelInterface
-) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Return the model as a function of one tensor, to task → calibrated output.
-
-    See `by_task` for the shapes.
-    """
-
-    def serve(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = by_task(model(inputs, training=False), interface.tasks)
-        return {
-            task.name: at_temperature(
-                tf.cast(outputs[task.name], tf.float32),
-                task,
-                interface.decisions[task.name].temperature,
-            )
-            for task in interface.tasks
-        }
-
-    return serve
-
-
-def write_saved_model(model: keras.Model, interface: ModelInterface, folder: str | Path) -> None:
-    """Write a SavedModel with the one signature `serving_default`, for converters."""
-    archive: Any = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint(DEFAULT_SIGNATURE, serving_function(model, interface), [interface.spec()])
-    archive.write_out(str(folder), verbose=False)
+        return DEFAULT_SIGNATURE, serve, [tf.TensorSpec((None, *self.shape), name=self.name)]

@@ -23,13 +23,15 @@ import tensorflow as tf
 from kerasmtl.data.inputs import Signature
 from kerasmtl.evaluation.calibration import Decision, calibrated
 from kerasmtl.export.description import DECISION, GOLDEN_REQUEST, GOLDEN_RESPONSE, WARM_UP
-from kerasmtl.export.signatures import Arrays, embedding_model
+from kerasmtl.export.signatures import embedding_model
 from kerasmtl.tasks import Task, by_task
 
 SCRIPT = Path(__file__).with_name("verify_process.py")
 TIMEOUT = 900  # seconds, for a model of any size on a busy machine
 ATTEMPTS = 8
 MARGIN = 1e-3  # an example must be further than that from a decision's threshold
+
+Arrays = dict[str, np.ndarray]
 
 _BYTES = 2  # wire type of protobuf: length-delimited
 
@@ -47,85 +49,82 @@ class Case:
     outputs: Arrays
 
 
-class ReferenceModel:
-    """The model outside the export: Keras on the CPU, then calibration and decisions in NumPy.
+def reference_answers(
+    outputs: Any, tasks: Sequence[Task], decisions: Mapping[str, Decision]
+) -> Arrays:
+    """Calibrate a model's outputs and decide, in NumPy, as `signatures.answers` does in the graph.
 
-    Deliberately not the functions of `signatures.py`, whose graph it is compared with.
+    Deliberately an implementation of its own: an export is compared with it.
+
+    Args:
+        outputs: of the Keras model.
+        tasks: of the outputs, in order.
+        decisions: threshold and temperature by task.
     """
-
-    def __init__(
-        self, model: keras.Model, tasks: Sequence[Task], decisions: Mapping[str, Decision]
-    ) -> None:
-        self._model = model
-        self._tasks = tasks
-        self._decisions = decisions
-        self._embedding = embedding_model(model)
-
-    def answers(self, inputs: tf.Tensor) -> Arrays:
-        """Return the outputs by name, as `kerasmtl.export.signatures.answers` has them."""
-        with tf.device("/CPU:0"):
-            outputs = self._model(inputs, training=False)
-        raw = by_task(tf.nest.map_structure(np.asarray, outputs), self._tasks)
-        found: Arrays = {}
-        for task, values in zip(self._tasks, raw.values(), strict=True):
-            decision = self._decisions[task.name]
-            several = task.kind == "multiclass"
-            if task.kind != "regression":
-                values = calibrated(values, decision.temperature, several)
-            found[task.name] = values.astype("float32")
-            if several:
-                names = np.array([name.encode() for name in task.classes], object)
-                found[task.name + DECISION] = names[values.argmax(axis=1)]
-            elif task.kind == "binary":
-                decided = found[task.name] >= np.float32(decision.threshold)
-                found[task.name + DECISION] = decided.astype("int32")
-        return found
-
-    def features(self, inputs: tf.Tensor) -> np.ndarray | None:
-        """Return the embedding, (batch, features); None if the export has none."""
-        if self._embedding is None:
-            return None
-        with tf.device("/CPU:0"):
-            return np.asarray(self._embedding(inputs, training=False))
-
-    def is_clear(self, answers: Arrays) -> bool:
-        """Return whether no decision hangs on the last digits."""
-        gaps = [np.inf]
-        for task in self._tasks:
-            values = answers[task.name]
-            if task.kind == "binary":
-                gaps.append(np.abs(values - self._decisions[task.name].threshold).min())
-            elif task.kind == "multiclass":
-                first = np.sort(values, axis=1)
-                gaps.append((first[:, -1] - first[:, -2]).min())
-        return min(gaps) >= MARGIN
+    found: Arrays = {}
+    raw = by_task(tf.nest.map_structure(np.asarray, outputs), tasks)
+    for task, values in zip(tasks, raw.values(), strict=True):
+        decision, several = decisions[task.name], task.kind == "multiclass"
+        if task.kind != "regression":
+            values = calibrated(values, decision.temperature, several)
+        found[task.name] = values.astype("float32")
+        if several:
+            names = np.array([name.encode() for name in task.classes], object)
+            found[task.name + DECISION] = names[values.argmax(axis=1)]
+        elif task.kind == "binary":
+            decided = found[task.name] >= np.float32(decision.threshold)
+            found[task.name + DECISION] = decided.astype("int32")
+    return found
 
 
-def make_cases(reference: ReferenceModel, signatures: Sequence[Signature]) -> list[Case]:
-    """Make a case for each signature, the default one first.
+def is_clear(found: Arrays, tasks: Sequence[Task], decisions: Mapping[str, Decision]) -> bool:
+    """Return whether no decision hangs on the last digits."""
+    gaps = [np.inf]
+    for task in tasks:
+        values = found[task.name]
+        if task.kind == "binary":
+            gaps.append(np.abs(values - decisions[task.name].threshold).min())
+        elif task.kind == "multiclass":
+            first = np.sort(values, axis=1)
+            gaps.append((first[:, -1] - first[:, -2]).min())
+    return min(gaps) >= MARGIN
 
-    Of several draws, takes the first in which no decision hangs on the last digits.
+
+def make_cases(
+    model: keras.Model,
+    signatures: Sequence[Signature],
+    tasks: Sequence[Task],
+    decisions: Mapping[str, Decision],
+) -> list[Case]:
+    """Make a case for each signature, the default one first, and one for `features`.
+
+    Of several draws, takes the first in which no decision hangs on the last digits. The model
+    answers on the CPU, where the export is verified.
 
     Raises:
         ValueError: the model predicts NaN or infinity.
     """
+
+    def predict(network: keras.Model, inputs: tf.Tensor) -> Any:
+        with tf.device("/CPU:0"):
+            return network(inputs, training=False)
+
     for seed in range(ATTEMPTS):
-        cases, features = [], None
-        for each in signatures:
-            given = each.sample(seed)
-            raw = {
-                name: tf.constant(given[name].tolist() if spec.dtype == tf.string else given[name])
-                for name, spec in each.specs.items()
-            }
-            inputs = each.to_input(raw)
-            cases.append(Case(each.name, given, reference.answers(inputs)))
-            if features is None:
-                features = (given, reference.features(inputs))
-        if all(reference.is_clear(case.outputs) for case in cases):
+        given = [each.sample(seed) for each in signatures]
+        inputs = [
+            each.to_input({name: _tensor(drawn[name]) for name in each.specs})
+            for each, drawn in zip(signatures, given, strict=True)
+        ]
+        cases = [
+            Case(each.name, drawn, reference_answers(predict(model, x), tasks, decisions))
+            for each, drawn, x in zip(signatures, given, inputs, strict=True)
+        ]
+        if all(is_clear(case.outputs, tasks, decisions) for case in cases):
             break
-    given, values = features
-    if values is not None:
-        cases.append(Case("features", given, {"features": values}))
+    embedding = embedding_model(model)
+    if embedding is not None:
+        features = np.asarray(predict(embedding, inputs[0]))
+        cases.append(Case("features", given[0], {"features": features}))
     outputs = cases[0].outputs
     broken = [k for k, v in outputs.items() if v.dtype.kind == "f" and not np.isfinite(v).all()]
     if broken:
@@ -179,16 +178,22 @@ def verify(folder: Path, cases: Sequence[Case], scratch: Path) -> None:
         )
 
 
-def _packed(case: Case) -> dict[str, object]:
-    """The case as JSON: each tensor as its dtype and its bytes, which lose no digit."""
+def _tensor(values: np.ndarray) -> tf.Tensor:
+    return tf.constant(values.tolist() if values.dtype == object else values)
+
+
+def _packed(case: Case) -> dict[str, Any]:
+    """Return the case for JSON: each tensor as its dtype and its bytes, which lose no digit."""
 
     def tensors(arrays: Arrays) -> dict[str, list[str]]:
-        found = {}
-        for key, values in arrays.items():
-            tensor = tf.constant(values.tolist() if values.dtype == object else values)
-            content = base64.b64encode(tf.io.serialize_tensor(tensor).numpy()).decode("ascii")
-            found[key] = [tensor.dtype.name, content]
-        return found
+        found = {key: _tensor(values) for key, values in arrays.items()}
+        return {
+            key: [
+                tensor.dtype.name,
+                base64.b64encode(tf.io.serialize_tensor(tensor).numpy()).decode("ascii"),
+            ]
+            for key, tensor in found.items()
+        }
 
     return {
         "signature": case.signature,

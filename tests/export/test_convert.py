@@ -18,7 +18,8 @@ from kerasmtl.evaluation.calibration import Decision, decide
 from kerasmtl.export import convert
 from kerasmtl.export.convert import compare, convert_model, decisions_agree, draw_samples
 from kerasmtl.export.converted_model import FORMATS, ConvertedModel
-from kerasmtl.export.signatures import ModelInterface, reference_answers
+from kerasmtl.export.signatures import ModelInterface
+from kerasmtl.export.verify import reference_answers
 from kerasmtl.tasks import as_tasks, by_task
 
 litert = pytest.importorskip(
@@ -279,7 +280,7 @@ def test_a_file_with_other_numbers_is_refused(mixed):
     interface = interface_of(mixed, MIXED, DECISIONS)
 
     def wrong(rows):
-        found = reference_answers(mixed, rows, interface, 32)
+        found = reference_answers(mixed(rows), MIXED, DECISIONS)
         return {**found, "dog": found["dog"] + 0.01}
 
     with pytest.raises(ValueError, match="same numbers once converted.*'dog': 0.0"):

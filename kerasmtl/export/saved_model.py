@@ -258,13 +258,16 @@ def _by_name(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError for names that are not scores; names those of the task, if there are any."""
+    """Raise ValueError for a name that is not a score; says which scores or tasks there are."""
+    by_task: dict[str, list[str]] = {}
+    for score in known:
+        by_task.setdefault(score.rpartition(".")[0], []).append(score)
     for name in names:
         if name not in known:
-            near = [other for other in known if other.split(".")[0] == name.split(".")[0]]
+            near = by_task.get(name.rpartition(".")[0]) if "." in name else None
+            among = f"such as {listed(near)}" if near else f"with tasks of {sorted(by_task)[1:21]}"
             raise ValueError(
-                f"`require` must name scores, macro_SCORE or TASK.SCORE, such as "
-                f"{listed(near or known)}, got {name!r}"
+                f"`require` must name scores, macro_SCORE or TASK.SCORE, {among}, got {name!r}"
             )
 
 

@@ -136,7 +136,7 @@ def _sha256_of(trusted: str) -> str:
 
 def _takes_images(layer: keras.Model | HubLayer) -> bool:
     if isinstance(layer, HubLayer):
-        return layer.takes_images
+        return layer.spec.takes_images
     declared = getattr(layer, "inputs", None)
     if not declared:  # a subclassed model that was not called yet
         return True
@@ -154,7 +154,7 @@ def _features(layer: keras.Model | HubLayer, image: Any, size: tuple[int, int]) 
                 'high]" under [model] in project.toml, or confirm (0, 1) there.',
                 stacklevel=3,
             )
-        image = _in_range(image, *layer.input_range, layer.module_inputs.dtype)
+        image = _in_range(image, *layer.input_range, layer.spec.inputs.dtype)
     try:
         return layer(image)
     except (ValueError, TypeError) as error:
@@ -187,7 +187,7 @@ def _declared_inputs(layer: keras.Model | HubLayer) -> Any:
     def symbol(spec: keras.KerasTensor, name: str) -> Any:
         return keras.Input(spec.shape[1:], dtype=spec.dtype, name=name)
 
-    declared = layer.module_inputs
+    declared = layer.spec.inputs
     if isinstance(declared, Mapping):
         return {name: symbol(spec, name) for name, spec in declared.items()}
     if isinstance(declared, list | tuple):

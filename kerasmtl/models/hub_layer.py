@@ -22,7 +22,6 @@ from kerasmtl.models.hub.cache import (
     content_sha256,
     copy_module,
     holds,
-    is_module,
     keep_module,
     kept_module,
 )
@@ -111,27 +110,33 @@ class HubLayer(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name, dtype="float32")
         self.supports_jit = bool(jit)  # Keras asks for it when a model is compiled
-        self.handle = _portable(handle)
+        local = os.fspath(handle) not in EXTRACTORS and not is_remote(os.fspath(handle))
+        # Absolute, so that a saved model loads from any working folder.
+        self.handle = os.path.abspath(os.path.expanduser(handle)) if local else os.fspath(handle)
         self.signature = signature
         self.output_key = tuple(output_key) if isinstance(output_key, list) else output_key
         self.arguments = _as_arguments(arguments)
-        self.declared_shape = _as_output_shape(output_shape)
+        if not isinstance(output_shape, list | tuple | None):
+            raise ValueError(
+                f"`output_shape` must be sizes without the batch, such as (1280,), got "
+                f"{output_shape!r}"
+            )
+        self.declared_shape = None if output_shape is None else tuple(output_shape)
         self._given_range = _as_range(input_range)
         self._module: Module | None = None
         self._trains_mode = False
         if _folder is None and _spec is not None:
-            self._spec = _spec
+            self.spec = _spec  # among others names and depths of `module_variables`
             variables = _spec.empty_variables()
         else:
             folder = _folder or resolve_handle(handle, sha256=sha256)
             self._open(folder, _spec.sha256 if _spec else content_sha256(folder))
             variables = self._module.variables
         # The module's own variables, under names that every optimizer accepts.
+        each = zip(variables, self.spec.trainable, self.spec.names, strict=True)
         self._adopted = [
             keras.Variable(variable, trainable=trained, dtype=variable.dtype.name, name=name)
-            for variable, trained, name in zip(
-                variables, self._spec.trainable, self._spec.names, strict=True
-            )
+            for variable, trained, name in each
         ]
         self.trainable = trainable
         self.built = True
@@ -140,7 +145,7 @@ class HubLayer(keras.layers.Layer):
         self._module = Module(folder, self.handle, self.signature, self.arguments, given)
         self._loaded_module = self._module.loaded  # an export looks for its tables here
         self.signature = self._module.signature
-        self._spec = ModuleSpec.of(self._module, sha256)
+        self.spec = ModuleSpec.of(self._module, sha256)
         _loaded[sha256] = folder
 
     @property
@@ -162,25 +167,25 @@ class HubLayer(keras.layers.Layer):
     @property
     def sha256(self) -> str:
         """The hash of the module's content."""
-        return self._spec.sha256
+        return self.spec.sha256
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """The (height, width) the module was made for, or None if it takes any."""
         embedded = EXTRACTORS.get(self.handle)
-        return embedded.image_size if embedded else self._spec.image_size
+        return embedded.image_size if embedded else self.spec.image_size
 
     @property
     def input_range(self) -> tuple[float, float]:
         """The (low, high) of the pixels that the module takes."""
         # Integers are 0 to 255, also where [0, 1] is given: `kerasmtl vendor` writes it unseen.
         given = self._given_range or UNIT_RANGE
-        return self._spec.input_range or given if given == UNIT_RANGE else given
+        return self.spec.input_range or given if given == UNIT_RANGE else given
 
     @property
     def range_source(self) -> str:
         """How `input_range` is known: "as given", "by the pixels' type", …, or "assumed"."""
-        if self._spec.input_range == self.input_range:
+        if self.spec.input_range == self.input_range:
             return "by the pixels' type"
         if self._given_range:
             return "as given"
@@ -188,24 +193,9 @@ class HubLayer(keras.layers.Layer):
         return "convention of TF-Hub" if known else "assumed"
 
     @property
-    def takes_images(self) -> bool:
-        """Whether the module takes RGB images, or does not say what it takes."""
-        return self._spec.takes_images
-
-    @property
-    def module_inputs(self) -> Any:
-        """What the module takes, nested: a `keras.KerasTensor` for each input."""
-        return self._spec.inputs
-
-    @property
     def module_variables(self) -> list[keras.Variable]:
         """The module's variables in the order of its publisher."""
         return list(self._adopted)
-
-    @property
-    def spec(self) -> ModuleSpec:
-        """The module's description: among others names and depths of `module_variables`."""
-        return self._spec
 
     # TensorFlow's attribute tracking drops the assignment of a value that is there already, so that
     # a partly unfrozen layer could not be unfrozen as a whole.
@@ -228,8 +218,8 @@ class HubLayer(keras.layers.Layer):
         self._trains_mode = bool(value)
 
     def check_trainable(self) -> None:
-        """Raises ValueError, with the reason, if the module cannot be trained."""
-        reason = self._spec.why_not_trainable
+        """Raise ValueError, with the reason, if the module cannot be trained."""
+        reason = self.spec.why_not_trainable
         if reason is not None:
             raise ValueError(
                 f"`trainable` must be False for {self.handle!r}, got True: {reason}. Training "
@@ -237,7 +227,7 @@ class HubLayer(keras.layers.Layer):
             )
 
     def select_variables(self, trained: Sequence[bool], training_mode: bool) -> None:
-        """Trains exactly these of `module_variables`.
+        """Train exactly these of `module_variables`.
 
         Args:
             trained: whether each of `module_variables` is trained; none: the layer is frozen.
@@ -258,7 +248,7 @@ class HubLayer(keras.layers.Layer):
         if self._module is None and not tf.executing_eagerly():
             return self._placeholders(inputs)
         outputs = self._outputs(inputs, training)
-        self._spec.remember(inputs, outputs)
+        self.spec.remember(inputs, outputs)
         if self.trainable:
             trained = {i for i, variable in enumerate(self._adopted) if variable.trainable}
             for loss in self._module.penalties(trained):
@@ -266,6 +256,7 @@ class HubLayer(keras.layers.Layer):
         return outputs
 
     def _outputs(self, inputs: Any, training: bool | None) -> Any:
+        """Run the module, and choose among its outputs."""
         outputs = self.module(inputs, bool(training) and self.trainable and self._trains_mode)
         outputs = self._pick(outputs)
         if self.declared_shape is None or isinstance(outputs, Mapping | list | tuple):
@@ -273,34 +264,36 @@ class HubLayer(keras.layers.Layer):
         return tf.ensure_shape(outputs, (None, *self.declared_shape))
 
     def _placeholders(self, inputs: Any) -> Any:
-        """Returns zeros: Keras traces a model to build it before the module is loaded."""
+        """Return zeros: Keras traces a model to build it before the module is loaded."""
         batch = tf.shape(tf.nest.flatten(inputs)[0])[0]
         return tf.nest.map_structure(
             lambda o: tf.zeros([batch, *o.shape[1:]], o.dtype),
-            self._spec.outputs_of(inputs, self.name),
+            self.spec.outputs_of(inputs, self.name),
         )
 
     def _pick(self, outputs: Any) -> Any:
+        """Return the output that `output_key` names."""
         if self.output_key is None:
             single = self.signature and isinstance(outputs, Mapping) and len(outputs) == 1
             return next(iter(outputs.values())) if single else outputs
-        steps = [self.output_key] if isinstance(self.output_key, str | int) else self.output_key
-        for step in steps:
+        for step in (
+            [self.output_key] if isinstance(self.output_key, str | int) else self.output_key
+        ):
             try:
                 outputs = outputs[step]
             except (KeyError, IndexError, TypeError, ValueError):
                 several = isinstance(outputs, list | tuple)
-                keys = range(len(outputs)) if several else outputs
-                known = list(keys) if several or isinstance(outputs, Mapping) else []
+                known = range(len(outputs)) if several else outputs
+                known = sorted(known) if several or isinstance(outputs, Mapping) else []
                 raise ValueError(
-                    f"`output_key` must be one of {sorted(known)} for {self.handle!r}, got "
+                    f"`output_key` must be one of {known} for {self.handle!r}, got "
                     f"{self.output_key!r}"
                 ) from None
         return outputs
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
         if self._module is None:
-            return self._spec.outputs_of(inputs, self.name)
+            return self.spec.outputs_of(inputs, self.name)
         specs = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in tf.nest.flatten(inputs)]
         # Traced, and not run: a module may count its calls.
         traced = tf.function(
@@ -308,14 +301,14 @@ class HubLayer(keras.layers.Layer):
             autograph=False,
         ).get_concrete_function(*specs)
         outputs = tf.nest.map_structure(self._symbol, traced.structured_outputs)
-        self._spec.remember(inputs, outputs)
+        self.spec.remember(inputs, outputs)
         return outputs
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         inputs = keras.tree.map_structure_up_to(
-            self.module_inputs,
+            self.spec.inputs,
             lambda spec, shape: keras.KerasTensor(tuple(shape), dtype=spec.dtype),
-            self.module_inputs,
+            self.spec.inputs,
             input_shape,
         )
         return tf.nest.map_structure(lambda o: tuple(o.shape), self.compute_output_spec(inputs))
@@ -336,36 +329,34 @@ class HubLayer(keras.layers.Layer):
     # ------------------------------------------------------------ saving and loading
 
     def save_assets(self, dir_path: str) -> None:
-        """Copies the module into the file that Keras is writing.
+        """Copy the module into the file that Keras is writing.
 
         If it was changed or deleted since it was loaded, the file is written without it, with a
         warning, so that the trained weights are not lost.
         """
-        folder = self.module.folder
-        if not (is_module(folder) and holds(folder, self.sha256)):
-            folder = _module_at_hand(self.handle, self.sha256)
-        if folder is None:
-            warnings.warn(
-                f"`handle` {self.handle!r} was changed or deleted since it was loaded. The file is "
-                f"saved without it, and loads where the module with SHA-256 {self.sha256} is in "
-                "its place. Restore the module and save again for a file that loads everywhere.",
-                stacklevel=2,
-            )
+        folder = _module_at_hand(self.handle, self.sha256, self.module.folder)
+        if folder is not None:
+            copy_module(folder, Path(dir_path) / "module")
             return
-        copy_module(folder, Path(dir_path) / "module")
+        warnings.warn(
+            f"`handle` {self.handle!r} was changed or deleted since it was loaded. The file is "
+            f"saved without it, and loads where the module with SHA-256 {self.sha256} is in its "
+            "place. Restore the module and save again for a file that loads everywhere.",
+            stacklevel=2,
+        )
 
     def load_assets(self, dir_path: str) -> None:
-        """Takes the module from the file that Keras is reading, unless it is loaded already.
+        """Take the module from the file that Keras is reading, unless it is loaded already.
 
         Raises:
             ValueError: the file's module is absent or not what the layer was saved with.
         """
         if self._module is not None:
             return
-        carried = Path(dir_path or "", "module")  # "": Keras found no folder
-        there = bool(dir_path) and carried.is_dir()
-        if not (there and holds(carried, self.sha256)):
-            received = "a module that was changed since it was saved" if there else "no module"
+        carried = Path(dir_path or os.devnull, "module")  # None: Keras found no folder
+        if not holds(carried, self.sha256):
+            changed = "a module that was changed since it was saved"
+            received = changed if carried.is_dir() else "no module"
             raise ValueError(
                 f"`handle` {self.handle!r} is gone, and the file contains {received}. Expected "
                 f"SHA-256 {self.sha256}. Restore the folder, set TFHUB_CACHE_DIR to where it is "
@@ -373,15 +364,11 @@ class HubLayer(keras.layers.Layer):
             )
         folder = _kept(carried, self.sha256)
         values = [variable.numpy() for variable in self._adopted]
-        given = {
-            order: variable.value
-            for order, variable in zip(self._spec.order, self._adopted, strict=True)
-        }
-        expected = self._spec
-        self._open(folder, self.sha256, given)
-        self._spec = expected  # the given variables lack their publisher's names
-        pairs = zip(self._module.variables, self._adopted, strict=True)
-        if any(loaded is not adopted.value for loaded, adopted in pairs):
+        adopted = [variable.value for variable in self._adopted]
+        expected = self.spec
+        self._open(folder, self.sha256, dict(zip(expected.order, adopted, strict=True)))
+        self.spec = expected  # the given variables lack their publisher's names
+        if list(map(id, self._module.variables)) != list(map(id, adopted)):
             raise ValueError(
                 f"`handle` {self.handle!r} was saved with another TensorFlow, which creates "
                 f"variables in another order than TensorFlow {tf.__version__}. Load it with the "
@@ -402,7 +389,7 @@ class HubLayer(keras.layers.Layer):
             "input_range": self._given_range,
             "jit": self.supports_jit,
             "module": {
-                **self._spec.to_dict(),
+                **self.spec.to_dict(),
                 "trained": [variable.trainable for variable in self._adopted],
                 "training_mode": self._trains_mode,
             },
@@ -410,7 +397,7 @@ class HubLayer(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> HubLayer:
-        """Makes a layer from its config; a module that is not at hand comes with the file.
+        """Make a layer from its config; a module that is not at hand comes with the file.
 
         Raises:
             ValueError: Keras' safe mode is on and the module is not trusted, or the config is of a
@@ -433,7 +420,7 @@ class HubLayer(keras.layers.Layer):
         folder = _module_at_hand(config["handle"], spec.sha256)
         trainable = config.pop("trainable")
         layer = cls(**config, _spec=spec, _folder=folder)
-        layer._spec.calls = spec.calls
+        layer.spec.calls = spec.calls
         if trainable:
             layer.select_variables(module["trained"], module["training_mode"])
         return layer
@@ -444,7 +431,7 @@ class HubLayer(keras.layers.Layer):
 
 @contextmanager
 def trusting(hashes: Iterable[str]) -> Iterator[None]:
-    """Lets modules with these SHA-256 sums run in safe mode, inside the block."""
+    """Let modules with these SHA-256 sums run in safe mode, inside the block."""
     token = _TRUSTED.set(_TRUSTED.get() | frozenset(hashes))
     try:
         yield
@@ -453,7 +440,7 @@ def trusting(hashes: Iterable[str]) -> Iterator[None]:
 
 
 def refuse_in_safe_mode(handle: str, sha256: str) -> None:
-    """Raises if Keras is loading a file in safe mode and the module is not trusted.
+    """Raise if Keras is loading a file in safe mode and the module is not trusted.
 
     A SavedModel is a program: like the Python code of a lambda, for which Keras has its safe mode,
     it must not run unasked from a file of somebody else.
@@ -476,7 +463,7 @@ def refuse_in_safe_mode(handle: str, sha256: str) -> None:
 
 
 def _in_safe_mode() -> bool:
-    """Whether Keras is loading a file in safe mode.
+    """Return whether Keras is loading a file in safe mode.
 
     Keras has no public name for it; but then, and only then, it refuses a lambda.
     """
@@ -493,20 +480,18 @@ def _in_safe_mode() -> bool:
 # ---------------------------------------------------------------- helpers
 
 
-def _module_at_hand(handle: str, sha256: str) -> Path | None:
-    """Finds the folder of a module with that content, or None; nothing is downloaded."""
-    candidates = [_loaded.get(sha256)]
+def _module_at_hand(handle: str, sha256: str, loaded: Path | None = None) -> Path | None:
+    """Find the folder of a module with that content, or None; nothing is downloaded."""
+    candidates = [loaded, _loaded.get(sha256)]
     if not is_remote(handle):
         with suppress(ValueError):  # the folder is gone: the copy in the file is for that
             candidates.append(resolve_handle(handle))
-    for folder in candidates:
-        if folder is not None and is_module(folder) and holds(folder, sha256):
-            return folder
-    return kept_module(sha256)
+    found = (folder for folder in candidates if folder is not None and holds(folder, sha256))
+    return next(found, None) or kept_module(sha256)
 
 
 def _kept(carried: Path, sha256: str) -> Path:
-    """Copies a module to where it outlives the loading: the cache, or else a temporary folder."""
+    """Copy a module to where it outlives the loading: the cache, or else a temporary folder."""
     try:
         return keep_module(carried, sha256)
     except OSError:  # no cache that can be written to
@@ -514,14 +499,6 @@ def _kept(carried: Path, sha256: str) -> Path:
         atexit.register(shutil.rmtree, place, ignore_errors=True)
         copy_module(carried, place)
         return place
-
-
-def _portable(handle: str | os.PathLike[str]) -> str:
-    """Makes a local path absolute, so that a saved model loads from any working folder."""
-    handle = os.fspath(handle)
-    if handle in EXTRACTORS or is_remote(handle):
-        return handle
-    return os.path.abspath(os.path.expanduser(handle))
 
 
 def _as_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -535,14 +512,6 @@ def _as_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
             f"a tensor), got {arguments!r}: {error}"
         ) from None
     return found
-
-
-def _as_output_shape(shape: Sequence[int | None] | None) -> tuple[int | None, ...] | None:
-    if not isinstance(shape, list | tuple | None):
-        raise ValueError(
-            f"`output_shape` must be sizes without the batch, such as (1280,), got {shape!r}"
-        )
-    return None if shape is None else tuple(shape)
 
 
 def _as_range(pixels: Sequence[float] | None) -> tuple[float, float] | None:

@@ -34,8 +34,7 @@ class Summary:
         parameters, trainable_parameters, regularization_losses: counts.
         can_be_trained, why_not: whether it can be trained, or the reason why not.
         folder, sha256, size: of a SavedModel; the size in bytes.
-        calls: of a SavedModel: the inputs of each traced call, the training mode it serves (None:
-            both) and its further arguments.
+        calls: of a SavedModel: the arguments of each traced call.
         signatures: of a SavedModel.
     """
 
@@ -55,7 +54,7 @@ class Summary:
     folder: str | None = None
     sha256: str | None = None
     size: int | None = None
-    calls: Sequence[dict[str, Any]] = ()
+    calls: Sequence[str] = ()
     signatures: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,23 +67,10 @@ class Summary:
         from rich.table import Table
         from rich.text import Text
 
-        facts = Table(show_header=False)
-        for name, value in self._facts():
-            facts.add_row(name, Text(value, overflow="fold"))
-        groups = Table("depth", "group", "parameters", "can be trained")
-        for group in self.groups:
-            groups.add_row(
-                str(group["depth"]),
-                Text(group["name"], overflow="fold"),
-                f"{group['parameters']:,}",
-                f"{group['trainable']:,}",
-            )
-        return Group(facts, groups) if self.groups else Group(facts)
-
-    def _facts(self) -> list[tuple[str, str]]:
         pixels = "{:g} to {:g} ({})".format(*(self.input_range or (0, 0)), self.range_source)
         trained = f"yes, {self.trainable_parameters:,} parameters in {len(self.groups)} groups"
-        rows = [
+        facts = Table(show_header=False)
+        for name, text in [
             ("handle", self.handle),
             ("kind", self.kind),
             ("folder", self.folder),
@@ -94,17 +80,23 @@ class Summary:
             ("pixels", self.input_range and pixels),
             ("image size", self.image_size and "{} x {}".format(*self.image_size)),
             *((f"output {name}".strip(), text) for name, text in self.outputs.items()),
-            *(("call", _line(call)) for call in self.calls),
+            *(("call", call) for call in self.calls),
             ("signatures", ", ".join(self.signatures)),
             ("parameters", f"{self.parameters:,}"),
             ("regularization losses", str(self.regularization_losses)),
             ("can be trained", trained if self.can_be_trained else f"no: {self.why_not}"),
-        ]
-        return [(name, text) for name, text in rows if text]
+        ]:
+            if text:
+                facts.add_row(name, Text(text, overflow="fold"))
+        groups = Table("depth", "group", "parameters", "can be trained")
+        for group in self.groups:
+            counts = [f"{group[key]:,}" for key in ("parameters", "trainable")]
+            groups.add_row(str(group["depth"]), Text(group["name"], overflow="fold"), *counts)
+        return Group(facts, groups) if self.groups else Group(facts)
 
 
 def summary(backbone: str | HubLayer | keras.Model) -> Summary:
-    """Summarizes a backbone's inputs, outputs and weights.
+    """Summarize a backbone's inputs, outputs and weights.
 
     A handle is fetched and loaded; its calls are not run, but loading a SavedModel runs what it
     does to restore itself: vendor what you do not trust, and look at it elsewhere.
@@ -136,11 +128,9 @@ def summary(backbone: str | HubLayer | keras.Model) -> Summary:
 
 
 def _of_layer(layer: HubLayer) -> Summary:
-    module = layer.module
+    """Summarize a SavedModel."""
+    module, spec = layer.module, layer.spec
     call = module.inference_call
-    calls: list[dict[str, Any]] = []
-    for facts in map(_call, module.calls):
-        calls += [facts] if facts not in calls else []
     return Summary(
         handle=layer.handle,
         kind=_kind(module),
@@ -150,13 +140,13 @@ def _of_layer(layer: HubLayer) -> Summary:
         inputs={name: describe(spec) for name, spec in call.inputs.items()},
         outputs=_outputs(call.outputs),
         image_size=layer.image_size,
-        input_range=layer.input_range if module.image is not None else None,
-        range_source=layer.range_source if module.image is not None else None,
-        calls=calls,
+        input_range=layer.input_range if spec.takes_images else None,
+        range_source=layer.range_source if spec.takes_images else None,
+        calls=list(dict.fromkeys(map(_call, module.calls))),
         signatures=sorted(getattr(module.loaded, "signatures", {})),
         regularization_losses=len(module.losses),
-        can_be_trained=module.why_not_trainable is None,
-        why_not=module.why_not_trainable,
+        can_be_trained=spec.why_not_trainable is None,
+        why_not=spec.why_not_trainable,
         **_counts(layer),
     )
 
@@ -164,6 +154,7 @@ def _of_layer(layer: HubLayer) -> Summary:
 def _of_model(
     model: keras.Model, handle: str, kind: str, image_size: tuple[int, int] | None
 ) -> Summary:
+    """Summarize a Keras model."""
     images = len(getattr(model, "input_shape", ())) == 4
     return Summary(
         handle=handle,
@@ -181,22 +172,23 @@ def _of_model(
 
 
 def _counts(backbone: HubLayer | keras.Model) -> dict[str, Any]:
-    """Counts parameters, in all and by layer group."""
+    """Count parameters, in all and by layer group."""
     groups = [
         {
-            "name": group.name,
-            "depth": group.depth,
-            "parameters": group.parameters,
+            **{key: getattr(group, key) for key in ("name", "depth", "parameters")},
             "trainable": sum(math.prod(v.shape) for v in group.learnable()),
         }
         for group in groups_of(backbone)
     ]
-    trainable = sum(group["trainable"] for group in groups)
-    parameters = backbone.count_params()
-    return {"groups": groups, "parameters": parameters, "trainable_parameters": trainable}
+    return {
+        "groups": groups,
+        "parameters": backbone.count_params(),
+        "trainable_parameters": sum(group["trainable"] for group in groups),
+    }
 
 
 def _kind(module: Module) -> str:
+    """Name the form in which a module was published."""
     if module.signature is None:
         return "TF2 reusable SavedModel" if callable(module.loaded) else "export of a Keras model"
     if (module.folder / "tfhub_module.pb").is_file():
@@ -205,7 +197,7 @@ def _kind(module: Module) -> str:
 
 
 def _outputs(outputs: Any, name: str = "") -> dict[str, str]:
-    """Describes nested outputs by the path to each: "['steps'][0]"."""
+    """Describe nested outputs by the path to each: "['steps'][0]"."""
     if not isinstance(outputs, Mapping | list | tuple):
         return {name: describe(outputs)}
     parts = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs)
@@ -216,16 +208,10 @@ def _outputs(outputs: Any, name: str = "") -> dict[str, str]:
     }
 
 
-def _call(call: Call) -> dict[str, Any]:
-    mode = call.training if isinstance(call.training, bool) else None
-    others = {name: repr(value) for name, value in call.arguments.items() if value is not None}
-    inputs = {name: describe(spec) for name, spec in call.inputs.items()}
-    return {"inputs": inputs, "training": mode, "arguments": others}
-
-
-def _line(call: dict[str, Any]) -> str:
-    parts = [f"{name}: {text}" for name, text in call["inputs"].items()]
-    if call["training"] is not None:
-        parts.append(f"training={call['training']}")
-    parts += [f"{name}={value}" for name, value in call["arguments"].items()]
+def _call(call: Call) -> str:
+    """Describe the arguments of a traced call; a training mode only where it serves just one."""
+    parts = [f"{name}: {describe(spec)}" for name, spec in call.inputs.items()]
+    parts += [f"training={call.training}"] if isinstance(call.training, bool) else []
+    others = call.arguments.items()
+    parts += [f"{name}={value!r}" for name, value in others if value is not None]
     return f"({', '.join(parts)})"

@@ -49,38 +49,37 @@ class Call:
     by_name: tuple[str, ...]
 
     @property
-    def takes(self) -> str:
-        """The inputs in words."""
-        return describe(next(iter(self.inputs.values())) if len(self.inputs) == 1 else self.inputs)
+    def nested_inputs(self) -> Any:
+        """The inputs as the module takes them: of one argument its specs alone."""
+        return next(iter(self.inputs.values())) if len(self.inputs) == 1 else self.inputs
 
     def trains(self, training: bool) -> bool:
-        """Whether this call serves that mode."""
+        """Return whether this call serves that mode."""
         return self.training is training or isinstance(self.training, tf.TensorSpec)
 
     def takes_values(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the arguments were traced with these values, or with tensors of any value."""
+        """Return whether the arguments were traced with these values, or with tensors."""
         traced = {name: self.arguments.get(name, self) for name in arguments}  # self: of no value
         return all(is_tensors(t) or bool(t == arguments[name]) for name, t in traced.items())
 
 
 def describe(specs: Any) -> str:
-    """Describes shapes and types in words: float32 (None, 224, 224, 3)."""
+    """Describe shapes and types in words: float32 (None, 224, 224, 3)."""
     if isinstance(specs, Mapping):
         # Sorted: a SavedModel keeps no order, and gives another in each process.
         parts = [f"{name!r}: {describe(specs[name])}" for name in sorted(specs, key=str)]
         return "{" + ", ".join(parts) + "}"
     if isinstance(specs, list | tuple):
-        return "[" + ", ".join(describe(s) for s in specs) + "]"
+        return "[" + ", ".join(map(describe, specs)) + "]"
     if not hasattr(specs, "dtype"):
         return type(specs).__name__
-    shape = specs.shape
-    known = isinstance(shape, tuple) or shape.rank is not None
+    unknown = isinstance(specs.shape, tf.TensorShape) and specs.shape.rank is None
     name = getattr(specs.dtype, "name", specs.dtype)
-    return f"{name} {tuple(shape) if known else 'of any shape'}"
+    return f"{name} {'of any shape' if unknown else tuple(specs.shape)}"
 
 
 def is_tensors(spec: Any) -> bool:
-    """Whether a nested value consists of tensor specs alone."""
+    """Return whether a nested value consists of tensor specs alone."""
     leaves = tf.nest.flatten(spec)
     return bool(leaves) and all(isinstance(leaf, tf.TypeSpec) for leaf in leaves)
 
@@ -139,7 +138,7 @@ class Module:
         return {i for i, v in enumerate(self.variables) if id(captured_as(v)) in captured}
 
     def _find_calls(self) -> list[Call]:
-        """Finds the calls that take the arguments; refuses arguments that no call takes."""
+        """Find the calls that take the arguments; refuses arguments that no call takes."""
         if self.signature:
             inputs = dict(self._run.structured_input_signature[1])
             outputs = self._run.structured_outputs
@@ -148,12 +147,13 @@ class Module:
             names = inspect.getfullargspec(self._run).args
             calls = [_call(f, names, self.arguments) for f in self._run.concrete_functions]
         first = {call.layout[0] for call in calls if call.layout}
-        known = {name for call in calls for name in (*call.arguments, *call.layout)} - first
+        known = {name for call in calls for name in (*call.arguments, *call.layout)}
+        known -= first | {"training"}
         for name, value in self.arguments.items():
-            if name not in known or name == "training":
+            if name not in known:
                 raise ValueError(
-                    f"`arguments` must be among {sorted(known - {'training'})} for "
-                    f"{self.handle!r}, got {name!r}. Training mode follows `trainable`."
+                    f"`arguments` must be among {sorted(known)} for {self.handle!r}, got {name!r}. "
+                    "Training mode follows `trainable`."
                 )
             if not any(call.takes_values({name: value}) for call in calls):
                 traced = [repr(c.arguments[name]) for c in calls if name in c.arguments]
@@ -164,19 +164,15 @@ class Module:
         return [call for call in calls if call.takes_values(self.arguments)]
 
     def _find_variables(self) -> tuple[list[tf.Variable], list[bool]]:
-        """Finds the variables that a layer can hold, and which ones the publisher trains."""
+        """Find the variables that a layer can hold, and which ones the publisher trains."""
         trained = [] if self.signature else self._listed("trainable_variables")
         captured = {id(t) for call in self.calls for t in call.function.captured_inputs}
         used = [v for v in self.created if id(captured_as(v)) in captured]
-        created = set(map(id, self.created))
         # By identity, and each once: variables have no hash.
         every = {id(v): v for v in [*self._listed("variables"), *trained, *used]}
-        held = [
-            variable
-            for key, variable in every.items()
-            if key in created and (variable.dtype.is_floating or variable.dtype.is_integer)
-        ]
-        declared = set(map(id, trained))
+        created, declared = set(map(id, self.created)), set(map(id, trained))
+        numeric = [v for v in every.values() if v.dtype.is_floating or v.dtype.is_integer]
+        held = [variable for variable in numeric if id(variable) in created]
         return held, [id(variable) in declared for variable in held]
 
     @property
@@ -195,13 +191,6 @@ class Module:
         return next((c for c in self.calls if not c.trains(True) or c.trains(False)), self.calls[0])
 
     @property
-    def takes_images(self) -> bool:
-        """Whether the one input is a batch of images, or its shape is undeclared."""
-        specs = tf.nest.flatten(self.inference_call.inputs)
-        unknown = len(specs) == 1 and specs[0].shape.rank is None and specs[0].dtype.is_floating
-        return self.image is not None or unknown
-
-    @property
     def image(self) -> tf.TensorSpec | None:
         """The one input, if it is a batch of images, or None."""
         inputs = [tf.nest.flatten(call.inputs) for call in self.calls]
@@ -212,7 +201,7 @@ class Module:
         return inputs[0][0] if images else None
 
     def __call__(self, inputs: Any, training: bool) -> Any:
-        """Runs the module; without a call for training, the one for inference.
+        """Run the module; without a call for training, the one for inference.
 
         Raises:
             ValueError: the inputs fit none of its calls.
@@ -222,10 +211,8 @@ class Module:
             bound = _bind(call, inputs)
             if bound is not None:
                 return self._apply(call, bound, training)
-        raise ValueError(
-            f"`inputs` must be {' or '.join(dict.fromkeys(c.takes for c in self.calls))} for "
-            f"{self.handle!r}, got {describe(inputs)}"
-        )
+        takes = " or ".join(dict.fromkeys(describe(call.nested_inputs) for call in self.calls))
+        raise ValueError(f"`inputs` must be {takes} for {self.handle!r}, got {describe(inputs)}")
 
     def _apply(self, call: Call, bound: dict[str, Any], training: bool) -> Any:
         values = {**call.arguments, **self.arguments, **bound}
@@ -237,7 +224,7 @@ class Module:
         return self._run(*(values[name] for name in call.layout), **by_name)
 
     def penalties(self, trained: set[int]) -> list[tf.Tensor]:
-        """Computes the regularization losses that depend on one of these variables (indices)."""
+        """Compute the regularization losses that depend on one of these variables (indices)."""
         return [loss() for loss, used in self.losses if used & trained or not used]
 
 
@@ -273,21 +260,21 @@ def _load(
             return _load_any(str(place), options), created
     except (tf.errors.OpError, OSError, RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "Fetch the module again."
         if "not registered" in first:
-            raise ValueError(
-                f"`handle` {handle!r} needs an operation that TensorFlow alone does not have. "
-                f"Received: {first}. Import the package that has it before, for text modules: "
-                "pip install tensorflow-text, and import tensorflow_text."
-            ) from error
+            hint = (
+                "Import the package that has the operation before, for text modules: pip install "
+                "tensorflow-text, and import tensorflow_text."
+            )
         raise ValueError(
             f"`handle` {handle!r} must be a complete SavedModel, and {folder} cannot be loaded: "
-            f"{first}. Fetch the module again."
+            f"{first}. {hint}"
         ) from error
 
 
 @contextmanager
 def _without_slots(folder: Path) -> Iterator[tuple[Path, tf.saved_model.LoadOptions]]:
-    """Yields the module's folder, or a copy of its object graph without optimizer state.
+    """Yield the module's folder, or a copy of its object graph without optimizer state.
 
     TensorFlow cannot load an optimizer's slot variables (momentum and the like) unless tf_keras has
     registered the optimizer's class. A layer has no use for them, and leaving them out makes the
@@ -299,19 +286,20 @@ def _without_slots(folder: Path) -> Iterator[tuple[Path, tf.saved_model.LoadOpti
         graph.ParseFromString(file.read_bytes())
     except (OSError, DecodeError):
         graph.Clear()  # another format, or a broken file: TensorFlow says what is wrong
-    optimizers = [
-        (meta.object_graph_def, node)
-        for meta in graph.meta_graphs
-        for node in meta.object_graph_def.nodes
-        if node.slot_variables
-    ]
-    if not optimizers:
+    plain = []  # nodes that lose their type, but keep their children
+    for meta in graph.meta_graphs:
+        nodes = meta.object_graph_def.nodes
+        for node in nodes:
+            slots = [nodes[slot.slot_variable_node_id] for slot in node.slot_variables]
+            plain += [*slots, node] if slots else []
+    if not plain:
         yield folder, tf.saved_model.LoadOptions()
         return
-    for objects, node in optimizers:
-        for place in [slot.slot_variable_node_id for slot in node.slot_variables]:
-            _make_plain(objects.nodes[place])
-        _make_plain(node)
+    for node in plain:
+        children = list(node.children)
+        node.Clear()
+        node.children.extend(children)
+        node.user_object.identifier = "_generic_user_object"
     for meta in graph.meta_graphs:  # assets stay where they are, and are read when the model runs
         for asset in meta.asset_file_def:
             asset.filename = str(folder.absolute() / "assets" / asset.filename)
@@ -325,16 +313,8 @@ def _without_slots(folder: Path) -> Iterator[tuple[Path, tf.saved_model.LoadOpti
         yield copy, tf.saved_model.LoadOptions(allow_partial_checkpoint=True)
 
 
-def _make_plain(node: Any) -> None:
-    """Turns a node into an object without a type of its own; its children stay."""
-    children = list(node.children)
-    node.Clear()
-    node.children.extend(children)
-    node.user_object.identifier = "_generic_user_object"
-
-
 def _load_any(folder: str, options: tf.saved_model.LoadOptions) -> Any:
-    """Loads a SavedModel; of a TF1 module with a graph for training beside it, that for serving."""
+    """Load a SavedModel; of a TF1 module with a graph for training beside it, that for serving."""
     try:
         return tf.saved_model.load(folder, options=options)
     except ValueError as error:
@@ -377,24 +357,22 @@ def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> 
 
 
 def _bind(call: Call, inputs: Any) -> dict[str, Any] | None:
-    """Packs and casts inputs by argument, as they were traced; None if they do not fit."""
-    names = list(call.inputs)
-    if isinstance(inputs, Mapping) and set(inputs) == set(names):
-        parts = dict(inputs)
-    elif len(names) == 1:
-        parts = {names[0]: inputs}
-    elif isinstance(inputs, list | tuple) and len(inputs) == len(names):
+    """Pack and casts inputs by argument, as they were traced; None if they do not fit."""
+    names, parts = list(call.inputs), inputs
+    if not isinstance(inputs, Mapping) or set(inputs) != set(names):
+        if len(names) == 1:
+            inputs = [inputs]
+        if not isinstance(inputs, list | tuple) or len(inputs) != len(names):
+            return None
         parts = dict(zip(names, inputs, strict=True))
-    else:
-        return None
-    fitted = {name: _fit(call.inputs[name], part) for name, part in parts.items()}
+    fitted = {name: _fit(call.inputs[name], parts[name]) for name in names}
     return None if any(part is None for part in fitted.values()) else fitted
 
 
 def _fit(specs: Any, values: Any) -> Any | None:
-    """Casts nested tensors to the traced types, among floats or among integers; None if not so."""
-    if isinstance(specs, Mapping) and (
-        not isinstance(values, Mapping) or set(values) != set(specs)
+    """Cast nested tensors to the traced types, among floats or among integers; None if not so."""
+    if isinstance(specs, Mapping) and not (
+        isinstance(values, Mapping) and specs.keys() == {*values}
     ):
         return None
     leaves, wanted = tf.nest.flatten(values), tf.nest.flatten(specs)
@@ -407,7 +385,7 @@ def _fit(specs: Any, values: Any) -> Any | None:
         alike = (have.is_floating and want.is_floating) or (have.is_integer and want.is_integer)
         if not (have == want or alike) or not spec.shape.is_compatible_with(tensor.shape):
             return None
-        cast.append(tensor if have == want else tf.cast(tensor, want))
+        cast.append(tf.cast(tensor, want))
     return tf.nest.pack_sequence_as(specs, cast)
 
 
@@ -453,13 +431,14 @@ class ModuleSpec:
 
     @classmethod
     def of(cls, module: Module, sha256: str) -> ModuleSpec:
-        """Describes a loaded module."""
+        """Describe a loaded module."""
         held = module.variables
         depths = [0] * len(held)
         for depth, index in enumerate(variable_order(module.inference_call.function, held)):
             depths[index] = depth
-        inputs = tf.nest.map_structure(_symbol, module.inference_call.inputs)
-        image = module.image
+        inputs = module.inference_call.nested_inputs
+        image, specs = module.image, tf.nest.flatten(inputs)
+        undeclared = len(specs) == 1 and specs[0].shape.rank is None and specs[0].dtype.is_floating
         size = None if image is None else tuple(image.shape[1:3])
         created = {id(variable): number for number, variable in enumerate(module.created)}
         return cls(
@@ -470,8 +449,8 @@ class ModuleSpec:
             trainable=list(module.trainable),
             order=[created[id(v)] for v in held],
             depths=depths,
-            inputs=next(iter(inputs.values())) if len(inputs) == 1 else inputs,
-            takes_images=module.takes_images,
+            inputs=tf.nest.map_structure(_symbol, inputs),
+            takes_images=image is not None or undeclared,
             image_size=None if size is None or None in size else size,
             input_range=(0.0, 255.0) if image is not None and image.dtype.is_integer else None,
             why_not_trainable=module.why_not_trainable,
@@ -483,23 +462,18 @@ class ModuleSpec:
         return [re.sub(r"[^0-9A-Za-z_.-]", "_", path) for path in self.paths]
 
     def empty_variables(self) -> list[tf.Variable]:
-        """Makes variables of zeros, to be filled when the module is there."""
-        each = zip(self.shapes, self.dtypes, self.trainable, self.names, strict=True)
-        return [
-            tf.Variable(
-                tf.zeros(shape, dtype),
-                trainable=trained,
-                name=name,
-                **({} if trained else over_replicas(dtype)),
-            )
-            for shape, dtype, trained, name in each
-        ]
+        """Make variables of zeros, to be filled when the module is there."""
+        found = []
+        for k, (dtype, trained) in enumerate(zip(self.dtypes, self.trainable, strict=True)):
+            options = {} if trained else over_replicas(dtype)
+            zeros = tf.zeros(self.shapes[k], dtype)
+            found.append(tf.Variable(zeros, trainable=trained, name=self.names[k], **options))
+        return found
 
     def remember(self, inputs: Any, outputs: Any) -> None:
-        """Keeps the shapes of a call, for a loaded model whose module is not there yet."""
-        if len(self.calls) < MOST_CALLS and all(
-            not _same(inputs, known) for known, _ in self.calls
-        ):
+        """Keep the shapes of a call, for a loaded model whose module is not there yet."""
+        new = all(_shapes(inputs) != _shapes(known) for known, _ in self.calls)
+        if new and len(self.calls) < MOST_CALLS:
             pair = (tf.nest.map_structure(_bare, each) for each in (inputs, outputs))
             self.calls.append(tuple(pair))
 
@@ -511,7 +485,7 @@ class ModuleSpec:
         """
         batch = tf.nest.flatten(inputs)[0].shape[0]
         for known, outputs in self.calls:
-            if _same(inputs, known):
+            if _shapes(inputs) == _shapes(known):
                 return tf.nest.map_structure(lambda output: _bare(output, batch), outputs)
         raise ValueError(
             f"`inputs` must have shapes that `HubLayer` {name!r} was called with before it was "
@@ -531,7 +505,7 @@ class ModuleSpec:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> ModuleSpec:
-        """Reads what `to_dict` wrote; keys of later versions are ignored."""
+        """Read what `to_dict` wrote; keys of later versions are ignored."""
         known = {key: saved[key] for key in cls.__dataclass_fields__ if key in saved}
         if "takes_pictures" in saved:  # its name in files of kerasmtl 0.1
             known["takes_images"] = saved["takes_pictures"]
@@ -555,9 +529,9 @@ def _bare(tensor: Any, batch: int | None = None) -> keras.KerasTensor:
     return keras.KerasTensor((batch, *shape[1:]) if shape else shape, dtype=dtype)
 
 
-def _same(inputs: Any, known: Any) -> bool:
-    given, wanted = (
-        [(tuple(t.shape)[1:], keras.backend.standardize_dtype(t.dtype)) for t in tf.nest.flatten(x)]
-        for x in (inputs, known)
-    )
-    return given == wanted
+def _shapes(inputs: Any) -> list[tuple[Any, str]]:
+    """Return shapes without the batch, and types."""
+    return [
+        (tuple(t.shape)[1:], keras.backend.standardize_dtype(t.dtype))
+        for t in tf.nest.flatten(inputs)
+    ]

@@ -189,7 +189,7 @@ try:
 except ValueError:
     pass
 if layer.trainable:
-    declared = layer.module_inputs
+    declared = layer.spec.inputs
     shape = [size or 1 for size in declared.shape]
     text = declared.dtype == "string"
     inputs = tf.fill(shape, "stop go") if text else tf.zeros(shape, declared.dtype)

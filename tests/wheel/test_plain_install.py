@@ -30,7 +30,7 @@ for path in sys.argv[1:]:
     if name in shapes:
         options[name] = {"output_shape": shapes[name]}
     layer = kt.HubLayer(path, **options.get(name, {}))
-    shape = shapes.get(name) or tuple(layer.module_inputs.shape[1:])
+    shape = shapes.get(name) or tuple(layer.spec.inputs.shape[1:])
     x = np.random.default_rng(0).random((4, *shape), dtype="float32")
     try:
         layer.trainable = True

@@ -22,12 +22,12 @@ IMAGENET_SPREAD = (0.229, 0.224, 0.225)
 
 
 def is_application(name: str) -> bool:
-    """Whether keras.applications has a model of that name."""
+    """Return whether keras.applications has a model of that name."""
     return name.isidentifier() and callable(getattr(keras.applications, name, None))
 
 
 def parse_application(handle: str) -> tuple[str, str] | None:
-    """Splits a handle into model name and weights; None if keras.applications has no such model.
+    """Split a handle into model name and weights; None if keras.applications has no such model.
 
     "MobileNetV2" means the ImageNet weights, "MobileNetV2:path/to/file.weights.h5" a file.
 
@@ -46,14 +46,14 @@ def parse_application(handle: str) -> tuple[str, str] | None:
 
 
 def application_size(name: str) -> tuple[int, int]:
-    """Returns the (height, width) that a keras.applications model was trained for."""
+    """Return the (height, width) that a keras.applications model was trained for."""
     return (SIZES.get(name, IMAGE_SIZE),) * 2
 
 
 def application(
     name: str, weights: str | os.PathLike[str] | None = "imagenet", trainable: bool = False
 ) -> keras.Model:
-    """Builds a keras.applications model without its top: RGB in [0, 1] in, a vector out.
+    """Build a keras.applications model without its top: RGB in [0, 1] in, a vector out.
 
     Shapes: float32 (batch, height, width, 3) in, (batch, features) out. The `preprocess_input` of
     the family, which expects [0, 255], is part of the model.
@@ -82,7 +82,7 @@ def application(
 
 
 def _network(name: str, weights: str | None) -> keras.Model:
-    """Builds the bare network, with its ImageNet weights if asked for."""
+    """Build the bare network, with its ImageNet weights if asked for."""
     build = getattr(keras.applications, name)
     try:
         with warnings.catch_warnings():
@@ -101,49 +101,38 @@ def _network(name: str, weights: str | None) -> keras.Model:
 
 
 def _load(file: str, network: keras.Model, model: keras.Model, name: str) -> None:
-    """Loads a file of the network's weights or of the whole model's."""
+    """Load a file of the network's weights or of the whole model's."""
     if not os.path.isfile(file):
         raise ValueError(
             f"`weights` of keras.applications.{name} must be 'imagenet', or a file that "
             f"`save_weights` wrote, got {os.path.abspath(file)!r}, which does not exist"
         )
-    faults = []
-    for whole in (network, model):
-        try:
-            with warnings.catch_warnings():
-                # The warning is about a second way to the same layers, which Keras does not need.
-                warnings.filterwarnings("ignore", "Skipping nested container")
-                whole.load_weights(file)
-            break
-        except Exception as error:  # KeyError, OSError, ValueError, by format and fault
-            faults.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    else:
+    try:
+        with warnings.catch_warnings():
+            # The warning is about a second way to the same layers, which Keras does not need.
+            warnings.filterwarnings("ignore", "Skipping nested container")
+            try:
+                network.load_weights(file)
+            except Exception:  # KeyError, OSError, ValueError, by format and fault
+                model.load_weights(file)
+    except Exception as error:
         raise ValueError(
             f"`weights` must be a .weights.h5 or .h5 file of keras.applications.{name} with "
-            f"include_top=False, got {file!r} ({faults[0]})"
-        )
-    _finish_normalization(network)
-
-
-def _finish_normalization(network: keras.Model) -> None:
-    """Replaces a layer that Keras adds to EfficientNet only under weights="imagenet".
-
-    Its files contain standard deviations where `Normalization` takes variances; the layer divides
-    by their roots once more. Squared, they need no such layer.
-    """
+            f"include_top=False, got {file!r} ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]})"
+        ) from error
+    # Keras' files for EfficientNet contain standard deviations where `Normalization` takes
+    # variances; with weights="imagenet" Keras adds a layer that divides by their roots once more.
     for layer in network.layers:
-        if not isinstance(layer, keras.layers.Normalization) or not layer.weights:
-            continue
-        values = layer.get_weights()
-        for position, value in enumerate(values):
-            if value.shape == (3,) and abs(value - IMAGENET_SPREAD).max() < 1e-3:
-                values[position] = value**2
-        store = {str(position): value for position, value in enumerate(values)}
-        layer.load_own_variables(store)  # and not set_weights, which leaves the old ones in use
+        if isinstance(layer, keras.layers.Normalization):
+            values = layer.get_weights()
+            spread = [v.shape == (3,) and abs(v - IMAGENET_SPREAD).max() < 1e-3 for v in values]
+            store = {str(k): v**2 if spread[k] else v for k, v in enumerate(values)}
+            layer.load_own_variables(store)  # not set_weights, which leaves the old ones in use
 
 
 def _family(name: str) -> ModuleType:
-    """Returns the module of the model's `preprocess_input`."""
+    """Return the module of the model's `preprocess_input`."""
     if name.startswith("MobileNetV3"):  # whose module lacks the models
         return keras.applications.mobilenet_v3
     for _, module in inspect.getmembers(keras.applications, inspect.ismodule):

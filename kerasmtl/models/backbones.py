@@ -13,6 +13,11 @@ from kerasmtl.models.applications import application, application_size, parse_ap
 from kerasmtl.models.hub.handles import PRESET
 from kerasmtl.models.hub_layer import HubLayer
 
+IMAGES_ONLY = (
+    "`handle` must be a preset that takes images (batch, height, width, 3), for example "
+    "'keras_hub:resnet_50_imagenet', got {!r} with {}"
+)
+
 
 def load_backbone(
     handle: str | os.PathLike[str] | keras.Model | HubLayer,
@@ -20,7 +25,7 @@ def load_backbone(
     sha256: str | None = None,
     input_range: Sequence[float] | None = None,
 ) -> keras.Model | HubLayer:
-    """Loads the backbone that a handle names: images in, features out.
+    """Load the backbone that a handle names: images in, features out.
 
     A keras.Model takes float32 RGB in [0, 1]; a `HubLayer` takes the pixels of its `input_range`,
     to which `build_model` scales images.
@@ -70,7 +75,7 @@ def load_backbone(
 
 
 def default_image_size(backbone: keras.Model | HubLayer) -> tuple[int, int] | None:
-    """Returns the (height, width) that a backbone was made for, or None if it takes any.
+    """Return the (height, width) that a backbone was made for, or None if it takes any.
 
     Example:
         >>> import kerasmtl as kt
@@ -81,13 +86,12 @@ def default_image_size(backbone: keras.Model | HubLayer) -> tuple[int, int] | No
     if known or isinstance(backbone, HubLayer):
         return known and tuple(known)
     shape = getattr(backbone, "input_shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:3]:
-        return None
-    return tuple(shape[1:3])
+    fixed = isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:3]
+    return shape[1:3] if fixed else None
 
 
 def backbone_layers(model: keras.Model) -> list[keras.Model | HubLayer]:
-    """Returns the backbones inside a model: its hub layers, or the nested model with weights.
+    """Return the backbones inside a model: its hub layers, or the nested model with weights.
 
     Raises:
         ValueError: there is none, or several nested models could be it.
@@ -108,7 +112,7 @@ def backbone_layers(model: keras.Model) -> list[keras.Model | HubLayer]:
 
 
 def backbones_in(model: keras.Model) -> list[keras.Model | HubLayer]:
-    """Returns the backbones as `backbone_layers` does; an empty list if there is none."""
+    """Return the backbones as `backbone_layers` does; an empty list if there is none."""
     hubs = [layer for layer in model.layers if isinstance(layer, HubLayer)]
     if hubs:
         return hubs
@@ -123,7 +127,7 @@ def backbones_in(model: keras.Model) -> list[keras.Model | HubLayer]:
 
 
 def backbone_names(model: keras.Model) -> list[str]:
-    """Names the backbones inside a model: by handle, or else by layer name."""
+    """Name the backbones inside a model: by handle, or else by layer name."""
     return [
         getattr(layer, "handle", layer.name)
         for layer in model.layers
@@ -135,7 +139,7 @@ def backbone_names(model: keras.Model) -> list[str]:
 
 
 def preset(handle: str, trainable: bool = False) -> keras.Model:
-    """Loads a KerasHub backbone: float32 RGB in [0, 1] in; a vector or map of features out.
+    """Load a KerasHub backbone: float32 RGB in [0, 1] in; a vector or map of features out.
 
     The scale and offset of the preset's own `ImageConverter` are part of the model; its resizing is
     not: `image_size` of the model is the (height, width) it resizes to, or None. A transformer's
@@ -154,17 +158,14 @@ def preset(handle: str, trainable: bool = False) -> keras.Model:
         import keras_hub
     except ImportError as error:
         raise ImportError(
-            f"`handle` {handle!r} needs keras-hub. Received: {error}. Install it: "
-            "pip install 'kerasmtl[keras-hub]'"
+            f"{handle!r} needs keras-hub: pip install 'kerasmtl[keras-hub]' ({error})"
         ) from None
     # The converter is a small file, read before any weights are.
     converter = _from_preset(keras_hub.layers.ImageConverter, handle)
-    if converter.data_format != "channels_last":
-        raise ValueError(_no_images(handle, f"images with {converter.data_format}"))
     backbone = _from_preset(keras_hub.models.Backbone, handle)
     shape = getattr(backbone.input, "shape", ())
     if len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(_no_images(handle, f"inputs {backbone.input}"))
+        raise ValueError(IMAGES_ONLY.format(handle, backbone.input))
     image = keras.Input(tuple(shape[1:]), name="image")
     # KerasHub scales pixels in [0, 255]. Numbers, or a list with one for each channel.
     scale = (255.0 * np.asarray(1.0 if converter.scale is None else converter.scale)).tolist()
@@ -179,22 +180,16 @@ def preset(handle: str, trainable: bool = False) -> keras.Model:
 
 
 def _from_preset(kind: Any, handle: str) -> Any:
+    """Load a part of a preset; raise ValueError whatever the clients raise."""
     try:
         return kind.from_preset(handle.removeprefix(PRESET))
     except Exception as error:
-        # Whatever the clients of Kaggle and Hugging Face raise, besides KerasHub's own.
+        # Of Kaggle and Hugging Face, besides KerasHub's own.
         if "Unable to find a subclass" in str(error):
-            raise ValueError(_no_images(handle, "a preset without ImageConverter")) from error
+            raise ValueError(IMAGES_ONLY.format(handle, "no ImageConverter")) from error
         raise ValueError(
             f"`handle` must be the name of a KerasHub preset, a kaggle:// or hf:// URL, or a "
             f"folder that save_to_preset wrote, got {handle!r}, which cannot be loaded "
             f"({type(error).__name__}: {error}). Offline: copy the preset's folder from a "
             f"connected machine, and pass '{PRESET}path/to/folder'."
         ) from error
-
-
-def _no_images(handle: str, received: str) -> str:
-    return (
-        f"`handle` must be a preset that takes images (batch, height, width, 3), for example "
-        f"'keras_hub:resnet_50_imagenet', got {handle!r}: {received}"
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from kerasmtl.models.hub.cache import content_sha256, valid_sha256
 from kerasmtl.models.hub.handles import resolve_handle
 from kerasmtl.models.hub_layer import HubLayer, trusting
 from kerasmtl.tasks import BINARY, Task, all_binary, as_tasks, output_columns
+from kerasmtl.utils.text import warn
 from kerasmtl.utils.validation import check_count, check_number
 
 DEFAULT_SIZE = (224, 224)
@@ -32,7 +32,7 @@ def build_model(
     name: str = "kerasmtl",
     labels: np.ndarray | None = None,
 ) -> keras.Model:
-    """Builds one network for all tasks: a backbone with a new head.
+    """Build one network for all tasks: a backbone with a new head.
 
     The result is a plain functional keras.Model. For images it takes float32 RGB (batch, height,
     width, 3) in [0, 1], and scales them to the range that the backbone takes. Any other backbone
@@ -93,7 +93,7 @@ def load_model(
     trust: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
     **kwargs: Any,
 ) -> keras.Model:
-    """Loads a .keras file as `keras.models.load_model` does, with a way to trust its SavedModel.
+    """Load a .keras file as `keras.models.load_model` does, with a way to trust its SavedModel.
 
     The SavedModel of a `HubLayer` is part of the file; in Keras' safe mode it runs only if it is
     the embedded one or you trust it.
@@ -126,6 +126,7 @@ def load_model(
 
 
 def _sha256_of(trusted: str) -> str:
+    """Return the content hash of a module that is trusted, by handle or by hash."""
     if trusted.startswith("sha256:"):
         return valid_sha256(trusted.removeprefix("sha256:"))
     return content_sha256(resolve_handle(trusted))
@@ -135,6 +136,7 @@ def _sha256_of(trusted: str) -> str:
 
 
 def _takes_images(layer: keras.Model | HubLayer) -> bool:
+    """Return whether a backbone takes a batch of RGB images."""
     if isinstance(layer, HubLayer):
         return layer.spec.takes_images
     declared = getattr(layer, "inputs", None)
@@ -145,14 +147,14 @@ def _takes_images(layer: keras.Model | HubLayer) -> bool:
 
 
 def _features(layer: keras.Model | HubLayer, image: Any, size: tuple[int, int]) -> Any:
+    """Call a backbone on images in [0, 1], scaled to what it takes."""
     if isinstance(layer, HubLayer):
         if layer.range_source == "assumed":
-            warnings.warn(
+            warn(
                 f"`input_range` of the module {layer.handle!r} is not known: images are scaled to "
                 "[0, 1], the convention of TF-Hub. If it was trained on other pixels, its features "
                 'are wrong. Pass HubLayer(…, input_range=(low, high)), write "input_range = [low, '
-                'high]" under [model] in project.toml, or confirm (0, 1) there.',
-                stacklevel=3,
+                'high]" under [model] in project.toml, or confirm (0, 1) there.'
             )
         image = _in_range(image, *layer.input_range, layer.spec.inputs.dtype)
     try:
@@ -165,7 +167,7 @@ def _features(layer: keras.Model | HubLayer, image: Any, size: tuple[int, int]) 
 
 
 def _in_range(image: Any, low: float, high: float, dtype: str) -> Any:
-    """Scales images from [0, 1] to [low, high]; rounds them where the module takes integers."""
+    """Scale images from [0, 1] to [low, high]; rounds them where the module takes integers."""
     if (low, high) != (0.0, 1.0):
         # float32 under any policy: half precision cannot tell 255 levels apart near 255.
         scale = keras.layers.Rescaling(high - low, low, dtype="float32", name="to_backbone_range")
@@ -176,17 +178,15 @@ def _in_range(image: Any, low: float, high: float, dtype: str) -> Any:
 
 
 def _declared_inputs(layer: keras.Model | HubLayer) -> Any:
-    """Makes inputs of the names, shapes and types that a backbone declares."""
-    if not isinstance(layer, HubLayer):
-        # A Sequential that was never called has no `input`.
-        declared = layer.inputs[0] if isinstance(layer, keras.Sequential) else layer.input
-        return keras.tree.map_structure(
-            lambda spec: keras.Input(spec.shape[1:], dtype=spec.dtype, name=spec.name), declared
-        )
+    """Make inputs of the names, shapes and types that a backbone declares."""
 
     def symbol(spec: keras.KerasTensor, name: str) -> Any:
         return keras.Input(spec.shape[1:], dtype=spec.dtype, name=name)
 
+    if not isinstance(layer, HubLayer):
+        # A Sequential that was never called has no `input`.
+        declared = layer.inputs[0] if isinstance(layer, keras.Sequential) else layer.input
+        return keras.tree.map_structure(lambda spec: symbol(spec, spec.name), declared)
     declared = layer.spec.inputs
     if isinstance(declared, Mapping):
         return {name: symbol(spec, name) for name, spec in declared.items()}
@@ -199,7 +199,7 @@ def _declared_inputs(layer: keras.Model | HubLayer) -> Any:
 
 
 def pool(features: Any) -> Any:
-    """Makes features a vector per row: a map (batch, height, width, features) is averaged.
+    """Make features a vector per row: a map (batch, height, width, features) is averaged.
 
     Raises:
         ValueError: several outputs, or an output that is neither a vector nor a map.
@@ -224,7 +224,7 @@ def task_head(
     dropout: float = 0.0,
     scales: Mapping[str, tuple[float, float]] | None = None,
 ) -> Any:
-    """Adds dense layers with ReLU and dropout, then the outputs of all tasks.
+    """Add dense layers with ReLU and dropout, then the outputs of all tasks.
 
     Args:
         features: (batch, features).
@@ -246,10 +246,9 @@ def task_head(
     """
     check_number("dropout", dropout, 0.0, 1.0, open_high=True)
     for number, width in enumerate(hidden, start=1):
-        features = keras.layers.Dense(
-            check_count("hidden", width), activation="relu", name=f"head_dense_{number}"
-        )(features)
-        features = keras.layers.Dropout(dropout, name=f"head_dropout_{number}")(features)
+        units = check_count("hidden", width)
+        dense = keras.layers.Dense(units, activation="relu", name=f"head_dense_{number}")
+        features = keras.layers.Dropout(dropout, name=f"head_dropout_{number}")(dense(features))
     if not hidden and dropout:
         features = keras.layers.Dropout(dropout, name="head_dropout")(features)
     if all_binary(tasks):
@@ -260,14 +259,13 @@ def task_head(
         task, name = tasks[columns[0]], f"head_{columns[0]}"
         if task.kind == "binary":
             outputs[key] = _output(features, len(columns), "sigmoid", f"head_{BINARY}")
-        elif task.kind == "multiclass":
-            outputs[key] = _output(features, task.outputs, "softmax", name)
-        else:
-            outputs[key] = _output(features, 1, "linear", name)
-            if scales and key in scales:
-                mean, std = scales[key]
-                rescale = keras.layers.Rescaling(std, mean, dtype="float32", name=f"{name}_scale")
-                outputs[key] = rescale(outputs[key])
+            continue
+        activation = "softmax" if task.kind == "multiclass" else "linear"
+        outputs[key] = _output(features, task.outputs, activation, name)
+        if scales and key in scales:
+            mean, std = scales[key]
+            rescale = keras.layers.Rescaling(std, mean, dtype="float32", name=f"{name}_scale")
+            outputs[key] = rescale(outputs[key])
     return outputs
 
 
@@ -277,24 +275,22 @@ def _output(features: Any, units: int, activation: str, name: str) -> Any:
 
 
 def check_outputs(model: keras.Model, tasks: Sequence[Task]) -> None:
-    """Raises ValueError unless the model has the outputs that `task_head` makes for the tasks."""
-    columns = {
-        key: sum(tasks[column].outputs for column in columns)
+    """Raise ValueError unless the model has the outputs that `task_head` makes for the tasks."""
+    widths = {
+        key: (None, sum(tasks[column].outputs for column in columns))
         for key, columns in output_columns(tasks).items()
     }
-    expected: Any = {key: (None, width) for key, width in columns.items()}
-    if all_binary(tasks):
-        expected = expected[BINARY]
-    received: Any = model.output_shape
     output = getattr(model, "output", None)  # a Sequential has none before its first call
+    received: Any = model.output_shape
     if isinstance(output, dict):  # which `output_shape` flattens
         received = {key: tuple(each.shape) for key, each in output.items()}
+    expected: Any = widths[BINARY] if all_binary(tasks) else widths
     if received == expected:
         return
-    beyond: list[Any] = []
+    beyond: Any = ()
     if isinstance(received, dict):
-        beyond = [key for key in received if key not in columns]
-    elif isinstance(expected, tuple) and isinstance(received, tuple) and len(received) == 2:
+        beyond = [key for key in received if key not in widths]
+    elif all_binary(tasks) and isinstance(received, tuple) and len(received) == 2:
         beyond = list(range(expected[1], received[1] or 0))
     without = f". Outputs without a task: {beyond}" if beyond else ""
     raise ValueError(

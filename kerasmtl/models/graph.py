@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
@@ -16,7 +15,7 @@ NEVER = (math.inf,)
 
 
 def variable_order(function: Any, variables: Sequence[tf.Variable]) -> list[int]:
-    """Sorts variables by their first use in a call, from input to output.
+    """Sort variables by their first use in a call, from input to output.
 
     A SavedModel lists its variables in no useful order, and their names need not be numbered;
     `unfreeze(last=2)` needs to know which ones are nearest the output. A variable is placed where
@@ -36,9 +35,9 @@ def variable_order(function: Any, variables: Sequence[tf.Variable]) -> list[int]
     depths = _depths(flat, order)
     # Backwards: a node that depends on no data passes its value on to the nodes that take it, so
     # where their value first meets data is where its own does.
-    uses: list[tuple[float, ...]] = [NEVER] * len(flat.nodes)  # (depth, node, which of its inputs)
+    uses: list[tuple[float, ...]] = [NEVER] * len(flat.ops)  # (depth, node, which of its inputs)
     for number in reversed(order):
-        for position, source in enumerate(flat.nodes[number].inputs):
+        for position, source in enumerate(flat.sources[number]):
             met = depths[number]
             use = uses[number] if met is None else (met, number, position)
             uses[source] = min(uses[source], use)
@@ -51,7 +50,7 @@ def variable_order(function: Any, variables: Sequence[tf.Variable]) -> list[int]
 
 
 def captured_as(variable: tf.Variable) -> Any:
-    """Returns what stands for a variable in the `captured_inputs` of a restored call.
+    """Return what stands for a variable in the `captured_inputs` of a restored call.
 
     That is its handle; in the scope of a `tf.distribute` strategy, where a variable has a handle
     on each device, it is the variable itself.
@@ -60,24 +59,15 @@ def captured_as(variable: tf.Variable) -> Any:
 
 
 def _depths(flat: FlatGraph, order: Sequence[int]) -> list[int | None]:
-    """Returns the length of the longest path from an argument to each node; None: no path."""
-    depths: list[int | None] = [None] * len(flat.nodes)
+    """Return the length of the longest path from an argument to each node; None: no path."""
+    depths: list[int | None] = [None] * len(flat.ops)
     for number in flat.arguments:
         depths[number] = 0
     for number in order:
-        node = flat.nodes[number]
-        above = [depth for source in node.inputs if (depth := depths[source]) is not None]
+        above = [depth for source in flat.sources[number] if (depth := depths[source]) is not None]
         if above:
-            depths[number] = max(above) + (node.op != "Identity")
+            depths[number] = max(above) + (flat.ops[number] != "Identity")
     return depths
-
-
-@dataclass
-class Node:
-    """An operation, and the numbers of the nodes whose values it takes."""
-
-    op: str
-    inputs: list[int] = field(default_factory=list)
 
 
 class FlatGraph:
@@ -91,7 +81,8 @@ class FlatGraph:
         function: a concrete function, traced here or restored from a SavedModel.
 
     Attributes:
-        nodes: the operations.
+        ops: the type of operation of each node.
+        sources: the numbers of the nodes that each node takes.
         arguments: the numbers of the nodes that take what the caller passes.
         captures: the numbers of the nodes that take `function.captured_inputs`.
     """
@@ -99,24 +90,24 @@ class FlatGraph:
     def __init__(self, function: Any) -> None:
         definition = function.graph.as_graph_def()
         self._library = {entry.signature.name: entry for entry in definition.library.function}
-        self.nodes: list[Node] = []
+        self.ops: list[str] = []
+        self.sources: list[list[int]] = []
         found = self._expand(definition.node, {})
         inputs = [_pick(found, tensor.name) for tensor in function.inputs]
         passed = len(inputs) - len(function.captured_inputs)
         self.arguments, self.captures = inputs[:passed], inputs[passed:]
 
     def from_input_to_output(self) -> list[int]:
-        """Returns the numbers of the nodes, each after all that it takes.
+        """Return the numbers of the nodes, each after all that it takes.
 
         The order of a GraphDef is not always such an order.
         """
-        nodes = self.nodes
-        consumers: list[list[int]] = [[] for _ in nodes]
-        missing = [0] * len(nodes)
-        for number, node in enumerate(nodes):
-            for source in dict.fromkeys(node.inputs):
+        consumers: list[list[int]] = [[] for _ in self.ops]
+        missing = [0] * len(self.ops)
+        for number, sources in enumerate(self.sources):
+            for source in dict.fromkeys(sources):
                 # The loops of TF1 are cycles, closed by NextIteration.
-                if nodes[source].op != "NextIteration":
+                if self.ops[source] != "NextIteration":
                     consumers[source].append(number)
                     missing[number] += 1
         order = [number for number, count in enumerate(missing) if count == 0]
@@ -127,14 +118,15 @@ class FlatGraph:
                     order.append(consumer)
         return order
 
-    def _add(self, op: str) -> int:
-        self.nodes.append(Node(op))
-        return len(self.nodes) - 1
+    def _add(self, op: str, sources: Iterable[int] = ()) -> int:
+        self.ops.append(op)
+        self.sources.append(list(sources))
+        return len(self.ops) - 1
 
     def _expand(
         self, body: Iterable[tf.compat.v1.NodeDef], found: dict[str, list[int]]
     ) -> dict[str, list[int]]:
-        """Adds the nodes of a graph or function; returns the nodes of each name, one per result."""
+        """Add the nodes of a graph or function; returns the nodes of each name, one per result."""
         waiting: list[tuple[int, list[str]]] = []  # inputs by name: they may be defined later
         for node in body:
             sources = [text for text in node.input if not text.startswith("^")]
@@ -145,24 +137,20 @@ class FlatGraph:
                 found[node.name] = [self._add(node.op)]
                 waiting.append((found[node.name][0], sources))
         for number, sources in waiting:
-            self.nodes[number].inputs += [_pick(found, text) for text in sources]
+            self.sources[number] += [_pick(found, text) for text in sources]
         return found
 
     def _called(self, node: tf.compat.v1.NodeDef) -> list[Any]:
-        """Returns the functions that a node calls, by its name or in its attributes."""
+        """Return the functions that a node calls, by its name or in its attributes."""
         names = [node.op]
         for value in node.attr.values():
             names += [value.func.name, *(entry.name for entry in value.list.func)]
         return [self._library[name] for name in names if name in self._library]
 
     def _enter(
-        self,
-        op: str,
-        called: list[Any],
-        sources: list[str],
-        waiting: list[tuple[int, list[str]]],
+        self, op: str, called: list[Any], sources: list[str], waiting: list[tuple[int, list[str]]]
     ) -> list[int]:
-        """Adds the functions of a call, a choice or a loop; returns the nodes of its results."""
+        """Add the functions of a call, a choice or a loop; returns the nodes of its results."""
         plain = op in CALLS or op in self._library
         results = []
         for function in called:
@@ -178,21 +166,20 @@ class FlatGraph:
             names = [function.ret[result.name] for result in function.signature.output_arg]
             results.append([_pick(inner, name) for name in names])
         if not plain and op not in CHOICES | LOOPS:  # such as a data set that maps a function
-            number = self._add(op)
-            self.nodes[number].inputs += [source for result in results for source in result]
+            number = self._add(op, [source for result in results for source in result])
             waiting.append((number, sources))
             return [number]
         numbers = []
         for k in range(max(map(len, results))):
-            numbers.append(self._add("Identity" if plain else op))
-            self.nodes[numbers[-1]].inputs += [result[k] for result in results if k < len(result)]
+            taken = [result[k] for result in results if k < len(result)]
+            numbers.append(self._add("Identity" if plain else op, taken))
             if op in CHOICES:
                 waiting.append((numbers[-1], sources[:1]))
         return numbers
 
 
 def _pick(found: dict[str, list[int]], text: str) -> int:
-    """Returns the node of an input as graphs ("name:1") or functions ("name:out:1") write it."""
+    """Return the node of an input as graphs ("name:1") or functions ("name:out:1") write it."""
     name, *place = text.split(":")
     numbers = found[name]
     position = int(place[-1]) if place else 0

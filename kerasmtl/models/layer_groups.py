@@ -9,7 +9,7 @@ and the graph of its call.
 from __future__ import annotations
 
 import math
-import numbers
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +73,7 @@ class LayerGroup:
         return sum(math.prod(v.shape) for v in self.variables if id(v) in trained)
 
     def learnable(self, normalization: bool = True) -> list[keras.Variable]:
-        """Returns the variables that can be trained, whatever is trained now.
+        """Return the variables that can be trained, whatever is trained now.
 
         Args:
             normalization: whether those of batch normalization are among them.
@@ -89,7 +89,7 @@ class LayerGroup:
 
 
 def layer_groups(target: Target) -> list[LayerGroup]:
-    """Lists the layer groups of a backbone, from input to output.
+    """List the layer groups of a backbone, from input to output.
 
     Args:
         target: a `HubLayer`; a model with a backbone in it, as `build_model` makes it (its hub
@@ -112,7 +112,7 @@ def layer_groups(target: Target) -> list[LayerGroup]:
 
 
 def freeze(target: Target) -> None:
-    """Freezes a backbone: fitting leaves all its weights as they are, in inference mode.
+    """Freeze a backbone: fitting leaves all its weights as they are, in inference mode.
 
     Layers outside of the backbone, such as the head, are left alone. Compile the model afterwards:
     Keras decides at `compile` what a training step changes.
@@ -141,7 +141,7 @@ def unfreeze(
     match: str | None = None,
     normalization: bool = False,
 ) -> list[LayerGroup]:
-    """Trains chosen groups of a backbone and freezes its other groups.
+    """Train chosen groups of a backbone and freezes its other groups.
 
     Compile the model afterwards. Batch normalization stays frozen, in inference mode, which
     fine-tuning on little data needs. A SavedModel has one switch for training mode: without
@@ -172,23 +172,24 @@ def unfreeze(
         >>> [group.name for group in kt.unfreeze(model, match="block_[12]/")]
         ['block_1/conv', 'block_2/conv']
     """
-    choices = []
-    for part in backbones_of(target):  # all are checked before anything is changed
+    parts, groups, chosen = backbones_of(target), [], []
+    for part in parts:  # all are checked before anything is changed
         if isinstance(part, HubLayer):
             part.check_trainable()
-        groups = _some_groups(part)
-        choices.append((part, groups, _choose(groups, last, match, normalization, part.name)))
-    _open_outer_model(target, [part for part, _, _ in choices])
-    for part, groups, chosen in choices:
+        found = _some_groups(part)
+        groups += found
+        chosen += _choose(found, last, match, normalization, part.name)
+    _open_outer_model(target, parts)
+    for part in parts:
         for model in (part, *sublayers(part)):
             if isinstance(model, keras.Model):
                 model.trainable = True
-        _train(groups, chosen, normalization)
-    return [group for _, _, chosen in choices for group in chosen]
+    _train(groups, chosen, normalization)
+    return chosen
 
 
 def backbones_of(target: Target) -> list[Target]:
-    """Returns the backbones inside a model, or the target itself if there is none inside."""
+    """Return the backbones inside a model, or the target itself if there is none inside."""
     if isinstance(target, HubLayer):
         return [target]
     if not isinstance(target, keras.Model):
@@ -197,7 +198,7 @@ def backbones_of(target: Target) -> list[Target]:
 
 
 def groups_of(part: Target) -> list[LayerGroup]:
-    """Lists the groups of one backbone, also those of other backbones nested in it."""
+    """List the groups of one backbone, also those of other backbones nested in it."""
     found: list[LayerGroup] = []
     plain: list[keras.layers.Layer] = []
     for layer in [part] if isinstance(part, HubLayer) else leaves(part):
@@ -211,6 +212,7 @@ def groups_of(part: Target) -> list[LayerGroup]:
 
 
 def _some_groups(part: Target) -> list[LayerGroup]:
+    """Return the groups of a backbone; raise ValueError if there are none."""
     found = groups_of(part)
     if not found:
         hint = "" if getattr(part, "built", True) else " Build the model first."
@@ -219,7 +221,7 @@ def _some_groups(part: Target) -> list[LayerGroup]:
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """Lists the layers of a model, those of nested models in their place.
+    """List the layers of a model, those of nested models in their place.
 
     A layer that wraps hub layers, such as `TimeDistributed`, is replaced by these.
     """
@@ -234,17 +236,17 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Lists the layers inside a layer, at any depth."""
+    """List the layers inside a layer, at any depth."""
     return list(layer._flatten_layers(include_self=False))  # Keras has no public name for it
 
 
 def is_batch_normalization(layer: keras.layers.Layer) -> bool:
-    """Whether a layer has moving statistics of its own."""
+    """Return whether a layer has moving statistics of its own."""
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def scopes(paths: Sequence[str], order: Sequence[int]) -> dict[str, tuple[list[int], list[int]]]:
-    """Groups the variables of a SavedModel by layers, from input to output.
+    """Group the variables of a SavedModel by layers, from input to output.
 
     Variables with one scope in their names belong together; where names have none, a layer ends
     where a name is repeated. Batch normalization (moving statistics and what shares their scope)
@@ -265,10 +267,9 @@ def scopes(paths: Sequence[str], order: Sequence[int]) -> dict[str, tuple[list[i
     found: dict[str, tuple[list[int], list[int]]] = {}
     waiting: list[tuple[int, bool]] = []  # normalization and scales before the first weights
     for index, scope, own in placed:
-        beside_statistics = any(map(_is_statistics, names[scope]))
-        norm = _is_statistics(own) or bool(SCALES.fullmatch(own) and beside_statistics)
-        follows = norm or all(SCALES.fullmatch(other) for other in names[scope])
-        if follows and scope not in found:
+        beside_statistics = any(map(STATISTICS.search, names[scope]))
+        norm = bool(STATISTICS.search(own) or SCALES.fullmatch(own) and beside_statistics)
+        if scope not in found and (norm or all(map(SCALES.fullmatch, names[scope]))):
             if not found:
                 waiting.append((index, norm))
                 continue
@@ -282,7 +283,7 @@ def scopes(paths: Sequence[str], order: Sequence[int]) -> dict[str, tuple[list[i
 
 
 def _placed(paths: Sequence[str], order: Sequence[int]) -> list[tuple[int, str, str]]:
-    """Returns each variable's index, scope and own name, in the order of first use."""
+    """Return each variable's index, scope and own name, in the order of first use."""
     placed = []
     seen: set[str] = set()
     number = 1
@@ -300,27 +301,24 @@ def _placed(paths: Sequence[str], order: Sequence[int]) -> list[tuple[int, str, 
     return placed
 
 
-def _is_statistics(own: str) -> bool:
-    return STATISTICS.search(own) is not None
-
-
 def _most_alike(scope: str, found: Iterable[str]) -> str:
-    tokens = re.split(r"[/_]", scope)
+    """Return the last of the scopes that share most of the beginning of their names."""
 
     def shared(other: str) -> int:
-        pairs = zip(tokens, re.split(r"[/_]", other), strict=False)
-        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(tokens))
+        return len(os.path.commonprefix([re.split(r"[/_]", name) for name in (scope, other)]))
 
     return max(reversed(list(found)), key=shared)
 
 
 def _groups_of_hub(layer: HubLayer) -> list[LayerGroup]:
+    """Group the variables of a SavedModel."""
     variables, spec = layer.module_variables, layer.spec
     floating = [index for index, variable in enumerate(variables) if "float" in variable.dtype]
+    order = sorted(floating, key=spec.depths.__getitem__)
     pairs = zip(variables, spec.trainable, strict=True)
     fixed = frozenset(id(variable) for variable, listed in pairs if not listed)
     groups = []
-    for name, parts in scopes(spec.paths, sorted(floating, key=spec.depths.__getitem__)).items():
+    for name, parts in scopes(spec.paths, order).items():
         weights, norm = (tuple(variables[index] for index in held) for held in parts)
         names = (name, *(spec.paths[index] for held in parts for index in held))
         groups.append(LayerGroup(name, 0, (layer,), weights, norm, names, fixed))
@@ -328,7 +326,7 @@ def _groups_of_hub(layer: HubLayer) -> list[LayerGroup]:
 
 
 def _groups_of_layers(layers: Iterable[keras.layers.Layer]) -> list[LayerGroup]:
-    """Groups Keras layers, each with what normalizes or scales it.
+    """Group Keras layers, each with what normalizes or scales it.
 
     That is found by what feeds it; where nothing with weights does, it goes with the layer before
     in the list, and at the start with the one after.
@@ -357,13 +355,13 @@ def _groups_of_layers(layers: Iterable[keras.layers.Layer]) -> list[LayerGroup]:
         weights = tuple(w for x in held if not is_batch_normalization(x) for w in x.weights)
         norm = tuple(w for x in held if is_batch_normalization(x) for w in x.weights)
         names = (*(layer.name for layer in held), *(w.path for w in weights + norm))
-        fixed = frozenset(id(w) for w in weights + norm if _is_statistics(w.name))
+        fixed = frozenset(id(w) for w in weights + norm if STATISTICS.search(w.name))
         groups.append(LayerGroup(held[0].name, 0, tuple(held), weights, norm, names, fixed))
     return groups
 
 
 def _tensor_id(layer: keras.layers.Layer, side: str) -> int:
-    """Returns the identity of the one tensor that a layer takes or gives; 0 for several or none."""
+    """Return the identity of the one tensor that a layer takes or gives; 0 for several or none."""
     try:
         return id(getattr(layer, side))
     except (AttributeError, ValueError):
@@ -377,7 +375,7 @@ def _choose(
     normalization: bool,
     owner: str,
 ) -> list[LayerGroup]:
-    """Returns the groups that `unfreeze` means, of those that can be trained."""
+    """Return the groups that `unfreeze` means, of those that can be trained."""
     groups = [group for group in groups if group.learnable(normalization)]
     if last is not None and match is not None:
         raise ValueError(f"`last` or `match` must be None, got last={last!r}, match={match!r}")
@@ -387,12 +385,15 @@ def _choose(
             "normalization."
         )
     if match is None:
-        return groups[len(groups) - _how_many(last, len(groups)) :]
+        if isinstance(last, float):  # rounded first: 0.3 * 10 is a little more than 3
+            share = check_number("last", last, 0.0, 1.0, open_low=True)
+            last = math.ceil(round(share * len(groups), 9))
+        count = len(groups) if last is None else check_count("last", last)
+        return groups[-count:]
     try:
-        pattern = re.compile(match)
+        chosen = [group for group in groups if any(re.search(match, n) for n in group.names)]
     except (re.error, TypeError) as error:
         raise ValueError(f"`match` must be a regular expression, got {match!r}: {error}") from None
-    chosen = [group for group in groups if any(map(pattern.search, group.names))]
     if not chosen:
         names = ", ".join(group.name for group in groups)
         raise ValueError(
@@ -401,49 +402,36 @@ def _choose(
     return chosen
 
 
-def _how_many(last: int | float | None, total: int) -> int:
-    if last is None:
-        return total
-    if isinstance(last, numbers.Integral):
-        return min(check_count("last", last), total)
-    share = check_number("last", last, 0.0, 1.0, open_low=True)
-    return math.ceil(round(share * total, 9))  # rounded first: 0.3 * 10 is a little more than 3
-
-
 def _train(groups: Sequence[LayerGroup], chosen: Sequence[LayerGroup], normalization: bool) -> None:
-    """Trains the chosen groups and freezes the others."""
-    hubs: dict[HubLayer, set[int]] = {}
+    """Train the chosen groups and freezes the others."""
+    trained = {id(v) for group in chosen for v in group.learnable(normalization)}
     for group in groups:
-        is_chosen = any(group is other for other in chosen)
-        if isinstance(group.layers[0], HubLayer):
-            trained = hubs.setdefault(group.layers[0], set())
-            trained |= {id(v) for v in group.learnable(normalization)} if is_chosen else set()
-            continue
         for layer in group.layers:
-            value = is_chosen and (normalization or not is_batch_normalization(layer))
-            _set_trainable(layer, value)
-            for inner in sublayers(layer) if value and not normalization else ():
+            if isinstance(layer, HubLayer):  # the same one for all of its groups
+                held = [id(variable) in trained for variable in layer.module_variables]
+                layer.select_variables(held, normalization)
+                continue
+            _set_trainable(layer, group in chosen)
+            for inner in () if normalization else (layer, *sublayers(layer)):
                 if is_batch_normalization(inner):
                     _set_trainable(inner, False)
-    for hub, trained in hubs.items():
-        hub.select_variables([id(v) in trained for v in hub.module_variables], normalization)
 
 
 def _open_outer_model(target: Target, parts: Sequence[Target]) -> None:
-    """Makes a frozen model show what is unfrozen in it; its other layers stay frozen.
+    """Make a frozen model show what is unfrozen in it; its other layers stay frozen.
 
     Keras lists no trainable variable of a model whose own `trainable` is False.
     """
     if target in parts or target.trainable:
         return
-    others = {layer: layer.trainable for layer in target.layers if layer not in parts}
+    others = [(layer, layer.trainable) for layer in target.layers if layer not in parts]
     target.trainable = True
-    for layer, value in others.items():
+    for layer, value in others:
         layer.trainable = value
 
 
 def _set_trainable(layer: keras.layers.Layer, value: bool) -> None:
-    """Sets `trainable` of a layer and of all its variables.
+    """Set `trainable` of a layer and of all its variables.
 
     Keras drops an assignment of the value that the layer has already, though its variables or the
     layers inside may have another; so the opposite is set first.

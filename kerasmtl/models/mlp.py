@@ -22,7 +22,7 @@ def mlp(
     l2: float = 0.0,
     name: str = "mlp",
 ) -> keras.Model:
-    """Builds a backbone for rows of numbers, with random weights, for `build_model`.
+    """Build a backbone for rows of numbers, with random weights, for `build_model`.
 
     Shapes: (batch, columns) float32 in, NaN = missing; (batch, hidden[-1]) out. Standardization is
     the model's first layer, float32 under any policy, so that training and serving cannot differ.
@@ -75,14 +75,13 @@ def mlp(
         first.adapt(rows)
     if input_dropout:
         x = keras.layers.Dropout(input_dropout, name="input_dropout")(x)
+    options = {
+        "use_bias": not batch_norm,
+        "kernel_initializer": "he_normal",
+        "kernel_regularizer": keras.regularizers.L2(l2) if l2 else None,
+    }
     for number, width in enumerate(hidden, start=1):
-        x = keras.layers.Dense(
-            check_count("hidden", width),
-            use_bias=not batch_norm,
-            kernel_initializer="he_normal",
-            kernel_regularizer=keras.regularizers.L2(l2) if l2 else None,
-            name=f"dense_{number}",
-        )(x)
+        x = keras.layers.Dense(check_count("hidden", width), name=f"dense_{number}", **options)(x)
         if batch_norm:
             x = keras.layers.BatchNormalization(name=f"bn_{number}")(x)
         x = keras.layers.ReLU(name=f"relu_{number}")(x)
@@ -92,7 +91,7 @@ def mlp(
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class ColumnNormalization(keras.layers.Layer):
-    """Standardizes columns of numbers; missing values (NaN) become the training mean.
+    """Standardize columns of numbers; missing values (NaN) become the training mean.
 
     Shapes: (batch, columns) float in, NaN = missing; (batch, columns + indicators) out, without
     NaN. `adapt` learns from the training rows; nothing here depends on the batch.
@@ -111,13 +110,13 @@ class ColumnNormalization(keras.layers.Layer):
         self.indicators = [int(column) for column in indicators]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the two vectors that `adapt` fills; until then, columns are not changed."""
+        """Make the two vectors that `adapt` fills; until then, columns are not changed."""
         shape = (input_shape[-1],)
         self.center = self.add_weight(shape, "zeros", trainable=False, name="center")
         self.spread = self.add_weight(shape, "ones", trainable=False, name="spread")
 
     def adapt(self, rows: np.ndarray) -> None:
-        """Learns mean and spread of every column from training rows, ignoring NaN.
+        """Learn mean and spread of every column from training rows, ignoring NaN.
 
         Args:
             rows: (rows, columns).
@@ -154,7 +153,7 @@ class ColumnNormalization(keras.layers.Layer):
 
 
 def column_statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the mean of every column, and what to divide it by.
+    """Compute the mean of every column, and what to divide it by.
 
     Args:
         rows: (rows, columns), NaN = missing.
@@ -177,6 +176,7 @@ def column_statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked_rows(rows: Any) -> np.ndarray:
+    """Return rows as an array; raise ValueError unless they are a matrix without infinity."""
     rows = np.asarray(rows)
     if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "biuf":
         raise ValueError(
@@ -185,7 +185,7 @@ def _checked_rows(rows: Any) -> np.ndarray:
         )
     infinite = np.argwhere(np.isinf(rows))
     if len(infinite):
-        row, column = (int(number) for number in infinite[0])
+        row, column = infinite[0].tolist()
         raise ValueError(
             f"`rows` must be finite, or NaN = missing, got an infinite value in row {row}, column "
             f"{column}; {len(infinite)} such cells"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
-import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -13,8 +11,10 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
+from rich.markup import escape
 
 from kerasmtl._version import __version__
+from kerasmtl.utils.progress import progress_bar
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar")
 MAX_BYTES = 20 * 10**9
@@ -117,6 +117,7 @@ def _without_secrets(url: str) -> str:
 
 
 def _fault(response: requests.Response) -> str | None:
+    """Return what is wrong with an answer, before its content is read."""
     hops = [urlsplit(answer.url).scheme for answer in (*response.history, response)]
     if response.status_code >= 400:
         return f"HTTP {response.status_code} {response.reason}"
@@ -128,22 +129,16 @@ def _fault(response: requests.Response) -> str | None:
 
 def _write(response: requests.Response, file: Path, handle: str) -> str | None:
     """Write the raw bytes: a server may call the archive's own compression that of the transfer."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
-
     announced = response.headers.get("Content-Length", "")
     total = int(announced) if announced.isdecimal() else None
     check_size(total or 0, handle)
     received = 0
-    console, quiet = Console(stderr=True), not sys.stderr.isatty()
-    with file.open("xb") as out, Progress(console=console, disable=quiet) as progress:
-        bar = progress.add_task(escape(handle), total=total)
+    with file.open("xb") as out, progress_bar(escape(handle), total) as advance:
         for chunk in response.raw.stream(_CHUNK, decode_content=False):
             received += len(chunk)
             check_size(received, handle)
             out.write(chunk)
-            progress.advance(bar, len(chunk))
+            advance(len(chunk))
     return f"{received} of {total} bytes" if total not in (None, received) else None
 
 
@@ -180,16 +175,15 @@ def copy_from_bucket(handle: str, folder: Path) -> None:
 
 
 def _copy_folder(gfile: type, source: str, folder: Path) -> None:
+    """Copy a folder of a bucket, whose names must not lead out of it."""
     size = 0
     for place, _, names in gfile.walk(source):
-        place = place.rstrip("/")
-        target = folder / place.removeprefix(source).strip("/")
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"`handle` {source!r} must have folders inside it only, got {place!r}")
-        target.mkdir(parents=True, exist_ok=True)
         for name in names:
-            size += gfile.stat(f"{place}/{name}").length
+            path = f"{place.rstrip('/')}/{name}"
+            target = folder / path.removeprefix(source).strip("/")
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"`handle` {source!r} must have files inside it, got {path!r}")
+            size += gfile.stat(path).length
             check_size(size, source)
-            with gfile.GFile(f"{place}/{name}", "rb") as stream:
-                with (target / Path(name).name).open("wb") as out:
-                    shutil.copyfileobj(stream, out, _CHUNK)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            gfile.copy(path, str(target))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 from kerasmtl.models.hub.cache import (
@@ -26,6 +28,8 @@ from kerasmtl.utils.files import file_sha256
 HF = "hf:"
 KAGGLE = "kaggle:"
 PRESET = "keras_hub:"
+# Packages that handles need, and the extras of kerasmtl that install them.
+CLIENTS = {"keras_hub": "keras-hub", "kagglehub": "kaggle", "huggingface_hub": "hf"}
 PUBLISHERS = ("https://tfhub.dev/", "https://www.kaggle.com/", KAGGLE)
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _HF = re.compile(rf"hf:({_PART}/{_PART})((?:/{_PART})*)(?:@([A-Za-z0-9_][A-Za-z0-9_./-]*))?")
@@ -129,16 +133,14 @@ def check_backbone(handle: str) -> None:
             handle whose package is not installed.
     """
     name, colon, rest = handle.partition(":")
-    if handle.startswith(PRESET):
-        _check_installed(handle, "keras_hub", "keras-hub")
+    client = None
+    if is_kaggle(handle):
+        client = None if is_whole(kaggle_cache() / parse_kaggle(handle)) else "kagglehub"
+    elif handle.startswith((PRESET, HF)):
+        client = "keras_hub" if handle.startswith(PRESET) else "huggingface_hub"
     elif name in APPLICATIONS:
         if colon and not Path(rest).expanduser().is_file():
             raise ValueError(f"`backbone` {handle!r} must name a weight file, got no such file.")
-    elif is_kaggle(handle):
-        if not is_whole(kaggle_cache() / parse_kaggle(handle)):
-            _check_installed(handle, "kagglehub", "kaggle")
-    elif handle.startswith(HF):
-        _check_installed(handle, "huggingface_hub", "hf")
     elif not is_remote(handle):
         path = Path(handle).expanduser()
         if path.is_dir():
@@ -150,15 +152,19 @@ def check_backbone(handle: str) -> None:
                 f"SavedModel's folder, archive or URL, got {handle!r}, which is none of them"
                 + (f". Did you mean {near[0]}?" if near else ".")
             )
+    if client and find_spec(client) is None:
+        raise ValueError(f"`backbone` {handle!r} needs {client}: {_install(client)}.")
 
 
-def _check_installed(handle: str, package: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise ValueError(f"`backbone` {handle!r} needs {package}: {_install(extra)}.")
+def _install(client: str) -> str:
+    return f"pip install 'kerasmtl[{CLIENTS[client]}]'"
 
 
-def _install(extra: str) -> str:
-    return f"pip install 'kerasmtl[{extra}]'"
+def _imported(client: str, handle: str) -> ModuleType:
+    try:
+        return import_module(client)
+    except ImportError as error:
+        raise ImportError(f"{handle!r} needs {client}: {_install(client)}") from error
 
 
 # ---------------------------------------------------------------- on this machine
@@ -171,20 +177,16 @@ def _local(handle: str) -> Path:
     if path.is_dir():
         return check_module(path, handle)
     if path.is_file():
-        return _unpacked(path, handle)
+        if not path.name.endswith(SUFFIXES):
+            raise ValueError(f"`handle` must be a folder or an archive {SUFFIXES}, got {handle!r}")
+        # Under the hash of the archive: a changed file of the same name is another module.
+        kept = cache_root() / file_sha256(path)
+        return cached_module(kept, handle, lambda made: unpack(path, made, handle))
     raise ValueError(
         f"`handle` must be one of {sorted(EXTRACTORS)}, a keras.applications name, a folder with a "
         "saved_model.pb, a .tar.gz archive, a URL, kaggle:owner/model/framework/variation/version "
         f"or hf:owner/repo, got {handle!r}: no such folder or file as {os.path.abspath(path)}."
     )
-
-
-def _unpacked(archive: Path, handle: str) -> Path:
-    """Unpack under the hash of the archive: a changed file of the same name is another module."""
-    if not archive.name.endswith(SUFFIXES):
-        raise ValueError(f"`handle` must be a folder or an archive {SUFFIXES}, got {handle!r}")
-    target = cache_root() / file_sha256(archive)
-    return cached_module(target, handle, lambda made: unpack(archive, made, handle))
 
 
 # ---------------------------------------------------------------- elsewhere
@@ -209,7 +211,7 @@ def _download(handle: str, made: Path) -> None:
 
 
 def _address(url: str) -> str:
-    """Where the archive is: servers that speak the protocol of TF-Hub want to be asked for it."""
+    """Return where the archive is: servers of the TF-Hub protocol want to be asked for it."""
     parts = urlsplit(url)
     archive = parts.path.endswith(SUFFIXES) or (parts.query and parts.hostname != "tfhub.dev")
     if archive or "tf-hub-format=" in parts.query:
@@ -252,15 +254,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def _fetch_kaggle(handle: str) -> Path:
-    """The folder in the cache of kagglehub, which downloads it if it is absent."""
+    """Return the folder in the cache of kagglehub, which downloads it if it is absent."""
     name = parse_kaggle(handle)
     kept = kaggle_cache() / name
     if is_whole(kept):  # which needs neither the package nor a connection
         return find_module(kept, handle)
-    try:
-        import kagglehub
-    except ImportError as error:
-        raise ImportError(f"{handle!r} needs kagglehub: {_install('kaggle')}") from error
+    kagglehub = _imported("kagglehub", handle)
     try:
         return find_module(Path(kagglehub.model_download(name)), handle)
     except Exception as error:  # the client raises its own errors, and those of requests
@@ -272,7 +271,7 @@ def _fetch_kaggle(handle: str) -> Path:
 
 
 def _fetch_hf(handle: str) -> Path:
-    """The folder in the cache of huggingface_hub, which downloads it if it is absent."""
+    """Return the folder in the cache of huggingface_hub, which downloads it if absent."""
     parts = _HF.fullmatch(handle)
     if parts is None or ".." in handle:
         raise ValueError(
@@ -280,14 +279,10 @@ def _fetch_hf(handle: str) -> Path:
             f"(hf:owner/repo/sub/folder@revision), got {handle!r}"
         )
     repo, inside, revision = parts[1], parts[2].strip("/"), parts[3]
+    hub = _imported("huggingface_hub", handle)
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError(f"{handle!r} needs huggingface_hub: {_install('hf')}") from error
-    try:
-        snapshot = snapshot_download(
-            repo, revision=revision, allow_patterns=[f"{inside}/*"] if inside else None
-        )
+        inner = [f"{inside}/*"] if inside else None
+        snapshot = hub.snapshot_download(repo, revision=revision, allow_patterns=inner)
     except Exception as error:  # the client raises its own errors, those of HTTP, and OSError
         raise ValueError(
             f"`handle` must be a repository that you may read, got {handle!r}: "
@@ -319,19 +314,20 @@ def trained_backbones() -> list[tuple[str, Path]]:
     """
     home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
     weights = [(name, home / file) for name, file in WEIGHTS.items()]
-    modules = []
+    modules = [
+        (KAGGLE + "/".join(folder.parts[-5:]), folder)
+        for folder in kaggle_cache().glob("*/*/*/*/*")
+        if is_whole(folder)
+    ]
     for note in cache_root().glob("*.descriptor.txt"):
         named = re.search(r"^Module: (\S+)", note.read_text("utf-8", "replace"), re.MULTILINE)
         modules.append((named[1] if named else "", note.with_name(note.name.partition(".")[0])))
-    for folder in kaggle_cache().glob("*/*/*/*/*"):
-        if is_whole(folder):
-            modules.append((KAGGLE + "/".join(folder.parts[-5:]), folder))
     vectors = [(name, at) for name, at in modules if _VECTORS.search(name) and is_module(at)]
     # What is smaller is an interrupted download.
     whole = [(name, at) for name, at in weights if at.is_file() and at.stat().st_size > 1e6]
-    return whole + sorted(vectors, key=lambda found: _rank(found[0]))
 
+    def rank(found: tuple[str, Path]) -> tuple[int, str]:
+        ranks = [number for number, family in enumerate(_FAMILIES) if family in found[0].lower()]
+        return min(ranks, default=len(_FAMILIES)), found[0]
 
-def _rank(handle: str) -> tuple[int, str]:
-    ranks = [number for number, family in enumerate(_FAMILIES) if family in handle.lower()]
-    return min(ranks, default=len(_FAMILIES)), handle
+    return whole + sorted(vectors, key=rank)

@@ -95,7 +95,7 @@ def test_a_task_may_have_a_rule_of_its_own(export, tmp_path):
         (["--require", "macro_auc"], "SCORE=NUMBER"),
         (["--require", "macro_auc=nan"], "macro_auc"),
         (["--require", "car.auc=0.5"], "['is.wet', 'leak']"),
-        (["--require", "leak.acc=0.5"], "a score of 'leak'"),
+        (["--require", "leak.acc=0.5"], "leak.auc, leak.average"),
         (["--thresholds", "best"], "must be f1, fixed, a number from 0 to 1"),
         (["--thresholds", "precision=90"], "must be f1, fixed, a number from 0 to 1"),
         (["--thresholds", "car:f1"], "'car'"),

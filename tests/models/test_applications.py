@@ -56,10 +56,6 @@ def same(received, expected):
     np.testing.assert_allclose(received, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
-def test_the_file_is_its_pixels(image):
-    np.testing.assert_array_equal(image[0], drawn().astype("float32") * np.float32(1 / 255))
-
-
 @pytest.mark.parametrize(
     "family", [pytest.param(f, marks=[] if f in QUICK else pytest.mark.slow) for f in FAMILIES]
 )

@@ -192,12 +192,10 @@ def test_several_inputs_are_a_dict(tmp_path):
     assert model.predict(x, verbose=0).shape == (2, 3)
 
 
-@pytest.mark.parametrize("save", [save_text_module, save_nested_module])
-def test_an_image_size_for_anything_else_is_refused(tmp_path, save):
-    folder = save(tmp_path / "module")
-    layer = kt.HubLayer(folder, output_key="pooled" if save is save_nested_module else None)
-    with pytest.raises(ValueError, match="`image_size`.*got 64"):
-        kt.build_model(layer, TASKS, image_size=64)
+def test_an_image_size_for_anything_else_is_refused(tmp_path):
+    for backbone in (kt.HubLayer(save_text_module(tmp_path / "module")), kt.backbones.mlp(3)):
+        with pytest.raises(ValueError, match="`image_size`.*got 64"):
+            kt.build_model(backbone, TASKS, image_size=64)
 
 
 # ---------------------------------------------------------------- tasks of several kinds

@@ -83,17 +83,14 @@ def test_tokens_are_averaged(hub, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_preset_of_text_is_refused(hub, tmp_path):
+def test_what_is_not_a_preset_of_images_is_refused(hub, tmp_path):
+    with pytest.raises(ValueError, match="`handle`.*KerasHub preset"):
+        preset(f"keras_hub:{tmp_path}")
     bert = hub.models.BertBackbone(
         vocabulary_size=10, num_layers=1, num_heads=2, hidden_dim=4, intermediate_dim=4
     )
     bert.save_to_preset(str(tmp_path))
     with pytest.raises(ValueError, match="`handle`.*takes images"):
-        preset(f"keras_hub:{tmp_path}")
-
-
-def test_a_folder_without_a_preset_says_what_is_expected(hub, tmp_path):
-    with pytest.raises(ValueError, match="`handle`.*KerasHub preset"):
         preset(f"keras_hub:{tmp_path}")
 
 

@@ -120,8 +120,3 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_rows_of_another_width_do_not_fit():
     with pytest.raises(ValueError, match="`rows`.*3 columns, got 5"):
         kt.backbones.mlp(3).get_layer("columns").adapt(rows())
-
-
-def test_a_model_of_rows_takes_no_image_size():
-    with pytest.raises(ValueError, match="`image_size`"):
-        kt.build_model(kt.backbones.mlp(3), ["a"], image_size=32)

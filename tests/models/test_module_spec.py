@@ -68,7 +68,7 @@ def same_weights(a, b):
 
 
 def edit(source, target, change):
-    """Write an archive anew; `change` gives the new content of a file, or None to leave it out."""
+    """Write an archive again; `change` gives the new content of a file, or None to leave it out."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             content = change(name, old.read(name))
@@ -152,16 +152,11 @@ def test_a_clone_and_a_layer_from_json_run_without_the_folder(folder, tmp_path):
         np.testing.assert_allclose(copy(images()), loaded(images()), rtol=1e-6)
 
 
-@pytest.mark.parametrize("make", ["functional", "sequential"])
-def test_a_layer_shared_by_calls_of_several_shapes(folder, tmp_path, make):
+def test_a_layer_shared_by_calls_of_several_shapes(folder, tmp_path):
     layer = kt.HubLayer(folder)
     small, large = keras.Input((8, 8, 3)), keras.Input((20, 16, 3))
-    if make == "functional":
-        model = keras.Model([small, large], keras.layers.Add()([layer(small), layer(large)]))
-        x = [images(2, 8), np.ones((2, 20, 16, 3), "float32")]
-    else:
-        model = keras.Sequential([small, layer, keras.layers.Dense(2)])
-        x = images(2, 8)
+    model = keras.Model([small, large], keras.layers.Add()([layer(small), layer(large)]))
+    x = [images(2, 8), np.ones((2, 20, 16, 3), "float32")]
     expected = model(x)
     model.save(tmp_path / "model.keras")
     forget(folder)
@@ -189,42 +184,34 @@ class Subclassed(keras.Model):
         return cls(spine, **config)
 
 
-@pytest.mark.parametrize("built, gone", [("fitted", True), ("called", True)])
-def test_a_subclassed_model_that_carries_the_layer_in_its_config(folder, tmp_path, built, gone):
+def test_a_subclassed_model_that_carries_the_layer_in_its_config(folder, tmp_path):
     model = Subclassed(kt.HubLayer(folder, trainable=True))
-    if built == "fitted":
-        model.compile("adam", "mse")
-        model.fit(images(), np.ones((4, 1), "float32"), verbose=0)
+    before = [variable.numpy() for variable in model.spine.variables]
+    model.compile("adam", "mse")
+    model.fit(images(), np.ones((4, 1), "float32"), verbose=0)
+    pairs = zip(before, model.spine.variables, strict=True)
+    assert "block_1_bn_moving_mean" in {v.name for old, v in pairs if (old != v.numpy()).any()}
     expected = model(images()).numpy()
     model.save(tmp_path / "model.keras")
-    if gone:
-        forget(folder)
+    forget(folder)
     loaded = load(tmp_path / "model.keras")
     same_weights(loaded, model)
     np.testing.assert_array_equal(loaded(images()), expected)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"arguments": {"double": True}},
-        {"input_range": (0, 255), "name": "other", "output_shape": (3,)},
-    ],
-)
-def test_settings_travel(tmp_path, settings):
+def test_settings_travel(tmp_path):
+    settings = {"arguments": {"double": True}, "input_range": (0, 255), "output_shape": (3,)}
     folder = save_arguments_module(tmp_path / "arguments")
     left, right = keras.Input((3,)), keras.Input((3,))
-    model = keras.Model([left, right], kt.HubLayer(folder, **settings)([left, right]))
+    model = keras.Model([left, right], kt.HubLayer(folder, name="other", **settings)([left, right]))
     x = [np.full((2, 3), 3.0, "float32"), np.ones((2, 3), "float32")]
     mixed = np.array([1.0, 2.0, 3.0]) * x[0] - x[1]
     model.save(tmp_path / "model.keras")
     forget(folder)
     loaded = load(tmp_path / "model.keras")
-    doubled = settings.get("arguments", {}).get("double", False)
-    np.testing.assert_allclose(loaded(x), 2 * mixed if doubled else mixed, rtol=1e-6)
+    np.testing.assert_allclose(loaded(x), 2 * mixed, rtol=1e-6)
     layer = hub(loaded)
-    assert layer.input_range == settings.get("input_range", (0.0, 1.0))
-    assert layer.name == settings.get("name", layer.name)
+    assert layer.input_range == (0, 255) and layer.name == "other"
 
 
 # ---------------------------------------------------------------- what is trained
@@ -316,16 +303,12 @@ def test_a_layer_whose_module_is_not_there_says_what_to_do(folder):
         layer(keras.Input((20, 20, 3)))
 
 
-@pytest.mark.parametrize("how", ["deleted", "changed"])
-def test_saving_without_the_module_leaves_the_last_file_whole(folder, tmp_path, how):
+def test_saving_without_the_module_leaves_the_last_file_whole(folder, tmp_path):
     model = trained(kt.HubLayer(folder, trainable=True))
     checkpoint = kt.callbacks.Checkpoint(tmp_path / "runs" / "model.keras")
     checkpoint.set_model(model)
     checkpoint.on_epoch_end(0)
-    if how == "deleted":
-        shutil.rmtree(folder)
-    else:
-        (folder / "further.txt").write_text("more")
+    (folder / "further.txt").write_text("more")
     with pytest.warns(UserWarning, match=f"`handle` '{folder}'.*Restore the module"):
         checkpoint.on_epoch_end(1)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["model.keras"]
@@ -358,7 +341,7 @@ def test_a_compiled_model_of_a_table(load):
     for name, values in found.items():
         np.testing.assert_allclose(values, given[name], atol=1e-6)
     assert isinstance(model.optimizer, kt.optimizers.LayerwiseDecay)
-    assert model.optimizer.iterations == 4  # goes on from there
+    assert model.optimizer.iterations == 4  # resumes from there
 
 
 def test_a_compiled_model_with_a_hub_layer():

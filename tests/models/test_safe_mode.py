@@ -138,7 +138,13 @@ def test_a_layer_without_a_description_is_refused(file, tmp_path):
 # ---------------------------------------------------------------- the command line
 
 
-def test_commands_run_another_graph_only_with_trust(tmp_path, shared_pictures, monkeypatch):
+@pytest.mark.parametrize(
+    "command",
+    ["predict", *(pytest.param(c, marks=pytest.mark.slow) for c in ("evaluate", "export"))],
+)
+def test_commands_run_another_graph_only_with_trust(
+    tmp_path, shared_pictures, monkeypatch, command
+):
     monkeypatch.setattr("kerasmtl.export.verify.verify", lambda *args: None)
     backbone = save_reusable(tmp_path / "backbone")
     labels = str(shared_pictures / "labels.csv")
@@ -156,14 +162,16 @@ def test_commands_run_another_graph_only_with_trust(tmp_path, shared_pictures, m
         hub_layer._loaded.clear()
         return CliRunner().invoke(main, [*map(str, words), "--project", str(made)])
 
-    predict = ("predict", shared_pictures / "01.png", "--json")
-    done = run(*predict)
+    call = {
+        "predict": ("predict", shared_pictures / "01.png", "--json"),
+        "evaluate": ("evaluate", "--json"),
+        "export": ("export", tmp_path / "out"),
+    }[command]
+    done = run(*call)
     assert done.exit_code == 0, done.output  # the project's own backbone
     settings.write_text(own.replace('"../backbone"', '"tiny"'))
-    for call in (("evaluate", "--json"), predict, ("export", tmp_path / "out")):
-        refused = run(*call)
-        assert refused.exit_code == 1 and "holds another backbone" in refused.output
-        assert "train again" in refused.output and "safe_mode" not in refused.output
-        trusted = run(*call, "--trust")
-        assert trusted.exit_code == 0, trusted.output
-    assert (tmp_path / "out" / "1" / "saved_model.pb").is_file()
+    refused = run(*call)
+    assert refused.exit_code == 1 and "holds another backbone" in refused.output
+    assert "train again" in refused.output and "safe_mode" not in refused.output
+    trusted = run(*call, "--trust")
+    assert trusted.exit_code == 0, trusted.output

@@ -355,9 +355,9 @@ def test_a_repository_is_fetched_and_then_found_offline(tmp_path, folder):
     files = {f"{inside}{name}": data for inside in ("", "sub/") for name, data in FILES.items()}
     asked = ["hf:owner/repo/sub@v1", "hf:owner/repo", f"hf:owner/repo@{COMMIT}"]
     with serving(hub_routes({**files, "plain/README": b"text"})) as server:
-        found = resolve_apart(asked, tmp_path, HF_ENDPOINT=server.url)
         wrong = ["hf:owner/other", "hf:owner/repo/no", "hf:owner/repo/plain"]
-        said = resolve_apart(wrong, tmp_path, HF_ENDPOINT=server.url)
+        found = resolve_apart([*asked, *wrong], tmp_path, HF_ENDPOINT=server.url)
+    found, said = found[:3], found[3:]
     assert found[0].endswith(f"snapshots/{COMMIT}/sub")
     assert found[1] == found[2] and found[1].endswith(f"snapshots/{COMMIT}")
     assert content_sha256(found[0]) == content_sha256(folder)

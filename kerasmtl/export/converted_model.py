@@ -121,19 +121,18 @@ class ConvertedModel:
 
     @cached_property
     def _run(self) -> Run:
+        """The file as a function."""
         (name,) = self.description["inputs"]
         return runner(self.path, name, self.threads)
 
     def _checked(self, inputs: np.ndarray) -> np.ndarray:
+        """Return inputs in the file's dtype; raise ValueError if they do not fit."""
         (takes,) = self.description["inputs"].values()
         wanted, shape = takes["dtype"], tuple(takes["shape"][1:])
         floats = inputs.dtype.kind == "f"
         # Integers may be pixels of 0 to 255, which would be taken for numbers of 0 to 1.
-        fits = (
-            floats
-            or inputs.dtype == wanted
-            or ("range" not in takes and inputs.dtype.kind in "biu")
-        )
+        plain = "range" not in takes and inputs.dtype.kind in "biu"
+        fits = floats or plain or inputs.dtype == wanted
         if inputs.shape[1:] != shape or not len(inputs) or not fits:
             raise ValueError(
                 f"`inputs` must be (batch, {', '.join(map(str, shape))}) {wanted}, got "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -148,8 +149,8 @@ def verify(folder: Path, cases: Sequence[Case], scratch: Path) -> None:
     Raises:
         VerificationError: the export does not load, or answers differently.
     """
-    file = scratch / "cases.json"
-    file.write_text(json.dumps([_packed(case) for case in cases]), encoding="utf-8")
+    file = scratch / "cases.pickle"
+    file.write_bytes(pickle.dumps([(c.signature, c.inputs, c.outputs) for c in cases]))
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     # By its text, not its path: the folder of a script is the first that imports look in.
     command = [sys.executable, "-c", SCRIPT.read_text(encoding="utf-8"), str(folder.absolute())]
@@ -179,27 +180,8 @@ def verify(folder: Path, cases: Sequence[Case], scratch: Path) -> None:
 
 
 def _tensor(values: np.ndarray) -> tf.Tensor:
+    """Return a tensor, also of an array of byte strings."""
     return tf.constant(values.tolist() if values.dtype == object else values)
-
-
-def _packed(case: Case) -> dict[str, Any]:
-    """Return the case for JSON: each tensor as its dtype and its bytes, which lose no digit."""
-
-    def tensors(arrays: Arrays) -> dict[str, list[str]]:
-        found = {key: _tensor(values) for key, values in arrays.items()}
-        return {
-            key: [
-                tensor.dtype.name,
-                base64.b64encode(tf.io.serialize_tensor(tensor).numpy()).decode("ascii"),
-            ]
-            for key, tensor in found.items()
-        }
-
-    return {
-        "signature": case.signature,
-        "inputs": tensors(case.inputs),
-        "outputs": tensors(case.outputs),
-    }
 
 
 # ---------------------------------------------------------------- requests that an export carries
@@ -238,21 +220,25 @@ def write_warm_up(folder: Path, cases: Sequence[Case], name: str) -> None:
 
 
 def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Return a dict for each row."""
     rows = zip(*columns.values(), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _as_rest(values: np.ndarray) -> list[Any]:
+    """Return the rows of an input as JSON; binary strings need an object around them."""
     if values.dtype == object:
         return [{"b64": base64.b64encode(value).decode("ascii")} for value in values]
     return values.tolist()
 
 
 def _as_lists(values: np.ndarray) -> list[Any]:
+    """Return the rows of an output as JSON."""
     return [value.decode() for value in values] if values.dtype == object else values.tolist()
 
 
 def _predict_request(name: str, signature: str, inputs: Mapping[str, np.ndarray]) -> bytes:
+    """Encode tensorflow.serving.PredictRequest."""
     spec = _field(1, name.encode()) + _field(3, signature.encode())
     tensors = (
         _field(1, key.encode()) + _field(2, tf.make_tensor_proto(value).SerializeToString())
@@ -262,10 +248,12 @@ def _predict_request(name: str, signature: str, inputs: Mapping[str, np.ndarray]
 
 
 def _field(number: int, content: bytes) -> bytes:
+    """Encode a field of a protobuf message: its number, its length and its content."""
     return _varint(number << 3 | _BYTES) + _varint(len(content)) + content
 
 
 def _varint(number: int) -> bytes:
+    """Encode a number in groups of seven bits, the lowest first."""
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)

@@ -73,7 +73,8 @@ def versions_in(base: Path) -> list[int]:
         found = [entry.name for entry in os.scandir(base) if entry.is_dir()]
     except OSError:
         return []
-    return sorted((int(name) for name in found if _is_version(name)), reverse=True)
+    numbers = {int(name) for name in found if name.isascii() and name.isdigit()} - {0}
+    return sorted((number for number in numbers if str(number) in found), reverse=True)
 
 
 def missing(folder: Path) -> str | None:
@@ -97,6 +98,7 @@ def stamp(folder: Path) -> Stamp:
 
 
 def _reserve(base: Path, version: int | None) -> tuple[int, Path]:
+    """Make the hidden folder of a version, which no other process has."""
     while True:
         _remove_stale(base)
         taken = _taken(base)
@@ -115,7 +117,7 @@ def _reserve(base: Path, version: int | None) -> tuple[int, Path]:
 
 
 def _taken(base: Path) -> set[int]:
-    """The numbers of everything named like a version (also "007"), half copied or being written."""
+    """Return the numbers of all that is named like a version, also "007" and what is unfinished."""
     if not base.is_dir():
         return set()
     names = [path.name.removeprefix(_HIDDEN) for path in base.iterdir()]
@@ -123,14 +125,11 @@ def _taken(base: Path) -> set[int]:
 
 
 def _remove_stale(base: Path) -> None:
+    """Remove the hidden folders of exports that were killed long ago."""
     for left in base.glob(f"{_HIDDEN}*"):
         with contextlib.suppress(OSError):  # another export has just removed it
             if time.time() - left.stat().st_mtime > _STALE:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdigit() and name == str(int(name)) and int(name) > 0
 
 
 def _exists(base: Path, number: int) -> FileExistsError:

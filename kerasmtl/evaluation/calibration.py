@@ -381,5 +381,6 @@ def _temperature(y: np.ndarray, scores: np.ndarray, fewest: int) -> Fitted:
 
 
 def _logit(p: np.ndarray) -> np.ndarray:
+    """Return log(p / (1 - p)), finite for 0 and 1."""
     p = np.clip(np.asarray(p, "float64"), TINY, 1 - TINY)
     return np.log(p) - np.log1p(-p)

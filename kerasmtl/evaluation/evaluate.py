@@ -262,10 +262,12 @@ def _collected(
             advance()
     if not labels:
         raise ValueError("`dataset` must have at least one batch, got none")
-    whole = [
-        {k: np.concatenate([b[k] for b in of]) for k in columns} for of in (labels, predictions)
-    ]
-    return whole[0], whole[1]
+    return _joined(labels), _joined(predictions)
+
+
+def _joined(batches: Sequence[Arrays]) -> Arrays:
+    """Concatenate batches by output."""
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) -> Arrays:

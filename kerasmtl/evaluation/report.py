@@ -140,6 +140,7 @@ def decided_at(threshold: Threshold, p: np.ndarray) -> np.ndarray:
 
 
 def _precision_at(wanted: float, y: np.ndarray, p: np.ndarray) -> float:
+    """Return the best precision at a recall or more."""
     precision, recall, _ = metrics.precision_recall_curve(y, p)
     return float(precision[recall >= wanted].max())
 
@@ -253,6 +254,7 @@ class Report:
         return sum(not math.isnan(value) for value in self._values(score, kind))
 
     def _values(self, score: str, kind: str) -> list[float]:
+        """Return a score of all tasks of a kind, NaN where it is undefined."""
         return [getattr(scores, score) for scores in self.by_kind().get(kind, {}).values()]
 
     def _columns(self, kind: str) -> list[str]:
@@ -298,6 +300,7 @@ class Report:
         return tables[0] if len(tables) == 1 else Group(*tables)
 
     def _table(self, kind: str) -> RenderableType:
+        """Return the table of a kind of task."""
         from rich.table import Table
         from rich.text import Text
 
@@ -350,6 +353,7 @@ def asked_for(kind: str) -> list[str]:
 
 
 def _mean(values: list[float]) -> float:
+    """Return the mean of what is defined, or NaN."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else NAN
 
@@ -362,6 +366,7 @@ def _json(value: Any) -> Any:
 
 
 def _text(value: float) -> str:
+    """Return a count or a score as a cell; undefined scores are a dash."""
     if isinstance(value, int):
         return str(value)
     return "–" if math.isnan(value) else f"{value:.3f}"

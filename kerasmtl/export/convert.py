@@ -275,6 +275,7 @@ def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _check_new(target: Path) -> None:
+    """Raise FileExistsError if there is anything at a path."""
     if os.path.lexists(target):
         raise FileExistsError(f"`path` must be new, got {target}, which exists. Remove it first.")
 

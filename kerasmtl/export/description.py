@@ -187,6 +187,7 @@ def signatures_in(folder: Path) -> dict[str, Any]:
 
 
 def _tensors(infos: Any) -> dict[str, Any]:
+    """Return dtype and shape of tensors by name."""
     return {
         name: {
             "dtype": tf.as_dtype(info.dtype).name,

@@ -66,6 +66,7 @@ def litert_bytes(
 def _one_by_one(
     interface: ModelInterface, samples: np.ndarray
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield samples as the calibrator takes them."""
     for number in range(len(samples)):
         row = samples[number : number + 1]
         if number == 0:

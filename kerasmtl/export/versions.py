@@ -133,6 +133,7 @@ def _remove_stale(base: Path) -> None:
 
 
 def _exists(base: Path, number: int) -> FileExistsError:
+    """Return the error for a version that is taken."""
     return FileExistsError(
         f"`version` must be new, got {number}: {base / str(number)} exists or is being written, "
         "and versions are never overwritten. Leave `version` out for the next number."

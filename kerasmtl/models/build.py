@@ -270,6 +270,7 @@ def task_head(
 
 
 def _output(features: Any, units: int, activation: str, name: str) -> Any:
+    """Add the last dense layer of an output."""
     # float32 under any policy: half-precision probabilities are 0 or 1 far too early.
     return keras.layers.Dense(units, activation=activation, dtype="float32", name=name)(features)
 

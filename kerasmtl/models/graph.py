@@ -119,6 +119,7 @@ class FlatGraph:
         return order
 
     def _add(self, op: str, sources: Iterable[int] = ()) -> int:
+        """Add a node; return its number."""
         self.ops.append(op)
         self.sources.append(list(sources))
         return len(self.ops) - 1

@@ -142,6 +142,7 @@ class HubLayer(keras.layers.Layer):
         self.built = True
 
     def _open(self, folder: Path, sha256: str, given: dict[int, tf.Variable] | None = None) -> None:
+        """Load the module; `given` are variables to use, by order of creation."""
         self._module = Module(folder, self.handle, self.signature, self.arguments, given)
         self._loaded_module = self._module.loaded  # an export looks for its tables here
         self.signature = self._module.signature
@@ -245,6 +246,7 @@ class HubLayer(keras.layers.Layer):
     # ------------------------------------------------------------ calls
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Run the module; adds the regularization losses of what is trained."""
         if self._module is None and not tf.executing_eagerly():
             return self._placeholders(inputs)
         outputs = self._outputs(inputs, training)
@@ -292,6 +294,7 @@ class HubLayer(keras.layers.Layer):
         return outputs
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
+        """Return the outputs' shapes and types; `training` does not change them."""
         if self._module is None:
             return self.spec.outputs_of(inputs, self.name)
         specs = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in tf.nest.flatten(inputs)]
@@ -305,6 +308,7 @@ class HubLayer(keras.layers.Layer):
         return outputs
 
     def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the outputs' shapes, nested as the outputs are."""
         inputs = keras.tree.map_structure_up_to(
             self.spec.inputs,
             lambda spec, shape: keras.KerasTensor(tuple(shape), dtype=spec.dtype),
@@ -314,6 +318,7 @@ class HubLayer(keras.layers.Layer):
         return tf.nest.map_structure(lambda o: tuple(o.shape), self.compute_output_spec(inputs))
 
     def _symbol(self, tensor: Any) -> keras.KerasTensor:
+        """Return what Keras knows of an output: shape and type."""
         if not isinstance(tensor, tf.Tensor | tf.TensorSpec):
             raise ValueError(
                 f"`output_key` must choose a dense tensor of {self.handle!r}, got a "
@@ -378,6 +383,7 @@ class HubLayer(keras.layers.Layer):
             variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the arguments, and the description of the module under "module"."""
         return {
             "name": self.name,
             "handle": self.handle,
@@ -502,6 +508,7 @@ def _kept(carried: Path, sha256: str) -> Path:
 
 
 def _as_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return further arguments of a call, which must fit into a file."""
     try:
         found = dict(arguments or {})
         json.dumps(found)
@@ -515,6 +522,7 @@ def _as_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _as_range(pixels: Sequence[float] | None) -> tuple[float, float] | None:
+    """Return (low, high) as floats, or None."""
     if pixels is None:
         return None
     if not isinstance(pixels, list | tuple) or len(pixels) != 2:

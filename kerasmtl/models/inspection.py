@@ -58,11 +58,11 @@ class Summary:
     signatures: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the facts for JSON."""
+        """Return the facts for JSON."""
         return asdict(self)
 
     def table(self) -> Group:
-        """Returns tables for the terminal."""
+        """Return tables for the terminal."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text

@@ -136,6 +136,7 @@ class ColumnNormalization(keras.layers.Layer):
         self.spread.assign(spread)
 
     def call(self, inputs: Any) -> Any:
+        """Standardize a batch; append the indicators."""
         missing = ops.isnan(inputs)
         # Replaced before the arithmetic: NaN in a gradient outlives a `where` after it.
         filled = ops.where(missing, ops.broadcast_to(self.center, ops.shape(inputs)), inputs)
@@ -146,6 +147,7 @@ class ColumnNormalization(keras.layers.Layer):
         return ops.concatenate([scaled, flags], axis=-1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return (batch, columns + indicators)."""
         return (*input_shape[:-1], input_shape[-1] + len(self.indicators))
 
     def get_config(self) -> dict[str, Any]:

@@ -130,10 +130,11 @@ class Module:
         self.losses = [(loss, self._used(loss.concrete_functions)) for loss in losses]
 
     def _listed(self, name: str) -> list[Any]:
+        """Return an attribute of the publisher's, or an empty list."""
         return list(getattr(self.loaded, name, None) or [])
 
     def _used(self, functions: Sequence[Any]) -> set[int]:
-        """Returns the indices of the variables that functions use."""
+        """Return the indices of the variables that functions use."""
         captured = {id(tensor) for f in functions for tensor in f.captured_inputs}
         return {i for i, v in enumerate(self.variables) if id(captured_as(v)) in captured}
 
@@ -215,6 +216,7 @@ class Module:
         raise ValueError(f"`inputs` must be {takes} for {self.handle!r}, got {describe(inputs)}")
 
     def _apply(self, call: Call, bound: dict[str, Any], training: bool) -> Any:
+        """Run a call on bound inputs."""
         values = {**call.arguments, **self.arguments, **bound}
         if call.training is not None:
             # A switch that was traced as a tensor has to be one again.
@@ -229,7 +231,7 @@ class Module:
 
 
 def over_replicas(dtype: tf.DType) -> dict[str, Any]:
-    """Returns how `tf.distribute` keeps moving statistics: one per device, read as their mean."""
+    """Return how `tf.distribute` keeps moving statistics: one per device, read as their mean."""
     if not tf.distribute.has_strategy():
         return {}
     kinds = tf.VariableAggregation
@@ -246,6 +248,7 @@ def over_replicas(dtype: tf.DType) -> dict[str, Any]:
 def _load(
     folder: Path, handle: str, given: Mapping[int, tf.Variable]
 ) -> tuple[Any, list[tf.Variable]]:
+    """Load a SavedModel; return it and the variables that were created, in order."""
     created: list[tf.Variable] = []
 
     def creator(next_creator: Any, **kwargs: Any) -> tf.Variable:
@@ -330,6 +333,7 @@ def _load_any(folder: str, options: tf.saved_model.LoadOptions) -> Any:
 
 
 def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | None, Any]:
+    """Return the name of the signature, None for a call, and what runs."""
     signatures = getattr(loaded, "signatures", {})
     if signature is None:
         for run in (loaded.__call__ if callable(loaded) else None, getattr(loaded, ENDPOINT, None)):
@@ -344,6 +348,7 @@ def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | N
 
 
 def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> Call:
+    """Describe a concrete function; what `arguments` names is not among its inputs."""
     positional, by_name = function.structured_input_signature
     layout = tuple(names[i] if i < len(names) else f"argument_{i}" for i in range(len(positional)))
     values = {**dict(zip(layout, positional, strict=True)), **by_name}
@@ -478,7 +483,7 @@ class ModuleSpec:
             self.calls.append(tuple(pair))
 
     def outputs_of(self, inputs: Any, name: str) -> Any:
-        """Returns the outputs that a call with inputs of these shapes gave.
+        """Return the outputs that a call with inputs of these shapes gave.
 
         Raises:
             ValueError: there was no such call.
@@ -493,7 +498,7 @@ class ModuleSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the description for JSON."""
+        """Return the description for JSON."""
         plain = {key: value for key, value in vars(self).items() if key not in ("inputs", "calls")}
         return {
             "format": FORMAT,
@@ -519,11 +524,13 @@ class ModuleSpec:
 
 
 def _symbol(spec: Any) -> keras.KerasTensor:
+    """Return the symbol of an input of a call; unknown shapes count as (batch,)."""
     shape = (None,) if spec.shape.rank is None else tuple(spec.shape)
     return keras.KerasTensor(shape, dtype=spec.dtype.name)
 
 
 def _bare(tensor: Any, batch: int | None = None) -> keras.KerasTensor:
+    """Return shape and type alone, for any batch or for one."""
     shape = tuple(tensor.shape)
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     return keras.KerasTensor((batch, *shape[1:]) if shape else shape, dtype=dtype)

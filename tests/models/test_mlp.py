@@ -41,10 +41,7 @@ def test_bits_are_centred_only_and_a_constant_column_does_not_blow_up():
     out = normalised(layer, np.float32([[0, 0, 0, 1, 7], [0, 0, 0, 0, 8]]))
     np.testing.assert_allclose(out[:, 3], [1 - share, -share], rtol=1e-5)
     np.testing.assert_allclose(out[:, 4], [0, 1])
-
-
-def test_a_column_with_no_value_at_all_is_left_alone():
-    center, spread = column_statistics(np.full((4, 1), np.nan))
+    center, spread = column_statistics(np.full((4, 1), np.nan))  # without any value
     assert center.tolist() == [0] and spread.tolist() == [1]
 
 
@@ -115,8 +112,5 @@ def test_layers_are_those_asked_for():
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         kt.backbones.mlp(**{"inputs": 3, **arguments})
-
-
-def test_rows_of_another_width_do_not_fit():
     with pytest.raises(ValueError, match="`rows`.*3 columns, got 5"):
         kt.backbones.mlp(3).get_layer("columns").adapt(rows())

@@ -106,6 +106,7 @@ def cached_module(target: Path, handle: str, fill: Callable[[Path], None]) -> Pa
 
 
 def _is_filled(folder: Path) -> bool:
+    """Return whether there is anything in a folder."""
     return folder.is_dir() and any(folder.iterdir())
 
 
@@ -194,10 +195,12 @@ def _is_ignored(name: str, top: bool) -> bool:
 
 
 def _raise(error: OSError) -> None:
-    raise error  # os.walk would leave out what it may not read
+    """Raise: os.walk would leave out what it may not read."""
+    raise error
 
 
 def _check_link(path: Path, root: Path) -> None:
+    """Raise ValueError for a link to anything but a file of the module."""
     real = path.resolve()
     stores = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
     if not real.is_file() or not any(real.is_relative_to(place) for place in [root, *stores]):

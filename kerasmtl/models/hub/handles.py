@@ -157,10 +157,12 @@ def check_backbone(handle: str) -> None:
 
 
 def _install(client: str) -> str:
+    """Return the command that installs a package."""
     return f"pip install 'kerasmtl[{CLIENTS[client]}]'"
 
 
 def _imported(client: str, handle: str) -> ModuleType:
+    """Import a package that a handle needs; raise ImportError with what to install."""
     try:
         return import_module(client)
     except ImportError as error:
@@ -171,6 +173,7 @@ def _imported(client: str, handle: str) -> ModuleType:
 
 
 def _local(handle: str) -> Path:
+    """Return the folder of an embedded module, a folder or an unpacked archive."""
     if handle in EXTRACTORS:
         return extractor_folder(handle)
     path = Path(handle).expanduser()
@@ -193,6 +196,7 @@ def _local(handle: str) -> Path:
 
 
 def _fetch(handle: str) -> Path:
+    """Return the folder of a module that is kept in a cache, after its download."""
     if is_kaggle(handle):
         return _fetch_kaggle(handle)
     if handle.startswith(HF):
@@ -205,6 +209,7 @@ def _fetch(handle: str) -> Path:
 
 
 def _download(handle: str, made: Path) -> None:
+    """Download an archive beside a folder, and unpack it there."""
     archive = made.with_name("archive")
     download(_address(handle), archive, handle)
     unpack(archive, made, handle)

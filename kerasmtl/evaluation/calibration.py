@@ -13,12 +13,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 from sklearn.metrics import precision_recall_curve
 
-from kerasmtl.evaluation.evaluate import scores_and_cells
+from kerasmtl.evaluation.evaluate import DEFAULT, scores_and_cells
 from kerasmtl.masking import is_known
 from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.text import shortened, warn
 
-DEFAULT = 0.5
 BELOW = 1e-3  # how far a threshold is below the lowest probability, if all count as 1
 FEWEST = 5  # known labels of each class that a fit needs
 TEMPERATURES = (0.05, 20.0)  # the range that is searched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from graphlib import TopologicalSorter
 from typing import Any
 
 import tensorflow as tf
@@ -102,21 +103,12 @@ class FlatGraph:
 
         The order of a GraphDef is not always such an order.
         """
-        consumers: list[list[int]] = [[] for _ in self.ops]
-        missing = [0] * len(self.ops)
-        for number, sources in enumerate(self.sources):
-            for source in dict.fromkeys(sources):
-                # The loops of TF1 are cycles, closed by NextIteration.
-                if self.ops[source] != "NextIteration":
-                    consumers[source].append(number)
-                    missing[number] += 1
-        order = [number for number, count in enumerate(missing) if count == 0]
-        for number in order:  # grows while it is read
-            for consumer in consumers[number]:
-                missing[consumer] -= 1
-                if missing[consumer] == 0:
-                    order.append(consumer)
-        return order
+        # The loops of TF1 are cycles, closed by NextIteration.
+        before = {
+            number: [source for source in sources if self.ops[source] != "NextIteration"]
+            for number, sources in enumerate(self.sources)
+        }
+        return list(TopologicalSorter(before).static_order())
 
     def _add(self, op: str, sources: Iterable[int] = ()) -> int:
         """Add a node; return its number."""

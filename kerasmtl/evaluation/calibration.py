@@ -249,8 +249,7 @@ def check_rules(
     needed = [parse_rule(rule)[0] != "fixed" for rule in asked.values()]
     if not fitted and (calibrate or any(needed)):
         raise ValueError(
-            "`validation` must be a data set to fit thresholds or temperatures on, got None. Call "
-            'with validation=…, or with thresholds="fixed" and calibrate=False.'
+            '`validation` must be a data set to fit on, got None; thresholds="fixed" needs none'
         )
     return rules
 
@@ -314,9 +313,7 @@ def _cells(y_true: Any, p: Any) -> list[Cells]:
     """Return the known labels of each task and their probabilities, checked."""
     y, q = np.asarray(y_true, "float64"), np.asarray(p, "float64")
     if y.shape != q.shape or y.ndim not in (1, 2):
-        raise ValueError(
-            f"`p` must have the shape of `y_true`, (rows, tasks), got {q.shape} and {y.shape}"
-        )
+        raise ValueError(f"`p` must have the shape of `y_true`, {y.shape}, got {q.shape}")
     columns = zip(np.atleast_2d(y.T), np.atleast_2d(q.T), strict=True)
     found = [(labels[is_known(labels)], values[is_known(labels)]) for labels, values in columns]
     for labels, values in found:

@@ -254,9 +254,7 @@ def _collected(
     with progress_bar("evaluating", max(batches, 0) or None, progress) as advance:
         for batch in dataset:
             if len(batch) != 2:
-                raise ValueError(
-                    f"`dataset` must yield (inputs, labels) without weights, got {len(batch)} parts"
-                )
+                raise ValueError(f"`dataset` must yield (inputs, labels), got {len(batch)} parts")
             labels.append(_by_output(batch[1], columns, "dataset"))
             predictions.append(_by_output(model.predict_on_batch(batch[0]), columns, "model"))
             advance()
@@ -275,19 +273,16 @@ def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) ->
     if not isinstance(found, Mapping):
         if len(columns) > 1:
             raise ValueError(
-                f"`{source}` must give a dict with the keys {list(columns)}, one for each kind of "
-                f"`tasks`, got {type(found).__name__}"
+                f"`{source}` must give a dict of {[*columns]}, got {type(found).__name__}"
             )
         found = dict.fromkeys(columns, found)
     lacking = [key for key in columns if key not in found]
     if lacking:
-        raise ValueError(
-            f"`{source}` must give the outputs {lacking} of `tasks`, got {list(found)}"
-        )
+        raise ValueError(f"`{source}` must give the outputs {lacking} of `tasks`, got {[*found]}")
     beyond = [key for key in found if key not in columns]
     if source == "model" and beyond:
         raise ValueError(
-            f"`tasks` must have one for the model's outputs {beyond}, got tasks of {list(columns)}"
+            f"`tasks` must have one for the outputs {beyond}, got tasks of {[*columns]}"
         )
     arrays = {key: np.asarray(found[key]) for key in columns}
     return {key: a.reshape(-1, 1) if a.ndim == 1 else a for key, a in arrays.items()}

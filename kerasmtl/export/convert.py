@@ -226,15 +226,14 @@ def compare(
         got = {name: np.concatenate([part[name] for part in parts]) for name in names}
     except Exception as error:  # runtimes raise their own errors, of types that are not public
         raise ValueError(
-            f"`model` was converted, but the runtime cannot run the file: {str(error)[:300]}"
+            f"`model` was converted, but the runtime fails: {str(error)[:300]}"
         ) from error
     differences = {name: _difference(name, got[name], wanted[name]) for name in got}
     bounds = {t.name: NEAR.get(t.kind, NEAR["probability"]) for t in interface.tasks}
     beyond = {name: off for name, off in differences.items() if off > bounds[name]}
     if exact and beyond:
         raise ValueError(
-            f"`model` must give the same numbers once converted, to {NEAR}, got differences of "
-            f"{beyond}. Nothing was written."
+            f"`model` must give the same numbers once converted, got differences of {beyond}"
         )
     return {
         "rows": len(rows),
@@ -267,8 +266,7 @@ def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> float:
     known = np.isfinite(wanted)
     if got.shape != wanted.shape or not np.isfinite(got[known]).all():
         raise ValueError(
-            f"`model` must give finite numbers of shape {wanted.shape} for task {name!r} once "
-            f"converted, got {got.shape}"
+            f"`model` must give finite {wanted.shape} for {name!r} once converted, got {got.shape}"
         )
     off = np.abs(got[known].astype("float64") - wanted[known])
     return float((off / np.maximum(1.0, np.abs(wanted[known]))).max(initial=0.0))
@@ -293,15 +291,13 @@ def _check_options(to: str, interface: ModelInterface, samples: Any, uint8: bool
         )
     if samples is None:
         raise ValueError(
-            "`samples` must be training images for litert-int8, whose ranges they set: a data set, "
-            "a manifest or a labels file; got None"
+            "`samples` must be training images for litert-int8, whose ranges they set, got None"
         )
     warm = [n for n, each in interface.decisions.items() if each.temperature not in (None, 1.0)]
     if warm:
         raise ValueError(
             f"`decisions` must have no temperatures for litert-int8, got some for {warm[:10]}: "
-            "integers of 8 bits cannot compute logits. Use litert-dynamic, or decisions that were "
-            "fitted without calibration."
+            "integers of 8 bits cannot compute logits. Use litert-dynamic."
         )
 
 

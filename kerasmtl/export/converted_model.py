@@ -96,8 +96,7 @@ class ConvertedModel:
                     text = archive.read(DESCRIPTION).decode()
         except Exception as error:  # each reader has its own errors for a damaged file
             raise ValueError(
-                f"`path` must be a file of `convert_model`, which describes itself, got "
-                f"{self.path}: {error}"
+                f"`path` must be a file of `convert_model`, got {self.path}: {error}"
             ) from error
         return json.loads(text)
 
@@ -155,8 +154,7 @@ def check_runtime(runtime: str, *modules: str) -> None:
         except ImportError as error:
             package = module.split(".")[0].replace("_", "-")
             raise ImportError(
-                f"`to` needs the package {package}, which is not installed. Install it: pip "
-                f"install 'kerasmtl[{runtime}]'"
+                f"`to` needs the package {package}: pip install 'kerasmtl[{runtime}]'"
             ) from error
 
 

@@ -125,14 +125,11 @@ def check_version_folder(folder: str | os.PathLike[str]) -> Path:
         return path
     if not path.exists():
         raise FileNotFoundError(
-            f"`export` must be a version of an exported model, such as saved_models/NAME/1, but "
-            f"{folder} does not exist"
+            f"`export` must be a version such as saved_models/NAME/1, {folder} does not exist"
         )
     below = [int(p.parent.name) for p in path.glob("*/saved_model.pb") if p.parent.name.isdigit()]
     hint = f" Pass one of its versions: {path / str(max(below))}" if below else ""
-    raise ValueError(
-        f"`export` must be a folder with a saved_model.pb, got {folder}, which has none.{hint}"
-    )
+    raise ValueError(f"`export` must have a saved_model.pb, got {folder}, which has none.{hint}")
 
 
 def read_decisions(folder: str | os.PathLike[str]) -> dict[str, Decision]:

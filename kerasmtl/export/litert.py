@@ -40,8 +40,7 @@ def litert_bytes(
     """
     if getattr(tf, "lite", None) is None:
         raise ValueError(
-            f"`to` needs tf.lite, which TensorFlow {tf.__version__} no longer has. Install "
-            "TensorFlow 2.21: pip install 'tensorflow==2.21.*'"
+            f"`to` needs tf.lite, which TensorFlow {tf.__version__} lacks: install TensorFlow 2.21"
         )
     with tempfile.TemporaryDirectory(prefix="kerasmtl-") as folder, warnings.catch_warnings():
         # The calibrator runs tf.lite.Interpreter, which warns that it will move to LiteRT.

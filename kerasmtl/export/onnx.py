@@ -41,9 +41,7 @@ def onnx_bytes(model: keras.Model, interface: ModelInterface) -> bytes:
     except (ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         found = sorted(set(re.findall(r"No Op registered for (\w+)", str(error))))
         reason = ", ".join(found) or str(error).strip().split("\n")[0][:300]
-        raise ValueError(
-            f"`model` cannot be converted to ONNX, which has no counterpart for: {reason}"
-        ) from error
+        raise ValueError(f"`model` cannot be converted to ONNX, which lacks: {reason}") from error
     finally:
         logger.setLevel(level)
     return made.SerializeToString()

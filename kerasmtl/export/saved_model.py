@@ -226,9 +226,7 @@ def check_scores(scores: Mapping[str, Any] | None, require: Mapping[str, float] 
     if not require:
         return
     if scores is None:
-        raise ValueError(
-            "`require` needs scores: pass metrics=kerasmtl.evaluate(…) or validation=…"
-        )
+        raise ValueError("`require` needs scores: pass metrics=… or validation=…")
     measured = _by_name(scores)
     _check_known(require, measured)
     failed = []
@@ -240,8 +238,7 @@ def check_scores(scores: Mapping[str, Any] | None, require: Mapping[str, float] 
             failed.append(f"{name} {'at most' if is_error else 'at least'} {wanted:g}, got {shown}")
     if failed:
         raise ScoreTooLow(
-            f"`model` must reach the scores of `require`, and was not published: "
-            f"{'; '.join(failed)}"
+            f"`model` must reach `require`, and was not published: {'; '.join(failed)}"
         )
 
 
@@ -287,8 +284,7 @@ def _given_scores(metrics: Any) -> dict[str, Any] | None:
         return metrics.to_dict()
     if not isinstance(metrics, Mapping | None):
         raise ValueError(
-            "`metrics` must be what kerasmtl.evaluate returns, or its to_dict(), got "
-            f"{type(metrics).__name__}"
+            f"`metrics` must be what kt.evaluate returns, got {type(metrics).__name__}"
         )
     return None if metrics is None else dict(metrics)
 

@@ -107,10 +107,7 @@ def check_names(tasks: Sequence[Task]) -> None:
     decided = {task.name + DECISION for task in tasks if task.kind != "regression"}
     clash = sorted(decided & {task.name for task in tasks})
     if clash:
-        raise ValueError(
-            f"`tasks` must not be named like the decision of another task, TASK{DECISION}, got "
-            f"{clash}"
-        )
+        raise ValueError(f"`tasks` must not be named like another task's decision, got {clash}")
 
 
 def embedding_model(model: keras.Model) -> keras.Model | None:
@@ -146,13 +143,10 @@ def input_of(model: keras.Model, input: Input | None) -> Input:
         _, shape = model.output_shape, model.input_shape
     except (AttributeError, ValueError) as error:
         raise ValueError(
-            "`model` must be functional or sequential, with an Input, or called once, got one "
-            f"without a shape: {error}"
+            f"`model` must be functional, sequential with an Input, or called once: {error}"
         ) from None
     if not isinstance(shape, tuple):
-        raise ValueError(
-            f"`model` must have one input, got {len(shape)}. Use keras.Model.export for others."
-        )
+        raise ValueError(f"`model` must have one input, got {len(shape)}")
     return (Image() if input is None else input).for_model(model)
 
 

@@ -29,8 +29,7 @@ def check_target(base: Path, version: int | None) -> None:
     there = next(folder for folder in (base, *base.absolute().parents) if os.path.lexists(folder))
     if not there.is_dir():
         raise NotADirectoryError(
-            f"`path` must be the folder of all versions, got {base}: {there} is a file or a "
-            "broken link"
+            f"`path` must be the folder of all versions, got {base}: {there} is not a folder"
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"`path` must be writable, got {base}: {there} is read-only")

@@ -95,8 +95,7 @@ def _network(name: str, weights: str | None) -> keras.Model:
             raise
         raise ValueError(
             f"`weights` {weights!r} of keras.applications.{name} cannot be downloaded: {error}. "
-            "Offline: copy the weight file from ~/.keras/models of a connected machine, and name "
-            f"it: '{name}:path/to/file.h5'."
+            f"Offline: copy the file from ~/.keras/models elsewhere, and pass '{name}:path/to/file.h5'."
         ) from None
 
 
@@ -104,8 +103,7 @@ def _load(file: str, network: keras.Model, model: keras.Model, name: str) -> Non
     """Load a file of the network's weights or of the whole model's."""
     if not os.path.isfile(file):
         raise ValueError(
-            f"`weights` of keras.applications.{name} must be 'imagenet', or a file that "
-            f"`save_weights` wrote, got {os.path.abspath(file)!r}, which does not exist"
+            f"`weights` of keras.applications.{name} must be 'imagenet' or a file, got {file!r}"
         )
     try:
         with warnings.catch_warnings():
@@ -117,9 +115,8 @@ def _load(file: str, network: keras.Model, model: keras.Model, name: str) -> Non
                 model.load_weights(file)
     except Exception as error:
         raise ValueError(
-            f"`weights` must be a .weights.h5 or .h5 file of keras.applications.{name} with "
-            f"include_top=False, got {file!r} ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]})"
+            f"`weights` must be a weight file of keras.applications.{name} without its top, "
+            f"got {file!r}: {str(error).splitlines()[0]}"
         ) from error
     # Keras' files for EfficientNet contain standard deviations where `Normalization` takes
     # variances; with weights="imagenet" Keras adds a layer that divides by their roots once more.

@@ -52,8 +52,7 @@ def load_backbone(
         return handle
     if isinstance(handle, keras.layers.Layer):
         raise ValueError(
-            f"`backbone` must be a handle, a HubLayer or a keras.Model, got {handle!r}. Wrap a "
-            "layer: keras.Sequential([…])."
+            f"`backbone` must be a handle, a HubLayer or a keras.Model, got {handle!r}"
         )
     if not isinstance(handle, str | os.PathLike):
         raise ValueError(f"`handle` must be a name, a path or a URL, got {handle!r}")
@@ -64,8 +63,7 @@ def load_backbone(
     for argument, value in (("sha256", sha256), ("input_range", input_range)):
         if value is not None:
             raise ValueError(
-                f"`{argument}` must be None for {handle!r}, which is not a SavedModel, got "
-                f"{value!r}"
+                f"`{argument}` must be None but for a SavedModel, got {value!r} for {handle!r}"
             )
     model = application(*named, trainable) if named else preset(handle, trainable)
     if named:
@@ -120,8 +118,7 @@ def backbones_in(model: keras.Model) -> list[keras.Model | HubLayer]:
     if len(nested) > 1:
         raise ValueError(
             f"`model` must have one nested model with weights, its backbone, got "
-            f"{[layer.name for layer in nested]} in {model.name!r}. Pass the one that is meant: "
-            f"model.get_layer({nested[0].name!r})."
+            f"{[layer.name for layer in nested]}. Pass one: model.get_layer({nested[0].name!r})."
         )
     return nested
 
@@ -156,9 +153,9 @@ def preset(handle: str, trainable: bool = False) -> keras.Model:
     """
     try:
         import keras_hub
-    except ImportError as error:
+    except ImportError:
         raise ImportError(
-            f"{handle!r} needs keras-hub: pip install 'kerasmtl[keras-hub]' ({error})"
+            f"{handle!r} needs keras-hub: pip install 'kerasmtl[keras-hub]'"
         ) from None
     # The converter is a small file, read before any weights are.
     converter = _from_preset(keras_hub.layers.ImageConverter, handle)
@@ -188,8 +185,7 @@ def _from_preset(kind: Any, handle: str) -> Any:
         if "Unable to find a subclass" in str(error):
             raise ValueError(IMAGES_ONLY.format(handle, "no ImageConverter")) from error
         raise ValueError(
-            f"`handle` must be the name of a KerasHub preset, a kaggle:// or hf:// URL, or a "
-            f"folder that save_to_preset wrote, got {handle!r}, which cannot be loaded "
-            f"({type(error).__name__}: {error}). Offline: copy the preset's folder from a "
-            f"connected machine, and pass '{PRESET}path/to/folder'."
+            f"`handle` must be a KerasHub preset, a kaggle:// or hf:// URL, or a folder that "
+            f"save_to_preset wrote, got {handle!r} ({type(error).__name__}: {error}). Offline: "
+            "copy that folder from a connected machine."
         ) from error

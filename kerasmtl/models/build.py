@@ -78,10 +78,7 @@ def build_model(
         features = _features(layer, inputs, size)
     else:
         if image_size is not None:
-            raise ValueError(
-                f"`image_size` must be None for {layer.name!r}, which does not take images, got "
-                f"{image_size!r}"
-            )
+            raise ValueError(f"`image_size` must be None but for images, got {image_size!r}")
         inputs = _declared_inputs(layer)
         features = layer(inputs)
     outputs = task_head(pool(features), chosen, hidden, dropout, target_scales(chosen, labels))
@@ -210,9 +207,8 @@ def pool(features: Any) -> Any:
     if rank != 2:
         received = features.shape if rank else type(features).__name__
         raise ValueError(
-            "`backbone` must have one output, (batch, features) or (batch, height, width, "
-            f"features), got {received}. For a module with named outputs call HubLayer(…, "
-            "output_key=…)."
+            f"`backbone` must have one output, a vector or map of features, got {received}. Of "
+            "a module with named outputs, HubLayer(…, output_key=…) takes one."
         )
     return features
 

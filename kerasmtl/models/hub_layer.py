@@ -17,7 +17,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasmtl._version import __version__
 from kerasmtl.models.hub.cache import (
     content_sha256,
     copy_module,
@@ -117,10 +116,7 @@ class HubLayer(keras.layers.Layer):
         self.output_key = tuple(output_key) if isinstance(output_key, list) else output_key
         self.arguments = _as_arguments(arguments)
         if not isinstance(output_shape, list | tuple | None):
-            raise ValueError(
-                f"`output_shape` must be sizes without the batch, such as (1280,), got "
-                f"{output_shape!r}"
-            )
+            raise ValueError(f"`output_shape` must be sizes such as (1280,), got {output_shape!r}")
         self.declared_shape = None if output_shape is None else tuple(output_shape)
         self._given_range = _as_range(input_range)
         self._module: Module | None = None
@@ -158,10 +154,8 @@ class HubLayer(keras.layers.Layer):
         """
         if self._module is None:
             raise ValueError(
-                f"`HubLayer` {self.name!r} waits for its module, which comes with the file it is "
-                f"loaded from. Expected a .keras file that contains {self.handle!r}, SHA-256 "
-                f"{self.sha256}. Load that file with kerasmtl.load_model, or restore the module "
-                "and create the layer again."
+                f"`HubLayer` {self.name!r} waits for its module, {self.handle!r}, SHA-256 "
+                f"{self.sha256}. Load the .keras file that contains it with kerasmtl.load_model."
             )
         return self._module
 
@@ -288,8 +282,7 @@ class HubLayer(keras.layers.Layer):
                 known = range(len(outputs)) if several else outputs
                 known = sorted(known) if several or isinstance(outputs, Mapping) else []
                 raise ValueError(
-                    f"`output_key` must be one of {known} for {self.handle!r}, got "
-                    f"{self.output_key!r}"
+                    f"`output_key` must be one of {known}, got {self.output_key!r}"
                 ) from None
         return outputs
 
@@ -321,13 +314,11 @@ class HubLayer(keras.layers.Layer):
         """Return what Keras knows of an output: shape and type."""
         if not isinstance(tensor, tf.Tensor | tf.TensorSpec):
             raise ValueError(
-                f"`output_key` must choose a dense tensor of {self.handle!r}, got a "
-                f"{type(tensor).__name__}"
+                f"`output_key` must choose a dense tensor, got a {type(tensor).__name__}"
             )
         if tensor.shape.rank is None:
             raise ValueError(
-                f"`output_shape` must be given for {self.handle!r}, which does not declare it. "
-                "Call HubLayer(…, output_shape=(features,))."
+                f"`output_shape` must be given for {self.handle!r}, which does not declare it"
             )
         return keras.KerasTensor(tuple(tensor.shape), dtype=tensor.dtype.name)
 
@@ -364,8 +355,7 @@ class HubLayer(keras.layers.Layer):
             received = changed if carried.is_dir() else "no module"
             raise ValueError(
                 f"`handle` {self.handle!r} is gone, and the file contains {received}. Expected "
-                f"SHA-256 {self.sha256}. Restore the folder, set TFHUB_CACHE_DIR to where it is "
-                "kept, or get the file again from its source."
+                f"SHA-256 {self.sha256}. Restore the folder, or get the file again."
             )
         folder = _kept(carried, self.sha256)
         values = [variable.numpy() for variable in self._adopted]
@@ -375,9 +365,8 @@ class HubLayer(keras.layers.Layer):
         self.spec = expected  # the given variables lack their publisher's names
         if list(map(id, self._module.variables)) != list(map(id, adopted)):
             raise ValueError(
-                f"`handle` {self.handle!r} was saved with another TensorFlow, which creates "
-                f"variables in another order than TensorFlow {tf.__version__}. Load it with the "
-                "folder of the module in place."
+                f"`handle` {self.handle!r} was saved with a TensorFlow that orders variables "
+                f"differently from {tf.__version__}. Load it with the folder of the module in place."
             )
         for variable, value in zip(self._adopted, values, strict=True):
             variable.assign(value)
@@ -416,10 +405,8 @@ class HubLayer(keras.layers.Layer):
             return cls(**config)
         if module.get("format") != FORMAT:
             raise ValueError(
-                f"`HubLayer` {config['name']!r} ({config['handle']!r}) was saved by kerasmtl "
-                f"{module.get('version')}, in format {module.get('format')}. Expected format "
-                f"{FORMAT}, that of kerasmtl {__version__}. pip install "
-                f"'kerasmtl=={module.get('version')}'."
+                f"`HubLayer` {config['name']!r} was saved in format {module.get('format')}. "
+                f"Expected format {FORMAT}. pip install 'kerasmtl=={module.get('version')}'."
             )
         spec = ModuleSpec.from_dict(module)
         refuse_in_safe_mode(config["handle"], spec.sha256)
@@ -460,11 +447,9 @@ def refuse_in_safe_mode(handle: str, sha256: str) -> None:
         return
     raise ValueError(
         f"`safe_mode` is on, and this file runs the graph of a foreign SavedModel: {handle!r}, "
-        f"SHA-256 {sha256}. A graph can read and write files. If you trust the source of the file, "
-        "call kerasmtl.load_model(path, safe_mode=False) or keras.models.load_model(path, "
-        "safe_mode=False), or keras.config.enable_unsafe_deserialization() before; if you have "
-        "the module yourself, kerasmtl.load_model(path, trust='its handle or sha256:…'). On the "
-        "command line: --trust."
+        f"SHA-256 {sha256}. A graph can read and write files. If you trust the file's source, call "
+        "kerasmtl.load_model(path, safe_mode=False); if you have the module yourself, "
+        "kerasmtl.load_model(path, trust='its handle or sha256:…'). On the command line: --trust."
     )
 
 
@@ -514,9 +499,8 @@ def _as_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
         json.dumps(found)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "`arguments` must be values by name, such as {'return_sequence': True}, that can be "
-            "saved: numbers, strings, booleans, None or lists of them (call .numpy().tolist() on "
-            f"a tensor), got {arguments!r}: {error}"
+            "`arguments` must be a dict of numbers, strings, booleans, None or lists of them (call "
+            f".numpy().tolist() on a tensor), got {arguments!r}: {error}"
         ) from None
     return found
 
@@ -526,8 +510,6 @@ def _as_range(pixels: Sequence[float] | None) -> tuple[float, float] | None:
     if pixels is None:
         return None
     if not isinstance(pixels, list | tuple) or len(pixels) != 2:
-        raise ValueError(
-            f"`input_range` must be (low, high) of the pixels, such as (0, 255), got {pixels!r}"
-        )
+        raise ValueError(f"`input_range` must be (low, high), such as (0, 255), got {pixels!r}")
     low = check_number("input_range", pixels[0])
     return low, check_number("input_range", pixels[1], low, open_low=True)

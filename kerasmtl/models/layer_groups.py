@@ -381,8 +381,7 @@ def _choose(
         raise ValueError(f"`last` or `match` must be None, got last={last!r}, match={match!r}")
     if not groups:
         raise ValueError(
-            f"`normalization` must be True for {owner!r}: it has no weights but those of batch "
-            "normalization."
+            f"`normalization` must be True for {owner!r}, which has no other weights, got False"
         )
     if match is None:
         if isinstance(last, float):  # rounded first: 0.3 * 10 is a little more than 3

@@ -181,15 +181,11 @@ def _checked_rows(rows: Any) -> np.ndarray:
     """Return rows as an array; raise ValueError unless they are a matrix without infinity."""
     rows = np.asarray(rows)
     if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind not in "biuf":
-        raise ValueError(
-            f"`rows` must be numbers (rows, columns), neither of them 0, got shape {rows.shape}, "
-            f"{rows.dtype}"
-        )
+        raise ValueError(f"`rows` must be numbers (rows, columns), got {rows.shape} {rows.dtype}")
     infinite = np.argwhere(np.isinf(rows))
     if len(infinite):
         row, column = infinite[0].tolist()
         raise ValueError(
-            f"`rows` must be finite, or NaN = missing, got an infinite value in row {row}, column "
-            f"{column}; {len(infinite)} such cells"
+            f"`rows` must be finite or NaN, got an infinite value in row {row}, column {column}"
         )
     return rows

@@ -494,7 +494,7 @@ class ModuleSpec:
                 return tf.nest.map_structure(lambda output: _bare(output, batch), outputs)
         raise ValueError(
             f"`inputs` must have shapes that `HubLayer` {name!r} was called with before it was "
-            "saved: its module is not loaded yet. Load the file with the module's folder in place."
+            "saved, until its module is loaded"
         )
 
     def to_dict(self) -> dict[str, Any]:

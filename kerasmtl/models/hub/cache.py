@@ -68,10 +68,7 @@ def cache_root() -> Path:
     """
     named = os.environ.get("TFHUB_CACHE_DIR")
     if named and "://" in named:
-        raise ValueError(
-            f"`TFHUB_CACHE_DIR` must be a path on this machine, got {named!r}. Unset it to use "
-            "~/.cache/kerasmtl."
-        )
+        raise ValueError(f"`TFHUB_CACHE_DIR` must be a path on this machine, got {named!r}")
     return Path(named or "~/.cache/kerasmtl").expanduser()
 
 
@@ -151,10 +148,7 @@ def valid_sha256(sha256: str) -> str:
         ValueError: it is not a SHA-256.
     """
     if not isinstance(sha256, str) or not re.fullmatch(r"[0-9A-Fa-f]{64}", sha256):
-        raise ValueError(
-            "`sha256` must be 64 hexadecimal digits, as `kerasmtl vendor` prints them, got "
-            f"{sha256!r}"
-        )
+        raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}")
     return sha256.lower()
 
 
@@ -178,8 +172,7 @@ def module_files(folder: Path) -> dict[str, Path]:
             relative = path.relative_to(root).as_posix()
             if re.search(r"[\n\r\\]", relative):
                 raise ValueError(
-                    "`folder` must have no file names with line breaks or backslashes, got "
-                    f"{relative!r} in {root}"
+                    f"`folder` must have no line breaks or backslashes in names, got {relative!r}"
                 )
             if path.is_symlink():
                 _check_link(path, root)
@@ -206,7 +199,7 @@ def _check_link(path: Path, root: Path) -> None:
     if not real.is_file() or not any(real.is_relative_to(place) for place in [root, *stores]):
         raise ValueError(
             f"`folder` must have links to its own files only, got {path.relative_to(root)}, a link "
-            f"to {os.readlink(path)}, in {root}. Copy the module whole (cp -rL), and pass the copy."
+            f"to {os.readlink(path)}. Copy the module whole (cp -rL), and pass the copy."
         )
 
 
@@ -258,6 +251,5 @@ def check_content(folder: Path, sha256: str, handle: str) -> None:
         differing = f" Files that differ: {', '.join(names[:5])}{' …' if names[5:] else ''}."
     raise ValueError(
         f"`sha256` of {handle!r} must be {sha256}, got {received}, in {folder}.{differing} If the "
-        f"change is meant, pass sha256={received!r}; otherwise remove that folder, and fetch the "
-        "module again."
+        "change is meant, pass the latter; otherwise remove that folder, and fetch it again."
     )

@@ -34,14 +34,11 @@ def check_size(size: int, handle: str) -> None:
     """
     text = os.environ.get("KERASMTL_MAX_BYTES") or str(MAX_BYTES)
     if not text.isdecimal() or int(text) == 0:
-        raise ValueError(
-            f"`KERASMTL_MAX_BYTES` must be a positive number of bytes, such as {MAX_BYTES}, got "
-            f"{text!r}"
-        )
+        raise ValueError(f"`KERASMTL_MAX_BYTES` must be a positive number, got {text!r}")
     if size > int(text):
         raise ValueError(
             f"`handle` must have at most {text} bytes, got {handle!r} with {size} or more. If you "
-            "trust it, set the environment variable KERASMTL_MAX_BYTES."
+            "trust it, set KERASMTL_MAX_BYTES."
         )
 
 
@@ -74,8 +71,7 @@ def unpack(archive: Path, folder: Path, handle: str) -> None:
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(
             "`handle` must be a whole .tar or .tar.gz archive that stays inside its folder, got "
-            f"{handle!r}: {error}. Fetch the archive again, or pass the folder of a module that "
-            "you trust."
+            f"{handle!r}: {error}"
         ) from error
 
 
@@ -168,9 +164,8 @@ def copy_from_bucket(handle: str, folder: Path) -> None:
             raise tf.errors.NotFoundError(None, None, "no such folder or archive")
     except tf.errors.OpError as error:
         raise ValueError(
-            "`handle` must be a folder with a saved_model.pb or a .tar.gz archive, behind http, "
-            f"https, kaggle:, hf: or a scheme that tf.io.gfile knows, got {handle!r}: "
-            f"{type(error).__name__}: {error.message}. {OFFLINE}"
+            "`handle` must be a SavedModel's folder or archive, behind http or a scheme that "
+            f"tf.io.gfile knows, got {handle!r}: {type(error).__name__}: {error.message}. {OFFLINE}"
         ) from error
 
 

@@ -187,8 +187,7 @@ def _local(handle: str) -> Path:
         return cached_module(kept, handle, lambda made: unpack(path, made, handle))
     raise ValueError(
         f"`handle` must be one of {sorted(EXTRACTORS)}, a keras.applications name, a folder with a "
-        "saved_model.pb, a .tar.gz archive, a URL, kaggle:owner/model/framework/variation/version "
-        f"or hf:owner/repo, got {handle!r}: no such folder or file as {os.path.abspath(path)}."
+        f"saved_model.pb, an archive, a URL, kaggle:… or hf:…, got {handle!r}: no such folder"
     )
 
 
@@ -270,8 +269,8 @@ def _fetch_kaggle(handle: str) -> Path:
     except Exception as error:  # the client raises its own errors, and those of requests
         raise ValueError(
             f"`handle` must be a Kaggle model that you may download, got {handle!r}: "
-            f"{type(error).__name__}: {error}. Accept its conditions on the model's page, log in "
-            "(KAGGLE_API_TOKEN), or download the archive with a browser and pass the file."
+            f"{type(error).__name__}: {error}. Accept its conditions on its page, and log in "
+            "(KAGGLE_API_TOKEN)."
         ) from error
 
 
@@ -280,8 +279,7 @@ def _fetch_hf(handle: str) -> Path:
     parts = _HF.fullmatch(handle)
     if parts is None or ".." in handle:
         raise ValueError(
-            "`handle` must be hf:owner/repo, with a folder and a revision if need be "
-            f"(hf:owner/repo/sub/folder@revision), got {handle!r}"
+            f"`handle` must be hf:owner/repo or hf:owner/repo/sub/folder@revision, got {handle!r}"
         )
     repo, inside, revision = parts[1], parts[2].strip("/"), parts[3]
     hub = _imported("huggingface_hub", handle)
@@ -291,8 +289,7 @@ def _fetch_hf(handle: str) -> Path:
     except Exception as error:  # the client raises its own errors, those of HTTP, and OSError
         raise ValueError(
             f"`handle` must be a repository that you may read, got {handle!r}: "
-            f"{type(error).__name__}: {error}. Set HF_TOKEN for one that is not public; offline, "
-            "download the repository on a connected machine, and pass its folder."
+            f"{type(error).__name__}: {error}. Set HF_TOKEN for one that is not public."
         ) from error
     folder = Path(os.path.abspath(snapshot)) / inside
     if not folder.is_dir():

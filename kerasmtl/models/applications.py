@@ -95,7 +95,7 @@ def _network(name: str, weights: str | None) -> keras.Model:
             raise
         raise ValueError(
             f"`weights` {weights!r} of keras.applications.{name} cannot be downloaded: {error}. "
-            f"Offline: copy the file from ~/.keras/models elsewhere, and pass '{name}:path/to/file.h5'."
+            f"Offline: copy a file from ~/.keras/models, and pass '{name}:path/to/file.h5'."
         ) from None
 
 

@@ -366,7 +366,7 @@ class HubLayer(keras.layers.Layer):
         if list(map(id, self._module.variables)) != list(map(id, adopted)):
             raise ValueError(
                 f"`handle` {self.handle!r} was saved with a TensorFlow that orders variables "
-                f"differently from {tf.__version__}. Load it with the folder of the module in place."
+                f"unlike {tf.__version__}. Load it with the folder of the module in place."
             )
         for variable, value in zip(self._adopted, values, strict=True):
             variable.assign(value)

@@ -1,6 +1,5 @@
 """SavedModels of unusual kinds: how they load, and what is said of those that do not."""
 
-import os
 import subprocess
 import sys
 
@@ -184,42 +183,26 @@ sys.modules["tf_keras"] = None
 import keras, numpy as np, tensorflow as tf, kerasmtl as kt
 layer = kt.HubLayer({folder!r})
 assert not any(name.startswith("tf_keras.") for name in sys.modules)
-try:
-    layer.trainable = True
-except ValueError:
-    pass
-if layer.trainable:
-    declared = layer.spec.inputs
-    shape = [size or 1 for size in declared.shape]
-    text = declared.dtype == "string"
-    inputs = tf.fill(shape, "stop go") if text else tf.zeros(shape, declared.dtype)
-    model = keras.Sequential([keras.Input(inputs.shape[1:], dtype=inputs.dtype), layer])
-    before = [variable.numpy() for variable in layer.trainable_variables]
-    model.compile("adam", "mse", jit_compile=False)
-    model.fit(inputs, 1.0 + model(inputs).numpy(), verbose=0)
-    after = layer.trainable_variables
-    assert any((a != b.numpy()).any() for a, b in zip(before, after)), "nothing was trained"
-    kt.save_model(model, {kept!r})
-    kept = kt.load_model({kept!r}, safe_mode=False)
-    np.testing.assert_array_equal(kept(inputs), model(inputs))
+layer.trainable = True
+text = tf.constant(["stop go"])
+model = keras.Sequential([keras.Input((), dtype="string"), layer])
+before = layer.trainable_variables[0].numpy()
+model.compile("adam", "mse", jit_compile=False)
+model.fit(text, 1.0 + model(text).numpy(), verbose=0)
+assert (before != layer.trainable_variables[0].numpy()).any(), "nothing was trained"
+kt.save_model(model, {kept!r})
+kept = kt.load_model({kept!r}, safe_mode=False)
+np.testing.assert_array_equal(kept(text), model(text))
 """
-
-
-def run_without_tf_keras(folder, tmp_path):
-    code = WITHOUT_TF_KERAS.format(folder=str(folder), kept=str(tmp_path / "kept.keras"))
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "checkpoint" not in result.stderr
 
 
 @pytest.mark.slow
 def test_a_module_saved_with_its_optimizer_loads_trains_and_travels(tmp_path):
-    run_without_tf_keras(add_optimizer(save_text_module(tmp_path / "text")), tmp_path)
+    folder = add_optimizer(save_text_module(tmp_path / "text"))
+    code = WITHOUT_TF_KERAS.format(folder=str(folder), kept=str(tmp_path / "kept.keras"))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "checkpoint" not in result.stderr
 
 
 def test_without_its_optimizer_a_module_is_the_same(tmp_path):

@@ -23,27 +23,11 @@ def is_module(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SAVED_MODELS)
 
 
-def check_module(folder: Path, handle: str) -> Path:
-    """Return the folder if it is a SavedModel.
-
-    Raises:
-        ValueError: it is not; names the newest of the versions in it, if there are any.
-    """
-    if is_module(folder):
-        return folder
-    versions = [path for path in folder.iterdir() if path.name.isdigit() and is_module(path)]
-    newest = max(versions, key=lambda path: int(path.name), default=None)
-    hint = f". It has versions below it: pass {str(newest)!r}" if newest else ""
-    raise ValueError(
-        f"`handle` must be a SavedModel, got {handle!r} without a saved_model.pb in {folder}{hint}"
-    )
-
-
 def find_module(folder: Path, handle: str) -> Path:
-    """Return the SavedModel of something unpacked: the folder, or the only one below that is one.
+    """Return a folder that is a SavedModel, or the only one below it that is.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is none, or more than one, such as several versions; names them.
     """
     if is_module(folder):
         return folder
@@ -53,7 +37,7 @@ def find_module(folder: Path, handle: str) -> Path:
     found = [path.name for path in below] or sorted(path.name for path in folder.iterdir())[:5]
     raise ValueError(
         f"`handle` must have one saved_model.pb, at the top or one folder below, got {handle!r} "
-        f"with {len(below)} in {found}. Unpack it, and pass the folder that you mean."
+        f"with {len(below)} in {found}. Pass the folder that you mean."
     )
 
 

@@ -16,7 +16,6 @@ from kerasmtl.models.hub.cache import (
     cache_root,
     cached_module,
     check_content,
-    check_module,
     find_module,
     is_module,
     valid_sha256,
@@ -144,7 +143,7 @@ def check_backbone(handle: str) -> None:
     elif not is_remote(handle):
         path = Path(handle).expanduser()
         if path.is_dir():
-            check_module(path, handle)
+            find_module(path, handle)
         elif handle not in EXTRACTORS and not path.is_file():
             near = get_close_matches(handle, [*APPLICATIONS, *EXTRACTORS], 1, 0.7)
             raise ValueError(
@@ -178,7 +177,7 @@ def _local(handle: str) -> Path:
         return extractor_folder(handle)
     path = Path(handle).expanduser()
     if path.is_dir():
-        return check_module(path, handle)
+        return find_module(path, handle)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise ValueError(f"`handle` must be a folder or an archive {SUFFIXES}, got {handle!r}")
@@ -295,7 +294,7 @@ def _fetch_hf(handle: str) -> Path:
     if not folder.is_dir():
         there = sorted(path.name for path in Path(snapshot).iterdir())[:5]
         raise ValueError(f"`handle` {handle!r} must name a folder of the repository, got {there}")
-    return check_module(folder, handle)
+    return find_module(folder, handle)
 
 
 # ---------------------------------------------------------------- what is on this machine

@@ -79,7 +79,7 @@ def reference_answers(
 
 
 def is_clear(found: Arrays, tasks: Sequence[Task], decisions: Mapping[str, Decision]) -> bool:
-    """Return whether no decision hangs on the last digits."""
+    """Return whether no decision depends on the last digits."""
     gaps = [np.inf]
     for task in tasks:
         values = found[task.name]
@@ -99,7 +99,7 @@ def make_cases(
 ) -> list[Case]:
     """Make a case for each signature, the default one first, and one for `features`.
 
-    Of several draws, takes the first in which no decision hangs on the last digits. The model
+    Of several draws, takes the first in which no decision depends on the last digits. The model
     answers on the CPU, where the export is verified.
 
     Raises:

@@ -51,7 +51,7 @@ def variable_order(function: Any, variables: Sequence[tf.Variable]) -> list[int]
 
 
 def captured_as(variable: tf.Variable) -> Any:
-    """Return what stands for a variable in the `captured_inputs` of a restored call.
+    """Return what represents a variable in the `captured_inputs` of a restored call.
 
     That is its handle; in the scope of a `tf.distribute` strategy, where a variable has a handle
     on each device, it is the variable itself.

@@ -17,13 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from kerasmtl.models.hub.cache import (
-    content_sha256,
-    copy_module,
-    holds,
-    keep_module,
-    kept_module,
-)
+from kerasmtl.models.hub.cache import content_sha256, copy_module, holds, keep_module, kept_module
 from kerasmtl.models.hub.embedded import EXTRACTORS, extractor_folder
 from kerasmtl.models.hub.handles import is_published, is_remote, resolve_handle
 from kerasmtl.models.saved_model import FORMAT, Module, ModuleSpec
@@ -272,9 +266,8 @@ class HubLayer(keras.layers.Layer):
         if self.output_key is None:
             single = self.signature and isinstance(outputs, Mapping) and len(outputs) == 1
             return next(iter(outputs.values())) if single else outputs
-        for step in (
-            [self.output_key] if isinstance(self.output_key, str | int) else self.output_key
-        ):
+        steps = [self.output_key] if isinstance(self.output_key, str | int) else self.output_key
+        for step in steps:
             try:
                 outputs = outputs[step]
             except (KeyError, IndexError, TypeError, ValueError):

@@ -180,10 +180,7 @@ class Module:
     def why_not_trainable(self) -> str | None:
         """The reason why the module cannot be trained, or None if it can."""
         if self.signature:
-            return (
-                f"it runs through its signature {self.signature!r}, and signatures are for "
-                "inference: they have no training mode and no regularization losses"
-            )
+            return f"it runs its signature {self.signature!r}, and signatures are for inference"
         return None if any(self.trainable) else "it declares no trainable variables"
 
     @property
@@ -195,10 +192,8 @@ class Module:
     def image(self) -> tf.TensorSpec | None:
         """The one input, if it is a batch of images, or None."""
         inputs = [tf.nest.flatten(call.inputs) for call in self.calls]
-        images = all(
-            len(specs) == 1 and specs[0].shape.rank == 4 and specs[0].shape[3] in (None, 3)
-            for specs in inputs
-        )
+        shapes = [specs[0].shape if len(specs) == 1 else tf.TensorShape(()) for specs in inputs]
+        images = all(shape.rank == 4 and shape[3] in (None, 3) for shape in shapes)
         return inputs[0][0] if images else None
 
     def __call__(self, inputs: Any, training: bool) -> Any:
@@ -353,16 +348,14 @@ def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> 
     layout = tuple(names[i] if i < len(names) else f"argument_{i}" for i in range(len(positional)))
     values = {**dict(zip(layout, positional, strict=True)), **by_name}
     training = values.pop("training", None)
-    inputs = {
-        name: spec for name, spec in values.items() if is_tensors(spec) and name not in arguments
-    }
-    others = {name: value for name, value in values.items() if name not in inputs}
+    taken = [name for name in values if is_tensors(values[name]) and name not in arguments]
+    inputs = {name: values.pop(name) for name in taken}
     outputs = function.structured_outputs
-    return Call(inputs, training, others, outputs, function, layout, tuple(by_name))
+    return Call(inputs, training, values, outputs, function, layout, tuple(by_name))
 
 
 def _bind(call: Call, inputs: Any) -> dict[str, Any] | None:
-    """Pack and casts inputs by argument, as they were traced; None if they do not fit."""
+    """Pack and cast inputs by argument, as they were traced; None if they do not fit."""
     names, parts = list(call.inputs), inputs
     if not isinstance(inputs, Mapping) or set(inputs) != set(names):
         if len(names) == 1:
@@ -417,7 +410,7 @@ class ModuleSpec:
         image_size: the (height, width) that the module insists on, if any.
         input_range: the (low, high) of the pixels where the module itself tells it.
         why_not_trainable: the reason why the module cannot be trained, or None.
-        calls: inputs and outputs met so far, as pairs of nested `keras.KerasTensor`s.
+        calls: inputs and outputs seen so far, as pairs of nested `keras.KerasTensor`s.
     """
 
     sha256: str

@@ -121,7 +121,7 @@ def test_each_kind_has_a_table_and_a_mean_of_its_own():
 
 
 @pytest.mark.parametrize("name", ["a[b]", "[red]light", "[/x]", "12", "信号", ":car:"])
-def test_a_name_stands_in_the_table_as_it_is(name):
+def test_a_name_is_shown_as_it_is(name):
     report = Report(1, {name: BinaryScores(2, 1, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0)})
     assert cells(report)[name] == ["2", "1", *["1.000"] * 4, *["0.000"] * 2]
 

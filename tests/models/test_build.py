@@ -90,20 +90,20 @@ def test_wrong_arguments_are_named(folder, arguments, message):
 
 
 def save_image_module(folder, prepare, dtype=tf.float32, size=None):
-    """A SavedModel that prepares its pictures and gives features of them, (batch, 4)."""
+    """A SavedModel that prepares its images and gives features of them, (batch, 4)."""
 
-    class Pictures(tf.Module):
+    class Images(tf.Module):
         def __init__(self):
             super().__init__()
             start = tf.random.stateless_normal((3, 3, 3, 4), seed=(7, 8))
             self.kernel = tf.Variable(start, name="conv/kernel")
 
         @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), dtype)])
-        def __call__(self, pictures):
-            x = prepare(tf.cast(pictures, tf.float32))
+        def __call__(self, images):
+            x = prepare(tf.cast(images, tf.float32))
             return tf.reduce_mean(tf.nn.conv2d(x, self.kernel, 1, "VALID"), axis=(1, 2))
 
-    tf.saved_model.save(Pictures(), str(folder))
+    tf.saved_model.save(Images(), str(folder))
     return folder
 
 

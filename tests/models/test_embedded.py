@@ -56,7 +56,7 @@ def test_the_full_labels_agree_where_labels_are_known(scenes):
 
 
 @pytest.mark.slow
-def test_the_script_draws_the_same_pictures_again(tmp_path, scenes):
+def test_the_script_draws_the_same_images_again(tmp_path, scenes):
     done = draw(tmp_path / "again", "--count", 12, "--workers", 2)
     assert done.returncode == 0, done.stderr
     drawn = sorted((tmp_path / "again" / "images").iterdir())

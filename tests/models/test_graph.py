@@ -111,7 +111,7 @@ def test_variables_are_in_the_order_of_depth_whatever_their_listing(tmp_path, fo
         assert "".join(found) == "edcba"
 
 
-def test_a_variable_stands_where_it_meets_the_data_not_where_it_is_read(tmp_path):
+def test_a_variable_is_placed_where_it_meets_the_data(tmp_path):
     module = Network(read_late_first)
     found = ordered(module.__call__.get_concrete_function(), module.variables)
     assert found == ["first", "second", "third", "fifth", "fourth"]

@@ -270,21 +270,16 @@ def _joined(batches: Sequence[Arrays]) -> Arrays:
 
 def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) -> Arrays:
     """Return labels or predictions of a batch by output, (batch, columns) each."""
-    if not isinstance(found, Mapping):
-        if len(columns) > 1:
-            raise ValueError(
-                f"`{source}` must give a dict of {[*columns]}, got {type(found).__name__}"
-            )
-        found = dict.fromkeys(columns, found)
-    lacking = [key for key in columns if key not in found]
-    if lacking:
-        raise ValueError(f"`{source}` must give the outputs {lacking} of `tasks`, got {[*found]}")
-    beyond = [key for key in found if key not in columns]
-    if source == "model" and beyond:
+    named = found if isinstance(found, Mapping) else {}
+    if len(columns) == 1 and found is not named:
+        named = dict.fromkeys(columns, found)
+    beyond = set(named) - set(columns) if source == "model" else ()
+    if beyond or not set(columns) <= set(named):
+        shown = list(found) if found is named else type(found).__name__
         raise ValueError(
-            f"`tasks` must have one for the outputs {beyond}, got tasks of {[*columns]}"
+            f"`{source}` must give the outputs {list(columns)} of `tasks`, got {shown}"
         )
-    arrays = {key: np.asarray(found[key]) for key in columns}
+    arrays = {key: np.asarray(named[key]) for key in columns}
     return {key: a.reshape(-1, 1) if a.ndim == 1 else a for key, a in arrays.items()}
 
 

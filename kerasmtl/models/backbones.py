@@ -50,12 +50,8 @@ def load_backbone(
     """
     if isinstance(handle, HubLayer | keras.Model):
         return handle
-    if isinstance(handle, keras.layers.Layer):
-        raise ValueError(
-            f"`backbone` must be a handle, a HubLayer or a keras.Model, got {handle!r}"
-        )
     if not isinstance(handle, str | os.PathLike):
-        raise ValueError(f"`handle` must be a name, a path or a URL, got {handle!r}")
+        raise ValueError(f"`backbone` must be a handle, HubLayer or keras.Model, got {handle!r}")
     handle = os.fspath(handle)
     named = parse_application(handle)
     if not named and not handle.startswith(PRESET):

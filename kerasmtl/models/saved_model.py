@@ -151,17 +151,13 @@ class Module:
         known = {name for call in calls for name in (*call.arguments, *call.layout)}
         known -= first | {"training"}
         for name, value in self.arguments.items():
-            if name not in known:
-                raise ValueError(
-                    f"`arguments` must be among {sorted(known)} for {self.handle!r}, got {name!r}. "
-                    "Training mode follows `trainable`."
-                )
-            if not any(call.takes_values({name: value}) for call in calls):
-                traced = [repr(c.arguments[name]) for c in calls if name in c.arguments]
-                raise ValueError(
-                    f"`arguments` must have a value that {self.handle!r} was traced with: one of "
-                    f"{list(dict.fromkeys(traced))} for {name!r}, got {value!r}"
-                )
+            if name in known and any(call.takes_values({name: value}) for call in calls):
+                continue
+            traced = [repr(c.arguments[name]) for c in calls if name in c.arguments]
+            raise ValueError(
+                f"`arguments` must be among {sorted(known)}, with values of the module's traces, "
+                f"{list(dict.fromkeys(traced))} for {name!r}, got {value!r}"
+            )
         return [call for call in calls if call.takes_values(self.arguments)]
 
     def _find_variables(self) -> tuple[list[tf.Variable], list[bool]]:

@@ -326,8 +326,7 @@ def test_a_module_that_cannot_be_trained_says_why(place):
 # ---------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("normalization", [False, True])
-@pytest.mark.parametrize("kind", ["hub", "keras"])
+@pytest.mark.parametrize("kind, normalization", [("hub", False), ("hub", True), ("keras", True)])
 def test_normalization_is_trained_only_if_asked(kind, normalization):
     layer = kt.HubLayer("tiny")
     backbone = layer if kind == "hub" else twin(layer)

@@ -110,7 +110,7 @@ def test_a_truncated_graph_is_named(tmp_path):
         ({"arguments": [1]}, "`arguments`"),
         ({"arguments": {"double": tf.constant(True)}}, "`arguments`"),
         ({"arguments": {"double": 7}}, r"`arguments`.*\['False', 'True'\] for 'double', got 7"),
-        ({"arguments": {"dubble": True}}, "`arguments`.*'double'.*got 'dubble'"),
+        ({"arguments": {"dubble": True}}, "`arguments`.*'double'.*'dubble'"),
         ({"arguments": {"training": True}}, "`arguments`"),
     ],
 )

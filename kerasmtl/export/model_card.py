@@ -28,6 +28,9 @@ def write_card(folder: Path, about: Mapping[str, Any]) -> None:
 def model_card(about: Mapping[str, Any]) -> str:
     """Return the card as Markdown.
 
+    It says who made the model of what data, what its outputs and decisions mean, what it takes, how
+    well it scored, and how a server is asked. Names and notes come from users: they are escaped.
+
     Args:
         about: the content of model.json.
     """

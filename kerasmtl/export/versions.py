@@ -1,4 +1,9 @@
-"""Version folders on disk: numbered, complete or absent, never overwritten."""
+"""Version folders on disk: numbered, complete or absent, never overwritten.
+
+Below the folder of a model are `1`, `2`, … as TensorFlow Serving expects them, and while a version
+is being written `.export-3`, whose subfolder "model" is renamed to `3` at the end. A rename is
+atomic, so that a server sees a version as a whole, also if the exporting process is killed.
+"""
 
 from __future__ import annotations
 

@@ -316,6 +316,12 @@ class HubLayer(keras.layers.Layer):
         return keras.KerasTensor(tuple(tensor.shape), dtype=tensor.dtype.name)
 
     # ------------------------------------------------------------ saving and loading
+    #
+    # Keras loads a file in this order: `from_config` of every layer, a trace of the model that
+    # builds it, the weights, and only then the assets, among them our module. So that a layer can
+    # be built and take weights before its module is there, its config carries a `ModuleSpec`, from
+    # which come empty variables and the shapes of outputs; `load_assets` then loads the module
+    # around these variables, which optimizer and model refer to already.
 
     def save_assets(self, dir_path: str) -> None:
         """Copy the module into the file that Keras is writing.

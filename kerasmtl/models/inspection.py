@@ -1,4 +1,7 @@
-"""Summaries of backbones: inputs, outputs, weights, and whether they can be trained."""
+"""Summaries of backbones: inputs, outputs, weights, and whether they can be trained.
+
+What `kerasmtl inspect` prints, so that a backbone can be judged before anything is trained on it.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +131,7 @@ def summary(backbone: str | HubLayer | keras.Model) -> Summary:
 
 
 def _of_layer(layer: HubLayer) -> Summary:
-    """Summarize a SavedModel."""
+    """Summarize a SavedModel: as the layer sees it, plus what is in its folder."""
     module, spec = layer.module, layer.spec
     call = module.inference_call
     return Summary(

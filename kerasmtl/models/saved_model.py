@@ -1,4 +1,9 @@
-"""Loaded SavedModels (their calls, variables and losses), and the description of one in a file."""
+"""Loaded SavedModels (their calls, variables and losses), and the description of one in a file.
+
+`Module` is what TensorFlow loads, seen through the reusable-SavedModel interface: which of the
+traced calls fits given inputs and a mode, and which variables a layer holds. `ModuleSpec` is what a
+`HubLayer` must know of it while the SavedModel itself is not at hand.
+"""
 
 from __future__ import annotations
 

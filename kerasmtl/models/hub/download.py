@@ -1,4 +1,8 @@
-"""Downloads by HTTP and from buckets, and archives, each with one bound on its size."""
+"""Downloads by HTTP and from buckets, and archives, each with one bound on its size.
+
+Servers and archives are not trusted: sizes are checked while bytes arrive, archives may not leave
+their folder, and messages do not repeat queries, which may have signatures or tokens in them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Handles: the names, paths and addresses of SavedModels, which become local folders."""
+"""Handles: the names, paths and addresses of SavedModels, which become local folders.
+
+| handle | where the folder is |
+| --- | --- |
+| "tiny" | in this package |
+| a folder | there; or one folder below, if only one of these is a SavedModel |
+| a .tar, .tar.gz or .tgz file | in the cache, under the file's SHA-256 |
+| http(s)://…, gs://… | in the cache, under the SHA-1 of the handle, as tensorflow_hub does |
+| kaggle:…, https://www.kaggle.com/models/… | in the cache of kagglehub |
+| hf:owner/repo | in the cache of huggingface_hub |
+"""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 For each signature a request is drawn, and answered by the Keras model with calibration and
 decisions in NumPy (`make_cases`). The export must give the same answers in a process that has
-neither kerasmtl nor Keras (`verify`), so that what a server will load is known to work there. A golden request with its answer is in TensorFlow
-Serving's REST format; the others go into its warm-up file.
+neither kerasmtl nor Keras (`verify`), so that what a server will load is known to work there. A
+golden request with its answer is kept in TensorFlow Serving's REST format; its warm-up file has
+all requests.
 """
 
 from __future__ import annotations

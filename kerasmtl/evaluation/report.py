@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -286,7 +287,9 @@ class Report:
             "bootstrap": self.bootstrap and asdict(self.bootstrap),
         }
         asked = {name: value for name, value in asked.items() if value is not None}
-        return _json({**found, "micro": micro, **asked})
+        # NaN and infinity are written as such, and read as None.
+        text = json.dumps({**found, "micro": micro, **asked})
+        return json.loads(text, parse_constant=lambda name: None)
 
     def table(self) -> RenderableType:
         """Return a rich table for each kind of task; undefined scores are a dash.
@@ -356,13 +359,6 @@ def _mean(values: list[float]) -> float:
     """Return the mean of what is defined, or NaN."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else NAN
-
-
-def _json(value: Any) -> Any:
-    """Return the same with None for NaN and infinity, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _json(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: float) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +26,7 @@ from kerasmtl.utils.validation import check_number
 UNIT_RANGE = (0.0, 1.0)
 
 _loaded: dict[str, Path] = {}  # of the modules of this process: SHA-256 → folder
+_temporary: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
 _TRUSTED: ContextVar[frozenset[str]] = ContextVar("kerasmtl_trusted", default=frozenset())
 
 
@@ -485,8 +484,8 @@ def _kept(carried: Path, sha256: str) -> Path:
     try:
         return keep_module(carried, sha256)
     except OSError:  # no cache that can be written to
-        place = Path(tempfile.mkdtemp(prefix="kerasmtl-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        _temporary.append(tempfile.TemporaryDirectory(prefix="kerasmtl-"))
+        place = Path(_temporary[-1].name)
         copy_module(carried, place)
         return place
 

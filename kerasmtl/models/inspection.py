@@ -148,9 +148,7 @@ def _of_layer(layer: HubLayer) -> Summary:
         calls=list(dict.fromkeys(map(_call, module.calls))),
         signatures=sorted(getattr(module.loaded, "signatures", {})),
         regularization_losses=len(module.losses),
-        can_be_trained=spec.why_not_trainable is None,
-        why_not=spec.why_not_trainable,
-        **_counts(layer),
+        **_counts(layer, spec.why_not_trainable),
     )
 
 
@@ -168,14 +166,12 @@ def _of_model(
         input_range=(0.0, 1.0) if images else None,
         range_source="as every Keras model" if images else None,
         regularization_losses=len(model.losses),
-        can_be_trained=bool(model.weights),
-        why_not=None if model.weights else "it has no weights",
-        **_counts(model),
+        **_counts(model, None if model.weights else "it has no weights"),
     )
 
 
-def _counts(backbone: HubLayer | keras.Model) -> dict[str, Any]:
-    """Count parameters, in all and by layer group."""
+def _counts(backbone: HubLayer | keras.Model, why_not: str | None) -> dict[str, Any]:
+    """Count parameters, in all and by layer group; `why_not` says why none can be trained."""
     groups = [
         {
             **{key: getattr(group, key) for key in ("name", "depth", "parameters")},
@@ -184,6 +180,8 @@ def _counts(backbone: HubLayer | keras.Model) -> dict[str, Any]:
         for group in groups_of(backbone)
     ]
     return {
+        "can_be_trained": why_not is None,
+        "why_not": why_not,
         "groups": groups,
         "parameters": backbone.count_params(),
         "trainable_parameters": sum(group["trainable"] for group in groups),

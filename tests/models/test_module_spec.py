@@ -27,9 +27,14 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return save_reusable(tmp_path_factory.mktemp("published") / "module")
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return save_reusable(tmp_path / "module")
+def folder(published, tmp_path):
+    return shutil.copytree(published, tmp_path / "module")
 
 
 def forget(folder):

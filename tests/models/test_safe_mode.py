@@ -25,9 +25,14 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return save_reusable(tmp_path_factory.mktemp("published") / "module")
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return save_reusable(tmp_path / "module")
+def folder(published, tmp_path):
+    return shutil.copytree(published, tmp_path / "module")
 
 
 @pytest.fixture

@@ -21,7 +21,13 @@ Arrays = dict[str, np.ndarray]
 
 
 class Known(NamedTuple):
-    """The known labels of a task, (n,), the rows they are in, and their predictions."""
+    """The known labels of a task and their predictions.
+
+    Attributes:
+        rows: (n,) int, the rows that they are in.
+        y: (n,) labels.
+        p: (n,) predictions, or (n, classes) of a multiclass task.
+    """
 
     rows: np.ndarray
     y: np.ndarray
@@ -269,7 +275,10 @@ def _joined(batches: Sequence[Arrays]) -> Arrays:
 
 
 def _by_output(found: Any, columns: Mapping[str, Sequence[int]], source: str) -> Arrays:
-    """Return labels or predictions of a batch by output, (batch, columns) each."""
+    """Return labels or predictions of a batch by output, (batch, columns) each.
+
+    Labels may have further outputs, such as those of tasks that are left out; predictions may not.
+    """
     named = found if isinstance(found, Mapping) else {}
     if len(columns) == 1 and found is not named:
         named = dict.fromkeys(columns, found)
@@ -300,7 +309,17 @@ def _check_shapes(tasks: Sequence[Task], labels: np.ndarray, predictions: np.nda
 
 
 def _known_of(task: Task, labels: np.ndarray, predictions: np.ndarray) -> Known:
-    """Return the known labels of a task; labels and predictions must be valid."""
+    """Return the known labels of a task.
+
+    Args:
+        task: whose column it is; says which labels are valid, and which were uncertain.
+        labels: (rows,), NaN = missing.
+        predictions: (rows,), or (rows, classes) of a multiclass task.
+
+    Raises:
+        ValueError: a known label is invalid, or its prediction is NaN or out of range. What is
+            predicted for missing labels does not matter.
+    """
     known = ~np.isnan(labels)
     softened = task.uncertain_as
     if not isinstance(softened, str) and 0 < softened < 1:

@@ -13,7 +13,7 @@ from kerasmtl.utils.validation import check_number
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class AsymmetricLoss(BinaryLoss):
-    """Computes focal cross-entropy with separate exponents for 1, 0 and, optionally, missing.
+    """Compute focal cross-entropy with separate exponents for 1, 0 and, optionally, missing.
 
     `y (1 - p)^γ₊ (-log p) + (1 - y) p_m^γ₋ (-log(1 - p_m))`, `p_m = max(p - m, 0)`, for each known
     label: ASL (https://arxiv.org/abs/2009.14119). Missing labels are ignored, unless
@@ -46,6 +46,8 @@ class AsymmetricLoss(BinaryLoss):
         >>> round(float(loss(y, p)), 4)  # (1 - 0.5) ln 2
         0.3466
     """
+
+    SETTINGS = ("gamma_positive", "gamma_negative", "margin", "gamma_unknown", "unknown_weight")
 
     def __init__(
         self,
@@ -88,16 +90,6 @@ class AsymmetricLoss(BinaryLoss):
         rest = ops.exp(-zero) + self.margin
         return ops.exp(-one) - self.margin, -ops.log(ops.minimum(rest, 1.0))
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "gamma_positive": self.gamma_positive,
-            "gamma_negative": self.gamma_negative,
-            "margin": self.margin,
-            "gamma_unknown": self.gamma_unknown,
-            "unknown_weight": self.unknown_weight,
-        }
-
 
 def _focal(p: Any, log_loss: Any, gamma: float) -> Any:
     """Return `p^γ log_loss`, and 0 with a gradient of 0 where p is 0 or less."""
@@ -108,7 +100,7 @@ def _focal(p: Any, log_loss: Any, gamma: float) -> Any:
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class HillLoss(BinaryLoss):
-    """Computes a loss in which missing counts as 0, but hardly where the model is sure of a 1.
+    """Compute a loss in which missing counts as 0, but hardly where the model is sure of a 1.
 
     `y (1 - p')^γ (-log p') + (1 - y) (λ - p) p²`, `p' = σ(z - m)`, z the logit; a missing label
     counts as 0. The slope of the second term in p, `(2 λ - 3 p) p`, is 0 again at `p = 2 λ / 3`
@@ -138,6 +130,7 @@ class HillLoss(BinaryLoss):
         0.25
     """
 
+    SETTINGS = ("lam", "margin", "gamma")
     includes_missing = True
 
     def __init__(
@@ -160,11 +153,3 @@ class HillLoss(BinaryLoss):
         positive = ops.softplus(-shifted) * ops.exp(-self.gamma * ops.softplus(shifted))
         probability = ops.exp(-one)
         return y * positive + (1.0 - y) * (self.lam - probability) * ops.square(probability)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "lam": self.lam,
-            "margin": self.margin,
-            "gamma": self.gamma,
-        }

@@ -60,6 +60,7 @@ class Balancer:
         {'steps': [0.0, 0.0, 0.0]}
     """
 
+    SETTINGS: tuple[str, ...] = ()  # further arguments of a subclass, which are attributes, too
     initial: Mapping[str, float] = {}  # names of the state, and what each task starts with
 
     def __init__(self, tasks: int, state: Mapping[str, Any] | None = None) -> None:
@@ -145,7 +146,8 @@ class Balancer:
 
     def get_config(self) -> dict[str, Any]:
         state = {name: ops.convert_to_numpy(v).tolist() for name, v in self.state.items()}
-        return {"tasks": self.tasks, "state": state}
+        settings = {name: getattr(self, name) for name in self.SETTINGS}
+        return {"tasks": self.tasks, **settings, "state": state}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Balancer:
@@ -170,7 +172,7 @@ def _replicas() -> int:
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class UncertaintyWeighting(Balancer):
-    """Weighs tasks by learned uncertainty: the noisier a task, the less it counts.
+    """Weigh tasks by learned uncertainty: the noisier a task, the less it counts.
 
     `L = Σ_t a_t (e^{-s_t} c L_t + s_t / 2)`, `s_t = log σ_t²`, L_t the mean loss over the known
     labels of the step, a_t the share of rows that have one, c = 1, and 1/2 for squared errors. The
@@ -202,6 +204,7 @@ class UncertaintyWeighting(Balancer):
         True
     """
 
+    SETTINGS = ("rate",)
     initial = {"log_variance": 0.0}
 
     def __init__(self, tasks: int, rate: float = 0.02, state: Any = None) -> None:
@@ -222,13 +225,10 @@ class UncertaintyWeighting(Balancer):
         """Return `e^{-s}`, (tasks,); squared errors are weighed by half of it."""
         return np.exp(-ops.convert_to_numpy(self.state["log_variance"]))
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rate": self.rate}
-
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class RandomWeighting(Balancer):
-    """Draws new weights in each step, a baseline that is hard to beat.
+    """Draw new weights in each step, a baseline that is hard to beat.
 
     `λ = T softmax(z)`, `z_t ~ N(0, 1)`, from the seed and the number of the step
     (https://arxiv.org/abs/2111.10603).
@@ -248,6 +248,7 @@ class RandomWeighting(Balancer):
         >>> loss = kt.losses.MaskedBinaryCrossentropy(balancer=balancer)
     """
 
+    SETTINGS = ("seed",)
     initial = {"steps": 0.0}
 
     def __init__(self, tasks: int, seed: int = 0, state: Any = None) -> None:
@@ -271,9 +272,6 @@ class RandomWeighting(Balancer):
         """Return what the next step draws, (tasks,)."""
         return ops.convert_to_numpy(self._drawn(_read(self.state["steps"])[0]))
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "seed": self.seed}
-
 
 class _WindowedBalancer(Balancer):
     """Base of balancers that compare the mean losses of windows of `every` steps.
@@ -283,6 +281,7 @@ class _WindowedBalancer(Balancer):
     before, keeps its weight, and the others share what they had among them.
     """
 
+    SETTINGS = ("every",)
     initial = {"weights": 1.0, "previous": 0.0, "sums": 0.0, "counts": 0.0, "steps": 0.0}
 
     def __init__(self, tasks: int, every: int, state: Any = None) -> None:
@@ -316,13 +315,10 @@ class _WindowedBalancer(Balancer):
         parts, before = fill_missing(parts, present, 0.0), fill_missing(weights, present, 0.0)
         self._update("weights", parts * ops.sum(before) / ops.sum(parts), present)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "every": self.every}
-
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class DynamicWeightAverage(_WindowedBalancer):
-    """Weighs tasks by how fast they learn: the slower, the more a task counts.
+    """Weigh tasks by how fast they learn: the slower, the more a task counts.
 
     `λ_t = T exp(r_t / τ) / Σ_u exp(r_u / τ)`, `r_t = L_t(n - 1) / L_t(n - 2)`, L_t the mean loss
     over the known labels of a window; 1 until two windows are complete
@@ -349,6 +345,8 @@ class DynamicWeightAverage(_WindowedBalancer):
         True
     """
 
+    SETTINGS = ("every", "temperature")
+
     def __init__(self, tasks: int, every: int, temperature: float = 2.0, state: Any = None) -> None:
         super().__init__(tasks, every, state)
         self.temperature = check_number("temperature", temperature, 0.0, open_low=True)
@@ -358,13 +356,10 @@ class DynamicWeightAverage(_WindowedBalancer):
         top = ops.max(fill_missing(ratio, present, 0.0))
         self._share(state["weights"], ops.exp(ratio - top), present)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "temperature": self.temperature}
-
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class FAMO(_WindowedBalancer):
-    """Weighs tasks so that the logarithms of all losses fall at the same pace.
+    """Weigh tasks so that the logarithms of all losses fall at the same pace.
 
     `λ_t ∝ z_t / L_t`, `z = softmax(ξ)`; after each window `ξ ← ξ - rate (Jᵀ δ + decay ξ)`, where
     `δ_t = log L_t(n - 1) - log L_t(n)` and J is the Jacobian of the softmax; 1 until two windows
@@ -395,6 +390,7 @@ class FAMO(_WindowedBalancer):
         True
     """
 
+    SETTINGS = ("every", "rate", "decay")
     initial = {**_WindowedBalancer.initial, "logits": 0.0}
 
     def __init__(
@@ -419,9 +415,6 @@ class FAMO(_WindowedBalancer):
         logits = logits - self.rate * (slope + self.decay * logits)
         self._update("logits", logits, present)
         self._share(state["weights"], _softmax_over(logits, present) / mean, present)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "rate": self.rate, "decay": self.decay}
 
 
 def _softmax_over(logits: Any, present: Any) -> Any:

@@ -21,9 +21,9 @@ from kerasmtl.masking import (
 )
 from kerasmtl.utils.validation import check_choice, check_number
 
-NORMALIZATIONS = ("sum", "mean")
-DTYPES = ("float32", "float64")
 ROUNDING = 1e-6  # by which a probability may miss [0, 1], as sums of float32 do
+
+LABELS_HINT = "of the batch: if it means missing, pass missing=-1 to the loss"
 
 # Keras attaches these to tensors: the logits that a sigmoid or softmax was taken of, and the mask.
 # There is no public way to read the former; Keras' own losses read it in keras.src.backend.
@@ -59,7 +59,8 @@ class MaskedLoss(keras.losses.Loss):
     the number of replicas (use `drop_remainder=True`): Keras averages the replicas' means, which
     gives rows of a smaller share a larger weight, here as in Keras' own losses.
 
-    Subclasses define `_elementwise`, and may change `_included`, `_neutral` and the checks.
+    Subclasses define `_elementwise`, and may change `_included`, `_neutral` and the checks. What
+    their `variables` list is kept with the state of a run, see `kt.callbacks.Resume`.
 
     Args:
         normalization: "sum", "mean" or a positive number.
@@ -76,6 +77,7 @@ class MaskedLoss(keras.losses.Loss):
             differ, where only a running graph knows them.
     """
 
+    SETTINGS: tuple[str, ...] = ()  # further arguments of a subclass, which are attributes, too
     includes_missing = False  # whether missing labels have a loss, too
     gaussian = False  # a squared error: a balancer takes half of it as a negative log likelihood
     binary = False  # whether labels lie in [0, 1]
@@ -92,9 +94,9 @@ class MaskedLoss(keras.losses.Loss):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype or "float32")
-        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, ("float32", "float64"))
         if isinstance(normalization, str):
-            self.normalization = check_choice("normalization", normalization, NORMALIZATIONS)
+            self.normalization = check_choice("normalization", normalization, ("sum", "mean"))
         else:
             self.normalization = check_number("normalization", normalization, 0.0, open_low=True)
         self.task_weights = check_weights("task_weights", task_weights)
@@ -111,21 +113,19 @@ class MaskedLoss(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         predicted, logits = self._predictions(y_pred)
-        y_true, predicted = match_shapes(y_true, predicted)
+        y_true, predicted = self._aligned(y_true, predicted)
         known = is_known(y_true, self.missing)
         included = self._included(known)
         # Labels and predictions are replaced before the formula and the result after it:
         # either alone lets NaN or a constant through (0 * NaN is NaN; logit 0 costs ln 2).
         y = fill_missing(y_true, known, 0.0)
         p = fill_missing(predicted, included, self._neutral(logits))
-        invalid_p, invalid_y = self._invalid_predictions(p, logits), self._invalid_labels(y)
-        invalid = ops.logical_or(invalid_p, invalid_y)
+        invalid_p, invalid_y = self._invalid_predictions(p, logits), self._invalid_labels(y, p)
+        invalid = ops.logical_or(self._by_label(invalid_p), invalid_y)
+        labels = f"`y_true` must be {self.labels_must_be}, or NaN (= missing)", LABELS_HINT
         refuse(
             invalid,
-            lambda: [
-                label_fault(invalid_y, y, self.labels_must_be),
-                probability_fault(invalid_p, p),
-            ],
+            lambda: [(invalid_y, y, *labels), probability_fault(invalid_p, p)],
         )
         nan = nan_where(invalid, p.dtype)
         # Times the prediction for the gradient, which clipping would make 0; times the loss for
@@ -144,6 +144,14 @@ class MaskedLoss(keras.losses.Loss):
         """Return which labels have a loss, (batch, tasks) bool."""
         return ops.ones_like(known) if self.includes_missing else known
 
+    def _aligned(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        """Return labels (batch, tasks) and predictions."""
+        return match_shapes(y_true, y_pred)
+
+    def _by_label(self, invalid: Any) -> Any:
+        """Return which labels, (batch, tasks), have an invalid prediction."""
+        return invalid
+
     def _predictions(self, y_pred: Any) -> tuple[Any, bool]:
         """Return what the loss is computed from, and whether that is logits."""
         return y_pred, False
@@ -155,7 +163,7 @@ class MaskedLoss(keras.losses.Loss):
     def _invalid_predictions(self, p: Any, logits: bool) -> Any:
         return ops.isnan(p)
 
-    def _invalid_labels(self, y: Any) -> Any:
+    def _invalid_labels(self, y: Any, p: Any) -> Any:
         return ops.logical_or(y < 0.0, y > 1.0)
 
     def _per_row(self, losses: Any, included: Any) -> Any:
@@ -173,14 +181,20 @@ class MaskedLoss(keras.losses.Loss):
             return total / ops.where(amount > 0.0, amount, ops.ones_like(amount))
         return total / self.normalization
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What the loss remembers from batch to batch: the state of its balancer."""
+        return [] if self.balancer is None else list(self.balancer.state.values())
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "normalization": self.normalization,
-            "task_weights": self.task_weights and list(self.task_weights),
+            "task_weights": self.task_weights,
             "balancer": self.balancer and keras.saving.serialize_keras_object(self.balancer),
             "missing": self.missing,
             "dtype": self.dtype,
+            **{name: getattr(self, name) for name in self.SETTINGS},
         }
 
     @classmethod
@@ -221,12 +235,6 @@ def values_and_kind(y_pred: Any, from_logits: bool) -> tuple[Any, bool]:
             stacklevel=2,
         )
     return logits, True
-
-
-def label_fault(invalid: Any, y: Any, must_be: str) -> Fault:
-    """Describe invalid labels for `refuse`."""
-    hint = "of the batch: if it means missing, pass missing=-1 to the loss"
-    return invalid, y, f"`y_true` must be {must_be}, or NaN (= missing)", hint
 
 
 def probability_fault(invalid: Any, p: Any) -> Fault:

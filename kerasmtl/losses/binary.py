@@ -19,14 +19,13 @@ from kerasmtl.losses.base import (
 from kerasmtl.utils.validation import check_number
 
 
-class BinaryLoss(MaskedLoss):
-    """Base of the losses of binary tasks, from probabilities or logits.
+class ProbabilityLoss(MaskedLoss):
+    """Base of the losses of probabilities or logits.
 
-    Where Keras knows the logits of a probability (those of a layer's sigmoid), they are used, as in
-    Keras' own losses: the gradient of a wrong prediction of exactly 0 or 1 is then not 0.
+    Where Keras knows the logits of a probability (those of a layer's sigmoid or softmax), they are
+    used, as in Keras' own losses: the gradient of a wrong prediction of exactly 0 or 1 is then not
+    0.
     """
-
-    binary = True
 
     def __init__(self, from_logits: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -41,6 +40,15 @@ class BinaryLoss(MaskedLoss):
     def _invalid_predictions(self, p: Any, logits: bool) -> Any:
         return ops.isnan(p) if logits else not_probability(p)
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "from_logits": self.from_logits}
+
+
+class BinaryLoss(ProbabilityLoss):
+    """Base of the losses of binary tasks, whose labels lie in [0, 1]."""
+
+    binary = True
+
     def _log_losses(self, p: Any, logits: bool) -> tuple[Any, Any]:
         """Return `-log p` and `-log(1 - p)`, the loss of a 1 and of a 0, without overflow."""
         if logits:
@@ -48,9 +56,6 @@ class BinaryLoss(MaskedLoss):
         low = keras.config.epsilon()
         p = ops.clip(p, low, 1.0 - low)
         return -ops.log(p), -ops.log(1.0 - p)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "from_logits": self.from_logits}
 
 
 def smooth(y: Any, epsilon: float) -> Any:
@@ -60,7 +65,7 @@ def smooth(y: Any, epsilon: float) -> Any:
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedBinaryCrossentropy(BinaryLoss):
-    """Computes binary cross-entropy over the known labels of a row, averaged over rows.
+    """Compute binary cross-entropy over the known labels of a row, averaged over rows.
 
     `(1/m) Σ_i Σ_{j known} v_j [-c_j y_ij log p_ij - (1 - y_ij) log(1 - p_ij)]`, natural logarithm;
     v are the `task_weights`, c the `pos_weight`, both 1 by default. With `gamma` the first term
@@ -108,6 +113,8 @@ class MaskedBinaryCrossentropy(BinaryLoss):
         1.0397
     """
 
+    SETTINGS = ("pos_weight", "label_smoothing", "gamma", "alpha")
+
     def __init__(
         self,
         from_logits: bool = False,
@@ -144,13 +151,3 @@ class MaskedBinaryCrossentropy(BinaryLoss):
             one, zero = one * self.alpha, zero * (1.0 - self.alpha)
         one = one * per_task("pos_weight", self.pos_weight, p.shape[-1], p.dtype)
         return y * one + (1.0 - y) * zero
-
-    def get_config(self) -> dict[str, Any]:
-        several = isinstance(self.pos_weight, tuple)
-        return {
-            **super().get_config(),
-            "pos_weight": list(self.pos_weight) if several else self.pos_weight,
-            "label_smoothing": self.label_smoothing,
-            "gamma": self.gamma,
-            "alpha": self.alpha,
-        }

@@ -15,7 +15,7 @@ from kerasmtl.utils.validation import check_choice, check_number
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class LargeLoss(BinaryLoss):
-    """Computes binary cross-entropy in which missing counts as 0, except where that costs most.
+    """Compute binary cross-entropy in which missing counts as 0, except where that costs most.
 
     `Σ_{j known} BCE(y_ij, p_ij) + Σ_{j missing} ℓ_ij` per row; `ℓ = -log(1 - p)` up to
     `p = threshold`, and above it 0 ("reject", LL-R) or `-log p` ("correct", LL-Ct).
@@ -54,6 +54,7 @@ class LargeLoss(BinaryLoss):
         2.9957
     """
 
+    SETTINGS = ("scheme", "threshold")
     includes_missing = True
 
     def __init__(
@@ -84,6 +85,10 @@ class LargeLoss(BinaryLoss):
     def threshold(self, value: float) -> None:
         self._threshold.assign(check_number("threshold", value, 0.0, 1.0))
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return [*super().variables, self._threshold]
+
     def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         losses = ops.binary_crossentropy(y, p, from_logits=logits)
         probability = ops.cast(ops.sigmoid(p) if logits else p, "float32")
@@ -94,12 +99,9 @@ class LargeLoss(BinaryLoss):
             other = ops.binary_crossentropy(ops.ones_like(y), p, from_logits=logits)
         return ops.where(large, other, losses)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "scheme": self.scheme, "threshold": self.threshold}
-
 
 class LargeLossSchedule(keras.callbacks.Callback):
-    """Sets the threshold of the model's `LargeLoss` at the start of each epoch.
+    """Set the threshold of the model's `LargeLoss` at the start of each epoch.
 
     The threshold cuts off the share `min(epoch · step, limit)`, epoch = 0, 1, …, of the missing
     labels of all data, those with the largest predictions; for that the model predicts the data

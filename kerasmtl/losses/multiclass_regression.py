@@ -7,22 +7,15 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasmtl.losses.base import (
-    MaskedLoss,
-    label_fault,
-    nan_where,
-    not_probability,
-    probability_fault,
-    refuse,
-    values_and_kind,
-)
-from kerasmtl.masking import fill_missing, is_known, match_classes
+from kerasmtl.losses.base import MaskedLoss
+from kerasmtl.losses.binary import ProbabilityLoss
+from kerasmtl.masking import match_classes
 from kerasmtl.utils.validation import check_number
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
-class MaskedCategoricalCrossentropy(MaskedLoss):
-    """Computes the cross-entropy of one multiclass task over the rows whose class is known.
+class MaskedCategoricalCrossentropy(ProbabilityLoss):
+    """Compute the cross-entropy of one multiclass task over the rows whose class is known.
 
     `(1/m) Σ_{i known} -log p_i[y_i]`, natural logarithm, p normalized to 1 as in
     `keras.losses.SparseCategoricalCrossentropy`.
@@ -55,47 +48,41 @@ class MaskedCategoricalCrossentropy(MaskedLoss):
         0.3466
     """
 
+    labels_must_be = "a class from 0 on, below the number of predictions"
+
     def __init__(
         self,
         from_logits: bool = False,
         name: str = "masked_categorical_crossentropy",
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, **kwargs)
-        self.from_logits = bool(from_logits)
+        super().__init__(from_logits, name=name, **kwargs)
 
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        predicted, logits = values_and_kind(y_pred, self.from_logits)
-        y_true, predicted = match_classes(y_true, predicted)
-        classes = predicted.shape[-1]
+    def _aligned(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+        y_true, y_pred = match_classes(y_true, y_pred)
+        classes = y_pred.shape[-1]
         if self.missing in range(classes):
             raise ValueError(
                 f"`missing` must be none of the classes 0 to {classes - 1}, such as -1, "
                 f"got {self.missing:g}"
             )
-        known = is_known(y_true, self.missing)
-        y = fill_missing(y_true, known, 0.0)
-        neutral = 0.0 if logits else 1.0 / classes
-        p = fill_missing(predicted, ops.expand_dims(known, -1), neutral)
-        index = ops.cast(ops.clip(ops.floor(y), 0.0, classes - 1.0), "int32")
-        invalid_p = ops.isnan(p) if logits else not_probability(p)
-        invalid_y = y != ops.cast(index, y.dtype)
-        invalid = ops.logical_or(invalid_y, ops.any(invalid_p, axis=-1))
-        refuse(
-            invalid,
-            lambda: [
-                label_fault(invalid_y, y, f"a class from 0 to {classes - 1}"),
-                probability_fault(invalid_p, p),
-            ],
-        )
-        nan = nan_where(invalid, p.dtype)
-        p = p * ops.expand_dims(nan, -1)
-        losses = ops.sparse_categorical_crossentropy(index, p, from_logits=logits)
-        losses = fill_missing(losses * nan, known, 0.0)
-        return self._per_row(ops.expand_dims(losses, -1), ops.expand_dims(known, -1))
+        return ops.expand_dims(y_true, -1), y_pred
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "from_logits": self.from_logits}
+    def _by_label(self, invalid: Any) -> Any:
+        return ops.any(invalid, axis=-1, keepdims=True)
+
+    def _invalid_labels(self, y: Any, p: Any) -> Any:
+        return y != ops.cast(_classes(y, p), y.dtype)
+
+    def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
+        index = ops.squeeze(_classes(y, p), -1)
+        losses = ops.sparse_categorical_crossentropy(index, p, from_logits=logits)
+        return ops.expand_dims(losses, -1)
+
+
+def _classes(y: Any, p: Any) -> Any:
+    """Return labels (batch, 1) as the nearest classes there are."""
+    return ops.cast(ops.clip(ops.floor(y), 0.0, p.shape[-1] - 1.0), "int32")
 
 
 class RegressionLoss(MaskedLoss):
@@ -103,13 +90,13 @@ class RegressionLoss(MaskedLoss):
 
     labels_must_be = "finite"
 
-    def _invalid_labels(self, y: Any) -> Any:
+    def _invalid_labels(self, y: Any, p: Any) -> Any:
         return ops.isinf(y)
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedMeanSquaredError(RegressionLoss):
-    """Computes the squared error over the known labels of a row, averaged over rows.
+    """Compute the squared error over the known labels of a row, averaged over rows.
 
     `(1/m) Σ_i Σ_{j known} v_j (y_ij - p_ij)²`; with `normalization="mean"` and nothing missing it
     equals `keras.losses.MeanSquaredError`.
@@ -149,7 +136,7 @@ class MaskedMeanSquaredError(RegressionLoss):
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedMeanAbsoluteError(RegressionLoss):
-    """Computes the absolute error over the known labels of a row, averaged over rows.
+    """Compute the absolute error over the known labels of a row, averaged over rows.
 
     `(1/m) Σ_i Σ_{j known} v_j |y_ij - p_ij|`
 
@@ -173,7 +160,7 @@ class MaskedMeanAbsoluteError(RegressionLoss):
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedHuber(RegressionLoss):
-    """Computes Huber's loss over the known labels of a row, averaged over rows.
+    """Compute Huber's loss over the known labels of a row, averaged over rows.
 
     `(1/m) Σ_i Σ_{j known} v_j ℓ(y_ij - p_ij)`, `ℓ(r) = r²/2` for `|r| <= δ`, otherwise
     `δ |r| - δ²/2` (https://doi.org/10.1214/aoms/1177703732).
@@ -192,6 +179,8 @@ class MaskedHuber(RegressionLoss):
         1.0
     """
 
+    SETTINGS = ("delta",)
+
     def __init__(self, delta: float = 1.0, name: str = "masked_huber", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.delta = check_number("delta", delta, 0.0, open_low=True)
@@ -200,6 +189,3 @@ class MaskedHuber(RegressionLoss):
         size = ops.absolute(y - p)
         within = ops.minimum(size, self.delta)
         return 0.5 * ops.square(within) + self.delta * (size - within)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "delta": self.delta}

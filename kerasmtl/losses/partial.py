@@ -29,7 +29,7 @@ from kerasmtl.utils.validation import check_choice, check_number
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class AssumeNegative(BinaryLoss):
-    """Computes binary cross-entropy in which a missing label counts as 0, with its own weight.
+    """Compute binary cross-entropy in which a missing label counts as 0, with its own weight.
 
     `Σ_{j known} BCE(y_ij, p_ij) + u Σ_{j missing} -log(1 - p_ij)` per row: AN with u = 1, WAN
     (weak) with `u = 1 / (T - 1)`, `unknown_weight="weak"`. With label smoothing ε (AN-LS) y is
@@ -60,6 +60,8 @@ class AssumeNegative(BinaryLoss):
         >>> round(float(kt.losses.AssumeNegative(unknown_weight=0.5)(y, p)), 4)  # 1.5 ln 2
         1.0397
     """
+
+    SETTINGS = ("unknown_weight", "label_smoothing")
 
     def __init__(
         self,
@@ -96,17 +98,10 @@ class AssumeNegative(BinaryLoss):
         losses = ops.binary_crossentropy(y, p, from_logits=logits)
         return ops.where(known, losses, losses * weight)
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "unknown_weight": self.unknown_weight,
-            "label_smoothing": self.label_smoothing,
-        }
-
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class PartialBinaryCrossentropy(BinaryLoss):
-    """Computes binary cross-entropy over known labels, normalized by a function of their share.
+    """Compute binary cross-entropy over known labels, normalized by a function of their share.
 
     `g(q_i) / T Σ_{j known} v_j BCE(y_ij, p_ij)`, `q_i` the known share of the row,
     `g(q) = α q^γ + β`; with the defaults `g(0.1) ≈ 5` and `g(1) = 1`, the mean of Keras.
@@ -183,7 +178,7 @@ class PartialBinaryCrossentropy(BinaryLoss):
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class ExpectedPositives(BinaryLoss):
-    """Computes cross-entropy over known labels, plus a term for the number of positives per row.
+    """Compute cross-entropy over known labels, plus a term for the number of positives per row.
 
     `Σ_{j known} BCE(y_ij, p_ij) + λ T ((Σ_j p_ij - k) / T)²` per row: expected-positive
     regularization, EPR (https://arxiv.org/abs/2106.09708; times T, as all losses here are sums).
@@ -219,6 +214,8 @@ class ExpectedPositives(BinaryLoss):
         1.0
     """
 
+    SETTINGS = ("positives", "weight", "level")
+
     def __init__(
         self,
         positives: float,
@@ -248,11 +245,3 @@ class ExpectedPositives(BinaryLoss):
 
     def _elementwise(self, y: Any, p: Any, known: Any, logits: bool) -> Any:
         return ops.binary_crossentropy(y, p, from_logits=logits)
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "positives": self.positives,
-            "weight": self.weight,
-            "level": self.level,
-        }

@@ -39,9 +39,9 @@ def ratio(numerator: Any, denominator: Any) -> Any:
 class MaskedMetric(keras.metrics.Metric):
     """Base of the metrics: sums per task over known labels, created at the first update.
 
-    A subclass defines which sums it keeps (`_state_shapes`), what a batch adds to them
-    (`_batch_sums`), the score that they make (`_score`), and which labels and predictions are valid
-    (`_is_valid`).
+    A subclass defines the value that is averaged over known labels (`_value`), or else which sums
+    it keeps (`_state_shapes`), what a batch adds to them (`_batch_sums`) and the score that they
+    make (`_score`); and it may change which labels and predictions are valid (`_is_valid`).
 
     Shapes: y_true (batch, tasks) float, NaN = missing; y_pred (batch, tasks); sample_weight
     (batch,), 0 = as if the row did not exist. `result()` is a scalar, `per_task()` (tasks,).
@@ -69,21 +69,16 @@ class MaskedMetric(keras.metrics.Metric):
     Example:
         >>> import kerasmtl as kt
         >>> import numpy as np
-        >>> from keras import ops
         >>> class Prevalence(kt.metrics.MaskedMetric):
-        ...     def _state_shapes(self):
-        ...         return {"positives": (), "known": ()}
-        ...     def _batch_sums(self, y_true, y_pred, weight):
-        ...         positives = ops.cast(y_true, "float64") * weight
-        ...         return {"positives": ops.sum(positives, 0), "known": ops.sum(weight, 0)}
-        ...     def _score(self, sums):
-        ...         return sums["positives"] / sums["known"]
+        ...     def _value(self, y_true, y_pred):
+        ...         return y_true
         >>> metric = Prevalence()
         >>> metric.update_state(np.array([[1, 0], [np.nan, 1]]), np.zeros((2, 2)))
         >>> metric.per_task()
         array([1. , 0.5])
     """
 
+    SETTINGS: tuple[str, ...] = ()  # further arguments of a subclass, which are attributes, too
     COMPARED_IN = "float32"  # dtype of labels and predictions
     BINARY = False  # whether labels lie in [0, 1]
     NEUTRAL = 0.0  # replaces the prediction where nothing counts
@@ -100,9 +95,13 @@ class MaskedMetric(keras.metrics.Metric):
         self.missing = check_missing(missing, binary=self.BINARY)
         self.num_tasks: int | None = None
 
+    def _value(self, y_true: Any, y_pred: Any) -> Any:
+        """Return what is averaged over the known labels, (batch, tasks)."""
+        raise NotImplementedError
+
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the names of the sums, and the shape of each for one task."""
-        raise NotImplementedError
+        return {"total": (), "known": ()}
 
     def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
         """Return what a batch adds to each sum, (tasks, *shape).
@@ -111,11 +110,12 @@ class MaskedMetric(keras.metrics.Metric):
             y_true, y_pred: (batch, tasks), neutral where nothing counts.
             weight: (batch, tasks) float64, 0 where nothing counts.
         """
-        raise NotImplementedError
+        values = ops.cast(self._value(y_true, y_pred), SUM)
+        return {"total": ops.sum(values * weight, axis=0), "known": ops.sum(weight, axis=0)}
 
     def _score(self, sums: dict[str, Any]) -> Any:
         """Return the scores (tasks,) that sums (tasks, …) make, NaN where undefined."""
-        raise NotImplementedError
+        return ratio(sums["total"], sums["known"])
 
     def _is_valid(self, y_true: Any, y_pred: Any) -> Any:
         """Return True where a known label can be scored."""
@@ -230,7 +230,8 @@ class MaskedMetric(keras.metrics.Metric):
         return {key: value for key, value in self.get_config().items() if key not in free}
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "average": self.average, "missing": self.missing}
+        names = ("average", "missing", *self.SETTINGS)
+        return super().get_config() | {name: getattr(self, name) for name in names}
 
 
 class BinaryMetric(MaskedMetric):
@@ -238,15 +239,8 @@ class BinaryMetric(MaskedMetric):
 
     BINARY = True
 
-    def __init__(
-        self,
-        average: str = "macro",
-        from_logits: bool = False,
-        missing: float | None = None,
-        name: str | None = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(average=average, missing=missing, name=name, dtype=dtype)
+    def __init__(self, from_logits: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.from_logits = from_logits
 
     def _is_valid(self, y_true: Any, y_pred: Any) -> Any:

@@ -13,7 +13,7 @@ from kerasmtl.utils.validation import check_count
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedBrier(BinaryMetric):
-    """Computes the mean squared difference of probability and known label, averaged over tasks.
+    """Compute the mean squared difference of probability and known label, averaged over tasks.
 
     `brier_j = Σ_i known_ij (p_ij - y_ij)² / Σ_i known_ij`
 
@@ -40,30 +40,16 @@ class MaskedBrier(BinaryMetric):
         0.125
     """
 
-    def __init__(
-        self,
-        from_logits: bool = False,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "brier",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(average, from_logits, missing, name, dtype)
+    def __init__(self, from_logits: bool = False, name: str = "brier", **kwargs: Any) -> None:
+        super().__init__(from_logits, name=name, **kwargs)
 
-    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"squares": (), "known": ()}
-
-    def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
-        error = ops.cast(self._probability(y_pred), SUM) - ops.cast(y_true, SUM)
-        return {"squares": ops.sum(error * error * weight, axis=0), "known": ops.sum(weight, 0)}
-
-    def _score(self, sums: dict[str, Any]) -> Any:
-        return ratio(sums["squares"], sums["known"])
+    def _value(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.square(ops.cast(self._probability(y_pred), SUM) - ops.cast(y_true, SUM))
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedECE(BinaryMetric):
-    """Computes the expected calibration error over known labels, averaged over tasks.
+    """Compute the expected calibration error over known labels, averaged over tasks.
 
     `ECE_j = Σ_b |Σ_(i in b) known_ij (y_ij - p_ij)| / Σ_i known_ij`, which is the mean over bins b
     of |share of positives - mean probability|, weighted by their known labels. The bins
@@ -94,16 +80,10 @@ class MaskedECE(BinaryMetric):
         0.25
     """
 
-    def __init__(
-        self,
-        num_bins: int = 15,
-        from_logits: bool = False,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "ece",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(average, from_logits, missing, name, dtype)
+    SETTINGS = ("num_bins",)
+
+    def __init__(self, num_bins: int = 15, name: str = "ece", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
         self.num_bins = check_count("num_bins", num_bins)
 
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -120,6 +100,3 @@ class MaskedECE(BinaryMetric):
 
     def _score(self, sums: dict[str, Any]) -> Any:
         return ratio(ops.sum(ops.abs(sums["differences"]), axis=-1), sums["known"])
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_bins": self.num_bins}

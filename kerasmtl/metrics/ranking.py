@@ -16,18 +16,12 @@ TINY = 1e-300  # smaller than any weight: avoids 0/0
 
 
 class _Histogram(BinaryMetric):
-    """Counts known positives and negatives by task and bin, the highest bin first."""
+    """Count known positives and negatives by task and bin, the highest bin first."""
 
-    def __init__(
-        self,
-        num_bins: int = 512,
-        average: str = "macro",
-        from_logits: bool = False,
-        missing: float | None = None,
-        name: str | None = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(average, from_logits, missing, name, dtype)
+    SETTINGS = ("num_bins",)
+
+    def __init__(self, num_bins: int = 512, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.num_bins = check_count("num_bins", num_bins, 2)
 
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -45,9 +39,6 @@ class _Histogram(BinaryMetric):
             "negatives": self._binned(weight - positive, bins, self.num_bins),
         }
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_bins": self.num_bins}
-
 
 def _cumulated(sums: dict[str, Any]) -> tuple[Any, Any]:
     """Return how many known positives and known labels are in a bin or above, (tasks, bins)."""
@@ -57,7 +48,7 @@ def _cumulated(sums: dict[str, Any]) -> tuple[Any, Any]:
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedAUC(_Histogram):
-    """Computes the area under the ROC curve over known labels, averaged over the defined tasks.
+    """Compute the area under the ROC curve over known labels, averaged over the defined tasks.
 
     `AUC_j = P(p_+ > p_-) + P(p_+ = p_-) / 2` for a known positive and a known negative of task j.
 
@@ -92,16 +83,8 @@ class MaskedAUC(_Histogram):
         0.75
     """
 
-    def __init__(
-        self,
-        num_bins: int = 512,
-        from_logits: bool = False,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "auc",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(num_bins, average, from_logits, missing, name, dtype)
+    def __init__(self, num_bins: int = 512, name: str = "auc", **kwargs: Any) -> None:
+        super().__init__(num_bins, name=name, **kwargs)
 
     def _score(self, sums: dict[str, Any]) -> Any:
         positives, negatives = sums["positives"], sums["negatives"]
@@ -113,7 +96,7 @@ class MaskedAUC(_Histogram):
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedAveragePrecision(_Histogram):
-    """Computes average precision over known labels, averaged over the defined tasks.
+    """Compute average precision over known labels, averaged over the defined tasks.
 
     `AP_j = Σ_b (R_b - R_(b-1)) P_b`, precision P and recall R of the predictions in bin b or
     above, from the highest bin down; without interpolation.
@@ -145,16 +128,8 @@ class MaskedAveragePrecision(_Histogram):
         0.8333
     """
 
-    def __init__(
-        self,
-        num_bins: int = 512,
-        from_logits: bool = False,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "average_precision",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(num_bins, average, from_logits, missing, name, dtype)
+    def __init__(self, num_bins: int = 512, name: str = "average_precision", **kwargs: Any) -> None:
+        super().__init__(num_bins, name=name, **kwargs)
 
     def _score(self, sums: dict[str, Any]) -> Any:
         positives = sums["positives"]
@@ -166,7 +141,7 @@ class MaskedAveragePrecision(_Histogram):
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedPrecisionAtRecall(_Histogram):
-    """Computes the best precision at a recall of `recall` or more, averaged over defined tasks.
+    """Compute the best precision at a recall of `recall` or more, averaged over defined tasks.
 
     `max { P_b : R_b >= recall }`, precision P and recall R of the predictions in bin b or above.
 
@@ -198,17 +173,10 @@ class MaskedPrecisionAtRecall(_Histogram):
         0.6667
     """
 
-    def __init__(
-        self,
-        recall: float,
-        num_bins: int = 512,
-        from_logits: bool = False,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "precision_at_recall",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(num_bins, average, from_logits, missing, name, dtype)
+    SETTINGS = ("num_bins", "recall")
+
+    def __init__(self, recall: float, name: str = "precision_at_recall", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
         self.recall = check_number("recall", recall, 0.0, 1.0, open_low=True)
 
     def _score(self, sums: dict[str, Any]) -> Any:
@@ -219,6 +187,3 @@ class MaskedPrecisionAtRecall(_Histogram):
         precision = hits / ops.maximum(seen, TINY)
         reached = ops.where(hits >= needed, precision, ops.zeros_like(precision))
         return fill_missing(ops.max(reached, axis=-1), positives > 0, NAN)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "recall": self.recall}

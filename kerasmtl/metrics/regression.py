@@ -19,7 +19,7 @@ class _RegressionMetric(MaskedMetric):
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedMAE(_RegressionMetric):
-    """Computes the mean absolute error over known labels, averaged over tasks.
+    """Compute the mean absolute error over known labels, averaged over tasks.
 
     `MAE_j = Σ_i known_ij |p_ij - y_ij| / Σ_i known_ij`
 
@@ -43,29 +43,16 @@ class MaskedMAE(_RegressionMetric):
         1.5
     """
 
-    def __init__(
-        self,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "mae",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(average, missing, name, dtype)
+    def __init__(self, name: str = "mae", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
 
-    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"errors": (), "known": ()}
-
-    def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
-        errors = ops.abs(y_pred - y_true) * weight
-        return {"errors": ops.sum(errors, axis=0), "known": ops.sum(weight, axis=0)}
-
-    def _score(self, sums: dict[str, Any]) -> Any:
-        return ratio(sums["errors"], sums["known"])
+    def _value(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.abs(y_pred - y_true)
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedRMSE(_RegressionMetric):
-    """Computes the root of the mean squared error over known labels, averaged over tasks.
+    """Compute the root of the mean squared error over known labels, averaged over tasks.
 
     `RMSE_j = sqrt(Σ_i known_ij (p_ij - y_ij)² / Σ_i known_ij)`
 
@@ -80,29 +67,19 @@ class MaskedRMSE(_RegressionMetric):
         5.0
     """
 
-    def __init__(
-        self,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "rmse",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(average, missing, name, dtype)
+    def __init__(self, name: str = "rmse", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
 
-    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"squares": (), "known": ()}
-
-    def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
-        squares = ops.square(y_pred - y_true) * weight
-        return {"squares": ops.sum(squares, axis=0), "known": ops.sum(weight, axis=0)}
+    def _value(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.square(y_pred - y_true)
 
     def _score(self, sums: dict[str, Any]) -> Any:
-        return ops.sqrt(ratio(sums["squares"], sums["known"]))
+        return ops.sqrt(super()._score(sums))
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedR2(_RegressionMetric):
-    """Computes the share of the variance of known labels that is explained, averaged over tasks.
+    """Compute the share of the variance of known labels that is explained, averaged over tasks.
 
     `R2_j = 1 - Σ_i known_ij (y_ij - p_ij)² / Σ_i known_ij (y_ij - mean_j)²`
 
@@ -118,14 +95,8 @@ class MaskedR2(_RegressionMetric):
         0.5
     """
 
-    def __init__(
-        self,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "r2",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(average, missing, name, dtype)
+    def __init__(self, name: str = "r2", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
 
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"residuals": (), "labels": (), "squares": (), "known": ()}

@@ -15,28 +15,19 @@ from kerasmtl.utils.validation import check_number
 class _ThresholdedMetric(BinaryMetric):
     """Base of the metrics in which a probability counts as 1 from `threshold` on."""
 
-    def __init__(
-        self,
-        threshold: float = 0.5,
-        average: str = "macro",
-        from_logits: bool = False,
-        missing: float | None = None,
-        name: str | None = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(average, from_logits, missing, name, dtype)
+    SETTINGS = ("threshold",)
+
+    def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.threshold = check_number("threshold", threshold, 0.0, 1.0, True, True)
 
     def _decided(self, y_pred: Any) -> Any:
         return self._probability(y_pred) >= self.threshold
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "threshold": self.threshold}
-
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedBinaryAccuracy(_ThresholdedMetric):
-    """Computes the share of known labels that are predicted right, averaged over tasks.
+    """Compute the share of known labels that are predicted right, averaged over tasks.
 
     `accuracy_j = Σ_i known_ij [y_ij = (p_ij >= threshold)] / Σ_i known_ij`
 
@@ -64,30 +55,17 @@ class MaskedBinaryAccuracy(_ThresholdedMetric):
     """
 
     def __init__(
-        self,
-        threshold: float = 0.5,
-        from_logits: bool = False,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "binary_accuracy",
-        dtype: Any = None,
+        self, threshold: float = 0.5, name: str = "binary_accuracy", **kwargs: Any
     ) -> None:
-        super().__init__(threshold, average, from_logits, missing, name, dtype)
+        super().__init__(threshold, name=name, **kwargs)
 
-    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"correct": (), "known": ()}
-
-    def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
-        hit = ops.cast(ops.equal(y_true > 0.5, self._decided(y_pred)), SUM)
-        return {"correct": ops.sum(hit * weight, axis=0), "known": ops.sum(weight, axis=0)}
-
-    def _score(self, sums: dict[str, Any]) -> Any:
-        return ratio(sums["correct"], sums["known"])
+    def _value(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.equal(y_true > 0.5, self._decided(y_pred))
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedF1(_ThresholdedMetric):
-    """Computes the harmonic mean of precision and recall over known labels, averaged over tasks.
+    """Compute the harmonic mean of precision and recall over known labels, averaged over tasks.
 
     `F1_j = 2 TP_j / (2 TP_j + FP_j + FN_j)`, where `p_ij >= threshold` counts as 1.
 
@@ -111,16 +89,8 @@ class MaskedF1(_ThresholdedMetric):
         0.5
     """
 
-    def __init__(
-        self,
-        threshold: float = 0.5,
-        from_logits: bool = False,
-        missing: float | None = None,
-        average: str = "macro",
-        name: str = "f1",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(threshold, average, from_logits, missing, name, dtype)
+    def __init__(self, threshold: float = 0.5, name: str = "f1", **kwargs: Any) -> None:
+        super().__init__(threshold, name=name, **kwargs)
 
     def _state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {"hits": (), "positives": (), "predicted": ()}
@@ -141,7 +111,7 @@ class MaskedF1(_ThresholdedMetric):
 
 @keras.saving.register_keras_serializable(package="kerasmtl")
 class MaskedCategoricalAccuracy(MaskedMetric):
-    """Computes the share of known labels whose class has the highest prediction.
+    """Compute the share of known labels whose class has the highest prediction.
 
     `accuracy = Σ_i known_i [y_i = argmax_c p_ic] / Σ_i known_i`, the first class if several are
     highest.
@@ -168,13 +138,8 @@ class MaskedCategoricalAccuracy(MaskedMetric):
         0.5
     """
 
-    def __init__(
-        self,
-        missing: float | None = None,
-        name: str = "categorical_accuracy",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(missing=missing, name=name, dtype=dtype)
+    def __init__(self, name: str = "categorical_accuracy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
         self.num_classes: int | None = None
 
     def _aligned(self, y_true: Any, y_pred: Any) -> tuple[Any, Any]:
@@ -196,17 +161,5 @@ class MaskedCategoricalAccuracy(MaskedMetric):
         label = ops.logical_and(within, ops.equal(y_true, ops.floor(y_true)))
         return ops.logical_and(label, super()._is_valid(y_true, y_pred))
 
-    def _state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"correct": (), "known": ()}
-
-    def _batch_sums(self, y_true: Any, y_pred: Any, weight: Any) -> dict[str, Any]:
-        hit = ops.cast(ops.equal(y_true, y_pred), SUM)
-        return {"correct": ops.sum(hit * weight, axis=0), "known": ops.sum(weight, axis=0)}
-
-    def _score(self, sums: dict[str, Any]) -> Any:
-        return ratio(sums["correct"], sums["known"])
-
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        del config["average"]
-        return config
+    def _value(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.equal(y_true, y_pred)

@@ -101,7 +101,7 @@ def _default(logs: Mapping[str, Any]) -> str | None:
 
 
 class BestEpoch(keras.callbacks.Callback):
-    """Ends the training with the weights of the epoch that was best on the validation data.
+    """End the training with the weights of the epoch that was best on the validation data.
 
     Without validation data the model keeps the weights of the last epoch. An epoch in which the
     monitored metric is NaN is never the best; of equal ones the earliest is.
@@ -215,7 +215,7 @@ _COUNTERS = ("best_epoch", "_rank", "_epochs", "_stage_rank", "_waited", "patien
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Writes the model after each finished epoch: to a hidden file first, then renamed.
+    """Write the model after each finished epoch: to a hidden file first, then renamed.
 
     An interruption at any moment leaves the last finished epoch in `path`, ready for
     `kt.load_model`; Ctrl-C during the writing takes effect after it.
@@ -324,7 +324,7 @@ def _ctrl_c_later() -> Iterator[None]:
 
 
 class TrainableGuard(keras.callbacks.Callback):
-    """Raises if something is frozen or unfrozen, or the model compiled, while `fit` runs.
+    """Raise if something is frozen or unfrozen, or the model compiled, while `fit` runs.
 
     Keras fixes what is trained when `fit` starts: a callback that sets `trainable` later changes
     nothing, and nobody says so. Put the guard last among the callbacks.
@@ -463,7 +463,7 @@ def _rows_of(source: Any, epoch: int, batch: int) -> list[str]:
 
 
 class EpochLines(keras.callbacks.Callback):
-    """Prints one line per finished epoch: its number, its seconds, its metrics.
+    """Print one line per finished epoch: its number, its seconds, its metrics.
 
     For logs and pipes, where Keras' own bar fills the file; pass `verbose=0` to `fit` beside it.
     """

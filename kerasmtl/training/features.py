@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -16,21 +15,6 @@ from kerasmtl.models.layer_groups import is_batch_normalization, sublayers
 
 # These draw from their seed generator only if one of the rates is not zero.
 CELLS = (keras.layers.GRUCell, keras.layers.LSTMCell, keras.layers.SimpleRNNCell)
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One use of a layer or operation in a model, and the symbolic tensors that it returns."""
-
-    operation: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: list[keras.KerasTensor]
-
-    @property
-    def inputs(self) -> list[keras.KerasTensor]:
-        """The symbolic tensors that it is called with."""
-        return _tensors((self.args, self.kwargs))
 
 
 def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:
@@ -63,7 +47,7 @@ def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:
         >>> features.output.shape, head.output.shape
         ((None, 4), (None, 2))
     """
-    calls = calls_of(model)
+    calls = nodes_of(model)
     frozen, obstacles = _frozen_calls(model, calls)
     if not any(_has_weights(call.operation) for call in frozen):
         reason = obstacles[0] if obstacles else "no layer has weights"
@@ -87,36 +71,24 @@ def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     return features, _head(trained, border, outputs, f"{model.name}_head")
 
 
-def calls_of(model: keras.Model) -> list[Call]:
+def nodes_of(model: keras.Model) -> list[Any]:
     """Return the calls of a model's graph, each after those it depends on, without the inputs.
+
+    Each is one use of a layer or operation, with `operation`, `arguments`, and the symbolic tensors
+    `input_tensors` and `outputs`.
 
     Raises:
         ValueError: the model is not a graph: it is subclassed, or not built.
     """
-    outputs = getattr(model, "outputs", None)
-    if not outputs:
+    graph = getattr(model, "_functional", model)  # of a sequential model
+    depths = getattr(graph, "_nodes_by_depth", None)  # Keras has no public name for it
+    if depths is None:
         raise ValueError(
             "`model` must be a functional or a built sequential model, got "
             f"{getattr(model, 'name', model)!r}, a {type(model).__name__}"
         )
-    reached = {id(tensor) for tensor in model.inputs}
-    found: list[Call] = []
-    waiting = list(outputs)[::-1]
-    while waiting:
-        if id(waiting[-1]) in reached:
-            waiting.pop()
-            continue
-        # Keras has no public way from a symbolic tensor to the call it comes from.
-        history = waiting[-1]._keras_history
-        node = history.operation._inbound_nodes[history.node_index]
-        call = Call(history.operation, node.arguments.args, node.arguments.kwargs, node.outputs)
-        needed = [tensor for tensor in call.inputs if id(tensor) not in reached]
-        if needed:
-            waiting += needed[::-1]
-        else:
-            found.append(call)
-            reached |= {id(tensor) for tensor in call.outputs}
-    return found
+    nodes = [node for depth in sorted(depths, reverse=True) for node in depths[depth]]
+    return [node for node in nodes if not node.is_input]
 
 
 def randomness(operation: Any) -> str | None:
@@ -143,15 +115,15 @@ def _seeds(layer: keras.layers.Layer) -> set[int]:
     return {id(v) for v in layer.variables} - {id(v) for v in layer.weights}
 
 
-def _frozen_calls(model: keras.Model, calls: list[Call]) -> tuple[list[Call], list[str]]:
+def _frozen_calls(model: keras.Model, calls: list[Any]) -> tuple[list[Any], list[str]]:
     """Return the calls of the frozen part; and why the calls that end it do not belong to it."""
     kept_out: dict[int, str] = {}
     while True:
         obstacles: list[str] = []
-        frozen: list[Call] = []
+        frozen: list[Any] = []
         known = {id(tensor) for tensor in model.inputs}
         for call in calls:
-            if id(call) in kept_out or any(id(t) not in known for t in call.inputs):
+            if id(call) in kept_out or any(id(t) not in known for t in call.input_tensors):
                 continue
             reason = randomness(call.operation)
             if getattr(call.operation, "trainable_weights", None):
@@ -180,10 +152,10 @@ def _has_weights(operation: Any) -> bool:
     return bool(operation.weights) or any(isinstance(layer, HubLayer) for layer in inside)
 
 
-def _border(model: keras.Model, calls: list[Call], frozen: list[Call]) -> list[keras.KerasTensor]:
+def _border(model: keras.Model, calls: list[Any], frozen: list[Any]) -> list[keras.KerasTensor]:
     """Return the tensors of the frozen part that the rest takes, or that the model returns."""
     known = {id(t) for t in model.inputs} | {id(t) for call in frozen for t in call.outputs}
-    used = [t for call in calls if call not in frozen for t in call.inputs]
+    used = [t for call in calls if call not in frozen for t in call.input_tensors]
     return list({id(t): t for t in [*used, *model.outputs] if id(t) in known}.values())
 
 
@@ -194,7 +166,7 @@ def _named(tensors: list[keras.KerasTensor]) -> Any:
 
 
 def _head(
-    calls: list[Call], border: list[keras.KerasTensor], outputs: Any, name: str
+    calls: list[Any], border: list[keras.KerasTensor], outputs: Any, name: str
 ) -> keras.Model:
     """Return the model of these calls, repeated from new inputs in place of the border."""
     names = ["features"] if len(border) == 1 else _named(border)
@@ -208,7 +180,7 @@ def _head(
         return made[id(value)] if isinstance(value, keras.KerasTensor) else value
 
     for call in calls:
-        args, kwargs = keras.tree.map_structure(swap, (call.args, call.kwargs))
+        args, kwargs = keras.tree.map_structure(swap, (call.arguments.args, call.arguments.kwargs))
         given = call.operation(*args, **kwargs)
         made |= {id(t): new for t, new in zip(call.outputs, _tensors(given), strict=True)}
     return keras.Model(_named(inputs), keras.tree.map_structure(swap, outputs), name=name)

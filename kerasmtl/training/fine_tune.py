@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.losses import MaskedBinaryCrossentropy
@@ -43,8 +44,8 @@ def fine_tune(
     Args:
         model: as `kt.build_model` makes it; one without a backbone has stages "all" only, in which
             its layers are trained that are trainable.
-        train: batches of (inputs, labels), NaN = missing, as a tf.data.Dataset. The order of
-            the epochs, and whether its content has changed since the run was interrupted, is known
+        train: a tf.data.Dataset or keras.utils.PyDataset of batches (inputs, labels), NaN =
+            missing. The order of the epochs, and whether its content has changed since the run was interrupted, is known
             of what `kt.make_dataset` returns.
         validation: likewise; needed for patience and for the best epoch.
         plan: "auto" (`kt.plans.plan_for`, and prints why), a name as in `kt.plans.make_plan`, a
@@ -87,7 +88,7 @@ def fine_tune(
         [0, 1, 2]
     """
     verbose = (1 if sys.stdout.isatty() else 2) if verbose == "auto" else int(verbose)
-    _check_model(model, train)
+    _check_model(model)
     steps = _check_data("train", train, model)
     if validation is not None:
         _check_data("validation", validation, model)
@@ -134,38 +135,28 @@ def fine_tune(
 
 
 def _check_patience(plan: Plan, validation: Any, monitor: Any) -> None:
-    name = monitor[0] if isinstance(monitor, tuple | list) and monitor else monitor
     waits = any(stage.patience is not None for stage in plan)
-    needed = (waits and monitor is None) or str(name).startswith("val_")
-    if validation is None and needed:
-        what = f"`monitor` {name!r}" if monitor is not None else "the patience of `plan`"
+    named = "val_" in str(monitor)
+    if validation is None and (named or (waits and monitor is None)):
+        what = f"`monitor` {monitor!r}" if named else "the patience of `plan`"
         raise ValueError(f"`validation` must be given for {what}, got None")
 
 
-def _check_model(model: Any, train: Any) -> None:
+def _check_model(model: Any) -> None:
     """Raise ValueError if a model cannot be trained: not a model, not built, or no loss known."""
-    if not isinstance(model, keras.Model):
+    if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
-            "`model` must be a keras.Model, as kt.build_model(…) or kt.load_model(…) returns it, "
-            f"got {type(model).__name__}"
-        )
-    if not model.built:
-        raise ValueError(
-            f"`model` must be built, got {model.name!r} without weights. Call it on one batch "
-            "first: model(next(iter(train))[0])."
+            "`model` must be a keras.Model with weights, as kt.build_model(…) or kt.load_model(…) "
+            f"returns it, got {model!r}. Call another one on a batch first."
         )
     if model.compiled and model.optimizer is None:
         raise ValueError(
             "`model` must be compiled with an optimizer, as in model.compile('adam', "
             "loss=kt.losses.for_tasks(tasks)), got None"
         )
-    outputs: Any = model.outputs if _is_functional(model) else None
-    spec = getattr(train, "element_spec", None)
-    if not outputs and isinstance(spec, tuple) and len(spec) > 1:
-        outputs = spec[1]
-    if not model.compiled and isinstance(outputs, Mapping | list | tuple) and len(outputs) > 1:
+    if not model.compiled and len(getattr(model, "outputs", None) or [0]) > 1:
         raise ValueError(
-            f"`model` must be compiled if it has several outputs, got {len(outputs)}. Call "
+            f"`model` must be compiled if it has several outputs, got {model.output_names}. Call "
             "model.compile('adam', loss=kt.losses.for_tasks(tasks, train.labels), "
             "metrics=kt.metrics.for_tasks(tasks)) first."
         )
@@ -177,47 +168,26 @@ def _check_data(name: str, data: Any, model: keras.Model) -> int | None:
     Raises:
         ValueError: it does not consist of batches of (inputs, labels), has none, or has no end.
     """
-    call = "tf.data.Dataset.from_tensor_slices((inputs, labels)).batch(32)"
-    if isinstance(data, Manifest):
-        call = "kt.make_dataset(manifest, …)"
-    lists = isinstance(data, Manifest | Iterator | str | bytes | Sequence | Mapping)
-    if lists or hasattr(data, "__array__") or not _is_iterable(data):
+    if not isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
+        manifest = isinstance(data, Manifest)
+        made = "kt" if manifest else "tf.data.Dataset"
+        call = "make_dataset(manifest, …)" if manifest else "from_tensor_slices((x, y)).batch(32)"
         raise ValueError(
-            f"`{name}` must be batches of (inputs, labels), got {type(data).__name__}. Pass "
-            f"{name}={call}."
+            f"`{name}` must be a tf.data.Dataset, batches of (inputs, labels), got "
+            f"{type(data).__name__}. Pass {name}={made}.{call}."
         )
-    spec = getattr(data, "element_spec", None)
-    if spec is not None and (not isinstance(spec, tuple) or len(spec) not in (2, 3)):
+    spec = getattr(data, "element_spec", (None, None))
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         raise ValueError(f"`{name}` must be batches of (inputs, labels), got batches of {spec}")
-    shape = model.input_shape if _is_functional(model) else None
-    rank = getattr(getattr(spec[0], "shape", None), "rank", None) if spec else None
-    flat = isinstance(shape, tuple) and not any(isinstance(size, tuple) for size in shape)
-    if rank is not None and flat and len(shape) == rank + 1:
+    shapes = [getattr(each, "shape", None) for each in (spec[0], getattr(model, "input", None))]
+    if None not in shapes and len(shapes[0]) == len(shapes[1]) - 1:
         raise ValueError(
-            f"`{name}` must be in batches, inputs {shape}, got inputs {spec[0].shape}. Pass "
+            f"`{name}` must be in batches, inputs {shapes[1]}, got inputs {shapes[0]}. Pass "
             f"{name}={name}.batch(32)."
         )
-    count = _count(data)
+    count = data.num_batches if hasattr(data, "num_batches") else int(data.cardinality())
+    if count in (None, tf.data.INFINITE_CARDINALITY):
+        raise ValueError(f"`{name}` must be a data set of one epoch: no repeat(), got no end")
     if count == 0:
         raise ValueError(f"`{name}` must have at least one batch of (inputs, labels), got none")
-    if count == float("inf"):
-        raise ValueError(f"`{name}` must be a data set of one epoch: no repeat(), got no end")
-    return None if count is None else int(count)
-
-
-def _count(data: Any) -> float | None:
-    """Return the number of batches, infinity without an end, None if it is not known."""
-    if isinstance(data, keras.utils.PyDataset):
-        return float("inf") if data.num_batches is None else data.num_batches
-    if hasattr(data, "cardinality"):
-        count = int(data.cardinality())
-        return {-1: float("inf"), -2: None}.get(count, count)
-    return len(data) if hasattr(data, "__len__") else None
-
-
-def _is_iterable(data: Any) -> bool:
-    return isinstance(data, Iterable) or hasattr(data, "__getitem__")
-
-
-def _is_functional(model: keras.Model) -> bool:
-    return isinstance(model, keras.Sequential) or hasattr(model, "operations")
+    return None if count == tf.data.UNKNOWN_CARDINALITY else count

@@ -19,7 +19,7 @@ Schedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 class _RateOf(Schedule):
-    """Reads the rate of the optimizer around, the only one that is ever set."""
+    """Read the rate of the optimizer around, the only one that is ever set."""
 
     def __init__(self, owner: LayerwiseDecay) -> None:
         self.owner = owner
@@ -33,7 +33,7 @@ class _RateOf(Schedule):
 
 @keras.saving.register_keras_serializable(package="kerasmtl", name="ScaledUpdates")
 class LayerwiseDecay(keras.optimizers.Optimizer):
-    """Wraps a Keras optimizer, and multiplies the learning rate of each variable by a factor.
+    """Wrap a Keras optimizer, and multiplies the learning rate of each variable by a factor.
 
     With rate η and factor f of a variable w: `w ← w - f · (η · direction(w) + η · decay · w)`. The
     update is scaled, weight decay with it, and not the gradient, since Adam and its like divide a

@@ -51,7 +51,7 @@ class Progress:
 
 
 class Resume(Callback):
-    """Makes one training of the `fit`s of several stages, which resumes where it was interrupted.
+    """Make one training of the `fit`s of several stages, which resumes where it was interrupted.
 
     After each epoch it keeps everything that training moves in one file: the model's variables,
     seeds among them, the optimizer's slots, what the loss remembers, the history, and the state of

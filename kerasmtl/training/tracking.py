@@ -17,7 +17,7 @@ MLFLOW_RUN = "mlflow-run"  # the file with the run's id, for a training that is 
 
 
 class HistoryFile(keras.callbacks.Callback):
-    """Writes the metrics of each finished epoch to a CSV file: a header, then a line per epoch.
+    """Write the metrics of each finished epoch to a CSV file: a header, then a line per epoch.
 
     The columns are `epoch`, from 1 on, `seconds`, and the names of the logs. A training that is
     resumed continues the file, and replaces the epochs that it does again.
@@ -45,7 +45,7 @@ class HistoryFile(keras.callbacks.Callback):
 
 
 class MLflow(keras.callbacks.Callback):
-    """Logs the metrics of each epoch to MLflow, in a run named after the folder.
+    """Log the metrics of each epoch to MLflow, in a run named after the folder.
 
     They go to `MLFLOW_TRACKING_URI`, or else to `mlflow.db` beside the folder, which
     `mlflow ui --backend-store-uri sqlite:///runs/mlflow.db` shows.

@@ -6,7 +6,7 @@ import pytest
 
 import kerasmtl as kt
 from kerasmtl.training.features import (
-    calls_of,
+    nodes_of,
     check_code,
     features_sha256,
     randomness,
@@ -168,14 +168,14 @@ def test_layers_that_compute_something_else_in_training():
 
 
 def test_the_graph_is_read_as_keras_3_15_keeps_it():
-    """Attributes of Keras that are not public: if they change, `calls_of` must be adapted."""
+    """Attributes of Keras that are not public: if they change, `nodes_of` must be adapted."""
     layer = frozen(3)
     inputs = keras.Input((3,))
     outputs = layer(layer(inputs) * 2.0)
-    found = calls_of(keras.Model(inputs, outputs))
+    found = nodes_of(keras.Model(inputs, outputs))
     assert [call.operation is layer for call in found] == [True, False, True]
-    assert found[0].inputs[0] is inputs and found[2].outputs[0] is outputs
-    assert found[1].inputs[0] is found[0].outputs[0]
+    assert found[0].input_tensors[0] is inputs and found[2].outputs[0] is outputs
+    assert found[1].input_tensors[0] is found[0].outputs[0]
 
 
 # ---------------------------------------------------------------- what decides the features

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasmtl.data.dataset import permutation
 from kerasmtl.utils.files import atomic_file
-from kerasmtl.utils.validation import check_choice, check_count
+from kerasmtl.utils.validation import check_count
 
 Logs = dict[str, Any] | None
 
@@ -26,62 +24,6 @@ Logs = dict[str, Any] | None
 HIGHER = ("auc", "accuracy", "precision", "recall", "f1", "r2", "average_precision")
 LOWER = ("loss", "error", "mae", "mse", "rmse", "brier", "ece", "huber", "crossentropy")
 SHOWN_ROWS = 5
-
-
-class Monitor:
-    """A metric's name in the logs, and its better direction.
-
-    By default the first validation AUC, or else the first validation metric whose direction is
-    known, or else the validation loss; nothing without validation data.
-
-    Args:
-        name: such as "val_auc"; or a pair, ("val_mine", "max") or ("val_mine", "min").
-
-    Raises:
-        ValueError: a direction other than "max" and "min", or none for a name that does not say it.
-    """
-
-    def __init__(self, name: str | tuple[str, str] | None) -> None:
-        mode = None
-        if isinstance(name, tuple | list) and len(name) == 2:
-            name, mode = name
-            check_choice("monitor", mode, ("max", "min"))
-        if name is not None and not isinstance(name, str):
-            raise ValueError(
-                f"`monitor` must be a name such as 'val_auc', or ('val_mine', 'max'), got {name!r}"
-            )
-        self.name, self.mode = name, mode
-        if name is not None:
-            self._direction()
-
-    def rank(self, logs: Mapping[str, Any]) -> float | None:
-        """Return how good an epoch is, higher is better; None if nothing is monitored, or is NaN.
-
-        Raises:
-            ValueError: the name is not in the logs.
-        """
-        if self.name is None:
-            self.name = _default(logs)
-            if self.name is None:
-                return None
-        if self.name not in logs:
-            hint = " Pass validation data." if self.name.startswith("val_") else ""
-            raise ValueError(
-                f"`monitor` must be in the logs, one of {sorted(logs)}, got {self.name!r}.{hint}"
-            )
-        value = float(logs[self.name])
-        if math.isnan(value):
-            return None
-        return value if self._direction() == "max" else -value
-
-    def _direction(self) -> str:
-        mode = self.mode or direction(str(self.name))
-        if mode is None:
-            raise ValueError(
-                "`monitor` must say whether higher is better, monitor="
-                f"({self.name!r}, 'max') or 'min', got {self.name!r}"
-            )
-        return mode
 
 
 def direction(name: str) -> str | None:
@@ -93,7 +35,8 @@ def direction(name: str) -> str | None:
     return None
 
 
-def _default(logs: Mapping[str, Any]) -> str | None:
+def default_monitor(logs: Mapping[str, Any]) -> str | None:
+    """Return the first validation AUC, or metric of known direction, or the validation loss."""
     names = [name for name in logs if name.startswith("val_")]
     areas = [name for name in names if name.endswith("_auc")]
     others = [n for n in names if not n.endswith("loss") and direction(n) is not None]
@@ -139,16 +82,23 @@ class BestEpoch(keras.callbacks.Callback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        self.monitor = Monitor(monitor)
-        self._given = self.monitor.name
+        pair = isinstance(monitor, tuple | list) and len(monitor) == 2
+        self._given, self._mode = monitor if pair else (monitor, None)
+        if isinstance(self._given, str) and self._mode is None:
+            self._mode = direction(self._given)
+        if monitor is not None and self._mode not in ("max", "min"):
+            raise ValueError(
+                "`monitor` must be a metric such as 'val_auc', or one with its better direction, "
+                f"('val_mine', 'max'), got {monitor!r}"
+            )
         self.patience = None if patience is None else check_count("patience", patience)
         self.verbose = verbose
         self.on_train_begin()
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        self.monitor.name = self._given
+        self.monitor = self._given
         self.best_epoch: int | None = None
-        self._rank: float | None = None
+        self._rank: float | None = None  # higher is better
         self._weights: list[np.ndarray] = []
         self._epochs = 0
         self.begin_stage(self.patience)
@@ -166,8 +116,8 @@ class BestEpoch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._epochs = epoch + 1
-        rank = self.monitor.rank(logs or {})
-        if self.patience is not None and self.monitor.name is None:
+        rank = self._ranked(logs or {})
+        if self.patience is not None and self.monitor is None:
             raise ValueError(
                 "`patience` must go with validation data or a monitor, got neither. Pass "
                 "validation data."
@@ -181,37 +131,52 @@ class BestEpoch(keras.callbacks.Callback):
         if self.out_of_patience:
             self.model.stop_training = True
 
+    def _ranked(self, logs: Mapping[str, Any]) -> float | None:
+        """Return how good an epoch is, higher is better; None if nothing is monitored, or NaN."""
+        self.monitor = self.monitor or default_monitor(logs)
+        if self.monitor is None:
+            return None
+        if self.monitor not in logs:
+            raise ValueError(
+                f"`monitor` must be in the logs, one of {sorted(logs)}, got {self.monitor!r}. "
+                "Those that start with val_ need validation data."
+            )
+        value = float(logs[self.monitor])
+        if math.isnan(value):
+            return None
+        return value if (self._mode or direction(self.monitor)) == "max" else -value
+
     def on_train_end(self, logs: Logs = None) -> None:
         if self._weights:
             self.model.set_weights(self._weights)
         if not self.verbose:
             return
-        if self.best_epoch is None or self._rank is None:
-            last = f"the last epoch, {self._epochs}"
-            print(f"The model has the weights of {last}: nothing was monitored.", flush=True)
-        else:
-            print(
-                f"Best epoch: {self.best_epoch} of {self._epochs}, {self.monitor.name} "
-                f"{abs(self._rank):.4g}. The model has the weights of that epoch.",
-                flush=True,
+        said = (
+            f"The model has the weights of the last epoch, {self._epochs}: nothing was monitored."
+        )
+        if self.best_epoch is not None:
+            said = (
+                f"Best epoch: {self.best_epoch} of {self._epochs}, {self.monitor} "
+                f"{abs(self._rank):.4g}. The model has the weights of that epoch."
             )
+        print(said, flush=True)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what `kt.callbacks.Resume` keeps of it: counters and the best weights."""
-        found = {name: getattr(self, name) for name in _COUNTERS} | {"monitor": self.monitor.name}
         weights = {f"weights/{i}": weight for i, weight in enumerate(self._weights)}
+        found = {name: getattr(self, name) for name in _COUNTERS}
         return {k: np.asarray(v) for k, v in found.items() if v is not None} | weights
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         for name in _COUNTERS:
             setattr(self, name, state[name].item() if name in state else None)
-        self.monitor.name = str(state["monitor"]) if "monitor" in state else self._given
-        count = sum(name.startswith("weights/") for name in state)
-        self._weights = [state[f"weights/{i}"] for i in range(count)]
+        self._weights = [
+            state[f"weights/{i}"] for i in range(len(state)) if f"weights/{i}" in state
+        ]
 
 
-_COUNTERS = ("best_epoch", "_rank", "_epochs", "_stage_rank", "_waited", "patience")
+_COUNTERS = ("monitor", "best_epoch", "_rank", "_epochs", "_stage_rank", "_waited", "patience")
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -221,13 +186,10 @@ class Checkpoint(keras.callbacks.Callback):
     `kt.load_model`; Ctrl-C during the writing takes effect after it.
 
     Args:
-        path: of the file, ending in .keras.
-        monitor: a name in the epoch's logs, such as "val_auc"; then only epochs that improve on
-            the best so far are written. By default every epoch is.
-        mode: "max" if higher is better, "min" if lower is.
+        path: of the file, ending in .keras. With `BestEpoch`, save the model once more after `fit`.
 
     Raises:
-        ValueError: wrong file ending or mode, or (after an epoch) `monitor` is not in the logs.
+        ValueError: wrong file ending.
 
     Example:
         >>> import tempfile
@@ -244,32 +206,12 @@ class Checkpoint(keras.callbacks.Callback):
         2
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], monitor: str | None = None, mode: str = "max"
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self.path = _model_file(path)
-        check_choice("mode", mode, ("max", "min"))
-        self.monitor = None if monitor is None else Monitor((monitor, mode))
-        self.best: float | None = None  # higher is better, whatever the mode
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if self.monitor is not None:
-            rank = self.monitor.rank(logs or {})
-            # NaN (a metric defined for no task) is better than no file, and worse than any number.
-            rank = -math.inf if rank is None else rank
-            if self.best is not None and rank <= self.best:
-                return
-            self.best = rank
         save_model(self.model, self.path)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return what `kt.callbacks.Resume` keeps of it: the best value so far."""
-        return {} if self.best is None else {"best": np.array(self.best)}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a state."""
-        self.best = float(state["best"]) if "best" in state else None
 
 
 def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
@@ -383,83 +325,6 @@ _STAGES = (
     "Keras fixes what is trained when it compiles: use stages instead, such as "
     "kt.fine_tune(plan=[kt.plans.Stage('head', …), kt.plans.Stage('all', …)])."
 )
-
-
-class LossNotFinite(FloatingPointError):
-    """The loss is NaN or infinite, or refuses a batch: says epoch, batch and, if known, rows."""
-
-
-def check_loss(logs: Logs, epoch: int, batches: tuple[int, int], source: Any = None) -> None:
-    """Raise `LossNotFinite` if the loss is not a finite number.
-
-    Args:
-        logs: of the batches.
-        epoch: from 0.
-        batches: the first and the last batch that the logs are of, from 0.
-        source: of the data set, as `source_of` returns it, to name the rows of a single batch.
-    """
-    loss = (logs or {}).get("loss")
-    if loss is not None and not math.isfinite(float(loss)):
-        raise LossNotFinite(_message(f"the loss is {float(loss)}", epoch, batches, source))
-
-
-def check_refusal(
-    error: Exception, epoch: int, batches: tuple[int, int], source: Any = None
-) -> None:
-    """Raise `LossNotFinite` with the loss's own reason if it has refused labels or predictions.
-
-    An error of a graph has the parts of the reason in brackets, among the lines of code that made
-    the graph.
-    """
-    found = _REFUSAL.search(str(error))
-    if found:
-        reason = f"{found[1].replace('] [', ' ')}."
-        message = _message("the loss refuses it", epoch, batches, source, reason)
-        raise LossNotFinite(message) from error
-
-
-_REFUSAL = re.compile(r"assertion failed: \[(`y_(?:true|pred)` must be .*?)\](?: \[Op:|$)", re.M)
-# XLA drops what the loss would have said.
-_FINITE = (
-    "Expected finite inputs, labels and predictions that the loss takes (jit_compile=False has it "
-    "say what is wrong with them), and a learning rate that is not too high."
-)
-
-
-def check_weights(values: Sequence[np.ndarray], epoch: int, batch: int) -> None:
-    """Raise `LossNotFinite` if a weight is not finite at the end of an epoch.
-
-    Which batch it was is not known: a loss stays finite that does not depend on the weight, such
-    as that of a task without labels in the batches after it.
-    """
-    if any(v.dtype.kind == "f" and not np.isfinite(v).all() for v in values):
-        raise LossNotFinite(_message("weights are no longer finite", epoch, (0, batch)))
-
-
-def _message(
-    what: str, epoch: int, batches: tuple[int, int], source: Any = None, reason: str = _FINITE
-) -> str:
-    first, last = batches
-    where = f"batch {last + 1}" if first == last else f"one of batches {first + 1} to {last + 1}"
-    rows = _rows_of(source, epoch, first) if first == last else []
-    shown = "; ".join(rows[:SHOWN_ROWS]) + ("; …" if len(rows) > SHOWN_ROWS else "")
-    return (
-        f"`train` cannot be trained on: {what} in epoch {epoch + 1}, {where}"
-        + (f", which has {len(rows)} rows: {shown}." if rows else ".")
-        + f" {reason} The model has the weights of the end of the last good epoch."
-    )
-
-
-def _rows_of(source: Any, epoch: int, batch: int) -> list[str]:
-    """Return where the rows of a batch come from, if the data set's source knows it."""
-    if source is None or not source.deterministic:
-        return []
-    first = batch * source.batch_size
-    places = list(range(first, min(first + source.batch_size, source.count)))
-    if source.training:
-        order = permutation(source.count, source.seed, epoch).numpy()
-        places = [int(order[place]) for place in places]
-    return [source.where(place) for place in places]
 
 
 class EpochLines(keras.callbacks.Callback):

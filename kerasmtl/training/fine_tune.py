@@ -45,8 +45,8 @@ def fine_tune(
         model: as `kt.build_model` makes it; one without a backbone has stages "all" only, in which
             its layers are trained that are trainable.
         train: a tf.data.Dataset or keras.utils.PyDataset of batches (inputs, labels), NaN =
-            missing. The order of the epochs, and whether its content has changed since the run was interrupted, is known
-            of what `kt.make_dataset` returns.
+            missing. The order of the epochs, and whether its content has changed since the run was
+            interrupted, is known of what `kt.make_dataset` returns.
         validation: likewise; needed for patience and for the best epoch.
         plan: "auto" (`kt.plans.plan_for`, and prints why), a name as in `kt.plans.make_plan`, a
             Plan or stages.
@@ -73,6 +73,7 @@ def fine_tune(
         RuntimeError: a callback changed what is trainable, or compiled the model.
         FloatingPointError: the loss is NaN or infinite; says epoch, batch and rows. The model has
             the weights of the end of the last good epoch.
+        tf.errors.InvalidArgumentError: labels or predictions that the loss does not take.
 
     Example:
         >>> import keras
@@ -118,16 +119,15 @@ def fine_tune(
         stage.prepare(model)
         compile_like(model, model, stage.optimizer(model, steps, like=given))
         part, inputs, held = stage.data(model, train, validation, cache, verbose=bool(verbose))
-        with resume.refusals():
-            part.fit(
-                inputs,
-                validation_data=held,
-                initial_epoch=resume.epoch,
-                epochs=resume.until,
-                callbacks=[resume],
-                shuffle=False,  # a tf.data.Dataset shuffles itself, and Keras warns of True
-                verbose=int(verbose == 1),
-            )
+        part.fit(
+            inputs,
+            validation_data=held,
+            initial_epoch=resume.epoch,
+            epochs=resume.until,
+            callbacks=[resume],
+            shuffle=False,  # a tf.data.Dataset shuffles itself, and Keras warns of True
+            verbose=int(verbose == 1),
+        )
     return resume.history
 
 
@@ -179,10 +179,10 @@ def _check_data(name: str, data: Any, model: keras.Model) -> int | None:
     spec = getattr(data, "element_spec", (None, None))
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         raise ValueError(f"`{name}` must be batches of (inputs, labels), got batches of {spec}")
-    shapes = [getattr(each, "shape", None) for each in (spec[0], getattr(model, "input", None))]
-    if None not in shapes and len(shapes[0]) == len(shapes[1]) - 1:
+    inputs, shape = getattr(model, "inputs", None) or (), getattr(spec[0], "shape", None)
+    if len(inputs) == 1 and getattr(shape, "rank", None) == len(inputs[0].shape) - 1:
         raise ValueError(
-            f"`{name}` must be in batches, inputs {shapes[1]}, got inputs {shapes[0]}. Pass "
+            f"`{name}` must be in batches, inputs {inputs[0].shape}, got inputs {shape}. Pass "
             f"{name}={name}.batch(32)."
         )
     count = data.num_batches if hasattr(data, "num_batches") else int(data.cardinality())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -72,7 +72,7 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         factors: Mapping[str, float] | None = None,
         name: str = "scaled_updates",
     ) -> None:
-        rate = _rate_of(_checked(inner_optimizer))
+        rate = _checked_rate(inner_optimizer)
         schedule = rate if isinstance(rate, Schedule) else None
         super().__init__(rate if schedule is None else float(schedule(0)), name=name)
         self._schedule = schedule
@@ -86,11 +86,12 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         # Variables excluded from weight decay before are not in the config.
         self._given_decays = inner_optimizer._use_weight_decay
         self.inner_optimizer = inner
-        factors = factors or {}
-        for path, factor in factors.items():
-            check_number(f"factors[{path!r}]", factor, 0.0, open_low=True)
+        checked = {
+            path: check_number(f"factors[{path!r}]", factor, 0.0, open_low=True)
+            for path, factor in (factors or {}).items()
+        }
         # Keras would search a plain dictionary for variables of its own.
-        self._factors = MappingProxyType({path: float(f) for path, f in factors.items()})
+        self._factors = MappingProxyType(checked)
         self._by_index: tuple[float, ...] = ()
 
     @property
@@ -106,15 +107,10 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         # As Keras' own optimizers do: a traced step would go on with the schedule it has seen.
-        if self._schedule is not None:
+        if self._schedule is not None or isinstance(value, Schedule):
             raise TypeError(
-                "`learning_rate` must stay the schedule that the optimizer was made with, "
-                f"{type(self._schedule).__name__}, got {value!r}"
-            )
-        if callable(value) and not isinstance(value, keras.Variable):
-            raise TypeError(
-                f"`learning_rate` must be a number, got {value!r}. Pass a schedule to a new "
-                "optimizer, and compile the model with it."
+                f"`learning_rate` must be a number, and set where no schedule is, got {value!r}. "
+                "Pass a schedule to a new optimizer, and compile the model with it."
             )
         super().learning_rate.assign(value)
 
@@ -137,7 +133,14 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = list(variables)
-        self._by_index = _in_order(self._factors, variables)
+        paths = [variable.path for variable in variables]
+        shared = sorted({path for path in paths if path in self._factors and paths.count(path) > 1})
+        if shared:
+            raise ValueError(
+                f"`factors` must name one variable by each path, got {shared[0]!r}, the path of "
+                "several. Rename a layer."
+            )
+        self._by_index = tuple(self._factors.get(path, 1.0) for path in paths)
         self._built_for = MappingProxyType(dict(enumerate(variables)))
         self.inner_optimizer.build(variables)
         super().build(variables)
@@ -159,13 +162,11 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         # the docstring of keras.Optimizer shows it to those who write optimizers.
         factor = self._by_index[inner._get_variable_index(variable)]
         rate = learning_rate if factor == 1.0 else learning_rate * factor
-        if self.weight_decay is not None and self._decays(variable):
+        decays = self._given_decays(variable) and inner._use_weight_decay(variable)
+        if self.weight_decay is not None and decays:
             decay = ops.cast(self.weight_decay, variable.dtype)
             variable.assign_sub(variable * decay * ops.cast(rate, variable.dtype))
         self._plain_step(gradient, variable, rate)
-
-    def _decays(self, variable: Any) -> bool:
-        return self._given_decays(variable) and self.inner_optimizer._use_weight_decay(variable)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Exclude variables from weight decay, as in Keras; before `build`."""
@@ -200,7 +201,8 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         return cls(**{**config, "inner_optimizer": inner})
 
 
-def _checked(optimizer: Any) -> keras.optimizers.Optimizer:
+def _checked_rate(optimizer: Any) -> float | Schedule:
+    """Return the learning rate of an optimizer that can be wrapped."""
     base = keras.optimizers.Optimizer
     if not isinstance(optimizer, base) or type(optimizer).update_step is base.update_step:
         raise ValueError(
@@ -212,10 +214,6 @@ def _checked(optimizer: Any) -> keras.optimizers.Optimizer:
             f"`inner_optimizer` must be new, got {optimizer.name!r}, which was built already. Pass "
             "type(optimizer).from_config(optimizer.get_config())."
         )
-    return optimizer
-
-
-def _rate_of(optimizer: keras.optimizers.Optimizer) -> float | Schedule:
     rate = optimizer.get_config()["learning_rate"]
     if isinstance(rate, dict):
         rate = keras.saving.deserialize_keras_object(rate)
@@ -225,17 +223,6 @@ def _rate_of(optimizer: keras.optimizers.Optimizer) -> float | Schedule:
             f"got {rate!r}"
         )
     return rate
-
-
-def _in_order(factors: Mapping[str, float], variables: Iterable[Any]) -> tuple[float, ...]:
-    paths = [variable.path for variable in variables]
-    shared = sorted({path for path in paths if path in factors and paths.count(path) > 1})
-    if shared:
-        raise ValueError(
-            f"`factors` must name one variable by each path, got {shared[0]!r}, the path of "
-            "several. Rename a layer."
-        )
-    return tuple(factors.get(path, 1.0) for path in paths)
 
 
 def layerwise_factors(target: keras.Model | HubLayer, decay: float) -> dict[str, float]:

@@ -90,7 +90,9 @@ class Stage:
         if self.patience is not None:
             check_count("patience", self.patience)
         if self.match is not None:
-            _check_match(self.match, self.train)
+            _check_match(self.match)
+            if self.train != "all":
+                raise ValueError(f"`match` must go with train='all', got train={self.train!r}")
         check_number("backbone_decay", self.backbone_decay, 0.0, 1.0, open_low=True)
         check_number("warmup", self.warmup, 0.0, self.epochs)
         check_choice("schedule", self.schedule, SCHEDULES)
@@ -222,7 +224,7 @@ def compile_like(
     target.compile(**{**config, "optimizer": optimizer, "loss": model.loss, **changes})
 
 
-def _check_match(match: Any, train: Any) -> None:
+def _check_match(match: Any) -> None:
     try:
         re.compile(match)
     except (re.error, TypeError) as error:
@@ -230,8 +232,6 @@ def _check_match(match: Any, train: Any) -> None:
             f"`match` must be a regular expression, got {match!r} ({error}). For this very text: "
             f"match={re.escape(str(match))!r}"
         ) from None
-    if train != "all":
-        raise ValueError(f"`match` must go with train='all', got train={train!r}")
 
 
 @dataclass(frozen=True)
@@ -321,26 +321,21 @@ def make_plan(
     check_count("epochs", epochs)
     head = Stage("head", head_epochs, learning_rate, patience)
 
-    def fine(train: Any, count: int) -> Stage:
-        return Stage(
-            train,
-            count,
-            fine_learning_rate,
-            patience,
-            normalization=normalization,
-            backbone_decay=backbone_decay,
-            warmup=min(1.0, count / 2),
-            schedule="cosine",
-        )
-
-    if name == "head":
-        return Plan(name, (head,))
-    if name == "last-layers":
-        return Plan(name, (head, fine(LAST_LAYERS, epochs)))
-    if name == "full" or epochs == 1:
-        return Plan(name, (head, fine("all", epochs)))
     first = max(1, epochs // 3)
-    return Plan(name, (head, fine(LAST_LAYERS, first), fine("all", epochs - first)))
+    parts: dict[str, list[tuple[Any, int]]] = {
+        "head": [],
+        "last-layers": [(LAST_LAYERS, epochs)],
+        "full": [("all", epochs)],
+        "gradual": [(LAST_LAYERS, first), ("all", epochs - first)],
+    }
+    if epochs == 1:
+        parts["gradual"] = parts["full"]
+    fine = {"normalization": normalization, "backbone_decay": backbone_decay, "schedule": "cosine"}
+    stages = [
+        Stage(train, count, fine_learning_rate, patience, warmup=min(1.0, count / 2), **fine)
+        for train, count in parts[name]
+    ]
+    return Plan(name, (head, *stages))
 
 
 def choose_plan(
@@ -370,14 +365,9 @@ def choose_plan(
         )
     if parameters == 0:
         parts = make_plan("full", patience=patience, **settings)
-        whole = Stage(
-            "all",
-            parts.epochs,
-            parts[0].learning_rate,
-            patience,
-            warmup=min(1.0, parts.epochs / 2),
-            schedule="cosine",
-        )
+        epochs, rate = parts.epochs, parts[0].learning_rate
+        warmup = min(1.0, epochs / 2)
+        whole = Stage("all", epochs, rate, patience, warmup=warmup, schedule="cosine")
         return Plan("all", (whole,), f"{examples:,} examples, and no backbone to keep frozen.")
     name, reason = choose_depth(known, parameters)
     counts = (
@@ -441,12 +431,9 @@ def backbone_parameters(model: keras.Model) -> int:
     Dense layers over rows of numbers, such as `kt.backbones.mlp`, were never trained on anything
     else: there is nothing in them to keep, and they count 0.
     """
-    return sum(part.count_params() for part in backbones_in(model) if not _takes_rows(part))
-
-
-def _takes_rows(part: Any) -> bool:
-    shape = getattr(part, "input_shape", None) if isinstance(part, keras.Model) else None
-    return isinstance(shape, tuple) and len(shape) == 2
+    found = backbones_in(model)
+    ranks = [[len(each.shape) for each in getattr(part, "inputs", None) or ()] for part in found]
+    return sum(p.count_params() for p, rank in zip(found, ranks, strict=True) if rank != [2])
 
 
 def count_labels(data: Any) -> tuple[int, list[int]]:
@@ -457,24 +444,18 @@ def count_labels(data: Any) -> tuple[int, list[int]]:
     """
     source = source_of(data)
     if source is not None:
-        return source.count, _known(source.labels)
-    if not isinstance(getattr(data, "element_spec", None), tuple):
+        batches = iter([source.labels])
+    elif isinstance(getattr(data, "element_spec", None), tuple):
+        batches = data.map(lambda *batch: batch[1]).as_numpy_iterator()
+    else:
         raise ValueError(
             "`train` must be a tf.data.Dataset of (inputs, labels) for plan='auto', got "
             f"{type(data).__name__}. Pass another plan, such as 'head'."
         )
-    examples, known = 0, np.zeros(0, int)
-    for labels in data.map(lambda *batch: batch[1]).as_numpy_iterator():
-        counts = np.array(_known(labels))
-        known = counts if not examples else known + counts
-        examples += len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
-    return examples, [int(count) for count in known]
-
-
-def _known(labels: Any) -> list[int]:
-    arrays = labels.values() if isinstance(labels, dict) else [labels]
-    counts: list[int] = []
-    for array in arrays:
-        known = ~np.isnan(np.asarray(array, "float64"))
-        counts += np.atleast_1d(known.reshape(len(known), -1).sum(axis=0)).tolist()
-    return counts
+    examples, known = 0, np.zeros(1, int)
+    for labels in batches:
+        arrays = labels.values() if isinstance(labels, dict) else [labels]
+        columns = [np.asarray(each, "float64").reshape(len(each), -1) for each in arrays]
+        there = ~np.isnan(np.hstack(columns))
+        examples, known = examples + len(there), known + there.sum(axis=0)
+    return examples, known.tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -16,20 +17,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasmtl.data.dataset import source_of
-from kerasmtl.training.callbacks import (
-    BestEpoch,
-    LossNotFinite,
-    TrainableGuard,
-    check_loss,
-    check_refusal,
-    check_weights,
-)
+from kerasmtl.data.dataset import permutation, source_of
+from kerasmtl.training.callbacks import BestEpoch, TrainableGuard
 from kerasmtl.training.features import structure_of
 from kerasmtl.training.plans import Stage, as_plan, counted
 from kerasmtl.utils.files import WRITING, atomic_file, file_lock
 
 STATE, LOCK = "state.npz", ".lock"
+SHOWN_ROWS = 5
 # Of the configurations of losses and optimizers: what training, a stage or Keras itself sets.
 CHANGING = ("state", "threshold", "learning_rate", "name")
 
@@ -54,9 +49,9 @@ class Resume(Callback):
     """Make one training of the `fit`s of several stages, which resumes where it was interrupted.
 
     After each epoch it keeps everything that training moves in one file: the model's variables,
-    seeds among them, the optimizer's slots, what the loss remembers, the history, and the state of
-    callbacks that have `state()` and `restore(state)`, dicts of arrays, such as `BestEpoch` and
-    `Checkpoint`. Killed at any moment, the same program resumes after the last finished epoch, and
+    seeds among them, the optimizer's slots, the `variables` of the loss, the history, and the state
+    of callbacks that have `state()` and `restore(state)`, dicts of arrays, such as `BestEpoch`.
+    Killed at any moment, the same program resumes after the last finished epoch, and
     with deterministic operations ends with the same weights, bit for bit. Other callbacks, such as
     `keras.callbacks.EarlyStopping`, begin again where the program does.
 
@@ -117,21 +112,21 @@ class Resume(Callback):
         self._users: keras.callbacks.CallbackList | None = None
         self._saved: Arrays | None = None
         self._source: Any = None
-        self._batches, self._testing = (0, 0), False
+        self._first_batch = 0  # of those that one call of the graph is for
 
     # ------------------------------------------------------------ the loop over stages
 
     def stages(
         self, plan: Any, train: Any = None, validation: Any = None, **settings: Any
     ) -> Iterator[Stage]:
-        """Yield the stages that are left of a plan; what the last one was in the middle of as well.
+        """Yield the stages of a plan that are left, first the one that was interrupted.
 
         Args:
             plan: a Plan, a list of stages or a plan's name.
             train, validation: the data, to know whether it has changed since the interruption, and
                 in which order the next epoch comes: both are known of what `kt.make_dataset`
                 returns.
-            settings: what else has to be the same to go on, as values that JSON knows.
+            settings: what else must be the same for a run to be resumed, as JSON values.
 
         Raises:
             ValueError: the plan has a stage that the model has no layers for, or patience without
@@ -192,9 +187,12 @@ class Resume(Callback):
         if self._users is not None:
             return
         self._users = keras.callbacks.CallbackList(
-            [*self.callbacks, self.history], model=self.whole, epochs=self.plan.epochs,
-            steps=(self.params or {}).get("steps"), verbose=0,
-        )  # fmt: skip
+            [*self.callbacks, self.history, self._guard],
+            model=self.whole,
+            epochs=self.plan.epochs,
+            steps=(self.params or {}).get("steps"),
+            verbose=0,
+        )
         self._users.on_train_begin()
         if self._saved is not None:
             self._restore()
@@ -206,10 +204,9 @@ class Resume(Callback):
         with self.model.distribute_strategy.scope():
             optimizer.build(self.whole.trainable_variables)
         self.whole.stop_training = False
-        self._guard.set_model(self.whole)
-        first = self._users is None
+        self._guard.set_model(self.whole)  # as this stage trains it
         self._begin_users()
-        if first and self._saved is not None:
+        if self._saved is not None:
             self._assign(optimizer.variables, "optimizer")
             self._assign(variables_of(self.model.loss), "loss")
             self._saved = None
@@ -225,31 +222,26 @@ class Resume(Callback):
                 f"{stage.learning_rate:g}.",
                 flush=True,
             )
-        self._guard.check()
         self._moved = self.model.variables
         self._good = _values(self._moved)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        self._batches = (0, 0)
         if self._source is not None and self._source.epoch is not None:
             self._source.epoch.assign(epoch)  # which decides the order of the rows
         self._users.on_epoch_begin(epoch, logs)
-        self._guard.check()
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
-        self._batches = (batch, batch + self.model.steps_per_execution - 1)
+        self._first_batch = batch
         self._users.on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        self._batches = (self._batches[0], batch)
-        with self._last_good():
-            check_loss(logs, self.epoch, self._batches, self._source)
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            self._diverged(f"the loss is {loss}", self._first_batch, batch)
         self._users.on_train_batch_end(batch, logs)
-        self._guard.on_train_batch_end(batch)
         self.model.stop_training |= self.whole.stop_training
 
     def on_test_begin(self, logs: Logs = None) -> None:
-        self._testing = True
         self._users.on_test_begin(logs)
 
     def on_test_batch_begin(self, batch: int, logs: Logs = None) -> None:
@@ -259,18 +251,16 @@ class Resume(Callback):
         self._users.on_test_batch_end(batch, logs)
 
     def on_test_end(self, logs: Logs = None) -> None:
-        self._testing = False
         self._users.on_test_end(logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         values = _values(self._moved)
-        with self._last_good():
-            check_weights(values, epoch, self._batches[1])
+        if any(v.dtype.kind == "f" and not np.isfinite(v).all() for v in values):
+            # Of any batch: a loss stays finite that does not depend on the weight.
+            self._diverged("weights are no longer finite")
         self._good = values
-        self._guard.check()
         self._users.on_epoch_end(epoch, logs)
-        self._guard.check()
-        early = [each.monitor.name for each in self._best if each.out_of_patience]
+        early = [each.monitor for each in self._best if each.out_of_patience]
         self.progress.epoch = epoch + 1
         self.progress.stopped = bool(self.whole.stop_training) and not early
         self.model.stop_training |= self.whole.stop_training
@@ -290,26 +280,30 @@ class Resume(Callback):
             if isinstance(callback, keras.callbacks.SwapEMAWeights):
                 callback.on_epoch_begin(self.epoch)
 
-    @contextlib.contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Around `fit`: say epoch, batch and rows where the loss refuses labels or predictions."""
-        try:
-            yield
-        except Exception as error:
-            if not self._testing:
-                with self._last_good():
-                    check_refusal(error, self.epoch, self._batches, self._source)
-            raise
+    def _diverged(self, what: str, first: int = 0, last: int | None = None) -> None:
+        """Put the weights of the last good epoch back, and raise FloatingPointError.
 
-    @contextlib.contextmanager
-    def _last_good(self) -> Iterator[None]:
-        """Put the weights of the end of the last epoch back if the loss is not finite."""
-        try:
-            yield
-        except LossNotFinite:
-            for variable, value in zip(self._moved, self._good, strict=True):
-                variable.assign(value)
-            raise
+        Args:
+            what: has happened.
+            first, last: the batches of the epoch among which it was; by default it may be any.
+        """
+        for variable, value in zip(self._moved, self._good, strict=True):
+            variable.assign(value)
+        where, rows = f"epoch {self.epoch + 1}", []
+        if last is not None:
+            where += (
+                f", batch {last + 1}" if first == last else f", batches {first + 1} to {last + 1}"
+            )
+        if first == last and self._source is not None and self._source.deterministic:
+            rows = _rows_of(self._source, self.epoch, first)
+            shown = "; ".join(rows[:SHOWN_ROWS]) + ("; …" if len(rows) > SHOWN_ROWS else "")
+            where += f", which has {len(rows)} rows: {shown}"
+        raise FloatingPointError(
+            f"`train` cannot be trained on: {what} in {where}. Expected finite inputs, labels and "
+            "predictions that the loss takes (with jit_compile=False it says what is wrong with "
+            "them), and a learning rate that is not too high. The model has the weights of the end "
+            "of the last good epoch."
+        )
 
     # ------------------------------------------------------------ the state on disk
 
@@ -450,25 +444,19 @@ def _values(variables: Sequence[Any]) -> list[np.ndarray]:
     return [np.array(variable.numpy()) for variable in variables]
 
 
+def _rows_of(source: Any, epoch: int, batch: int) -> list[str]:
+    """Return where the rows of a batch come from."""
+    places = np.arange(source.count)
+    if source.training:
+        places = permutation(source.count, source.seed, epoch).numpy()
+    first = batch * source.batch_size
+    return [source.where(int(place)) for place in places[first : first + source.batch_size]]
+
+
 def variables_of(loss: Any) -> list[keras.Variable]:
     """Return what a loss, or a structure of losses, remembers: balancers' state, thresholds."""
-    found: dict[int, keras.Variable] = {}
-    seen: set[int] = set()
-    waiting = [loss]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, keras.Variable):
-            found[id(value)] = value
-        elif isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list | tuple):
-            waiting += value
-        elif hasattr(value, "get_config") and not isinstance(value, type | keras.layers.Layer):
-            waiting += vars(value).values()  # a loss, or a part of one
-    return list(found.values())
+    losses = {id(each): each for each in keras.tree.flatten(loss)}.values()
+    return [variable for each in losses for variable in getattr(each, "variables", [])]
 
 
 # ---------------------------------------------------------------- what has to be the same

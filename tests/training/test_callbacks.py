@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kerasmtl as kt
-from kerasmtl.training.callbacks import Monitor, direction
+from kerasmtl.training.callbacks import default_monitor, direction
 
 BestEpoch, Checkpoint = kt.callbacks.BestEpoch, kt.callbacks.Checkpoint
 NAN = float("nan")
@@ -109,9 +109,7 @@ def test_a_state_goes_on():
     ],
 )
 def test_the_monitor_by_default(names, chosen):
-    monitor = Monitor(None)
-    monitor.rank(dict.fromkeys(names, 0.5))
-    assert monitor.name == chosen
+    assert default_monitor(dict.fromkeys(names, 0.5)) == chosen
 
 
 def test_directions_of_metrics():
@@ -119,7 +117,7 @@ def test_directions_of_metrics():
     assert direction("val_loss") == "min" and direction("val_mine") is None
     for wrong in ("val_mine", ("val_mine", "up"), 3):
         with pytest.raises(ValueError, match="`monitor`"):
-            Monitor(wrong)
+            BestEpoch(wrong)
     with pytest.raises(ValueError, match="`monitor`.*'val_loss'"):
         fit(network(), BestEpoch("val_loss"))
 
@@ -165,29 +163,9 @@ def test_ctrl_c_while_writing_takes_effect_after_it(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
 
 
-@pytest.mark.parametrize(
-    "mode, scores, written",
-    [
-        ("max", [0.5, 0.4, 0.6, 0.6], [True, False, True, False]),
-        ("min", [0.5, 0.4, 0.6, 0.3], [True, True, False, True]),
-        ("max", [NAN, NAN, 0.1], [True, False, True]),
-    ],
-)
-def test_with_a_monitor_it_writes_only_what_improves(tmp_path, mode, scores, written):
-    checkpoint = Checkpoint(tmp_path / "model.keras", monitor="val_auc", mode=mode)
-    checkpoint.set_model(network())
-    for epoch, (score, expected) in enumerate(zip(scores, written, strict=True)):
-        (tmp_path / "model.keras").unlink(missing_ok=True)
-        checkpoint.on_epoch_end(epoch, {"val_auc": score})
-        assert (tmp_path / "model.keras").exists() == expected
-
-
-def test_wrong_checkpoints_are_named(tmp_path):
-    for name, arguments in (("path", ("m.h5",)), ("mode", ("m.keras", "val_auc", "auto"))):
-        with pytest.raises(ValueError, match=f"`{name}`"):
-            Checkpoint(*arguments)
-    with pytest.raises(ValueError, match=r"`monitor`.*\['loss'\]"):
-        Checkpoint(tmp_path / "m.keras", "val_auk").on_epoch_end(0, {"loss": 1.0})
+def test_a_wrong_checkpoint_is_named():
+    with pytest.raises(ValueError, match="`path`"):
+        Checkpoint("m.h5")
 
 
 # ---------------------------------------------------------------- what is trained

@@ -6,9 +6,9 @@ import pytest
 
 import kerasmtl as kt
 from kerasmtl.training.features import (
-    nodes_of,
     check_code,
     features_sha256,
+    nodes_of,
     randomness,
     split_model,
     structure_of,

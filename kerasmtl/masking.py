@@ -46,7 +46,7 @@ def check_missing(missing: Any, binary: bool = False) -> float | None:
     """Return a code for missing as a float, or None.
 
     Raises:
-        ValueError: `missing` is not a number, or, with `binary`, lies in [0, 1] like a label.
+        ValueError: `missing` is not a number, or, with `binary`, is in [0, 1] like a label.
     """
     if missing is None:
         return None

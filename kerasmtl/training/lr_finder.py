@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,10 @@ def find_learning_rate(
     check_count("steps", steps, 2)
     check_number("smoothing", smoothing, 0.0, 1.0, open_high=True)
     rates = np.geomspace(low, high, steps)
-    losses: list[float] = []
-    smoothed: list[float] = []
+    loss, losses, smoothed = None, [], []
     with _undone(model, data, low) as optimizer:
-        for rate, batch in zip(rates, _endless(data), strict=False):
+        batches = chain.from_iterable(repeat(data, steps))  # gone through as often as needed
+        for rate, batch in zip(rates, batches, strict=False):
             optimizer.learning_rate = float(rate)
             x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
             logs = model.train_on_batch(x, y, sample_weight=weight, return_dict=True)
@@ -156,19 +157,13 @@ def find_learning_rate(
             if smoothed[-1] > EXPLOSION * min(smoothed):
                 break
     if not losses:
-        raise ValueError(f"`data` must give a finite loss before any update, got {loss}")
+        raise ValueError(
+            "`data` must have batches (x, y), and a finite loss before any update, got "
+            + ("no batch" if loss is None else str(loss))
+        )
     lowest = int(np.argmin(smoothed))
     suggestion = float(rates[lowest] / BELOW_LOWEST) if lowest > 0 else None
     return LearningRateCurve(rates[: len(losses)], np.array(losses), np.array(smoothed), suggestion)
-
-
-def _endless(data: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        batch = None
-        for batch in data:
-            yield batch
-        if batch is None:
-            raise ValueError("`data` must have batches (x, y), got none")
 
 
 @contextmanager

@@ -106,7 +106,7 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        # As Keras' own optimizers do: a traced step would go on with the schedule it has seen.
+        # As Keras' own optimizers do: a traced step would keep the schedule it has seen.
         if self._schedule is not None or isinstance(value, Schedule):
             raise TypeError(
                 f"`learning_rate` must be a number, and set where no schedule is, got {value!r}. "

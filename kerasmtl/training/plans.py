@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -46,7 +45,6 @@ class Stage:
         learning_rate: of the head, and of the backbone if `backbone_decay` is 1.
         patience: stop the stage after that many epochs in which `kt.callbacks.BestEpoch` has seen
             nothing better; None never stops it.
-        match: with "all", only groups that match, as in `kt.unfreeze(match=…)`.
         normalization: train batch normalization as well, as in `kt.unfreeze`.
         backbone_decay: the update of the group nearest the head is multiplied by it, that of the
             next by its square, and so on towards the input (`kt.optimizers.LayerwiseDecay`).
@@ -72,7 +70,6 @@ class Stage:
     epochs: int
     learning_rate: float
     patience: int | None = None
-    match: str | None = None
     normalization: bool = False
     backbone_decay: float = 1.0
     warmup: float = 0.0
@@ -89,18 +86,12 @@ class Stage:
         check_number("learning_rate", self.learning_rate, 0.0, open_low=True)
         if self.patience is not None:
             check_count("patience", self.patience)
-        if self.match is not None:
-            _check_match(self.match)
-            if self.train != "all":
-                raise ValueError(f"`match` must go with train='all', got train={self.train!r}")
         check_number("backbone_decay", self.backbone_decay, 0.0, 1.0, open_low=True)
         check_number("warmup", self.warmup, 0.0, self.epochs)
         check_choice("schedule", self.schedule, SCHEDULES)
 
     def __str__(self) -> str:
         """What the stage trains, in words."""
-        if self.match is not None:
-            return f"what matches {self.match!r}"
         if isinstance(self.train, str):
             return {"head": "the head", "all": "everything"}[self.train]
         if isinstance(self.train, float):
@@ -116,10 +107,10 @@ class Stage:
         if self.train == "head":
             backbone_layers(model)  # raises if there is none to freeze
             freeze(model)
-        elif self.train != "all" or self.match is not None or backbones_in(model):
+        elif self.train != "all" or backbones_in(model):
             backbone_layers(model)
-            last = None if self.train == "all" else self.train
-            unfreeze(model, last, self.match, self.normalization)  # type: ignore[arg-type]
+            last = None if isinstance(self.train, str) else self.train
+            unfreeze(model, last, normalization=self.normalization)
         if not model.trainable_variables:
             raise ValueError(
                 f"`plan` must have stages that train something, got {self!r}, for which the model "
@@ -222,16 +213,6 @@ def compile_like(
     for key in ("metrics", "weighted_metrics"):
         config[key] = keras.saving.deserialize_keras_object(config[key])
     target.compile(**{**config, "optimizer": optimizer, "loss": model.loss, **changes})
-
-
-def _check_match(match: Any) -> None:
-    try:
-        re.compile(match)
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"`match` must be a regular expression, got {match!r} ({error}). For this very text: "
-            f"match={re.escape(str(match))!r}"
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,12 @@ class Resume(Callback):
         verbose: bool = True,
     ) -> None:
         super().__init__()
-        self.directory = None if directory is None else _folder(directory)
+        self.directory = None if directory is None else Path(directory)
         self.whole, self.callbacks, self.verbose = model, list(callbacks), verbose
         self.history = keras.callbacks.History()
         self.progress = Progress()
         self._guard = TrainableGuard()
+        self._best = next((each for each in self.callbacks if isinstance(each, BestEpoch)), None)
         self._users: keras.callbacks.CallbackList | None = None
         self._saved: Arrays | None = None
         self._source: Any = None
@@ -133,7 +134,7 @@ class Resume(Callback):
                 a `BestEpoch`; or the directory holds a run of other settings or data, or is in use.
         """
         self.plan = as_plan(plan)
-        if not self._best and any(stage.patience is not None for stage in self.plan):
+        if self._best is None and any(stage.patience is not None for stage in self.plan):
             raise ValueError("`callbacks` must have a kt.callbacks.BestEpoch() for patience.")
         for stage in self.plan:  # before anything is trained
             stage.prepare(self.whole)
@@ -147,12 +148,11 @@ class Resume(Callback):
                 progress = self.progress
             if progress.finished:
                 self._restore()
-                for callback in self._best:
-                    callback.on_train_end()
+                if self._best is not None:
+                    self._best.on_train_end()
             while not progress.finished:
-                if progress.epoch == progress.began:  # also of a run that is not resumed here
-                    for callback in self._best:
-                        callback.begin_stage(self._stage.patience)
+                if self._best is not None and progress.epoch == progress.began:
+                    self._best.begin_stage(self._stage.patience)
                 yield self._stage
                 if progress.stopped or progress.stage == len(self.plan) - 1:
                     self._begin_users()
@@ -164,10 +164,6 @@ class Resume(Callback):
         self.whole.history = self.history
 
     @property
-    def _best(self) -> list[BestEpoch]:
-        return [each for each in self.callbacks if isinstance(each, BestEpoch)]
-
-    @property
     def epoch(self) -> int:
         """Epochs that are finished, over all stages."""
         return self.progress.epoch
@@ -175,12 +171,20 @@ class Resume(Callback):
     @property
     def until(self) -> int:
         """The epoch at which the stage ends, over all stages."""
-        over = self.progress.stopped or any(each.out_of_patience for each in self._best)
+        over = self.progress.stopped or self._is_out_of_patience
         return self.epoch if over else self.progress.began + self._stage.epochs
+
+    @property
+    def _is_out_of_patience(self) -> bool:
+        return self._best is not None and self._best.out_of_patience
 
     @property
     def _stage(self) -> Stage:
         return self.plan[self.progress.stage]
+
+    def _say(self, text: str) -> None:
+        if self.verbose:
+            print(text, flush=True)
 
     def _begin_users(self) -> None:
         """Begin the training of the callbacks, once in each process."""
@@ -210,18 +214,13 @@ class Resume(Callback):
             self._assign(optimizer.variables, "optimizer")
             self._assign(variables_of(self.model.loss), "loss")
             self._saved = None
-        if self.verbose:
-            trained, whole = (
-                sum(int(np.prod(weight.shape)) for weight in weights)
-                for weights in (self.whole.trainable_weights, self.whole.weights)
-            )
-            stage = self._stage
-            print(
-                f"Stage {self.progress.stage + 1} of {len(self.plan)}: {stage} ({trained:,} of "
-                f"{whole:,} weights), up to {counted(stage.epochs, 'epoch')}, learning rate "
-                f"{stage.learning_rate:g}.",
-                flush=True,
-            )
+        stage, model = self._stage, self.whole
+        trained = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+        self._say(
+            f"Stage {self.progress.stage + 1} of {len(self.plan)}: {stage} ({trained:,} of "
+            f"{model.count_params():,} weights), up to {counted(stage.epochs, 'epoch')}, learning "
+            f"rate {stage.learning_rate:g}."
+        )
         self._moved = self.model.variables
         self._good = _values(self._moved)
 
@@ -260,18 +259,17 @@ class Resume(Callback):
             self._diverged("weights are no longer finite")
         self._good = values
         self._users.on_epoch_end(epoch, logs)
-        early = [each.monitor for each in self._best if each.out_of_patience]
         self.progress.epoch = epoch + 1
-        self.progress.stopped = bool(self.whole.stop_training) and not early
+        self.progress.stopped = bool(self.whole.stop_training) and not self._is_out_of_patience
         self.model.stop_training |= self.whole.stop_training
         self._save()
-        if self.verbose and self.progress.stopped:
-            print(f"Stopped after epoch {self.epoch}: a callback asked for it.", flush=True)
-        elif self.verbose and early and self.epoch < self.progress.began + self._stage.epochs:
-            print(
-                f"Stage {self.progress.stage + 1} ends early, after epoch {self.epoch}: {early[0]} "
-                f"has not improved for {counted(self._stage.patience, 'epoch')}.",
-                flush=True,
+        if self.progress.stopped:
+            self._say(f"Stopped after epoch {self.epoch}: a callback asked for it.")
+        elif self._is_out_of_patience and self.epoch < self.progress.began + self._stage.epochs:
+            self._say(
+                f"Stage {self.progress.stage + 1} ends early, after epoch {self.epoch}: "
+                f"{self._best.monitor} has not improved for "
+                f"{counted(self._stage.patience, 'epoch')}."
             )
 
     def on_train_end(self, logs: Logs = None) -> None:
@@ -289,15 +287,14 @@ class Resume(Callback):
         """
         for variable, value in zip(self._moved, self._good, strict=True):
             variable.assign(value)
-        where, rows = f"epoch {self.epoch + 1}", []
+        where = f"epoch {self.epoch + 1}"
         if last is not None:
             where += (
-                f", batch {last + 1}" if first == last else f", batches {first + 1} to {last + 1}"
+                f", batches {first + 1} to {last + 1}" if first < last else f", batch {last + 1}"
             )
         if first == last and self._source is not None and self._source.deterministic:
             rows = _rows_of(self._source, self.epoch, first)
-            shown = "; ".join(rows[:SHOWN_ROWS]) + ("; …" if len(rows) > SHOWN_ROWS else "")
-            where += f", which has {len(rows)} rows: {shown}"
+            where += f", which has {len(rows)} rows: {'; '.join(rows[:SHOWN_ROWS])}"
         raise FloatingPointError(
             f"`train` cannot be trained on: {what} in {where}. Expected finite inputs, labels and "
             "predictions that the loss takes (with jit_compile=False it says what is wrong with "
@@ -311,20 +308,18 @@ class Resume(Callback):
         if self.directory is None:
             return
         self.progress.history = self.history.history
-        kept = {
-            "model": _values(self.whole.variables),
-            "optimizer": _values(self.whole.optimizer.variables),
-            "loss": _values(variables_of(self.whole.loss)),
-        }
-        parts = {part: dict(enumerate(values)) for part, values in kept.items()}
-        parts |= {name: callback.state() for name, callback in self._with_state()}
+        parts: dict[str, Arrays] = {name: callback.state() for name, callback in self._with_state()}
+        model = self.whole
+        for name, variables in {
+            "model": model.variables,
+            "optimizer": model.optimizer.variables,
+            "loss": variables_of(model.loss),
+        }.items():
+            parts[name] = {str(i): value for i, value in enumerate(_values(variables))}
         texts = {"settings": self._settings, "progress": asdict(self.progress)}
         arrays = {name: np.array(json.dumps(v, default=float)) for name, v in texts.items()}
         for part, values in parts.items():
-            for key, value in values.items():
-                # NumPy's files know no bfloat16; each of its numbers is one of float32.
-                plain = value.astype("float32") if value.dtype.kind == "V" else value
-                arrays[f"{part}/{key}"] = plain
+            arrays |= {f"{part}/{key}": value for key, value in values.items()}
         with atomic_file(self.directory / STATE) as written, written.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -349,13 +344,12 @@ class Resume(Callback):
                 f"{str(self.directory)!r}. Changed: {'; '.join(changed)}. {self._again}"
             )
         for name, callback in self._with_state():
-            if isinstance(callback, BestEpoch):  # `until` needs its patience
+            if callback is self._best:  # `until` needs its patience
                 callback.restore(self._part(name))
-        if self.verbose and self.progress.epoch and not self.progress.finished:
-            print(
-                f"Resuming after epoch {self.progress.epoch} of {self.plan.epochs}, kept in "
-                f"{self.directory}.",
-                flush=True,
+        if self.epoch and not self.progress.finished:
+            self._say(
+                f"Resuming after epoch {self.epoch} of {self.plan.epochs}, kept in "
+                f"{self.directory}."
             )
 
     @property
@@ -378,9 +372,8 @@ class Resume(Callback):
 
     def _with_state(self) -> list[tuple[str, Any]]:
         """List the callbacks that can be kept, under names that others do not change."""
-        kept = [c for c in self.callbacks if all(hasattr(c, name) for name in ("state", "restore"))]
-        kinds = [type(callback).__name__ for callback in kept]
-        return [(f"{kinds[i]} {kinds[:i].count(kinds[i])}", c) for i, c in enumerate(kept)]
+        kept = [each for each in self.callbacks if hasattr(each, "restore")]
+        return [(f"{type(each).__name__} {place}", each) for place, each in enumerate(kept)]
 
     def _assign(self, variables: Sequence[Any], part: str) -> None:
         for number, variable in enumerate(variables):
@@ -408,7 +401,7 @@ def reset_run(directory: str | os.PathLike[str]) -> None:
     """
     path = Path(directory)
     if path.exists():
-        with _held(_folder(path)):
+        with _held(path):
             (path / STATE).unlink(missing_ok=True)
             for left in path.glob(f"{WRITING}*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -420,28 +413,24 @@ def reset_run(directory: str | os.PathLike[str]) -> None:
 def _held(path: Path | None) -> Iterator[None]:
     """Keep other runs out of a folder."""
     with contextlib.ExitStack() as stack:
-        if path is not None:
-            path.mkdir(parents=True, exist_ok=True)
-            try:
+        try:
+            if path is not None:
+                path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(file_lock(path / LOCK, wait=False))
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"`directory` must be of one run at a time, got {str(path)!r}, in which "
-                    "another run is under way. Wait for it, or pass "
-                    f"directory={str(path) + '-2'!r}."
-                ) from error
+        except (BlockingIOError, FileExistsError) as error:
+            raise ValueError(
+                f"`directory` must be a folder of one run at a time, got {str(path)!r}, which is a "
+                "file, or in which another run is under way. Wait for it, or pass "
+                f"directory={str(path) + '-2'!r}."
+            ) from error
         yield
 
 
-def _folder(path: str | os.PathLike[str]) -> Path:
-    if Path(path).exists() and not Path(path).is_dir():
-        raise ValueError(f"`directory` must be a folder, got the file {str(path)!r}")
-    return Path(path)
-
-
 def _values(variables: Sequence[Any]) -> list[np.ndarray]:
-    # Copied: TensorFlow may hand out the memory of the variable itself.
-    return [np.array(variable.numpy()) for variable in variables]
+    # Copied: TensorFlow may hand out the memory of the variable itself. NumPy's files know no
+    # bfloat16; each of its numbers is one of float32.
+    values = [np.array(variable.numpy()) for variable in variables]
+    return [value.astype("float32") if value.dtype.kind == "V" else value for value in values]
 
 
 def _rows_of(source: Any, epoch: int, batch: int) -> list[str]:
@@ -465,11 +454,14 @@ def variables_of(loss: Any) -> list[keras.Variable]:
 def _settings_of(model: keras.Model, plan: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run by name, as values that JSON knows."""
     shapes = [(list(v.shape), str(v.dtype)) for v in model.variables]
-    found = {f"stage {number}": repr(stage) for number, stage in enumerate(plan, start=1)}
-    found["model"] = _sha256(json.dumps([structure_of(model), shapes], sort_keys=True).encode())
-    for name, each in data.items():
-        found |= {f"{name}: {key}": value for key, value in _data_settings(each).items()}
-    return found
+    about = json.dumps([structure_of(model), shapes], sort_keys=True)
+    stages = {f"stage {number}": repr(stage) for number, stage in enumerate(plan, start=1)}
+    sets = {
+        f"{name}: {key}": value
+        for name, each in data.items()
+        for key, value in _data_settings(each).items()
+    }
+    return {**stages, "model": hashlib.sha256(about.encode()).hexdigest(), **sets}
 
 
 def _data_settings(data: Any) -> dict[str, Any]:
@@ -479,21 +471,17 @@ def _data_settings(data: Any) -> dict[str, Any]:
         # Nothing but its form can be seen without reading all of it.
         return {"data": f"{type(data).__name__} of {getattr(data, 'element_spec', None)}"}
     labels = source.labels if isinstance(source.labels, dict) else {"": source.labels}
-    known = [
-        name.encode() + np.asarray(labels[name], "float32").tobytes() for name in sorted(labels)
-    ]
+    digest = hashlib.sha256()
+    for name in sorted(labels):
+        digest.update(name.encode() + np.asarray(labels[name], "float32").tobytes())
     return {
         "rows": source.count,
         "content": source.content_sha256(),
-        "labels": _sha256(b"".join(known)),
+        "labels": digest.hexdigest(),
         "batch_size": source.batch_size,
         "seed": source.seed,
         "augmentation": source.random,
     }
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def configuration(thing: Any) -> str:

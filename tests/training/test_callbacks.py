@@ -84,7 +84,7 @@ def test_without_validation_data_the_last_epoch_stays(capsys):
     assert "weights of the last epoch, 2" in capsys.readouterr().out
 
 
-def test_a_state_goes_on():
+def test_a_state_is_continued():
     model, callback = network(), BestEpoch()
     fit(model, Scores([0.5, 0.9]), callback, epochs=2)
     best = model.get_weights()

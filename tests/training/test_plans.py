@@ -82,8 +82,6 @@ def test_wrong_plans_are_named(call, name):
         {"learning_rate": -1.0},
         {"learning_rate": float("nan")},
         {"patience": 0},
-        {"match": "x"},
-        {"match": "(", "train": "all"},
         {"backbone_decay": 1.1},
         {"warmup": 3.0},
         {"schedule": "step"},

@@ -113,7 +113,7 @@ results["optimizers"] = [
     )
 ]
 
-# ---------------------------------------------------------------- stages, and going on
+# ---------------------------------------------------------------- stages, and resuming
 
 x = rng.random((16, 8, 8, 3), dtype="float32")
 y = rng.choice([0.0, 1.0, np.nan], (16, 2)).astype("float32")

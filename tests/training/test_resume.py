@@ -292,7 +292,7 @@ def test_other_data_is_refused_by_name(begun, change, names):
 
 
 # ---------------------------------------------------------------- kill -9: a stage on features
-# that are kept and one on images; benchmarks/resume.py does it oftener.
+# that are kept and one on images; benchmarks/resume.py does it more often.
 
 PROGRAM = """
 import sys

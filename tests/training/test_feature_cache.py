@@ -142,7 +142,7 @@ def test_several_features_of_several_types(data, folder):
     model = keras.Model(inputs, L.Dense(2)(trained))
     found = cached(model, data, folder)
     assert set(found.element_spec[0]) == {"features_0", "features_1", "features_2"}
-    assert found.element_spec[0]["features_1"] == tf.TensorSpec((None, 2, 2), "bfloat16")
+    assert tf.TensorSpec((None, 2, 2), "bfloat16") in found.element_spec[0].values()
     same_batches(model, data, found)
     head = split_model(model)[1]
     head.compile("sgd", kt.losses.MaskedBinaryCrossentropy(from_logits=True))

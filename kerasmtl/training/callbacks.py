@@ -1,4 +1,4 @@
-"""Callbacks for `model.fit`: checkpoints, the best epoch, guards, and a line per epoch."""
+"""Callbacks for `model.fit`: checkpoints, the best epoch, and a guard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -325,18 +324,3 @@ _STAGES = (
     "Keras fixes what is trained when it compiles: use stages instead, such as "
     "kt.fine_tune(plan=[kt.plans.Stage('head', …), kt.plans.Stage('all', …)])."
 )
-
-
-class EpochLines(keras.callbacks.Callback):
-    """Print one line per finished epoch: its number, its seconds, its metrics.
-
-    For logs and pipes, where Keras' own bar fills the file; pass `verbose=0` to `fit` beside it.
-    """
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        self._began = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        seconds = time.monotonic() - self._began
-        values = "  ".join(f"{name} {float(value):.4g}" for name, value in (logs or {}).items())
-        print(f"Epoch {epoch + 1}/{self.params['epochs']}  {seconds:.1f} s  {values}", flush=True)

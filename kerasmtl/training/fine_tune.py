@@ -13,7 +13,7 @@ import tensorflow as tf
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.losses import MaskedBinaryCrossentropy
 from kerasmtl.metrics import MaskedAUC, MaskedBinaryAccuracy
-from kerasmtl.training.callbacks import BestEpoch, EpochLines
+from kerasmtl.training.callbacks import BestEpoch
 from kerasmtl.training.plans import PATIENCE, Cache, Plan, Stage, as_plan, compile_like, plan_for
 from kerasmtl.training.resume import Resume, configuration
 
@@ -111,10 +111,8 @@ def fine_tune(
         "monitor": monitor,
         "cache": cache,
     }
-    told = any(isinstance(each, EpochLines) for each in callbacks)
-    lines = [EpochLines()] if verbose == 2 and not told else []
     best = BestEpoch(monitor, verbose=bool(verbose))
-    resume = Resume(directory, model, [*callbacks, *lines, best], verbose=bool(verbose))
+    resume = Resume(directory, model, [*callbacks, best], verbose=bool(verbose))
     for stage in resume.stages(stages, train, validation, **settings):
         stage.prepare(model)
         compile_like(model, model, stage.optimizer(model, steps, like=given))
@@ -126,7 +124,7 @@ def fine_tune(
             epochs=resume.until,
             callbacks=[resume],
             shuffle=False,  # a tf.data.Dataset shuffles itself, and Keras warns of True
-            verbose=int(verbose == 1),
+            verbose=verbose,
         )
     return resume.history
 
@@ -148,11 +146,6 @@ def _check_model(model: Any) -> None:
         raise ValueError(
             "`model` must be a keras.Model with weights, as kt.build_model(…) or kt.load_model(…) "
             f"returns it, got {model!r}. Call another one on a batch first."
-        )
-    if model.compiled and model.optimizer is None:
-        raise ValueError(
-            "`model` must be compiled with an optimizer, as in model.compile('adam', "
-            "loss=kt.losses.for_tasks(tasks)), got None"
         )
     if not model.compiled and len(getattr(model, "outputs", None) or [0]) > 1:
         raise ValueError(

@@ -74,19 +74,18 @@ class Run:
 
     @property
     def verbose(self) -> int:
-        """For `fit`: 1, a bar per epoch, on a terminal; else 0, and `callbacks` print lines."""
-        return int(sys.stdout.isatty())
+        """For `fit`: 1, a bar per epoch, on a terminal; else 2, a line."""
+        return 1 if sys.stdout.isatty() else 2
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """Return what keeps each finished epoch: the model, a line in history.csv, the metrics."""
-        from kerasmtl.training.callbacks import Checkpoint, EpochLines
+        from kerasmtl.training.callbacks import Checkpoint
         from kerasmtl.training.tracking import HistoryFile, trackers
 
         return [
             Checkpoint(self.checkpoint),
             HistoryFile(self.folder / HISTORY),
             *trackers(self.tracking, self.folder),
-            *([] if self.verbose else [EpochLines()]),
         ]
 
     def finish(self, report: Report, decisions: Mapping[str, Decision] | None = None) -> None:

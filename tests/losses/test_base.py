@@ -288,19 +288,10 @@ def test_reductions_and_weights_of_rows_are_those_of_keras():
         np.testing.assert_allclose(ours, (weight * rows).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [4, 5, 1])
-def test_weights_per_label_are_refused_even_if_batch_and_tasks_are_equal(rows):
-    y, p = reference.case(rows=rows, tasks=4)
+def test_weights_per_label_are_refused_even_if_batch_and_tasks_are_equal():
+    y, p = reference.case(rows=4, tasks=4)
     with pytest.raises(ValueError, match="`sample_weight`"):
         kt.losses.MaskedBinaryCrossentropy()(y, p, sample_weight=np.ones_like(p))
-
-
-def test_a_row_without_labels_adds_nothing_but_counts_in_the_mean():
-    y, p = reference.case(rows=8, known=1.0)
-    half = y.copy()
-    half[4:] = NAN
-    loss = kt.losses.MaskedBinaryCrossentropy()
-    np.testing.assert_allclose(loss(half, p), loss(y[:4], p[:4]) / 2, rtol=1e-6)
 
 
 def test_a_constant_of_the_data_set_is_as_large_as_the_mean_of_known_labels():
@@ -380,17 +371,6 @@ def small_data(rows=40, tasks=3):
     return x, reference.case(rows=rows, tasks=tasks, known=0.4)[0]
 
 
-def test_evaluate_does_not_depend_on_the_batches_and_takes_weights_of_rows():
-    model, (x, y) = small_model(), small_data()
-    rows = reference.row_losses(y, model.predict(x, verbose=0))
-    weight = np.random.default_rng(1).random(len(x)).astype("float32")
-    for batch_size in (7, 40):
-        value = model.evaluate(x, y, batch_size=batch_size, verbose=0)
-        np.testing.assert_allclose(value, rows.mean(), rtol=1e-6)
-    value = model.evaluate(x, y, sample_weight=weight, batch_size=8, verbose=0)
-    np.testing.assert_allclose(value, (weight * rows).mean(), rtol=1e-6)
-
-
 def test_a_step_of_descent_is_that_of_the_formula():
     model, (x, y) = small_model(), small_data()
     kernel, bias = (np.array(weight) for weight in model.get_weights())
@@ -411,25 +391,17 @@ def test_a_task_without_labels_keeps_its_weights_bit_for_bit():
     assert (before[:, [0, 2]] != after[:, [0, 2]]).all()
 
 
-@pytest.mark.parametrize("eagerly", [False, True], ids=["graph", "eager"])
-def test_invalid_values_end_the_training_with_what_to_do(eagerly):
+def test_invalid_values_end_the_training_with_what_to_do():
     x, y = small_data()
     coded = np.where(np.isnan(y), -1, y).astype("int32")
-    options = {"run_eagerly": eagerly, "jit_compile": False}
-    model = small_model(**options)
+    model = small_model(jit_compile=False)
     for step in (model.fit, model.evaluate):
         with pytest.raises(Refused, match=r"(?s)`y_true` must be from 0 to 1.*missing=-1"):
             step(x, coded, verbose=0)
     loss = kt.losses.MaskedBinaryCrossentropy(missing=-1)
-    small_model(loss=loss, **options).fit(x, coded, verbose=0)
+    small_model(loss=loss).fit(x, coded, verbose=0)
     with pytest.raises(Refused, match=r"(?s)`y_pred` must be probabilities.*from_logits=True"):
-        small_model(None, **options).fit(5 * x, y, verbose=0)
-
-
-def test_divergence_makes_the_loss_nan_and_is_not_blamed_on_the_labels():
-    model, (x, y) = small_model(jit_compile=False), small_data()
-    model.layers[0].bias.assign([NAN] * 3)
-    assert np.isnan(model.fit(x, y, verbose=0).history["loss"][0])
+        small_model(None, jit_compile=False).fit(5 * x, y, verbose=0)
 
 
 def test_a_saved_compiled_model_has_its_loss(tmp_path):

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 import kerasmtl as kt
 from kerasmtl.data.dataset import permutation
-from kerasmtl.training.callbacks import EpochLines
 
 TASKS = ["a", "b"]
 Stage = kt.plans.Stage
@@ -192,21 +191,6 @@ def test_rates_are_those_of_the_stages():
     np.testing.assert_allclose(watch.rates, expected, rtol=1e-5, atol=1e-8)
 
 
-def test_the_first_layers_move_less_by_their_decay():
-    changes = []
-    for decay in (1.0, 0.5):
-        model = model_of(keras.optimizers.SGD(0.1))
-        start = values(model)
-        fine_tune(model, data(4), plan=[Stage("all", 1, 0.1, backbone_decay=decay)])
-        after = values(model)
-        changes.append({p: after[p] - start[p] for p in after if "kernel" in p})
-    plain, decayed = changes
-    factors = {"third": 0.5, "second": 0.25, "first": 0.125, "head": 1.0}
-    for path, change in plain.items():
-        (factor,) = [f for name, f in factors.items() if name in path]
-        np.testing.assert_allclose(decayed[path], factor * change, rtol=1e-3, atol=1e-7)
-
-
 def test_mixed_float16_scales_the_loss_through_all_stages():
     keras.mixed_precision.set_global_policy("mixed_float16")
     try:
@@ -290,44 +274,30 @@ def test_a_callback_that_stops_ends_the_run(moment, capsys):
     assert "Stopped after epoch 1: a callback asked for it." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("action", [kt.freeze, lambda model: model.compile("sgd", "mse")])
-def test_freezing_and_compiling_in_a_stage_raise(action):
-    class Act(keras.callbacks.Callback):
+def test_freezing_in_a_stage_raises():
+    class Freeze(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            action(self.model)
+            kt.freeze(self.model)
 
-    callback = Act()
     with pytest.raises(RuntimeError, match="Stage"):
-        fine_tune(small(), data(), plan=[Stage("all", 3, 1e-3)], callbacks=[callback])
-
-
-def test_a_rate_over_a_schedule_is_refused():
-    class SetRate(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.model.optimizer.learning_rate = 1e-12
-
-    plan = [Stage("all", 3, 1e-2, schedule="cosine", backbone_decay=0.5)]
-    with pytest.raises(TypeError, match="`learning_rate`"):
-        fine_tune(small(), data(), plan=plan, callbacks=[SetRate()])
+        fine_tune(small(), data(), plan=[Stage("all", 3, 1e-3)], callbacks=[Freeze()])
 
 
 # ---------------------------------------------------------------- what it says
 
 
-@pytest.mark.parametrize("callbacks", [[], [EpochLines()]], ids=["by itself", "as given"])
-def test_stages_epochs_and_the_best_one_are_told_in_lines(capsys, callbacks):
+def test_stages_epochs_and_the_best_one_are_told_in_lines(capsys):
     plan = [Stage("head", 2, 0.1), Stage("all", 1, 0.01)]
-    history = fine_tune(small(), data(), data(seed=1), plan, callbacks, verbose=2, cache=False)
+    history = fine_tune(small(), data(), data(seed=1), plan, verbose=2, cache=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Stage 1 of 2: the head (22 of 78 weights), up to 2 epochs")
-    assert lines[3].startswith("Stage 2 of 2: everything (78 of 78 weights), up to 1 epoch,")
-    epochs = [line for line in lines if line.startswith("Epoch")]
-    assert [line.split()[1] for line in epochs] == ["1/3", "2/3", "3/3"]
-    told = [float(re.search(r" val_auc ([\d.]+)", line)[1]) for line in epochs]
+    assert lines[5].startswith("Stage 2 of 2: everything (78 of 78 weights), up to 1 epoch,")
+    assert [lines[number] for number in (1, 3, 6)] == ["Epoch 1/2", "Epoch 2/2", "Epoch 3/3"]
+    told = [float(re.search(r" val_auc: ([\d.]+)", lines[number])[1]) for number in (2, 4, 7)]
     np.testing.assert_allclose(told, history.history["val_auc"], atol=1e-4)
     best = int(np.argmax(history.history["val_auc"])) + 1
     assert lines[-1].startswith(f"Best epoch: {best} of 3, val_auc ")
-    assert len(lines) == 6
+    assert len(lines) == 9
 
 
 def test_auto_says_what_it_chose_and_why_and_why_a_stage_ends(capsys):

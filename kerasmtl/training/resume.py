@@ -319,7 +319,10 @@ class Resume(Callback):
         texts = {"settings": self._settings, "progress": asdict(self.progress)}
         arrays = {name: np.array(json.dumps(v, default=float)) for name, v in texts.items()}
         for part, values in parts.items():
-            arrays |= {f"{part}/{key}": value for key, value in values.items()}
+            for key, value in values.items():
+                # NumPy's files know no bfloat16; each of its numbers is one of float32.
+                plain = value.astype("float32") if value.dtype.kind == "V" else value
+                arrays[f"{part}/{key}"] = plain
         with atomic_file(self.directory / STATE) as written, written.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -427,10 +430,8 @@ def _held(path: Path | None) -> Iterator[None]:
 
 
 def _values(variables: Sequence[Any]) -> list[np.ndarray]:
-    # Copied: TensorFlow may hand out the memory of the variable itself. NumPy's files know no
-    # bfloat16; each of its numbers is one of float32.
-    values = [np.array(variable.numpy()) for variable in variables]
-    return [value.astype("float32") if value.dtype.kind == "V" else value for value in values]
+    # Copied: TensorFlow may hand out the memory of the variable itself.
+    return [np.array(variable.numpy()) for variable in variables]
 
 
 def _rows_of(source: Any, epoch: int, batch: int) -> list[str]:

@@ -182,11 +182,11 @@ def predict(
       kerasmtl predict a.jpg b.jpg
       kerasmtl predict photos --out predictions.parquet
     """
+    absent = [file for file in files if not Path(file).exists()]
+    if len(absent) == len(files):  # said before TensorFlow and the model are loaded
+        _fail([(file, "missing") for file in absent])
     if out is None:
         _refuse(click.get_current_context(), ("resume", "overwrite", "fail_on_bad"))
-        absent = [file for file in files if not Path(file).exists()]
-        if len(absent) == len(files):  # said before TensorFlow and the model are loaded
-            _fail([(file, "missing") for file in absent])
         predictor, source = _open(files, export_, folder, trust, image_column, id_column)
         found = _predict_all(predictor, source, batch_size or predictor.batch_size)
         _show(source.first, predictor, found, json_)

@@ -144,11 +144,9 @@ def client(
       kerasmtl client http://127.0.0.1:8501 --name street photo.jpg
       kerasmtl client http://127.0.0.1:8501/v2/models/heart patients.csv --json
     """
-    from kerasmtl.serving.client import model_url, predict_kserve, predict_tfserving, protocol_of
+    from kerasmtl.serving.client import model_url, predict, protocol_of
 
-    chosen = protocol or protocol_of(url)
-    predict = predict_tfserving if chosen == "tfserving" else predict_kserve
-    target = model_url(url, chosen, name, version)
+    target = model_url(url, protocol or protocol_of(url), name, version)
     names, examples = _examples(target, files, asking)
     rows = predict(target, examples, **asking) if examples else []
     first = "image" if examples is files else "row"

@@ -1,6 +1,6 @@
-"""A small server for exported models: TensorFlow Serving's REST, Open Inference Protocol, a page.
+"""A small server for exported models, its client, and prediction without a server.
 
-Imports run `config, errors <- served_model <- batching <- protocols <- versions, page <- app <-
-server`. `config` and `errors` need neither TensorFlow nor a web server; Starlette and Uvicorn are
-needed by `app`, `middleware` and `server` alone.
+Imports run `config, errors <- served_model <- batching <- protocols <- versions, page <- server`,
+and `predictor <- batch_predict`. `config` and `errors` need neither TensorFlow nor a web server;
+Starlette, Uvicorn and Prometheus' client are needed by `monitoring` and `server` alone.
 """

@@ -1,9 +1,10 @@
 """Predictions for any number of files or rows, into one file.
 
-`predict_to_file` reads its inputs in parts of a fixed size, the shards, and writes the predictions
-for each of them aside and renames them into OUT.parts/. A call that is repeated after an
-interruption skips the shards that are there; at the end they are joined into OUT. Memory does not
-depend on the number of inputs.
+`predict_to_file` reads its inputs in chunks, and writes the predictions for each of them, a shard,
+aside and renames it into OUT.parts/. A shard is named by a hash of the model and of its inputs: a
+call that is repeated after an interruption computes those that are not there, and whatever has
+changed meanwhile. At the end they are joined into OUT. Memory does not depend on the number of
+inputs.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import hashlib
 import json
 import os
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from kerasmtl.data.inputs import Input
 from kerasmtl.data.readers import LabelsFile, file_format, iter_lines, read_npz
 from kerasmtl.export.description import DECISION
 from kerasmtl.serving.predictor import Outputs, Predictor
-from kerasmtl.utils.files import Shards, atomic_file, file_lock, write_text
+from kerasmtl.utils.files import atomic_file, file_lock
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.text import check_columns
-from kerasmtl.utils.tf import graph_fault
+from kerasmtl.utils.tf import error_text
 from kerasmtl.utils.validation import check_count
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -40,8 +40,6 @@ ERRORS = ("name", "line", "reason")
 # What TensorFlow raises for bytes that cannot be decoded.
 _INVALID = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.UnimplementedError)
 
-Columns = Sequence[tuple[str, str]]  # name and NumPy type; "str" for text
-
 
 class InvalidInputError(Exception):
     """An input that cannot be used; the message is the reason."""
@@ -49,7 +47,14 @@ class InvalidInputError(Exception):
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some inputs: names, lines in a file or None, the paths or cells, and the files to look at."""
+    """Some inputs, in their order.
+
+    Attributes:
+        names: what they are called beside their predictions.
+        lines: where they are listed in a file; None if they are files themselves.
+        items: what a source loads: paths, or cells with a row each.
+        files: the files whose size and time tell whether the inputs have changed.
+    """
 
     names: list[str]
     lines: list[int] | None
@@ -60,67 +65,23 @@ class Chunk:
         return len(self.names)
 
 
-class Source(ABC):
-    """Inputs without labels, in files; made by `open_source`.
-
-    Attributes:
-        first: the heading of the names.
-        shard: inputs per shard by default.
-        has_lines: whether inputs have lines in a file.
-    """
-
-    first: str
-    shard: int
-    has_lines: bool
-
-    @abstractmethod
-    def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield all inputs, at most `size` at a time; twice the same for the same files."""
-
-    @abstractmethod
-    def load(self, items: Any) -> np.ndarray:
-        """Return raw inputs, (batch, …); raises InvalidInputError."""
-
-    def reason(self, item: Any, error: Exception) -> str:
-        """Say why an input was refused."""
-        return str(error)
-
-    def measure(self, size: int) -> tuple[int, int, str]:
-        """Count inputs and chunks, and hash names, and sizes and times of files.
-
-        Raises:
-            FileNotFoundError: a file that was given is absent.
-            ValueError: there are no inputs, or a table is malformed or lacks a column.
-        """
-        whole, total, count = hashlib.sha256(), 0, 0
-        for chunk in self.chunks(size):
-            states = [_state(file) for file in chunk.files]
-            whole.update(repr((chunk.names, chunk.lines, chunk.files, states)).encode())
-            total, count = total + len(chunk), count + 1
-        if not total:
-            raise ValueError("`files` must have at least one input, got none")
-        return total, count, whole.hexdigest()
-
-
-def open_source(files: Sequence[str], input: Input) -> Source:
-    """Open files with inputs of a kind.
-
-    Args:
-        files: of a kind with `suffixes`, such files, folders of them, or CSVs that list them; of
-            other kinds, tables with the columns that the input claims.
-        input: what the model takes.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is absent, or does not belong there.
-    """
-    return FileSource(files, input) if input.suffixes else RowSource(files, input)
-
-
-class FileSource(Source):
+class FileSource:
     """Files that are inputs: given themselves, in folders, or listed in a column of CSV files.
 
     Folders are searched with all their subfolders, in order of the names; links are followed. The
     paths in a CSV start from its own folder.
+
+    Args:
+        files: such files, folders of them, or CSVs that list them.
+        input: what the model takes; of a kind with `suffixes`.
+
+    Attributes:
+        first: the heading of the names.
+        shard: inputs per shard by default.
+        has_lines: whether inputs are listed in a file, and so have lines.
+
+    Raises:
+        ValueError: CSV files and others are mixed.
     """
 
     shard = SHARD
@@ -132,38 +93,31 @@ class FileSource(Source):
         if lists and len(lists) < len(files):
             raise ValueError(f"`files` must be all CSV files or none, got {', '.join(files[:5])}")
 
-    def measure(self, size: int) -> tuple[int, int, str]:
-        """See `Source.measure`."""
-        for file in self._files:
-            if not os.path.exists(file):
-                raise FileNotFoundError(f"`files` {file} does not exist.")
-        return super().measure(size)
-
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """See `Source.chunks`."""
+        """Yield all inputs, at most `size` at a time."""
         each = self._each()
         while some := list(islice(each, size)):
             names, lines, paths = map(list, zip(*some, strict=True))
             yield Chunk(names, lines if self.has_lines else None, paths, paths)
 
     def load(self, items: list[str]) -> np.ndarray:
-        """Return what the input makes of paths; raises InvalidInputError."""
+        """Return what the input makes of paths, (batch, …); raises InvalidInputError."""
         for path in items:
-            if not os.path.isfile(path):  # such as a pipe, which would be waited for
+            if not os.path.isfile(path):  # a pipe, for example, would block
                 raise InvalidInputError("not a file" if os.path.exists(path) else "missing")
         try:
             return self._input.load(_absolute(items))
         except OSError as error:
             raise InvalidInputError(f"unreadable ({error.strerror})") from error
 
-    def reason(self, item: str, error: Exception) -> str:
-        """Say what is wrong with a file."""
+    def reason(self, items: list[str], error: Exception) -> str:
+        """Say why the only one of `items` was refused."""
         if isinstance(error, InvalidInputError):
             return str(error)
-        fault = self._input.faults(_absolute([item])).get(0)
-        return fault or (graph_fault(error) or str(error)).partition(". If it is an image")[0]
+        return self._input.faults(_absolute(items)).get(0) or error_text(error)
 
     def _each(self) -> Iterator[tuple[str, int | None, str]]:
+        """Yield name, line and path of each input."""
         for file in self._files:
             if os.path.isdir(file):
                 found = find_files(file, self._input.suffixes)
@@ -180,10 +134,18 @@ class FileSource(Source):
                 yield _printable(file), None, file
 
 
-class RowSource(Source):
+class RowSource:
     """The rows of CSV, Parquet and NPZ files: CSV and Parquet bit by bit, NPZ at once.
 
-    Rows are called by the input's `id_column`, if it has one, or else FILE:LINE.
+    Rows are called by the input's `id_column`, if it has one, or else FILE:LINE. Has the methods
+    and attributes of `FileSource`.
+
+    Args:
+        files: tables with the columns that the input claims.
+        input: what the model takes.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is absent, or ends in another suffix.
     """
 
     has_lines = True
@@ -198,88 +160,94 @@ class RowSource(Source):
             file_format(file)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """See `Source.chunks`; a chunk never has rows of two files."""
+        """Yield all rows, at most `size` at a time, and never of two files together."""
         for file in self._files:
             for frame in self._frames(file, size):
-                lines = [int(line) for line in frame.index]
-                if self._id is None:
-                    names = [f"{file}:{line}" for line in lines]
-                else:
+                lines = frame.index.tolist()
+                names = [f"{file}:{line}" for line in lines]
+                if self._id is not None:
                     names = [str(cell) for cell in frame[self._id]]
                 yield Chunk(names, lines, frame, [str(file)])
 
     def load(self, items: pd.DataFrame) -> np.ndarray:
-        """Return what the input makes of cells; raises InvalidInputError."""
+        """Return what the input makes of cells, (batch, …); raises InvalidInputError."""
         try:
             return self._input.load(self._input.read(LabelsFile(Path("row"), items), {}).values)
         except ValueError as error:
             reason = str(error).rpartition(", got ")[2].partition(" (1 such")[0].rstrip(".")
             raise InvalidInputError(f"invalid: {reason}") from error
 
+    def reason(self, items: pd.DataFrame, error: Exception) -> str:
+        """Say why the only one of `items` was refused."""
+        return error_text(error)
+
     def _frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
         """Yield the needed columns; the index is the line, or the row of files without lines."""
-        kind = file_format(file)
+        kind, needed = file_format(file), self._columns
         if kind == ".csv":
             rows = iter_lines(file)
             _, names = next(rows)
-            check_columns("features", self._columns, names, file)
-            at = [names.index(name) for name in self._columns]
+            check_columns("features", needed, names, file)
             while some := list(islice(rows, size)):
-                cells = [[row[position] for position in at] for _, row in some]
-                lines = [line for line, _ in some]
-                yield pd.DataFrame(cells, columns=self._columns, index=lines, dtype=object)
+                lines, cells = map(list, zip(*some, strict=True))
+                yield pd.DataFrame(cells, lines, names, dtype=object)[needed]
             return
-        if kind == ".parquet":
-            frames = _parquet_frames(file, self._columns, size)
-        else:
-            arrays = read_npz(file, getattr(self._input, "packed_bits", False))
-            whole = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
-            others = {n: arrays.others[n] for n in self._columns if n in arrays.others}
-            whole = whole.assign(**others)
-            check_columns("features", self._columns, whole.columns, file)
-            frames = (whole.iloc[at : at + size] for at in range(0, len(whole), size))
         start = 0
-        for frame in frames:
+        read = self._npz_frames if kind == ".npz" else self._parquet_frames
+        for frame in read(file, size):
             yield frame.set_axis(range(start, start + len(frame)))
             start += len(frame)
 
+    def _npz_frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
+        arrays = read_npz(file, getattr(self._input, "packed_bits", False))
+        whole = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
+        whole = whole.assign(**{n: v for n, v in arrays.others.items() if n in self._columns})
+        check_columns("features", self._columns, whole.columns, file)
+        return (whole.iloc[at : at + size] for at in range(0, len(whole), size))
 
-def _parquet_frames(file: Path, columns: list[str], size: int) -> Iterator[pd.DataFrame]:
-    pyarrow = _pyarrow(file)
-    try:
-        found = pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"`files` {file} must be a Parquet file, got an error: {error}") from None
-    check_columns("features", columns, found.schema_arrow.names, file)
-    for batch in found.iter_batches(batch_size=size, columns=columns):
-        yield batch.to_pandas(ignore_metadata=True)
+    def _parquet_frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
+        pyarrow = _pyarrow(file)
+        try:
+            found = pyarrow.parquet.ParquetFile(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"`files` {file} must be a Parquet file, got: {error}") from None
+        check_columns("features", self._columns, found.schema_arrow.names, file)
+        batches = found.iter_batches(batch_size=size, columns=self._columns)
+        return (batch.to_pandas(ignore_metadata=True) for batch in batches)
 
 
-def _pyarrow(file: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(
-            f"{file} needs pyarrow. Install it: pip install 'kerasmtl[parquet]', or use CSV."
-        ) from error
-    return pyarrow
+Source = FileSource | RowSource
+
+
+def open_source(files: Sequence[str], input: Input) -> Source:
+    """Open inputs without labels, of whatever kind the model takes.
+
+    Args:
+        files: of kinds with `suffixes` as `FileSource` takes them, of others as `RowSource` does.
+        input: what the model takes.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is absent, or of another kind.
+    """
+    return FileSource(files, input) if input.suffixes else RowSource(files, input)
 
 
 def find_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Yield the files in a folder and its subfolders that end in one of `suffixes`, in order.
 
+    Links are followed, but not back to a folder that has been searched.
+
     Raises:
         OSError: a folder cannot be read.
     """
 
-    def fail(error: OSError) -> None:
+    def fail(error: OSError) -> None:  # `os.walk` would leave the folder out
         raise error
 
     seen = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
-        folders[:] = [name for name, path in real.items() if path not in seen]  # links may loop
+        folders[:] = [name for name, path in real.items() if path not in seen]
         seen.update(real.values())
         yield from (os.path.join(root, n) for n in sorted(files) if n.lower().endswith(suffixes))
 
@@ -294,37 +262,33 @@ def _absolute(paths: list[str]) -> np.ndarray:
     return np.array([os.path.abspath(path) for path in paths], dtype=object)
 
 
-def _state(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a name with a null byte
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
 def predict_chunk(
     predictor: Predictor, source: Source, chunk: Chunk, batch_size: int
 ) -> tuple[list[int], Outputs, dict[int, str]]:
-    """Predict for a chunk.
+    """Predict for a chunk; a batch that fails is halved until its invalid inputs are alone.
+
+    Args:
+        predictor: of the model.
+        source: the one that the chunk is from.
+        chunk: the inputs.
+        batch_size: inputs in one call of the model.
 
     Returns:
-        The positions of its valid inputs, their outputs, and by position why others are invalid.
+        The positions of the valid inputs, their outputs by name, (valid, …), and by position why
+        the others are invalid.
     """
     rows: list[int] = []
     parts: list[Outputs] = []
     reasons: dict[int, str] = {}
 
     def predict(start: int, end: int) -> None:
-        """Predict for some; if that fails, for each half, until invalid inputs are alone."""
-        items = chunk.items
-        some = items.iloc[start:end] if isinstance(items, pd.DataFrame) else items[start:end]
+        items = getattr(chunk.items, "iloc", chunk.items)[start:end]
         try:
-            parts.append(dict(predictor.call(source.load(some))))
+            parts.append(dict(predictor.call(source.load(items))))
             rows.extend(range(start, end))
         except (InvalidInputError, *_INVALID) as error:
             if end - start == 1:
-                item = None if isinstance(some, pd.DataFrame) else some[0]
-                reasons[start] = source.reason(item, error)
+                reasons[start] = source.reason(items, error)
             else:
                 middle = (start + end) // 2
                 predict(start, middle)
@@ -333,8 +297,7 @@ def predict_chunk(
     for start in range(0, len(chunk), batch_size):
         predict(start, min(start + batch_size, len(chunk)))
     names = parts[0] if parts else ()
-    outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    return rows, outputs, reasons
+    return rows, {n: np.concatenate([part[n] for part in parts]) for n in names}, reasons
 
 
 @dataclass(frozen=True)
@@ -378,51 +341,52 @@ def predict_to_file(
         source: the inputs, of the kind that the predictor takes.
         out: the file; ends in .csv, .parquet or .jsonl.
         batch_size: inputs in one call of the model.
-        resume: use the shards of an interrupted call; False starts over.
+        resume: use the shards of an interrupted call that had the same model and inputs; False
+            starts over.
         overwrite: replace an existing file.
         progress: show a progress bar on a terminal.
-        shard_size: inputs per shard; by default 512 images or 8192 rows.
+        shard_size: inputs per shard; by default 512 files or 8192 rows.
 
     Raises:
         FileExistsError: `out` or OUT.errors.csv exists; nothing is changed.
-        ValueError: no inputs, an unknown ending, or shards of another model or other inputs.
+        ValueError: no inputs, an unknown ending, a table that is malformed or lacks a column, or
+            another process is writing `out`.
     """
     target = Path(out)
     check_out(target, overwrite)
     batch_size = check_count("batch_size", batch_size or predictor.batch_size)
     size = check_count("shard_size", shard_size or source.shard)
     columns = _columns(predictor, source)
-    total, count, digest = source.measure(size)
-    identity = {"model": predictor.sha256, "inputs": digest, "columns": columns, "shards": size}
+    total = sum(map(len, source.chunks(size)))
+    if not total:
+        raise ValueError("`files` must have at least one input, got none")
     parts = parts_of(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    shards: list[Path] = []
+    resumed = 0
     try:
         with file_lock(parts.with_name(f"{parts.name}.lock"), wait=False):
-            _begin(target, json.loads(json.dumps(identity)), resume)
-            shards, errors = Shards(parts, count, target.suffix), Shards(parts, count, ".errors")
-            missing, resumed, seen = set(shards.missing()), 0, 0
+            if not resume:
+                shutil.rmtree(parts, ignore_errors=True)
             with progress_bar("predicting", total, progress, transient=False) as advance:
-                for number, chunk in enumerate(source.chunks(size)):
-                    if number in missing:
-                        rows, outputs, why = predict_chunk(predictor, source, chunk, batch_size)
-                        with errors.write(number) as file:
-                            _write_errors(file, chunk, why)
-                        with shards.write(number) as file:
-                            frame = _frame(predictor, source, chunk, rows, outputs)
-                            _write(file, frame, columns)
-                    else:
+                for chunk in source.chunks(size):
+                    shard = parts / (_key(predictor, columns, chunk) + target.suffix)
+                    if shard.is_file():
                         resumed += len(chunk)
-                    seen += len(chunk)
+                    else:
+                        rows, outputs, why = predict_chunk(predictor, source, chunk, batch_size)
+                        with atomic_file(_errors_of_shard(shard)) as file:
+                            _write_errors(file, chunk, why)
+                        with atomic_file(shard) as file:
+                            _write(file, _frame(predictor, columns, chunk, rows, outputs), columns)
+                    shards.append(shard)
                     advance(len(chunk))
-            if seen != total:
-                raise ValueError(
-                    f"`source` must not change meanwhile, got {seen} of {total} inputs"
-                )
-            listed, invalid = _publish(target, columns, shards, errors)
+            errors, invalid = _publish_errors(errors_of(target), shards)
+            _publish(target, columns, shards)
             shutil.rmtree(parts)
     except BlockingIOError:
         raise ValueError(f"`out` {out} is being written by another process") from None
-    return Summary(target, total - invalid, invalid, listed, resumed)
+    return Summary(target, total - invalid, invalid, errors, resumed)
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -446,91 +410,86 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def parts_of(out: Path) -> Path:
-    """Return the folder of the shards."""
+    """Return the folder of the shards, OUT.parts."""
     return out.with_name(out.name + ".parts")
 
 
 def errors_of(out: Path) -> Path:
-    """Return the list of the inputs that could not be used."""
+    """Return the list of the inputs that could not be used, OUT.errors.csv."""
     return out.with_name(out.name + ".errors.csv")
 
 
-def _begin(out: Path, identity: dict[str, Any], resume: bool) -> None:
-    """Write down what the shards belong to, or compare it with what is written there."""
-    record = parts_of(out) / "run.json"
-    if resume and record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if other := [key for key in identity if found.get(key) != identity[key]]:
-            raise ValueError(
-                f"`out` {out} was begun with other {', '.join(other)}: use the same model, inputs "
-                "and options to continue. To start over, call with resume=False (command line: "
-                "--no-resume)."
-            )
-        return
-    shutil.rmtree(parts_of(out), ignore_errors=True)
-    write_text(record, json.dumps(identity, indent=1))
+def _errors_of_shard(shard: Path) -> Path:
+    return shard.with_suffix(".errors")
 
 
-def _columns(predictor: Predictor, source: Source) -> list[tuple[str, str]]:
-    columns = [(source.first, "str"), *([("line", "int64")] if source.has_lines else [])]
+def _key(predictor: Predictor, columns: Mapping[str, str], chunk: Chunk) -> str:
+    """Return a hash of all that determines a shard: model, inputs, and the state of their files."""
+
+    def state(path: str) -> tuple[int, int] | None:
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):  # ValueError: a name with a null byte
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    inputs = (chunk.names, chunk.lines, chunk.files, [state(file) for file in chunk.files])
+    return hashlib.sha256(repr((predictor.sha256, columns, inputs)).encode()).hexdigest()[:32]
+
+
+def _columns(predictor: Predictor, source: Source) -> dict[str, str]:
+    """Return the NumPy type of each column by its name, "str" for text."""
+    found = [(source.first, "str"), *([("line", "int64")] if source.has_lines else [])]
     for task in predictor.tasks:
-        if task.kind == "multiclass":
-            columns.append((task.name, "str"))
-            columns += [(f"{task.name}:{label}", "float32") for label in task.classes]
-        else:
-            columns.append((task.name, "float32"))
-            if task.name in predictor.decided:
-                columns.append((task.name + DECISION, "int32"))
-    names = [name for name, _ in columns]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+        found.append((task.name, "str" if task.kind == "multiclass" else "float32"))
+        found += [(f"{task.name}:{label}", "float32") for label in task.classes]
+        if task.name in predictor.decided:
+            found.append((task.name + DECISION, "int32"))
+    names = [name for name, _ in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"`tasks` must give columns of different names, got twice {twice}")
-    return columns
+    return dict(found)
 
 
 def _frame(
-    predictor: Predictor, source: Source, chunk: Chunk, rows: list[int], outputs: Outputs
+    predictor: Predictor,
+    columns: Mapping[str, str],
+    chunk: Chunk,
+    rows: Sequence[int],
+    outputs: Outputs,
 ) -> pd.DataFrame:
-    """Return the predictions for the valid inputs of a chunk, a column each."""
-    values: dict[str, Any] = {source.first: [chunk.names[row] for row in rows]}
+    """Return the predictions for the valid inputs of a chunk; without any, empty columns."""
+    values: list[Any] = [[chunk.names[row] for row in rows]]
     if chunk.lines is not None:
-        values["line"] = np.array([chunk.lines[row] for row in rows], "int64")
-    for task in predictor.tasks:
-        found = outputs[task.name] if rows else np.empty((0, len(task.classes) or 1))
+        values.append([chunk.lines[row] for row in rows])
+    for task in predictor.tasks if rows else ():
+        found = outputs[task.name]
         if task.kind == "multiclass":
-            values[task.name] = np.array(task.classes, object)[found.argmax(axis=1)]
-            values |= {
-                f"{task.name}:{label}": found[:, at].astype("float32")
-                for at, label in enumerate(task.classes)
-            }
+            values += [np.array(task.classes, object)[found.argmax(axis=1)], *found.T]
         else:
-            values[task.name] = np.asarray(found, "float32").reshape(len(rows))
-            if task.name in predictor.decided:
-                name = task.name + DECISION
-                values[name] = np.asarray(outputs[name] if rows else [], "int32")
-    return pd.DataFrame(values)
+            values.append(found.reshape(len(rows)))
+        if task.name in predictor.decided:
+            values.append(outputs[task.name + DECISION])
+    return pd.DataFrame(
+        {
+            name: np.asarray(cells, object if kind == "str" else kind)
+            for (name, kind), cells in zip_longest(columns.items(), values, fillvalue=())
+        }
+    )
 
 
-def _write(path: Path, frame: pd.DataFrame, columns: Columns) -> None:
+def _write(path: Path, frame: pd.DataFrame, columns: Mapping[str, str]) -> None:
     """Write a shard: CSV without a header, JSON lines, or Parquet."""
     kind = path.suffix.lower()
     if kind == ".parquet":
-        pyarrow = _pyarrow(path)
-        table = pyarrow.Table.from_pandas(frame, _schema(columns), preserve_index=False)
-        pyarrow.parquet.write_table(table, path)
+        frame.to_parquet(path, engine="pyarrow", index=False, schema=_schema(columns))
     elif kind == ".csv":
-        path.write_text(_csv_lines(frame), encoding="utf-8", newline="")
+        _write_csv(path, frame)
     else:
         cells = [_json_cells(frame[name].to_numpy()) for name in frame]
-        lines = [
-            json.dumps(dict(zip(frame, row, strict=True)), ensure_ascii=False, allow_nan=False)
-            for row in zip(*cells, strict=True)
-        ]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="")
-
-
-def _csv_lines(frame: pd.DataFrame) -> str:
-    return frame.to_csv(header=False, index=False, lineterminator="\n")
+        records = (dict(zip(frame, row, strict=True)) for row in zip(*cells, strict=True))
+        text = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in records)
+        path.write_text(text, encoding="utf-8", newline="")
 
 
 def _json_cells(values: np.ndarray) -> list[Any]:
@@ -540,53 +499,63 @@ def _json_cells(values: np.ndarray) -> list[Any]:
     return [float(text) if np.isfinite(float(text)) else None for text in values.astype(str)]
 
 
-def _schema(columns: Columns) -> Any:
-    import pyarrow
-
-    kinds = {
-        name: pyarrow.string() if kind == "str" else pyarrow.from_numpy_dtype(np.dtype(kind))
-        for name, kind in columns
-    }
-    return pyarrow.schema(list(kinds.items()))
+def _write_csv(path: Path, frame: pd.DataFrame) -> None:
+    frame.to_csv(path, header=False, index=False, lineterminator="\n", encoding="utf-8")
 
 
 def _write_errors(path: Path, chunk: Chunk, reasons: Mapping[int, str]) -> None:
-    rows = [
-        (chunk.names[row], chunk.lines[row] if chunk.lines else None, reasons[row])
-        for row in sorted(reasons)
-    ]
-    frame = pd.DataFrame(rows, columns=list(ERRORS), dtype=object)
-    path.write_text(_csv_lines(frame), encoding="utf-8", newline="")
+    lines = chunk.lines or [None] * len(chunk)
+    rows = [(chunk.names[row], lines[row], reasons[row]) for row in sorted(reasons)]
+    _write_csv(path, pd.DataFrame(rows, columns=list(ERRORS), dtype=object))
 
 
-def _publish(
-    out: Path, columns: Columns, shards: Shards, errors: Shards
-) -> tuple[Path | None, int]:
-    """Join the shards; returns the list of invalid inputs, and how many it has."""
-    listed = errors_of(out)
-    with atomic_file(listed) as whole:
-        _join(errors.paths(), whole, ERRORS)
+def _publish_errors(path: Path, shards: Iterable[Path]) -> tuple[Path | None, int]:
+    """Join the lists of invalid inputs; return the file, None without any, and their number."""
+    with atomic_file(path) as whole:
+        _join(map(_errors_of_shard, shards), whole, ERRORS)
         with whole.open(newline="", encoding="utf-8") as file:
             invalid = sum(1 for _ in csv.reader(file)) - 1
     if not invalid:
-        listed.unlink()
+        path.unlink()
+    return (path if invalid else None), invalid
+
+
+def _publish(out: Path, columns: Mapping[str, str], shards: Sequence[Path]) -> None:
+    """Join the shards into the file."""
     with atomic_file(out) as whole:
         if out.suffix.lower() == ".parquet":
-            pyarrow = _pyarrow(out)
-            with pyarrow.parquet.ParquetWriter(whole, _schema(columns)) as file:
-                for path in shards.paths():
-                    file.write_table(pyarrow.parquet.read_table(path, schema=_schema(columns)))
+            pyarrow, schema = _pyarrow(out), _schema(columns)
+            with pyarrow.parquet.ParquetWriter(whole, schema) as file:
+                for path in shards:
+                    file.write_table(pyarrow.parquet.read_table(path, schema=schema))
         else:
-            csv_file = out.suffix.lower() == ".csv"
-            _join(shards.paths(), whole, [name for name, _ in columns] if csv_file else None)
-    return (listed if invalid else None), invalid
+            _join(shards, whole, list(columns) if out.suffix.lower() == ".csv" else None)
 
 
-def _join(parts: Sequence[Path], path: Path, header: Sequence[str] | None) -> None:
+def _join(parts: Iterable[Path], path: Path, header: Sequence[str] | None) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         if header is not None:
             csv.writer(file, lineterminator="\n").writerow(header)
     with path.open("ab") as file:
         for part in parts:
-            with part.open("rb") as source:
-                shutil.copyfileobj(source, file)
+            file.write(part.read_bytes())
+
+
+def _schema(columns: Mapping[str, str]) -> Any:
+    import pyarrow
+
+    kinds = {"str": pyarrow.string()}
+    return pyarrow.schema(
+        [(n, kinds.get(kind) or pyarrow.from_numpy_dtype(kind)) for n, kind in columns.items()]
+    )
+
+
+def _pyarrow(file: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{file} needs pyarrow. Install it: pip install 'kerasmtl[parquet]', or use CSV."
+        ) from error
+    return pyarrow

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,12 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of one request for one signature; `inputs` by name: arrays (examples, ...)."""
+    """Examples of one request, or a slice of them.
+
+    Attributes:
+        signature: the name of the function that they are for.
+        inputs: by name, arrays (examples, ...).
+    """
 
     signature: str
     inputs: Mapping[str, np.ndarray]
@@ -41,15 +47,27 @@ class _Queue:
     """Examples that wait for the same version and signature, with inputs of the same shapes."""
 
     waiting: deque[tuple[Examples, asyncio.Future[Arrays]]] = field(default_factory=deque)
-    examples: int = 0
-    timer: asyncio.TimerHandle | None = None
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part, _ in self.waiting)
+
+    def take(self, most: int) -> list[tuple[Examples, asyncio.Future[Arrays]]]:
+        """Remove the next batch, without the requests whose clients have left."""
+        batch: list[tuple[Examples, asyncio.Future[Arrays]]] = []
+        while self.waiting and len(self.waiting[0][0]) <= most:
+            part, future = self.waiting.popleft()
+            if not future.cancelled():
+                batch.append((part, future))
+                most -= len(part)
+        return batch
 
 
 class Batcher:
     """Collects examples, and calls the model on the threads of an executor.
 
-    A queue is due when it has a full batch, or when its oldest example has waited for
-    `config.batch_wait` milliseconds; while all `config.workers` are busy, more examples join it.
+    A batch is due when it is full, or when its oldest example has waited for `config.batch_wait`
+    milliseconds; while all `config.workers` are busy, more examples join it.
 
     Args:
         config: batch size, waiting time and number of concurrent calls.
@@ -67,16 +85,23 @@ class Batcher:
         self._executor = executor
         self._observe = observe
         self._queues: dict[Any, _Queue] = {}
-        self._due: dict[Any, None] = {}  # keys of queues, in the order in which they became due
-        self._running: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(config.workers)  # whoever waits longest is next
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def waiting(self) -> int:
         """Number of examples that wait for a call of the model."""
-        return sum(queue.examples for queue in self._queues.values())
+        return sum(map(len, self._queues.values()))
 
     async def predict(self, model: ServedModel, examples: Examples) -> Arrays:
         """Return the outputs for the examples of one request.
+
+        Args:
+            model: the version to call.
+            examples: any number of them; more than a batch takes are cut into several.
+
+        Returns:
+            By name, arrays (examples, ...).
 
         Raises:
             InvalidExamples: the model refuses some of them.
@@ -97,49 +122,31 @@ class Batcher:
 
     def _submit(self, model: ServedModel, part: Examples) -> asyncio.Future[Arrays]:
         loop = asyncio.get_running_loop()
-        shapes = tuple(array.shape[1:] for array in part.inputs.values())
-        key = (model, part.signature, shapes)
-        queue = self._queues.setdefault(key, _Queue())
-        future = loop.create_future()
+        key = (model, part.signature, *(array.shape[1:] for array in part.inputs.values()))
+        if key not in self._queues:
+            self._queues[key] = _Queue()
+            task = loop.create_task(self._drain(key, model))
+            self._tasks.add(task)  # the event loop itself keeps weak references only
+            task.add_done_callback(self._tasks.discard)
+        queue, future = self._queues[key], loop.create_future()
         queue.waiting.append((part, future))
-        queue.examples += len(part)
-        if queue.examples >= self.config.batch_size:
-            self._set_due(key)
-        elif queue.timer is None and key not in self._due:
-            queue.timer = loop.call_later(self.config.batch_wait / 1000, self._set_due, key)
+        if len(queue) >= self.config.batch_size:
+            queue.full.set()
         return future
 
-    def _set_due(self, key: Any) -> None:
-        timer, self._queues[key].timer = self._queues[key].timer, None
-        if timer is not None:
-            timer.cancel()
-        self._due[key] = None
-        self._start_calls()
-
-    def _start_calls(self) -> None:
-        while self._due and len(self._running) < self.config.workers:
-            key = next(iter(self._due))
-            del self._due[key]
-            batch = self._take(key)
-            if batch:
-                self._running.add(asyncio.get_running_loop().create_task(self._run(key[0], batch)))
-
-    def _take(self, key: Any) -> list[tuple[Examples, asyncio.Future[Arrays]]]:
-        """Remove the next batch from a queue, without the requests whose clients have left."""
+    async def _drain(self, key: Any, model: ServedModel) -> None:
+        """Call the model, batch by batch, until a queue is empty."""
         queue = self._queues[key]
-        batch: list[tuple[Examples, asyncio.Future[Arrays]]] = []
-        room = self.config.batch_size
-        while queue.waiting and len(queue.waiting[0][0]) <= room:
-            part, future = queue.waiting.popleft()
-            queue.examples -= len(part)
-            if not future.cancelled():
-                batch.append((part, future))
-                room -= len(part)
-        if queue.waiting:
-            self._due[key] = None  # it has waited long enough, and comes after the others
-        else:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(queue.full.wait(), self.config.batch_wait / 1000)
+        async with asyncio.TaskGroup() as calls:
+            while queue.waiting:
+                await self._free.acquire()
+                if batch := queue.take(self.config.batch_size):
+                    calls.create_task(self._run(model, batch))
+                else:  # all clients have left
+                    self._free.release()
             del self._queues[key]
-        return batch
 
     async def _run(
         self, model: ServedModel, batch: list[tuple[Examples, asyncio.Future[Arrays]]]
@@ -152,8 +159,8 @@ class Batcher:
         except Exception as error:
             results = [error] * len(batch)
         finally:
-            self._running.discard(asyncio.current_task())
-            self._observe(sum(map(len, parts)), loop.time() - began)
+            self._free.release()
+        self._observe(sum(map(len, parts)), loop.time() - began)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue
@@ -161,7 +168,6 @@ class Batcher:
                 future.set_exception(result)
             else:
                 future.set_result(result)
-        self._start_calls()
 
 
 def predict_together(model: ServedModel, parts: Sequence[Examples]) -> list[Arrays | Exception]:

@@ -1,5 +1,6 @@
 """Predictions of a server for images or rows: TensorFlow Serving's REST, and KServe's V2.
 
+Which of the two is spoken follows from the URL of the model, …/v1/models/NAME or …/v2/models/NAME.
 Sources: https://www.tensorflow.org/tfx/serving/api_rest,
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
@@ -10,13 +11,15 @@ import base64
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import numpy as np
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from kerasmtl.data.readers import (
     FORMATS,
@@ -29,12 +32,8 @@ from kerasmtl.data.readers import (
 from kerasmtl.utils.text import listed
 from kerasmtl.utils.validation import check_count
 
-if TYPE_CHECKING:
-    import requests
-
 INPUT = "image_bytes"
 BATCH, TIMEOUT, RETRIES = 32, 60.0, 5
-_LONGEST_WAIT = 30  # seconds before a retry, whatever the server says
 _PATH = re.compile(
     r"(?P<root>https?://[^?#]*?)/(?P<protocol>v1|v2)/models/(?P<name>[^/:?#]+)"
     r"(?P<version>/(?:versions/\d+|labels/[^/:?#]+))?(?::predict|/infer)?/?"
@@ -49,7 +48,12 @@ Example = bytes | str | os.PathLike[str] | Mapping[str, Any]
 
 
 def is_table(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is a table, by its suffix."""
+    """Return whether a file is a table, by its suffix.
+
+    Example:
+        >>> is_table("rows.CSV"), is_table("photo.jpg")
+        (True, False)
+    """
     return Path(path).suffix.lower() in FORMATS
 
 
@@ -59,8 +63,12 @@ def read_rows(path: str | os.PathLike[str], inputs: Inputs) -> tuple[list[str], 
     An input has the name of its column, with `_` for characters that TensorFlow does not accept.
     An input that takes whole rows takes all columns of the file, in their order.
 
+    Args:
+        path: of a CSV, Parquet or NPZ file.
+        inputs: as `table_inputs` returns them.
+
     Returns:
-        Each row's name, FILE:LINE, and its numbers by input.
+        The name of each row, FILE:LINE, and its numbers by input, NaN = missing.
 
     Raises:
         FileNotFoundError, ValueError: absent, malformed, without a column, or with text in one.
@@ -79,12 +87,12 @@ def table_inputs(url: str, signature: str | None = None, timeout: float = TIMEOU
     """Ask which numbers a model takes per row, for `read_rows`.
 
     Args:
-        url: of the model, for either protocol.
+        url: of the model, as `model_url` returns it.
         signature: by default `serving_default`, the only one that KServe's protocol describes.
         timeout: seconds to wait for the answer.
 
     Raises:
-        ConnectionError, TimeoutError, ValueError: as `predict_tfserving`, or it takes no numbers.
+        ConnectionError, TimeoutError, ValueError: as `predict`, or the model takes no numbers.
     """
     kserve = protocol_of(url) == "kserve"
     if kserve and signature:
@@ -92,26 +100,21 @@ def table_inputs(url: str, signature: str | None = None, timeout: float = TIMEOU
             "`signature` with rows of a table must be used with TensorFlow Serving's protocol, "
             f"…/v1/models/NAME: KServe's describes one signature alone, got {url!r}"
         )
-    target = model_url(url, protocol_of(url))
-    with _session(RETRIES) as connection:
-        found = _get(connection, target if kserve else f"{target}/metadata", timeout)
-    expected = "FP32" if kserve else "DT_FLOAT"
-    try:
-        if kserve:
-            given = {one["name"]: (one["datatype"], one["shape"]) for one in found["inputs"]}
-        else:
-            signatures = found["metadata"]["signature_def"]["signature_def"]
-            name = signature or "serving_default"
-            if name not in signatures:
-                raise ValueError(f"`signature` must be one of {sorted(signatures)}, got {name!r}")
-            given = {
-                name: (of["dtype"], [int(dim["size"]) for dim in of["tensor_shape"].get("dim", [])])
-                for name, of in signatures[name]["inputs"].items()
-            }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"`url` must give metadata of a model, got {error!r} from {url}") from None
+    with _Model(url, timeout) as model:
+        try:
+            if kserve:
+                given = {
+                    one["name"]: (one["datatype"], one["shape"]) for one in model.ask()["inputs"]
+                }
+            else:
+                given = {
+                    name: (of["dtype"], [int(d["size"]) for d in of["tensor_shape"].get("dim", [])])
+                    for name, of in model.signature(signature)["inputs"].items()
+                }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"`url` {url} must give metadata of a model, got {error!r}") from None
     for name, (kind, shape) in given.items():
-        if kind != expected or len(shape) not in (1, 2):
+        if kind not in ("FP32", "DT_FLOAT") or len(shape) not in (1, 2):
             raise ValueError(
                 f"`files` must be images, since the model takes no rows of numbers: its input "
                 f"{name!r} is {kind} {list(shape)}, got a table"
@@ -119,24 +122,21 @@ def table_inputs(url: str, signature: str | None = None, timeout: float = TIMEOU
     return {name: None if len(shape) == 1 else shape[1] for name, (_, shape) in given.items()}
 
 
-def _columns(source: Path) -> list[str]:
-    kind = file_format(source)
-    if kind == ".csv":
-        return next(iter_lines(source))[1]
-    return list(read_npz(source).columns) if kind == ".npz" else list(read_frame(source).columns)
-
-
 def _matched(source: Path, inputs: Inputs) -> dict[str, list[str]]:
     """Return the columns of each input."""
-    columns = _columns(source)
-    for name, width in inputs.items():
-        if width is not None:
-            if len(inputs) > 1 or len(columns) != width:
-                raise ValueError(
-                    f"`files` must have exactly the {width} columns of the model, in their order, "
-                    f"which the server does not name, got {len(columns)} columns in {source}"
-                )
-            return {name: columns}
+    kind = file_format(source)
+    if kind == ".csv":
+        columns = next(iter_lines(source))[1]
+    else:
+        columns = list(read_npz(source).columns if kind == ".npz" else read_frame(source))
+    widths = [width for width in inputs.values() if width is not None]
+    if widths:
+        if len(inputs) > 1 or widths != [len(columns)]:
+            raise ValueError(
+                f"`files` must have exactly the {widths[0]} columns of the model, in their order, "
+                f"which the server does not name, got {len(columns)} columns in {source}"
+            )
+        return {name: columns for name in inputs}
     found: dict[str, list[str]] = {name: [] for name in inputs}
     for column in columns:
         plain = re.sub(r"\W", "_", column, flags=re.ASCII)
@@ -157,7 +157,7 @@ def _matched(source: Path, inputs: Inputs) -> dict[str, list[str]]:
 # ------------------------------------------------------------------ predictions
 
 
-def predict_tfserving(
+def predict(
     url: str,
     examples: Sequence[Example],
     signature: str | None = None,
@@ -165,13 +165,13 @@ def predict_tfserving(
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
 ) -> list[Answer]:
-    """Predict with TensorFlow Serving's REST.
+    """Predict with a server.
 
     Args:
-        url: of the model, as `model_url` returns it: http://HOST:8501/v1/models/NAME, perhaps with
-            /versions/N or /labels/LABEL.
+        url: of the model, as `model_url` returns it; perhaps with /versions/N or /labels/LABEL.
         examples: images, as bytes or paths; or rows, by input name, as `read_rows` returns them.
-        signature: by default `serving_default`.
+        signature: by default `serving_default`. For KServe's protocol, which has no signatures, it
+            becomes the parameter `signature_name`, which `kerasmtl serve` understands.
         batch_size: examples per request.
         timeout: seconds to wait for an answer.
         retries: how often a request that was answered with 503 is sent again.
@@ -184,86 +184,80 @@ def predict_tfserving(
         ConnectionError: no server, or one that fails; TimeoutError: one that is too slow.
         ValueError: a wrong URL, or a request or an answer that is refused; says what was answered.
     """
-    target = model_url(url, "tfserving")
-
-    def ask(connection: requests.Session, some: Sequence[Any]) -> list[Answer]:
-        rows = [{INPUT: {"b64": _base64(x)}} if isinstance(x, bytes) else dict(x) for x in some]
-        body = {"instances": rows, **({"signature_name": signature} if signature else {})}
-        found = _post(connection, f"{target}:predict", body, timeout).get("predictions")
-        if not isinstance(found, list) or len(found) != len(some):
-            raise ValueError(
-                f"`url` {target} must give {len(some)} predictions, got {found!r:.200}"
-            )
-        if isinstance(found[0], dict) and set(found[0]) != {"b64"}:
-            return found
-        # A single output comes without its name.
-        said = _get(connection, f"{target}/metadata", timeout)
-        try:
-            signatures = said["metadata"]["signature_def"]["signature_def"]
-            (name,) = signatures[signature or "serving_default"]["outputs"]
-        except (KeyError, TypeError, ValueError):
-            name = "output"
-        return [{name: value} for value in found]
-
-    return _in_batches(examples, batch_size, retries, ask)
-
-
-def predict_kserve(
-    url: str,
-    examples: Sequence[Example],
-    signature: str | None = None,
-    batch_size: int = BATCH,
-    timeout: float = TIMEOUT,
-    retries: int = RETRIES,
-) -> list[Answer]:
-    """Predict with the Open Inference Protocol (KServe V2); see `predict_tfserving`.
-
-    `url` is http://HOST/v2/models/NAME, perhaps with /versions/N. `signature` becomes the
-    parameter `signature_name`, which `kerasmtl serve` understands; the protocol has none.
-    """
-    target = model_url(url, "kserve")
-
-    def ask(connection: requests.Session, some: Sequence[Any]) -> list[Answer]:
-        body: dict[str, Any] = {"inputs": _tensors(some)}
-        if signature:
-            body["parameters"] = {"signature_name": signature}
-        outputs = _post(connection, f"{target}/infer", body, timeout).get("outputs")
-        try:
-            columns = {output["name"]: _column(output, len(some)) for output in outputs}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"`url` {target} must give outputs for {len(some)} examples, got {error!r}"
-            ) from None
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    return _in_batches(examples, batch_size, retries, ask)
-
-
-def _in_batches(
-    examples: Sequence[Example],
-    batch_size: int,
-    retries: int,
-    ask: Callable[[requests.Session, Sequence[Any]], list[Answer]],
-) -> list[Answer]:
     check_count("batch_size", batch_size)
+    ask = _ask_kserve if protocol_of(url) == "kserve" else _ask_tfserving
     answers: list[Answer] = []
-    with _session(retries) as connection:
+    with _Model(url, timeout, retries) as model:
         for start in range(0, len(examples), batch_size):
             some = examples[start : start + batch_size]
             data = [one if isinstance(one, bytes | Mapping) else _bytes(one) for one in some]
             try:
-                answers += ask(connection, data)
+                answers += ask(model, data, signature)
             except ValueError as error:
                 # The server counts from the start of the request.
+                numbers = dict.fromkeys(map(int, re.findall(r"`\[(\d+)\]", str(error))))
                 named = [
-                    f"[{number}] is example {start + number + 1}"
-                    + (f", {some[number]}" if isinstance(some[number], str | os.PathLike) else "")
-                    for number in dict.fromkeys(map(int, re.findall(r"`\[(\d+)\]", str(error))))
-                    if number < len(some)
+                    f"[{n}] is example {start + n + 1}, {_named(some[n])}"
+                    for n in numbers
+                    if n < len(some)
                 ]
                 request = f"in the request of examples {start + 1} to {start + len(some)}"
                 raise ValueError(f"{error} ({'; '.join(named) or request})") from error
     return answers
+
+
+def _ask_tfserving(model: _Model, some: Sequence[Any], signature: str | None) -> list[Answer]:
+    rows = [{INPUT: {"b64": _base64(one)}} if isinstance(one, bytes) else one for one in some]
+    body = {"instances": rows, **({"signature_name": signature} if signature else {})}
+    found = model.ask(":predict", body).get("predictions")
+    if not isinstance(found, list) or len(found) != len(some):
+        raise ValueError(f"`url` {model.url} must give {len(some)} predictions, got {found!r:.200}")
+    if isinstance(found[0], dict) and set(found[0]) != {"b64"}:
+        return found
+    try:  # a single output comes without its name
+        (name,) = model.signature(signature)["outputs"]
+    except (KeyError, TypeError, ValueError):
+        name = "output"
+    return [{name: value} for value in found]
+
+
+def _ask_kserve(model: _Model, some: Sequence[Any], signature: str | None) -> list[Answer]:
+    body: dict[str, Any] = {"inputs": _tensors(some)}
+    if signature:
+        body["parameters"] = {"signature_name": signature}
+    outputs = model.ask("/infer", body).get("outputs")
+    try:
+        columns = {output["name"]: _column(output, len(some)) for output in outputs}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`url` {model.url} must give outputs for {len(some)} examples, got {error!r}"
+        ) from None
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _tensors(some: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return examples as V2's inputs."""
+    if isinstance(some[0], bytes):
+        encoded = {"datatype": "BYTES", "parameters": {"content_type": "base64"}}
+        data = [_base64(one) for one in some]
+        return [{"name": INPUT, "shape": [len(some)], **encoded, "data": data}]
+    found = {name: np.array([row[name] for row in some], "float64") for name in some[0]}
+    return [
+        {"name": n, "shape": list(v.shape), "datatype": "FP32", "data": v.ravel().tolist()}
+        for n, v in found.items()
+    ]
+
+
+def _column(output: Mapping[str, Any], rows: int) -> list[Any]:
+    """Return one of V2's outputs as one value, or list of values, per example."""
+    data = output["data"]
+    if output.get("parameters", {}).get("content_type") == "base64":
+        data = [base64.b64decode(text).decode("utf-8", "replace") for text in data]
+    kind = object if output["datatype"] == "BYTES" else None
+    values = np.array(data, kind).reshape(output["shape"])
+    if values.ndim == 0 or len(values) != rows:
+        raise ValueError(f"{output['name']} of shape {output['shape']}")
+    return values.tolist()
 
 
 def _bytes(path: str | os.PathLike[str]) -> bytes:
@@ -272,34 +266,12 @@ def _bytes(path: str | os.PathLike[str]) -> bytes:
     return Path(path).read_bytes()
 
 
+def _named(example: Example) -> str:
+    return str(example) if isinstance(example, str | os.PathLike) else type(example).__name__
+
+
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
-
-
-def _tensors(some: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return examples as V2's inputs."""
-    if not isinstance(some[0], bytes):
-        found = {name: np.array([row[name] for row in some], "float64") for name in some[0]}
-        return [
-            {"name": n, "shape": list(v.shape), "datatype": "FP32", "data": v.ravel().tolist()}
-            for n, v in found.items()
-        ]
-    data = [_base64(one) for one in some]
-    encoded = {"datatype": "BYTES", "parameters": {"content_type": "base64"}}
-    return [{"name": INPUT, "shape": [len(some)], **encoded, "data": data}]
-
-
-def _column(output: Mapping[str, Any], rows: int) -> list[Any]:
-    """Return one of V2's outputs as one value, or list of values, per example."""
-    data = output["data"]
-    if output["datatype"] == "BYTES":
-        if output.get("parameters", {}).get("content_type") == "base64":
-            data = [base64.b64decode(text).decode("utf-8", "replace") for text in data]
-        data = np.array(data, object)
-    values = np.asarray(data).reshape(output["shape"])
-    if values.ndim == 0 or len(values) != rows:
-        raise ValueError(f"{output['name']} of shape {output['shape']}")
-    return values.tolist()
 
 
 # ------------------------------------------------------------------ URLs and requests
@@ -318,26 +290,32 @@ def model_url(
 
     Raises:
         ValueError: not a URL, of another protocol, without a name, or a label for "kserve".
+
+    Example:
+        >>> model_url("http://127.0.0.1:8501", name="street", version="3")
+        'http://127.0.0.1:8501/v1/models/street/versions/3'
     """
     kind = {"tfserving": "v1", "kserve": "v2"}[protocol]
     found = _PATH.fullmatch(url)
     if not found and not re.fullmatch(r"https?://[^/?#]+(/[^?#]*)?", url):
         raise ValueError(f"`url` must be that of a server, http://HOST:PORT, got {url!r}")
-    if found and found["protocol"] != kind:
+    root, given, chosen, place = (
+        found.group("root", "protocol", "name", "version")
+        if found
+        else (url.rstrip("/"), kind, None, None)
+    )
+    if given != kind:
         raise ValueError(f"`url` must be …/{kind}/models/NAME for {protocol}, got {url!r}")
-    chosen = quote(name, safe="") if name else (found["name"] if found else None)
+    chosen = quote(name, safe="") if name else chosen
     if not chosen:
         raise ValueError(
-            f"`name` must be that of the model, or `url` {url.rstrip('/')}/{kind}/models/NAME, got "
-            "neither"
+            f"`name` must be that of the model, or `url` {root}/{kind}/models/NAME, got neither"
         )
-    root = found["root"] if found else url.rstrip("/")
-    place = (found["version"] if found else None) or ""
     if version:
         place = f"/{'versions' if version.isdecimal() else 'labels'}/{quote(version, safe='')}"
-    if protocol == "kserve" and "/labels/" in place:
+    if protocol == "kserve" and place and "/labels/" in place:
         raise ValueError(f"`version` must be a number for kserve, got {place[8:]!r}")
-    return f"{root}/{kind}/models/{chosen}{place}"
+    return f"{root}/{kind}/models/{chosen}{place or ''}"
 
 
 def protocol_of(url: str) -> str:
@@ -346,75 +324,76 @@ def protocol_of(url: str) -> str:
     return "kserve" if found and found["protocol"] == "v2" else "tfserving"
 
 
-def _session(retries: int) -> requests.Session:
-    """Return a connection that asks again, so many times, while the server is busy (503)."""
-    import requests
-    from requests.adapters import HTTPAdapter
-    from urllib3.util import Retry
+class _Model:
+    """A model on a server, and a session that asks again while the server is busy (503).
 
-    class Patient(Retry):
-        def get_retry_after(self, response: Any) -> float | None:
-            asked = super().get_retry_after(response)
-            return None if asked is None else min(asked, _LONGEST_WAIT)
+    Args:
+        url: of the model.
+        timeout: seconds to wait for an answer.
+        retries: how often a request is sent again.
+    """
 
-    policy = Patient(
-        total=retries,
-        connect=0,
-        read=False,
-        status_forcelist=[503],
-        allowed_methods=None,  # POST, too: a prediction changes nothing
-        backoff_factor=0.2,
-        raise_on_status=False,
-    )
-    made = requests.Session()
-    for scheme in ("http://", "https://"):
-        made.mount(scheme, HTTPAdapter(max_retries=policy))
-    return made
+    def __init__(self, url: str, timeout: float, retries: int = RETRIES) -> None:
+        self.url, self.timeout = url, timeout
+        policy = Retry(
+            total=retries,
+            connect=0,
+            read=False,
+            status_forcelist=[503],
+            allowed_methods=None,  # POST, too: a prediction changes nothing
+            backoff_factor=0.2,
+            respect_retry_after_header=False,  # a server could ask to wait for hours
+            raise_on_status=False,
+        )
+        self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=policy))
 
+    def __enter__(self) -> Self:
+        return self
 
-def _post(
-    connection: requests.Session, url: str, body: Mapping[str, Any], timeout: float
-) -> Answer:
-    # NaN as TensorFlow Serving reads it, which `requests` itself would refuse.
-    sent = {"data": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
-    with _reached(url, timeout):
-        return _read(connection.post(url, timeout=timeout, **sent), url)
+    def __exit__(self, *error: object) -> None:
+        self._session.close()
 
+    def ask(self, path: str = "", body: Mapping[str, Any] | None = None) -> Answer:
+        """GET a path under the model's, or POST `body`; return the JSON object of the answer."""
+        url = self.url + path
+        # NaN as TensorFlow Serving reads it, which `requests` itself would refuse.
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        method = "GET" if data is None else "POST"
+        try:
+            answer = self._session.request(
+                method, url, data=data, headers=headers, timeout=self.timeout
+            )
+        except requests.Timeout as error:
+            raise TimeoutError(
+                f"`url` {url} gave no answer within {self.timeout:g} seconds"
+            ) from error
+        except requests.ConnectionError as error:
+            reason = getattr(error.args[0] if error.args else error, "reason", error)
+            raise ConnectionError(
+                f"`url` {url} cannot be reached: {str(reason).rpartition(': ')[2]}. Start a "
+                "server, such as `kerasmtl serve`, or correct the URL."
+            ) from error
+        except requests.RequestException as error:
+            raise ValueError(f"`url` must be one that can be asked, got {url}: {error}") from error
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not answer.ok:
+            said = found.get("error") if isinstance(found, dict) else None
+            message = f"`url` {url} answered {answer.status_code}: {said or answer.text[:500]}"
+            raise ValueError(message) if answer.status_code < 500 else ConnectionError(message)
+        if not isinstance(found, dict):
+            raise ValueError(f"`url` {url} must answer a JSON object, got {answer.text[:200]!r}")
+        return found
 
-def _get(connection: requests.Session, url: str, timeout: float) -> Answer:
-    with _reached(url, timeout):
-        return _read(connection.get(url, timeout=timeout), url)
-
-
-def _read(answer: requests.Response, url: str) -> Answer:
-    """Return the JSON object of an answer; raises what it refuses (ValueError) or fails at."""
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None
-    if not answer.ok:
-        said = found.get("error") if isinstance(found, dict) else None
-        message = f"`url` {url} answered {answer.status_code}: {said or answer.text[:500]}"
-        raise ValueError(message) if answer.status_code < 500 else ConnectionError(message)
-    if not isinstance(found, dict):
-        raise ValueError(f"`url` {url} must answer a JSON object, got {answer.text[:200]!r}")
-    return found
-
-
-@contextmanager
-def _reached(url: str, timeout: float) -> Iterator[None]:
-    """Say in a sentence what can go wrong on the way."""
-    import requests
-
-    try:
-        yield
-    except requests.Timeout as error:
-        raise TimeoutError(f"`url` {url} gave no answer within {timeout:g} seconds") from error
-    except requests.ConnectionError as error:
-        reason = getattr(error.args[0] if error.args else error, "reason", error)
-        raise ConnectionError(
-            f"`url` {url} cannot be reached: {str(reason).rpartition(': ')[2]}. Start a server, "
-            "such as `kerasmtl serve`, or correct the URL."
-        ) from error
-    except requests.RequestException as error:
-        raise ValueError(f"`url` must be one that can be asked, got {url}: {error}") from error
+    def signature(self, name: str | None) -> dict[str, Any]:
+        """Return what TensorFlow Serving's metadata say of a signature; KeyError if they do not."""
+        found = self.ask("/metadata")["metadata"]["signature_def"]["signature_def"]
+        name = name or "serving_default"
+        if name not in found:
+            raise ValueError(f"`signature` must be one of {sorted(found)}, got {name!r}")
+        return found[name]

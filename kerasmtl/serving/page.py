@@ -16,9 +16,9 @@ from typing import Any
 from kerasmtl.export.description import DEFAULT_SIGNATURE, GOLDEN_REQUEST
 from kerasmtl.serving.config import ServerConfig
 from kerasmtl.serving.served_model import ServedModel, Signature
+from kerasmtl.utils.text import listed
 
 SAMPLES = 2**18  # bytes; a larger golden request would make the page slow to load
-NAMED = 5  # tasks named in the note; of more it gives the number
 
 
 def page(name: str, model: ServedModel, config: ServerConfig) -> str:
@@ -83,12 +83,9 @@ def _template() -> Template:
 def _takes_files(model: ServedModel, signature: Signature) -> bool:
     """Whether an example is an image file; without model.json, whether it is bytes."""
     given = model.description.get("input")
-    if isinstance(given, dict):
+    if given:
         return given.get("kind") == "image"
-    return len(signature.inputs) == 1 and all(
-        tensor.dtype == "string" and not tensor.shape and name.endswith("_bytes")
-        for name, tensor in signature.inputs.items()
-    )
+    return len(signature.inputs) == 1 and all(name.endswith("_bytes") for name in signature.inputs)
 
 
 def _width(signature: Signature) -> int | None:
@@ -144,7 +141,7 @@ def _note(tasks: Sequence[Mapping[str, Any]]) -> str:
     line = "The line across a bar is the task's threshold: from there on the answer is yes."
     if len(origins) == 1:
         return f"{line} It {next(iter(origins))}."
-    return " ".join([line, *(f"For {_listed(names)} it {o}." for o, names in origins.items())])
+    return " ".join([line, *(f"For {listed(names)} it {o}." for o, names in origins.items())])
 
 
 def _origin(task: Mapping[str, Any]) -> str:
@@ -159,9 +156,3 @@ def _origin(task: Mapping[str, Any]) -> str:
         share = f"at least {100 * float(aim[2]):g}% of the {what}"
         return f"was chosen on validation data, so that {share}"
     return "came with the model"
-
-
-def _listed(names: Sequence[str]) -> str:
-    if len(names) > NAMED:
-        return f"{len(names)} of the tasks"
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def model_predictor(
         return found | {name + DECISION: values for name, values in decisions.items()}
 
     return Predictor(
-        tasks=tuple(_with_classes(task) for task in chosen),
+        tasks=chosen,
         call=call,
         sha256=_sha256([Path(file)], [task.name for task in chosen], bound.config(), at),
         input=bound,
@@ -184,52 +184,41 @@ class ExportScorer:
         self._outputs = output_columns(rows.tasks)
 
     def predict_on_batch(self, values: Any) -> Outputs:
-        """Return the export's outputs for rows of a manifest's values, in a model's layout."""
+        """Return the export's outputs for a manifest's values, (batch, …), in a model's layout."""
         tasks = self.rows.tasks
         found = self.predictor.call(self._input.load(values))
         return {
-            key: np.stack([found[tasks[column].name] for column in columns], axis=1)
-            if tasks[columns[0]].kind != "multiclass"
-            else found[tasks[columns[0]].name]
+            key: found[key]
+            if tasks[columns[0]].kind == "multiclass"
+            else np.stack([found[tasks[column].name] for column in columns], axis=1)
             for key, columns in self._outputs.items()
         }
 
     def batches(self) -> list[tuple[Any, Outputs]]:
         """Return values and labels of all rows, in batches."""
-        rows, size = self.rows, self.predictor.batch_size
-        values = rows.input.select(rows.values, self._input)
+        size = self.predictor.batch_size
+        values = self.rows.input.select(self.rows.values, self._input)
         return [
-            (
-                values[start : start + size],
-                {k: rows.labels[start : start + size, at] for k, at in self._outputs.items()},
-            )
-            for start in range(0, len(rows), size)
+            (values[rows], {k: self.rows.labels[rows, at] for k, at in self._outputs.items()})
+            for rows in (slice(at, at + size) for at in range(0, len(values), size))
         ]
 
 
 def _exported_tasks(described: Mapping[str, Any], outputs: Mapping[str, Any]) -> tuple[Task, ...]:
     """Return the tasks that an export describes, or else those that its outputs look like."""
-    if described.get("tasks"):
-        tasks = [
-            Task(task["name"], task["kind"], tuple(task.get("classes") or ()))
-            for task in described["tasks"]
-        ]
-    else:
+    found = described.get("tasks")
+    if not found:
         # Sorted, since TensorFlow's order differs from process to process.
         names = sorted(n for n in outputs if n.removesuffix(DECISION) not in {*outputs} - {n})
         kinds = {2: "multiclass"}
-        tasks = [Task(name, kinds.get(outputs[name].shape.rank, "binary")) for name in names]
+        found = [{"name": n, "kind": kinds.get(outputs[n].shape.rank, "binary")} for n in names]
+    tasks = [Task(task["name"], task["kind"], tuple(task.get("classes") or ())) for task in found]
     return tuple(
-        _with_classes(task, outputs[task.name].shape[-1] if task.kind == "multiclass" else 0)
+        replace(task, classes=tuple(map(str, range(outputs[task.name].shape[-1]))))
+        if task.kind == "multiclass" and not task.classes
+        else task
         for task in tasks
     )
-
-
-def _with_classes(task: Task, count: int = 0) -> Task:
-    """Name the classes of a task by their numbers if it does not name them."""
-    if task.kind != "multiclass" or task.classes:
-        return task
-    return Task(task.name, task.kind, tuple(str(number) for number in range(count)))
 
 
 def _arrays(outputs: Mapping[str, tf.Tensor]) -> Outputs:

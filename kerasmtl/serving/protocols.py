@@ -27,12 +27,10 @@ from kerasmtl.export.description import DEFAULT_SIGNATURE
 from kerasmtl.serving.batching import Arrays, Examples
 from kerasmtl.serving.errors import InvalidExamples, RequestError
 from kerasmtl.serving.served_model import ServedModel, Signature, Tensor
+from kerasmtl.utils.text import listed
 
 KEYS = {"signature_name", "instances", "inputs"}
-DATATYPES = {
-    **{"string": "BYTES", "bool": "BOOL"},
-    **{"float16": "FP16", "float32": "FP32", "float64": "FP64"},
-}
+DATATYPES = {"string": "BYTES", "float16": "FP16", "float32": "FP32", "float64": "FP64"}
 TF_TYPES = {"float16": "HALF", "float32": "FLOAT", "float64": "DOUBLE"}
 
 # ------------------------------------------------------------------ what both protocols share
@@ -79,32 +77,34 @@ def to_strings(value: Any, where: str, depth: int, base64_text: bool = False) ->
 
     Raises:
         RequestError: anything else, or lists of unequal lengths.
+
+    Example:
+        >>> to_strings(["a", {"b64": "AGI="}], "`instances`", 1)
+        array([b'a', b'\\x00b'], dtype=object)
     """
+    # Objects: NumPy's own strings would lose trailing zeros.
+    found = np.array(_to_bytes(value, where, depth, base64_text), dtype=object)
+    if any(isinstance(item, list) for item in found.flat):
+        raise RequestError(f"{where} must hold lists of equal lengths.")
+    return found
+
+
+def _to_bytes(value: Any, where: str, depth: int, base64_text: bool) -> Any:
     if isinstance(value, list) and depth:
-        parts = [
-            to_strings(item, f"{where}[{number}]", depth - 1, base64_text)
+        return [
+            _to_bytes(item, f"{where}[{number}]", depth - 1, base64_text)
             for number, item in enumerate(value)
         ]
-        if len({part.shape for part in parts}) > 1:
-            raise RequestError(f"{where} must hold lists of equal lengths.")
-        found = np.empty((len(parts), *(parts[0].shape if parts else ())), object)
-        for number, part in enumerate(parts):
-            found[number] = part[()]
-        return found
     if isinstance(value, dict) and set(value) == {"b64"}:
-        data = from_base64(value["b64"], where)
-    elif not isinstance(value, str):
+        return from_base64(value["b64"], where)
+    if not isinstance(value, str):
         raise RequestError(f'{where} must be a string or {{"b64": "..."}}, got {_short(value)}')
-    elif base64_text:
-        data = from_base64(value, where)
-    else:
-        try:
-            data = value.encode()
-        except UnicodeEncodeError:
-            raise RequestError(f"{where} must be valid text, got {value[:80]!a}") from None
-    found = np.empty((), object)  # NumPy's own strings would lose trailing zeros
-    found[()] = data
-    return found
+    if base64_text:
+        return from_base64(value, where)
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"{where} must be valid text, got {value[:80]!a}") from None
 
 
 def from_base64(text: Any, where: str) -> bytes:
@@ -118,8 +118,17 @@ def from_base64(text: Any, where: str) -> bytes:
 def to_numbers(value: Any, dtype: np.dtype, where: str) -> np.ndarray:
     """Convert nested lists of numbers to an array of that type; null becomes NaN in decimals.
 
+    Args:
+        value: from JSON.
+        dtype: of the input.
+        where: the name of the value in messages.
+
     Raises:
         RequestError: other values, numbers out of range, or lists of unequal lengths.
+
+    Example:
+        >>> to_numbers([1, None], np.dtype("float32"), "`inputs`")
+        array([ 1., nan], dtype=float32)
     """
     try:
         found = np.asarray(value)
@@ -142,39 +151,44 @@ def to_numbers(value: Any, dtype: np.dtype, where: str) -> np.ndarray:
 
 
 def to_json(name: str, array: np.ndarray, mark_bytes: bool = True) -> list[Any]:
-    """Convert an output to lists; bytes to text, or to {"b64": ...} if the name ends in _bytes."""
-    if array.dtype != object:
-        return array.tolist()
+    """Convert an output to lists; bytes to text, or to {"b64": ...} if the name ends in _bytes.
+
+    Args:
+        name: of the output.
+        array: (examples, ...).
+        mark_bytes: False makes text of all bytes.
+    """
 
     def text(value: Any) -> Any:
-        if isinstance(value, list):
-            return [text(item) for item in value]
         if mark_bytes and name.endswith("_bytes"):
             return {"b64": base64.b64encode(value).decode()}
         return value.decode("utf-8", "replace")
 
-    return text(array.tolist())
+    if array.dtype == object and array.size:
+        array = np.frompyfunc(text, 1, 1)(array)
+    return array.tolist()
 
 
 def to_examples(signature: Signature, inputs: Arrays) -> Examples:
     """Combine inputs to examples.
 
+    Args:
+        signature: what they are for.
+        inputs: by name, arrays (examples, ...).
+
     Raises:
         RequestError: no examples, inputs of different lengths, or of another shape than the
             signature's.
     """
-    lengths = {name: len(array) if array.ndim else -1 for name, array in inputs.items()}
     for name, array in inputs.items():
-        shape = signature.inputs[name].shape
-        fits = array.ndim == 1 + len(shape) and all(
-            expected in (None, length)
-            for expected, length in zip(shape, array.shape[1:], strict=True)
-        )
-        if not fits:
+        wanted = _dims(signature.inputs[name])
+        if len(wanted) != array.ndim or any(
+            size not in (-1, got) for size, got in zip(wanted, array.shape, strict=True)
+        ):
             raise RequestError(
-                f"`inputs` {name!r} must have the shape {_dims(signature.inputs[name])}, "
-                f"got {list(array.shape)}"
+                f"`inputs` {name!r} must have the shape {wanted}, got {list(array.shape)}"
             )
+    lengths = {name: len(array) for name, array in inputs.items()}
     if len(set(lengths.values())) != 1:
         raise RequestError(f"The inputs must have the same length, got {_few(lengths)}")
     if not next(iter(lengths.values())):
@@ -209,8 +223,7 @@ def _short(value: Any) -> str:
 
 
 def _few(names: Iterable[str]) -> str:
-    found = sorted(map(ascii, names))
-    return ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+    return listed(sorted(map(ascii, names)))
 
 
 # ------------------------------------------------------------------ TensorFlow Serving's REST

@@ -15,19 +15,23 @@ import tensorflow as tf
 from kerasmtl.export.description import DECISION, DEFAULT_SIGNATURE, read_description
 from kerasmtl.export.versions import missing
 from kerasmtl.serving.errors import InvalidExamples
+from kerasmtl.utils.tf import error_text
 
 _KNOWN = ("name", "kind", "classes", "threshold")
-# Where in the graph an error occurred, which clients cannot use.
-_NODE = re.compile(r"\{\{.*?\}\}|\[\[?\{.*|\[Op:.*", re.DOTALL)
-_PLACES = ("Graph execution error:", "Detected at node", "<stack traces", "File ", "node Assert")
-_ASSERTED = re.compile(r"assertion failed: \[(.*)\]")
 # "image_bytes[3] is truncated; image_bytes[7] is empty": how exports name invalid examples.
 _NAMED = re.compile(r"\w+\[(\d+)\] is (.*?)(?:; (?=\w+\[\d+\] is )|$)")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a signature; its shape without the batch, None = any length."""
+    """An input or output of a signature.
+
+    Attributes:
+        name: in the signature.
+        dtype: TensorFlow's name for it, such as "float32" or "string".
+        shape: without the batch; None = any length.
+        graph_name: in the graph.
+    """
 
     name: str
     dtype: str
@@ -37,7 +41,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of one of a model's functions, by name."""
+    """One of a model's functions: its inputs and outputs by name."""
 
     name: str
     inputs: Mapping[str, Tensor]
@@ -50,21 +54,25 @@ class ServedModel:
     Args:
         folder: the folder of the version, named by its number.
 
+    Attributes:
+        folder: the same.
+        version: the number.
+        description: the content of model.json; empty without one.
+        signatures: by name; outputs in the order of the tasks, each before its decision.
+
     Raises:
         ValueError: the folder is incomplete, or TensorFlow cannot load it.
     """
 
     def __init__(self, folder: Path) -> None:
-        lacking = missing(folder)
-        if lacking:
+        if lacking := missing(folder):
             raise ValueError(f"the folder is incomplete: {lacking}")
-        self.folder = folder
-        self.version = int(folder.name)
+        self.folder, self.version = folder, int(folder.name)
         self.description = read_description(folder) or {}
         try:
             self._loaded = tf.saved_model.load(str(folder))
         except Exception as error:  # TensorFlow has no common type for what can be wrong in there
-            raise ValueError(f"{folder} cannot be loaded: {_short(error)}") from error
+            raise ValueError(f"{folder} cannot be loaded: {error_text(error)}") from error
         self._functions = dict(self._loaded.signatures)
         order = [task["name"] for task in self.description.get("tasks", [])]
         self.signatures = {
@@ -73,8 +81,8 @@ class ServedModel:
         }
         if DEFAULT_SIGNATURE not in self.signatures:
             raise ValueError(
-                f"{folder} must have the signature {DEFAULT_SIGNATURE!r}, "
-                f"got {list(self.signatures)}"
+                f"{folder} must have the signature {DEFAULT_SIGNATURE!r}, got "
+                f"{list(self.signatures)}"
             )
 
     @property
@@ -83,13 +91,17 @@ class ServedModel:
 
         Without model.json the tasks are the outputs, and everything but their names is None.
         """
-        if self.description:
-            return [_task(task) for task in self.description["tasks"]]
-        outputs = self.signatures[DEFAULT_SIGNATURE].outputs
-        names = [
-            name for name in outputs if name.removesuffix(DECISION) not in set(outputs) - {name}
+        found = self.description.get("tasks")
+        if found is None:
+            outputs = self.signatures[DEFAULT_SIGNATURE].outputs
+            tasks = [n for n in outputs if n.removesuffix(DECISION) not in {*outputs} - {n}]
+            found = [{"name": name} for name in tasks]
+        # `decision` says how the threshold was chosen.
+        return [
+            {key: task.get(key) for key in _KNOWN}
+            | {"rule": (task.get("decision") or {}).get("rule")}
+            for task in found
         ]
-        return [_task({"name": name}) for name in names]
 
     def call(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute the outputs for a batch.
@@ -107,9 +119,10 @@ class ServedModel:
                 not say which example is invalid.
             tensorflow.errors.OpError: a batch of one fails, for a reason other than its values.
         """
-        specs = self.signatures[signature].inputs
+        called = self.signatures[signature]
         tensors = {
-            name: tf.constant(inputs[name], tf.as_dtype(spec.dtype)) for name, spec in specs.items()
+            name: tf.constant(inputs[name], tf.as_dtype(tensor.dtype))
+            for name, tensor in called.inputs.items()
         }
         try:
             outputs = self._functions[signature](**tensors)
@@ -117,10 +130,10 @@ class ServedModel:
             alone = len(next(iter(inputs.values()))) == 1
             if alone and not isinstance(error, tf.errors.InvalidArgumentError):
                 raise
-            why = _short(error)
+            why = error_text(error)
             named = {int(number): reason for number, reason in _NAMED.findall(why)}
             raise InvalidExamples(named or {0 if alone else -1: why}) from None
-        return {name: outputs[name].numpy() for name in self.signatures[signature].outputs}
+        return {name: outputs[name].numpy() for name in called.outputs}
 
     def warm_up(self) -> None:
         """Call each signature once with zeros and empty strings, which it may refuse."""
@@ -129,15 +142,7 @@ class ServedModel:
                 self.call(name, {key: _zeros(tensor) for key, tensor in signature.inputs.items()})
 
 
-def _task(given: Mapping[str, Any]) -> dict[str, Any]:
-    decision = given.get("decision")  # how the threshold was chosen
-    rule = decision.get("rule") if isinstance(decision, dict) else None
-    return {key: given.get(key) for key in _KNOWN} | {"rule": rule}
-
-
 def _signature(name: str, function: Any, order: list[str]) -> Signature:
-    """Read a signature: outputs in the order of the tasks, each before its decision."""
-
     def place(output: str) -> tuple[int, str]:
         task = output if output in order else output.removesuffix(DECISION)
         return (order.index(task) if task in order else len(order), output)
@@ -158,17 +163,6 @@ def _tensor(name: str, spec: tf.TensorSpec) -> Tensor:
 
 def _zeros(tensor: Tensor) -> np.ndarray:
     shape = (1, *(length or 8 for length in tensor.shape))
-    return (
-        np.full(shape, b"", object) if tensor.dtype == "string" else np.zeros(shape, tensor.dtype)
+    return np.full(
+        shape, b"" if tensor.dtype == "string" else 0, tf.as_dtype(tensor.dtype).as_numpy_dtype
     )
-
-
-def _short(error: Exception) -> str:
-    """Return the first sentence of an error of TensorFlow, without the places in the graph."""
-    text = _NODE.sub("", str(getattr(error, "message", error)))
-    lines = [line.strip() for line in text.splitlines()]
-    said = [line for line in lines if line and not line.startswith(_PLACES)]
-    if not said:
-        return type(error).__name__
-    asserted = _ASSERTED.fullmatch(said[0])
-    return asserted[1] if asserted else said[0][:300]

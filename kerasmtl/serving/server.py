@@ -1,21 +1,249 @@
-"""The server as a process: a socket, signals, and an end that loses no request."""
+"""The server: which path gets which answer, and how the process starts and ends."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from kerasmtl.serving.app import create_app
+from kerasmtl._version import __version__
+from kerasmtl.serving import protocols
+from kerasmtl.serving.batching import Arrays, Batcher, Examples
 from kerasmtl.serving.config import ServerConfig
+from kerasmtl.serving.errors import InvalidExamples, RequestError
+from kerasmtl.serving.monitoring import RequestLog, ServerMetrics
+from kerasmtl.serving.page import page, page_headers
+from kerasmtl.serving.served_model import ServedModel
 from kerasmtl.serving.versions import Versions
 
+SMALL = 2**16  # bytes; to parse or write more on the event loop would delay other requests
 KEEP_ALIVE = 75  # seconds; longer than load balancers keep theirs, or they meet a closed one
+
+log = logging.getLogger("kerasmtl.serving")
+
+
+class _ModelName(StringConvertor):
+    """A name in a path: up to the colon that TensorFlow Serving puts before the verb."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("model", _ModelName())
+
+
+class ModelServer:
+    """The answers to each path, for one model.
+
+    Args:
+        name: the name of the model, as in the paths.
+        versions: its versions, which have been loaded.
+        config: limits and batching.
+    """
+
+    def __init__(self, name: str, versions: Versions, config: ServerConfig) -> None:
+        self.name, self.versions, self.config = name, versions, config
+        self.executor = ThreadPoolExecutor(config.workers, thread_name_prefix="model")
+        self.busy = 0  # requests that are read, waiting or running
+        busy = ("Requests that are read, waiting or running.", lambda: self.busy)
+        waiting = ("Examples that wait for a call of the model.", lambda: self.batcher.waiting)
+        gauges = {"requests_in_progress": busy, "examples_waiting": waiting}
+        self.metrics = ServerMetrics(name, gauges, lambda: versions.numbers)
+        self.batcher = Batcher(config, self.executor, self.metrics.count_batch)
+
+    def routes(self) -> list[Route]:
+        """Return the paths and what answers them; the names of the methods label the metrics."""
+        found = {
+            "/": self.page,
+            "/v2": self.server,
+            "/v2/health/live": self.live,
+            "/v2/health/ready": self.ready,
+            "/metrics": self.counts,
+            "/monitoring/prometheus/metrics": self.counts,  # TensorFlow Serving's path
+        }
+        posted = {}
+        for version in ("", "/versions/{version:int}"):
+            v1, v2 = (f"/{kind}/models/{{name:model}}{version}" for kind in ("v1", "v2"))
+            posted |= {f"{v1}:predict": self.predict, f"{v2}/infer": self.infer}
+            found |= {f"{v1}/metadata": self.metadata, v1: self.status}
+            found |= {f"{v2}/ready": self.model_ready, v2: self.model}
+        return [
+            *(Route(path, answer, methods=["POST"]) for path, answer in posted.items()),
+            *(Route(path, answer, methods=["GET"]) for path, answer in found.items()),
+        ]
+
+    async def predict(self, request: Request) -> Response:
+        """Answer TensorFlow Serving's `:predict`."""
+
+        def write(model: ServedModel, body: dict[str, Any], outputs: Arrays) -> Any:
+            return protocols.write_predict(body, outputs)
+
+        return await self._answer(request, protocols.read_predict, write)
+
+    async def infer(self, request: Request) -> Response:
+        """Answer the Open Inference Protocol's `infer`."""
+        write = partial(protocols.write_infer, self.name)
+        return await self._answer(request, protocols.read_infer, write)
+
+    async def status(self, request: Request) -> Response:
+        """Answer GET /v1/models/NAME."""
+        model = self._model(request)
+        asked = "version" in request.path_params
+        versions = [model.version] if asked else self.versions.numbers
+        return json_response(protocols.write_status(versions))
+
+    async def metadata(self, request: Request) -> Response:
+        """Answer GET /v1/models/NAME/metadata."""
+        return json_response(protocols.write_metadata(self.name, self._model(request)))
+
+    async def live(self, request: Request) -> Response:
+        """Answer GET /v2/health/live."""
+        return json_response({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """Answer GET /v2/health/ready: requests come once a version is loaded."""
+        return json_response({"ready": True})
+
+    async def server(self, request: Request) -> Response:
+        """Answer GET /v2."""
+        return json_response({"name": "kerasmtl", "version": __version__, "extensions": []})
+
+    async def model(self, request: Request) -> Response:
+        """Answer GET /v2/models/NAME."""
+        model = self._model(request)
+        return json_response(protocols.write_model(self.name, model, self.versions.numbers))
+
+    async def model_ready(self, request: Request) -> Response:
+        """Answer GET /v2/models/NAME/ready."""
+        self._model(request)
+        return json_response({"name": self.name, "ready": True})
+
+    async def counts(self, request: Request) -> Response:
+        """Answer GET /metrics, for Prometheus."""
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def page(self, request: Request) -> Response:
+        """Answer GET /, for people."""
+        text = page(self.name, self.versions.get(), self.config)
+        return Response(text, media_type="text/html", headers=page_headers())
+
+    async def watch(self) -> None:
+        """Look for new versions again and again, on a thread of its own."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, thread_name_prefix="versions") as thread:
+            while True:
+                await asyncio.sleep(self.config.poll)
+                try:
+                    await loop.run_in_executor(thread, self.versions.refresh)
+                except Exception:  # a disk that fails must not end the watch
+                    log.exception("cannot look for versions in %s", self.versions.base)
+
+    def _model(self, request: Request) -> ServedModel:
+        name = request.path_params["name"]
+        if name != self.name:
+            raise RequestError(f"The model must be {self.name!r}, got {name[:100]!r}", 404)
+        return self.versions.get(request.path_params.get("version"))
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        if self.busy >= self.config.max_queue:
+            message = f"The server is busy with {self.busy} requests. Try again."
+            raise RequestError(message, 503, retry_after=1)
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
+
+    async def _answer(
+        self,
+        request: Request,
+        read: Callable[[dict[str, Any], ServedModel], Examples],
+        write: Callable[[ServedModel, dict[str, Any], Arrays], Any],
+    ) -> Response:
+        """Predict for the examples of a request, which `read` finds and `write` answers."""
+        model = self._model(request)
+        with self._admitted():
+            data = await read_body(request, self.config.max_bytes)
+            body = await _off_loop(len(data), protocols.parse_body, data)
+            try:
+                examples = await _off_loop(len(data), read, body, model)
+                outputs = await self.batcher.predict(model, examples)
+            except InvalidExamples as error:
+                raise error.named("instances" if "instances" in body else "inputs") from None
+            size = 20 * sum(array.size for array in outputs.values())
+            return await _off_loop(size, lambda: json_response(write(model, body, outputs)))
+
+
+async def read_body(request: Request, most: int) -> bytes:
+    """Return the body of a request; raises RequestError if it is larger than `most` bytes."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > most:
+            raise RequestError(f"The body must have at most {most} bytes.", 413)
+    return bytes(data)
+
+
+def json_response(
+    content: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Return JSON in which, as in TensorFlow Serving's, NaN and Infinity are allowed.
+
+    Example:
+        >>> json_response({"a": [float("nan"), 1]}).body
+        b'{"a":[NaN,1]}'
+    """
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return Response(text, status, headers, media_type="application/json")
+
+
+def create_app(
+    name: str, versions: Versions, config: ServerConfig, started: Callable[[], Any] = lambda: None
+) -> Starlette:
+    """Return an application that serves versions which have been loaded, and watches for new ones.
+
+    Args:
+        name: the name of the model, as in the paths.
+        versions: its versions.
+        config: limits and batching.
+        started: called when the event loop runs, before the first request.
+    """
+    server = ModelServer(name, versions, config)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        watch = asyncio.get_running_loop().create_task(server.watch())
+        started()
+        yield
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        server.executor.shutdown()
+
+    request_log = Middleware(RequestLog, count=server.metrics.count_request, failed=_failed)
+    app = Starlette(routes=server.routes(), middleware=[request_log], lifespan=lifespan)
+    app.state.server = server
+    for kind in (RequestError, HTTPException, ClientDisconnect):
+        app.add_exception_handler(kind, _error_response)
+    return app
 
 
 def run(
@@ -41,8 +269,13 @@ def run(
             signal.signal(number, lambda *_: sys.exit(0))
         shown = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{shown}:{listener.getsockname()[1]}"
-        settings = uvicorn_config(create_app(name, versions, config), config)
-        Server(settings, lambda: ready(url, versions)).run(sockets=[listener])
+
+        def started() -> None:
+            listener.listen()  # from here on, clients wait until Uvicorn accepts them
+            ready(url, versions)
+
+        app = create_app(name, versions, config, started)
+        uvicorn.Server(uvicorn_config(app, config)).run(sockets=[listener])
 
 
 def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
@@ -52,27 +285,14 @@ def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
         ws="none",
         timeout_keep_alive=KEEP_ALIVE,
         log_level="warning",
-        access_log=False,  # the application has its own, with request ids and times
+        access_log=False,  # the application has its own, with request IDs and times
         timeout_graceful_shutdown=max(1, round(config.drain)),
         server_header=False,
     )
 
 
-class Server(uvicorn.Server):
-    """Uvicorn's server; calls `ready` as soon as it listens."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
-        await super().startup(sockets)
-        self._ready()
-
-
 def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound, but does not listen until Uvicorn does."""
+    """Return a socket that does not listen yet, so that clients do not wait for the model."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # IPPROTO_TCP must be given, or asyncio leaves Nagle's algorithm on: 40 ms for each answer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -83,3 +303,23 @@ def _bound(host: str, port: int) -> socket.socket:
         listener.close()
         raise OSError(f"Cannot listen on --host {host} --port {port}: {error.strerror}") from error
     return listener
+
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # nobody reads it
+    if isinstance(error, RequestError):
+        again = {"Retry-After": str(error.retry_after)} if error.retry_after else None
+        reasons = {"reasons": error.reasons} if error.reasons else {}
+        return json_response({"error": str(error), **reasons}, error.status, again)
+    message = f"{error.detail}: {request.method} {request.url.path[:200]}"
+    return json_response({"error": message}, error.status_code, dict(error.headers or {}))
+
+
+def _failed(name: str) -> Response:
+    return json_response({"error": f"The server failed; see its log for request {name}."}, 500)
+
+
+async def _off_loop(size: int, call: Callable[..., Any], *given: Any) -> Any:
+    """Call a function on another thread, unless it has less than SMALL bytes to do."""
+    return call(*given) if size <= SMALL else await asyncio.to_thread(call, *given)

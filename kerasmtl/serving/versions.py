@@ -50,25 +50,23 @@ def prepare(model: ServedModel) -> None:
 
 def _close(received: Any, wanted: Any) -> bool:
     """Whether JSON values are the same, numbers within TOLERANCE; more outputs do not matter."""
-    if isinstance(wanted, dict):
-        return isinstance(received, dict) and all(
-            key in received and _close(received[key], value) for key, value in wanted.items()
-        )
-    if isinstance(wanted, list):
-        return (
-            isinstance(received, list)
-            and len(received) == len(wanted)
-            and all(map(_close, received, wanted))
-        )
-    if isinstance(wanted, float) and isinstance(received, int | float):
-        return bool(np.isclose(received, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True))
+    try:
+        if isinstance(wanted, dict):
+            return all(_close(received[key], value) for key, value in wanted.items())
+        if isinstance(wanted, list):
+            return all(_close(*pair) for pair in zip(received, wanted, strict=True))
+        if isinstance(wanted, float):
+            return bool(np.isclose(received, wanted, TOLERANCE, TOLERANCE, equal_nan=True))
+    except (KeyError, TypeError, ValueError):  # of another structure
+        return False
     return received == wanted
 
 
 class Versions:
     """The newest versions in a folder.
 
-    A request keeps the version that it began with: one that is no longer served stays in memory
+    They are looked for again with `refresh`, and swapped in when they are loaded and checked. A
+    request keeps the version that it began with: one that is no longer served stays in memory
     until its last request is answered.
 
     Args:
@@ -80,9 +78,7 @@ class Versions:
     def __init__(
         self, base: Path, keep: int, prepare: Callable[[ServedModel], None] = prepare
     ) -> None:
-        self.base = base
-        self.keep = keep
-        self._prepare = prepare
+        self.base, self.keep, self._prepare = base, keep, prepare
         # Replaced as a whole, never changed: other threads read it.
         self._served: Mapping[int, ServedModel] = {}
         self._seen: dict[int, Stamp] = {}  # versions not loaded yet, as they were at the last look
@@ -101,14 +97,13 @@ class Versions:
                 f"`folder` {self.base} has no version to serve. Expected folders named 1, 2, ... "
                 f"as `kerasmtl export` writes them, got {shown or self._contents()}"
             )
-        self._report(reasons)
 
     def refresh(self) -> None:
         """Look again: load new versions, drop old ones.
 
         A new folder is loaded once it is the same at two looks: until then it is being copied.
         """
-        self._report(self._look(wait=True))
+        self._look(wait=True)
 
     @property
     def numbers(self) -> list[int]:
@@ -116,11 +111,7 @@ class Versions:
         return sorted(self._served, reverse=True)
 
     def get(self, version: int | None = None) -> ServedModel:
-        """Return a version, by default the newest.
-
-        Raises:
-            RequestError: it is not served.
-        """
+        """Return a version, by default the newest; raises RequestError if it is not served."""
         served = self._served
         number = max(served) if version is None else version
         if number not in served:
@@ -128,41 +119,36 @@ class Versions:
         return served[number]
 
     def _look(self, wait: bool) -> dict[int, str]:
-        """Load and swap; returns by version why it is refused."""
+        """Load and swap; return by version why it is refused, each reason once."""
         there = versions_in(self.base)
         kept: dict[int, ServedModel] = {}
         reasons: dict[int, str] = {}
-        seen: dict[int, Stamp] = {}
+        before, self._seen = self._seen, {}
         for version in there:
             if len(kept) >= self.keep:
                 break
             if version in self._served:
                 kept[version] = self._served[version]
                 continue
-            seen[version] = stamp(self.base / str(version))
-            still_written = wait and self._seen.get(version) != seen[version]
-            if still_written or self._refused.get(version) == seen[version]:
+            state = self._seen[version] = stamp(self.base / str(version))
+            still_written = wait and before.get(version) != state
+            if still_written or self._refused.get(version) == state:
                 continue
             try:
                 model = ServedModel(self.base / str(version))
                 self._prepare(model)
-            except Exception as error:  # whatever is wrong with it, the others stay in service
-                self._refused[version] = seen[version]
-                reasons[version] = str(error)
-            else:
                 kept[version] = model
-        self._seen = seen
-        self._refused = {v: s for v, s in self._refused.items() if v in there}
-        before = self.numbers
+            except Exception as error:  # whatever is wrong with it, the others stay in service
+                self._refused[version], reasons[version] = state, str(error)
+        former = self.numbers
         if kept and kept.keys() != self._served.keys():  # a folder that was emptied stops nothing
             self._served = kept
-            if before:
-                log.warning("now serving %s instead of %s", self.numbers, before)
+            if former:
+                log.warning("now serving %s instead of %s", self.numbers, former)
+        if self._served:
+            for version, why in reasons.items():
+                log.error("version %d is refused: %s; serving %s", version, why, self.numbers)
         return reasons
-
-    def _report(self, reasons: Mapping[int, str]) -> None:
-        for version, why in reasons.items():
-            log.error("version %d is refused: %s; serving %s", version, why, self.numbers)
 
     def _contents(self) -> str:
         if (self.base / "saved_model.pb").is_file():

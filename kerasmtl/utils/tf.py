@@ -39,22 +39,36 @@ def traced(function: Callable[..., Any], on_call: bool = False) -> Callable[...,
 
 
 _ASSERTED = re.compile(r"assertion failed: \[(.*)\]")
+# Where in the graph an error occurred, which nobody who sends data can use.
+_NODE = re.compile(r"\{\{.*?\}\}\s*|\[\[?\{.*|\[Op:.*", re.DOTALL)
+_PLACES = ("Graph execution error:", "Detected at node", "<stack traces", "File ", "node Assert")
+
+
+def error_text(error: BaseException) -> str:
+    """Return the first sentence of an error of TensorFlow, without the places in the graph.
+
+    Of a failed assertion it is what was asserted. Also takes other errors.
+
+    Example:
+        >>> error_text(ValueError("{{node decode}} image 3 is truncated [Op:DecodeImage]"))
+        'image 3 is truncated'
+    """
+    message = str(getattr(error, "message", error))
+    asserted = _ASSERTED.search(message)
+    if asserted:  # TensorFlow shows the bytes of strings with C's escapes
+        return codecs.escape_decode(asserted[1].encode())[0].decode("utf-8", "replace")
+    lines = [line.strip() for line in _NODE.sub("", message).splitlines()]
+    said = [line for line in lines if line and not line.startswith(_PLACES)]
+    return said[0][:300] if said else type(error).__name__
 
 
 def graph_fault(error: BaseException | None) -> str | None:
-    """Returns what TensorFlow found wrong with the data it was given, or None for other errors.
-
-    Without the names of operations and of places in the graph.
-    """
+    """Return what TensorFlow found wrong with the data it was given, or None for other errors."""
     tensorflow = sys.modules.get("tensorflow")  # not imported for this alone
     if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
         return None
-    lines = [re.sub(r"\{\{[^}]*\}\}\s*", "", line).strip() for line in error.message.splitlines()]
-    what = next((line for line in lines if line), type(error).__name__)
-    asserted = _ASSERTED.search(error.message)
-    if asserted:  # TensorFlow shows the bytes of strings with C's escapes
-        what = codecs.escape_decode(asserted[1].encode())[0].decode("utf-8", "replace")
-    return f"{what}. If it is an image: `kerasmtl check` lists those that cannot be used."
+    hint = "If it is an image: `kerasmtl check` lists those that cannot be used."
+    return f"{error_text(error)}. {hint}"
 
 
 def quiet_tensorflow() -> None:

@@ -90,17 +90,18 @@ def mean_of(data):
 @contextlib.contextmanager
 def serving(base, name="street", watching=False, **settings):
     """Serve `base` on a free port; yields url, server (what the application keeps), versions."""
-    from kerasmtl.serving.app import create_app
+    import uvicorn
+
     from kerasmtl.serving.config import ServerConfig
-    from kerasmtl.serving.server import Server, uvicorn_config
+    from kerasmtl.serving.server import create_app, uvicorn_config
     from kerasmtl.serving.versions import Versions
 
     config = ServerConfig(**{"poll": 0.02 if watching else 1e6, **settings})
     versions = Versions(Path(base), config.keep)
     versions.load()
-    app = create_app(name, versions, config)
     up = threading.Event()
-    server = Server(uvicorn_config(app, config), up.set)
+    app = create_app(name, versions, config, up.set)
+    server = uvicorn.Server(uvicorn_config(app, config))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

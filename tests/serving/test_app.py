@@ -217,7 +217,7 @@ def test_tensorflow_serving_s_own_messages_parse_the_metadata(street):
 
 
 def test_nan_and_infinity_are_written_as_tensorflow_serving_does():
-    from kerasmtl.serving.app import json_response
+    from kerasmtl.serving.server import json_response
 
     assert json_response({"a": [float("nan"), float("inf")]}).body == b'{"a":[NaN,Infinity]}'
 

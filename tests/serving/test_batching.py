@@ -42,7 +42,7 @@ def together(model, requests, **limits):
             batcher = Batcher(ServerConfig(**{"batch_wait": 10, **limits}), executor)
             calls = [batcher.predict(model, request) for request in requests]
             results = await asyncio.gather(*calls, return_exceptions=True)
-            assert not batcher._queues and not batcher._running and not batcher._due
+            assert not batcher._queues and not batcher.waiting
             return results
 
     return asyncio.run(main())

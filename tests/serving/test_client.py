@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from served import CLASSES, b64, mean_of, picture, save_pictures
 
 from kerasmtl.cli.serve import client
-from kerasmtl.serving.client import model_url, predict_kserve, predict_tfserving, protocol_of
+from kerasmtl.serving.client import model_url, predict, protocol_of
 
 IMAGES = [picture(1), picture(2), picture(3, (1, 1))]
 # What TensorFlow Serving 2.x and KServe's MLServer answer, shortened.
@@ -80,7 +80,7 @@ def run(*words):
 def test_tensorflow_serving_is_asked_in_rows(files):
     with answering((200, {}, {"predictions": ROWS})) as server:
         url = f"{server.url}/v1/models/street/labels/stable"
-        assert predict_tfserving(url, [IMAGES[0], files[1]], signature="extra") == ROWS
+        assert predict(url, [IMAGES[0], files[1]], signature="extra") == ROWS
     ((method, path, body),) = server.seen
     assert (method, path) == ("POST", "/v1/models/street/labels/stable:predict")
     assert body == {
@@ -91,7 +91,7 @@ def test_tensorflow_serving_is_asked_in_rows(files):
 
 def test_kserve_is_asked_in_base64_and_its_flat_data_become_rows(files):
     with answering((200, {}, {"model_name": "street", "outputs": OUTPUTS})) as server:
-        assert predict_kserve(f"{server.url}/v2/models/street/versions/3", files) == ROWS
+        assert predict(f"{server.url}/v2/models/street/versions/3", files) == ROWS
     ((_, path, body),) = server.seen
     assert path == "/v2/models/street/versions/3/infer"
     assert body == {
@@ -112,7 +112,7 @@ def test_an_output_that_is_alone_gets_its_name_from_the_metadata():
     metadata = {"metadata": {"signature_def": {"signature_def": signature}}}
     with answering((200, {}, {"predictions": [[1.0, 2.0]]}), (200, {}, metadata)) as server:
         url = model_url(server.url, name="street")
-        found = predict_tfserving(url, IMAGES[:1], signature="features")
+        found = predict(url, IMAGES[:1], signature="features")
     assert found == [{"features": [1.0, 2.0]}]
     assert server.seen[1][:2] == ("GET", "/v1/models/street/metadata")
 
@@ -121,7 +121,7 @@ def test_many_images_go_in_several_requests():
     answers = [(200, {}, {"predictions": ROWS}), (200, {}, {"predictions": ROWS[:1]})]
     with answering(*answers) as server:
         url = model_url(server.url, name="street")
-        assert len(predict_tfserving(url, IMAGES, batch_size=2)) == 3
+        assert len(predict(url, IMAGES, batch_size=2)) == 3
     assert [len(body["instances"]) for _, _, body in server.seen] == [2, 1]
 
 
@@ -132,12 +132,12 @@ def test_a_busy_server_is_asked_again_and_not_for_ever():
     busy = (503, {"Retry-After": "0"}, {"error": "busy"})
     with answering(busy, busy, (200, {}, {"predictions": ROWS[:1]})) as server:
         url = model_url(server.url, name="street")
-        assert predict_tfserving(url, IMAGES[:1]) == ROWS[:1]
+        assert predict(url, IMAGES[:1]) == ROWS[:1]
     assert len(server.seen) == 3
     with answering(busy) as server:
         url = model_url(server.url, "kserve", "street")
         with pytest.raises(ConnectionError, match="answered 503: busy"):
-            predict_kserve(url, IMAGES[:1], retries=2)
+            predict(url, IMAGES[:1], retries=2)
     assert len(server.seen) == 3
 
 
@@ -146,7 +146,7 @@ def test_what_the_server_says_is_shown():
     with answering((200, {}, {"predictions": ROWS}), refusal) as server:
         url = model_url(server.url, name="street")
         with pytest.raises(ValueError, match=r"answered 400: .*\[1\]: not.*examples 3 to 3\)"):
-            predict_tfserving(url, IMAGES, batch_size=2)
+            predict(url, IMAGES, batch_size=2)
     with answering((404, {}, b"<h1>nothing here</h1>")) as server:
         result = run(server.url, __file__, "--name", "street")
     assert result.exit_code == 1 and "answered 404: <h1>nothing here" in result.output
@@ -157,7 +157,7 @@ def test_what_the_server_says_is_shown():
 )
 def test_answers_that_are_none_are_refused(body):
     with answering((200, {}, body)) as server, pytest.raises(ValueError, match="`url` http"):
-        predict_tfserving(model_url(server.url, name="street"), IMAGES[:1])
+        predict(model_url(server.url, name="street"), IMAGES[:1])
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_answers_that_are_none_are_refused(body):
 def test_tensors_that_do_not_fit_are_refused(outputs):
     with answering((200, {}, {"outputs": outputs})) as server:
         with pytest.raises(ValueError, match="`url` .* must give outputs for 1 examples"):
-            predict_kserve(model_url(server.url, "kserve", "street"), IMAGES[:1])
+            predict(model_url(server.url, "kserve", "street"), IMAGES[:1])
 
 
 def test_no_server_and_no_answer_are_named(files):
@@ -186,7 +186,7 @@ def test_no_server_and_no_answer_are_named(files):
         thread.start()
         url = f"http://127.0.0.1:{running.server_port}/v1/models/street"
         with pytest.raises(TimeoutError, match="no answer within 0.2 seconds"):
-            predict_tfserving(url, IMAGES[:1], timeout=0.2)
+            predict(url, IMAGES[:1], timeout=0.2)
         stop.set()
         running.shutdown()
         thread.join()
@@ -265,8 +265,8 @@ def street(tmp_path_factory):
 
 
 def test_both_protocols_agree_on_kerasmtl_serve(street, files):
-    row = predict_tfserving(model_url(street, name="street", version="1"), IMAGES)
-    tensor = predict_kserve(model_url(street, "kserve", "street", "1"), IMAGES, batch_size=2)
+    row = predict(model_url(street, name="street", version="1"), IMAGES)
+    tensor = predict(model_url(street, "kserve", "street", "1"), IMAGES, batch_size=2)
     means = [mean_of(data) for data in IMAGES]
     for found in (row, tensor):
         np.testing.assert_allclose([one["night"] for one in found], means, atol=1e-5)

@@ -147,12 +147,12 @@ def test_names_from_outside_are_only_ever_text():
         (
             {"a": (0.3, "recall>=0.995"), "b": (0.5, "fixed"), "c": (0.5, "fixed")},
             "For a it was chosen on validation data, so that at least 99.5% of the true "
-            "cases are found. For b and c it is the default, 0.5.",
+            "cases are found. For b, c it is the default, 0.5.",
         ),
         (
             {"a": (0.3, "precision>=0.9"), **{str(n): (0.5, "fixed") for n in range(9)}},
             "For a it was chosen on validation data, so that at least 90% of the yes "
-            "answers are right. For 9 of the tasks it is the default, 0.5.",
+            "answers are right. For 0, 1, 2, 3, 4, 5, 6, 7, 8 it is the default, 0.5.",
         ),
     ],
 )

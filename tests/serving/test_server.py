@@ -110,7 +110,7 @@ def test_it_says_what_is_wrong_and_ends(base, tmp_path):
 @pytest.mark.parametrize("absent", ["starlette", "uvicorn", "prometheus_client"])
 def test_without_the_extra_it_says_what_to_install(base, absent, monkeypatch):
     for name in list(sys.modules):
-        ours = ("app", "middleware", "prometheus", "server")
+        ours = ("monitoring", "server")
         if name.split(".")[0] == absent or name in {f"kerasmtl.serving.{one}" for one in ours}:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, absent, None)

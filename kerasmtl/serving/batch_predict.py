@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from kerasmtl.utils.validation import check_count
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 SHARD, SHARD_OF_ROWS = 512, 8192  # inputs: what an interruption costs at most
-ERRORS = ("name", "line", "reason")
+ERRORS = {"name": "str", "line": "str", "reason": "str"}
 # What TensorFlow raises for bytes that cannot be decoded.
 _INVALID = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.UnimplementedError)
 
@@ -370,23 +371,23 @@ def predict_to_file(
                 shutil.rmtree(parts, ignore_errors=True)
             with progress_bar("predicting", total, progress, transient=False) as advance:
                 for chunk in source.chunks(size):
-                    shard = parts / (_key(predictor, columns, chunk) + target.suffix)
-                    if shard.is_file():
+                    shards.append(parts / f"{_key(predictor, columns, chunk)}.npz")
+                    if shards[-1].is_file():
                         resumed += len(chunk)
                     else:
-                        rows, outputs, why = predict_chunk(predictor, source, chunk, batch_size)
-                        with atomic_file(_errors_of_shard(shard)) as file:
-                            _write_errors(file, chunk, why)
-                        with atomic_file(shard) as file:
-                            _write(file, _frame(predictor, columns, chunk, rows, outputs), columns)
-                    shards.append(shard)
+                        found = predict_chunk(predictor, source, chunk, batch_size)
+                        with atomic_file(shards[-1]) as file:
+                            np.savez(file, *_shard(predictor, columns, chunk, *found))
                     advance(len(chunk))
-            errors, invalid = _publish_errors(errors_of(target), shards)
-            _publish(target, columns, shards)
+            errors = errors_of(target)
+            with atomic_file(target) as whole, atomic_file(errors) as listed:
+                invalid = _join(shards, columns, whole, listed)
+            if not invalid:
+                errors.unlink()
             shutil.rmtree(parts)
     except BlockingIOError:
         raise ValueError(f"`out` {out} is being written by another process") from None
-    return Summary(target, total - invalid, invalid, errors, resumed)
+    return Summary(target, total - invalid, invalid, errors if invalid else None, resumed)
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -419,10 +420,6 @@ def errors_of(out: Path) -> Path:
     return out.with_name(out.name + ".errors.csv")
 
 
-def _errors_of_shard(shard: Path) -> Path:
-    return shard.with_suffix(".errors")
-
-
 def _key(predictor: Predictor, columns: Mapping[str, str], chunk: Chunk) -> str:
     """Return a hash of all that determines a shard: model, inputs, and the state of their files."""
 
@@ -451,94 +448,76 @@ def _columns(predictor: Predictor, source: Source) -> dict[str, str]:
     return dict(found)
 
 
-def _frame(
+def _shard(
     predictor: Predictor,
     columns: Mapping[str, str],
     chunk: Chunk,
     rows: Sequence[int],
     outputs: Outputs,
-) -> pd.DataFrame:
-    """Return the predictions for the valid inputs of a chunk; without any, empty columns."""
+    reasons: Mapping[int, str],
+) -> list[np.ndarray]:
+    """Return the columns of the predictions, (valid,) each, and of the errors, (invalid,) each."""
+    lines = chunk.lines or [""] * len(chunk)
     values: list[Any] = [[chunk.names[row] for row in rows]]
     if chunk.lines is not None:
-        values.append([chunk.lines[row] for row in rows])
+        values.append([lines[row] for row in rows])
     for task in predictor.tasks if rows else ():
         found = outputs[task.name]
         if task.kind == "multiclass":
-            values += [np.array(task.classes, object)[found.argmax(axis=1)], *found.T]
+            values += [np.array(task.classes)[found.argmax(axis=1)], *found.T]
         else:
             values.append(found.reshape(len(rows)))
         if task.name in predictor.decided:
             values.append(outputs[task.name + DECISION])
-    return pd.DataFrame(
-        {
-            name: np.asarray(cells, object if kind == "str" else kind)
-            for (name, kind), cells in zip_longest(columns.items(), values, fillvalue=())
-        }
-    )
+    values += [()] * (len(columns) - len(values))  # nothing is valid
+    bad = sorted(reasons)
+    values += [[each[row] for row in bad] for each in (chunk.names, lines, reasons)]
+    kinds = [*columns.values(), *ERRORS.values()]
+    return [np.array(cells, kind) for cells, kind in zip(values, kinds, strict=True)]
 
 
-def _write(path: Path, frame: pd.DataFrame, columns: Mapping[str, str]) -> None:
-    """Write a shard: CSV without a header, JSON lines, or Parquet."""
+def _join(shards: Iterable[Path], columns: Mapping[str, str], out: Path, errors: Path) -> int:
+    """Write predictions and errors of all shards; return the number of errors."""
+    invalid, width = 0, len(columns)
+    with _writer(out, columns) as write, _writer(errors, ERRORS) as write_errors:
+        for shard in shards:
+            with np.load(shard) as file:
+                arrays = [file[f"arr_{at}"] for at in range(width + len(ERRORS))]
+            write(pd.DataFrame(dict(zip(columns, arrays[:width], strict=True))))
+            write_errors(pd.DataFrame(dict(zip(ERRORS, arrays[width:], strict=True))))
+            invalid += len(arrays[-1])
+    return invalid
+
+
+@contextmanager
+def _writer(path: Path, columns: Mapping[str, str]) -> Iterator[Callable[[pd.DataFrame], Any]]:
+    """Open a file, and yield a function that appends rows to it."""
     kind = path.suffix.lower()
     if kind == ".parquet":
-        frame.to_parquet(path, engine="pyarrow", index=False, schema=_schema(columns))
-    elif kind == ".csv":
-        _write_csv(path, frame)
-    else:
-        cells = [_json_cells(frame[name].to_numpy()) for name in frame]
-        records = (dict(zip(frame, row, strict=True)) for row in zip(*cells, strict=True))
-        text = "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in records)
-        path.write_text(text, encoding="utf-8", newline="")
-
-
-def _json_cells(values: np.ndarray) -> list[Any]:
-    if values.dtype.kind != "f":
-        return values.tolist()
-    # By way of text: 0.1 of float32 is then 0.1, not 0.10000000149011612. JSON has no NaN.
-    return [float(text) if np.isfinite(float(text)) else None for text in values.astype(str)]
-
-
-def _write_csv(path: Path, frame: pd.DataFrame) -> None:
-    frame.to_csv(path, header=False, index=False, lineterminator="\n", encoding="utf-8")
-
-
-def _write_errors(path: Path, chunk: Chunk, reasons: Mapping[int, str]) -> None:
-    lines = chunk.lines or [None] * len(chunk)
-    rows = [(chunk.names[row], lines[row], reasons[row]) for row in sorted(reasons)]
-    _write_csv(path, pd.DataFrame(rows, columns=list(ERRORS), dtype=object))
-
-
-def _publish_errors(path: Path, shards: Iterable[Path]) -> tuple[Path | None, int]:
-    """Join the lists of invalid inputs; return the file, None without any, and their number."""
-    with atomic_file(path) as whole:
-        _join(map(_errors_of_shard, shards), whole, ERRORS)
-        with whole.open(newline="", encoding="utf-8") as file:
-            invalid = sum(1 for _ in csv.reader(file)) - 1
-    if not invalid:
-        path.unlink()
-    return (path if invalid else None), invalid
-
-
-def _publish(out: Path, columns: Mapping[str, str], shards: Sequence[Path]) -> None:
-    """Join the shards into the file."""
-    with atomic_file(out) as whole:
-        if out.suffix.lower() == ".parquet":
-            pyarrow, schema = _pyarrow(out), _schema(columns)
-            with pyarrow.parquet.ParquetWriter(whole, schema) as file:
-                for path in shards:
-                    file.write_table(pyarrow.parquet.read_table(path, schema=schema))
-        else:
-            _join(shards, whole, list(columns) if out.suffix.lower() == ".csv" else None)
-
-
-def _join(parts: Iterable[Path], path: Path, header: Sequence[str] | None) -> None:
+        pyarrow, schema = _pyarrow(path), _schema(columns)
+        with pyarrow.parquet.ParquetWriter(path, schema) as parquet:
+            yield lambda rows: parquet.write_table(
+                pyarrow.Table.from_pandas(rows, schema, preserve_index=False)
+            )
+        return
     with path.open("w", newline="", encoding="utf-8") as file:
-        if header is not None:
-            csv.writer(file, lineterminator="\n").writerow(header)
-    with path.open("ab") as file:
-        for part in parts:
-            file.write(part.read_bytes())
+        if kind == ".jsonl":
+            yield lambda rows: file.write(_json_lines(rows))
+        else:
+            csv.writer(file, lineterminator="\n").writerow(columns)
+            yield lambda rows: rows.to_csv(file, header=False, index=False, lineterminator="\n")
+
+
+def _json_lines(rows: pd.DataFrame) -> str:
+    def cells(values: np.ndarray) -> list[Any]:
+        if values.dtype.kind != "f":
+            return values.tolist()
+        # By way of text: 0.1 of float32 is then 0.1, not 0.10000000149011612. JSON has no NaN.
+        return [float(text) if np.isfinite(float(text)) else None for text in values.astype(str)]
+
+    plain = [cells(rows[name].to_numpy()) for name in rows]
+    records = (dict(zip(rows, row, strict=True)) for row in zip(*plain, strict=True))
+    return "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
 
 
 def _schema(columns: Mapping[str, str]) -> Any:

@@ -157,15 +157,14 @@ def test_invalid_images_anywhere_cost_no_valid_one(served, tmp_path, share):
 
 
 def test_inputs_that_are_none_or_mixed_are_refused(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="`files` nowhere"):
-        FileSource(["nowhere"], IMAGES).measure(8)
     with pytest.raises(ValueError, match="`files`"):
         FileSource([str(folder), rows(tmp_path)], IMAGES)
     (tmp_path / "none").mkdir()
+    predictor = Adding().predictor
     with pytest.raises(ValueError, match="`files`"):
-        FileSource([str(tmp_path / "none")], IMAGES).measure(8)
+        predict_to_file(predictor, FileSource([str(tmp_path / "none")], IMAGES), tmp_path / "p.csv")
     with pytest.raises(ValueError, match="`column`"):
-        FileSource([rows(tmp_path)], IMAGES).measure(8)
+        predict_to_file(predictor, FileSource([rows(tmp_path)], IMAGES), tmp_path / "p.csv")
 
 
 NAMES = ["a b.png", "ключ é 猫.png", 'quo"te,comma.png', "new\nline.png", "back\rhome.png", "-.PNG"]
@@ -261,7 +260,7 @@ def test_a_table_without_a_column_of_the_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
-def test_the_same_call_goes_on_after_an_interruption(tmp_path, ending):
+def test_the_same_call_continues_after_an_interruption(tmp_path, ending):
     source = RowSource([rows(tmp_path)], TABLE)
     out, whole = tmp_path / f"p.{ending}", tmp_path / f"whole.{ending}"
     predict_to_file(Adding().predictor, source, whole, shard_size=4)
@@ -327,41 +326,48 @@ def test_a_killed_process_leaves_no_partial_file_and_can_be_continued(tmp_path):
     assert list(pd.read_csv(out)["sum"]) == [n + 0.5 for n in range(20)]
 
 
-@pytest.mark.parametrize("changed", ["model", "inputs", "shards"])
-def test_shards_of_something_else_are_not_continued(tmp_path, changed):
-    source, out = rows(tmp_path), tmp_path / "p.csv"
+def test_only_shards_of_the_same_model_and_inputs_are_used_again(tmp_path):
+    source, out = RowSource([rows(tmp_path)], TABLE), tmp_path / "p.csv"
+
+    def after_two_shards(**options):
+        with pytest.raises(KeyboardInterrupt):
+            predict_to_file(Adding(stop_at=2).predictor, source, out, resume=False, shard_size=4)
+        sha256 = options.pop("sha256", "m1")
+        again = predict_to_file(
+            Adding(sha256=sha256).predictor, source, out, **{"shard_size": 4, **options}
+        )
+        found = pd.read_csv(out)["sum"]
+        out.unlink()
+        assert list(found) == [n + 0.5 for n in range(again.rows)]
+        return again.resumed
+
+    assert after_two_shards() == 8
+    assert after_two_shards(sha256="m2") == after_two_shards(shard_size=5) == 0
+    assert after_two_shards(resume=False) == 0
     with pytest.raises(KeyboardInterrupt):
-        predict_to_file(Adding(stop_at=2).predictor, RowSource([source], TABLE), out, shard_size=4)
-    model = Adding(sha256="m2" if changed == "model" else "m1")
-    if changed == "inputs":
-        rows(tmp_path, 21)
-    inputs, size = RowSource([source], TABLE), 5 if changed == "shards" else 4
-    with pytest.raises(ValueError, match=f"other .*{changed}.*--no-resume"):
-        predict_to_file(model.predictor, inputs, out, shard_size=size)
-    assert not model.calls and not out.exists()
-    done = predict_to_file(model.predictor, inputs, out, shard_size=size, resume=False)
-    assert done.resumed == 0 and len(pd.read_csv(out)) == (21 if changed == "inputs" else 20)
+        predict_to_file(Adding(stop_at=2).predictor, source, out, shard_size=4)
+    rows(tmp_path, 21)
+    done = predict_to_file(Adding().predictor, source, out, shard_size=4)
+    assert done.resumed == 0 and len(pd.read_csv(out)) == 21
 
 
-def test_an_image_that_was_replaced_is_noticed(folder):
-    before = FileSource([str(folder)], IMAGES).measure(8)
-    (folder / "2.png").write_bytes(picture(77, (50, 60)))
-    after = FileSource([str(folder)], IMAGES).measure(8)
-    assert before[:2] == after[:2] == (12, 2) and before[2] != after[2]
+def test_an_image_that_was_replaced_is_predicted_again(served, folder, tmp_path):
+    source, out, calls = FileSource([str(folder)], IMAGES), tmp_path / "p.csv", []
 
+    def stopping(batch):
+        calls.append(len(batch))
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return served.call(batch)
 
-def test_a_source_that_changes_is_an_error_and_not_a_short_file(served, folder, tmp_path):
-    class Shrinking(FileSource):
-        measured = False
-
-        def chunks(self, size):
-            all_of_them = list(super().chunks(size))
-            yield from all_of_them[:1] if self.measured else all_of_them
-            self.measured = True
-
-    with pytest.raises(ValueError, match="`source`.*5 of 12"):
-        predict_to_file(served, Shrinking([str(folder)], IMAGES), tmp_path / "p.csv", shard_size=5)
-    assert not (tmp_path / "p.csv").exists()
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_file(replace(served, call=stopping), source, out, shard_size=1)
+    before = len(list(parts_of(out).glob("*.npz")))
+    (folder / "0.png").write_bytes(picture(77, (50, 60)))
+    done = predict_to_file(served, source, out, shard_size=1)
+    assert done.resumed == before - 1
+    (new,) = pd.read_csv(out).query("image.str.endswith('/0.png')")["night"]
+    assert new == pytest.approx(mean_of(picture(77, (50, 60))), abs=1e-5)
 
 
 # ---------------------------------------------------------------- files
@@ -431,7 +437,7 @@ def test_an_interrupted_command_says_how_to_continue(export, folder, tmp_path, m
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kerasmtl.serving.batch_predict._frame", stop)
+    monkeypatch.setattr("kerasmtl.serving.batch_predict.predict_chunk", stop)
     result = run("predict", folder, "--model", export, "--out", tmp_path / "p.csv")
     assert result.exit_code == 130 and "the same command continues" in result.output
 

@@ -1,6 +1,5 @@
 """Files and folders that appear whole or not at all."""
 
-import doctest
 import os
 import signal
 import stat
@@ -10,7 +9,6 @@ import time
 
 import pytest
 
-from kerasmtl.utils import files
 from kerasmtl.utils.files import (
     Shards,
     atomic_file,
@@ -23,10 +21,6 @@ from kerasmtl.utils.files import (
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_the_examples_run():
-    assert doctest.testmod(files).failed == 0
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_permissions(tmp_path):
@@ -67,7 +61,7 @@ def test_a_folder_is_never_replaced_unless_it_is_invalid(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
-def test_shards_that_are_missing_are_told(tmp_path):
+def test_shards_know_which_are_missing(tmp_path):
     shards = Shards(tmp_path / "shards", 3, ".txt")
     assert shards.missing() == [0, 1, 2]
     with shards.write(1) as file:

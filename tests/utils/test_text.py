@@ -1,14 +1,8 @@
 """Lists of names in messages."""
 
-import doctest
 import warnings
 
-from kerasmtl.utils import text
 from kerasmtl.utils.text import listed, warn
-
-
-def test_the_examples_run():
-    assert doctest.testmod(text, optionflags=doctest.ELLIPSIS).failed == 0
 
 
 def test_few_names_are_listed_whole():

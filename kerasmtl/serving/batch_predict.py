@@ -411,12 +411,17 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def parts_of(out: Path) -> Path:
-    """Return the folder of the shards, OUT.parts."""
+    """Return the folder of the shards.
+
+    Example:
+        >>> parts_of(Path("p.csv")).name, errors_of(Path("p.csv")).name
+        ('p.csv.parts', 'p.csv.errors.csv')
+    """
     return out.with_name(out.name + ".parts")
 
 
 def errors_of(out: Path) -> Path:
-    """Return the list of the inputs that could not be used, OUT.errors.csv."""
+    """Return the list of the inputs that could not be used."""
     return out.with_name(out.name + ".errors.csv")
 
 

@@ -195,14 +195,14 @@ def predict(
                 answers += ask(model, data, signature)
             except ValueError as error:
                 # The server counts from the start of the request.
-                numbers = dict.fromkeys(map(int, re.findall(r"`\[(\d+)\]", str(error))))
+                numbers = {int(number) for number in re.findall(r"`\[(\d+)\]", str(error))}
                 named = [
-                    f"[{n}] is example {start + n + 1}, {_named(some[n])}"
-                    for n in numbers
-                    if n < len(some)
+                    f"; [{n}] is {one}"
+                    for n, one in enumerate(some)
+                    if n in numbers and isinstance(one, str | os.PathLike)
                 ]
                 request = f"in the request of examples {start + 1} to {start + len(some)}"
-                raise ValueError(f"{error} ({'; '.join(named) or request})") from error
+                raise ValueError(f"{error} ({request}{''.join(named)})") from error
     return answers
 
 
@@ -264,10 +264,6 @@ def _bytes(path: str | os.PathLike[str]) -> bytes:
     if os.path.isdir(path):
         raise IsADirectoryError(f"`files` must be images or tables, got the folder {path}")
     return Path(path).read_bytes()
-
-
-def _named(example: Example) -> str:
-    return str(example) if isinstance(example, str | os.PathLike) else type(example).__name__
 
 
 def _base64(data: bytes) -> str:

@@ -18,6 +18,11 @@ class ServerConfig:
     """Address, limits, batching and reloading of a server.
 
     The command line is generated from these fields: their names, types, defaults and texts.
+
+    Example:
+        >>> config = ServerConfig(max_body=0.5, batch_size=8)
+        >>> config.max_bytes
+        524288
     """
 
     host: str = setting(

@@ -43,8 +43,8 @@ class Deployment:
         storage_uri: where KServe finds the folder: gs://…, s3://…, pvc://CLAIM/PATH.
 
     Raises:
-        ValueError: no versions, an incomplete one, a label of another, or an invalid name, tag or
-            URI.
+        ValueError: no versions, a label of one that is absent or incomplete, or an invalid name,
+            tag or URI.
     """
 
     base: Path
@@ -64,24 +64,17 @@ class Deployment:
         check_count("batch_size", self.batch_size)
         found = versions_in(self.base)
         if not found:
-            one = (self.base / "saved_model.pb").is_file()
-            hint = (
-                f"Pass the folder of all versions: {self.base.parent}"
-                if one
-                else "Run: kerasmtl export"
-            )
             raise ValueError(
-                f"`base` must have folders 1, 2, … of versions, got {self.base}. {hint}"
+                f"`base` must have folders 1, 2, … of versions, got {self.base}. Run `kerasmtl "
+                "export`, or pass the folder above that of a version."
             )
         object.__setattr__(self, "labels", dict(self.labels) or {"stable": found[0]})
         for label, version in self.labels.items():
-            if not _LABEL.fullmatch(label) or version not in found:
+            lacking = missing(self.base / str(version))
+            if not _LABEL.fullmatch(label) or version not in found or lacking:
                 raise ValueError(
-                    f"`labels` must name some of the versions {found}, got {label}={version}"
-                )
-            if lacking := missing(self.base / str(version)):
-                raise ValueError(
-                    f"`labels` must name complete versions, got {label}={version}: {lacking}"
+                    f"`labels` must name complete versions of {found}, got {label}={version}"
+                    + (f": {lacking}" if lacking else "")
                 )
 
 

@@ -31,14 +31,26 @@ class RequestError(ValueError):
 
 
 class InvalidExamples(ValueError):
-    """Examples that the model cannot use: by their number in the request or batch, why."""
+    """Examples that the model cannot use.
+
+    Args:
+        reasons: by the number of an example in its request or batch, what is wrong with it.
+
+    Example:
+        >>> error = InvalidExamples({2: "truncated"}).named("instances")
+        >>> error.status, str(error)
+        (400, 'Some examples are invalid. `instances`[2]: truncated')
+    """
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
         self.reasons = dict(sorted(reasons.items()))
         super().__init__("; ".join(f"{number}: {why}" for number, why in self.reasons.items()))
 
     def named(self, where: str) -> RequestError:
-        """Return the answer to a request whose list of examples is called `where`."""
+        """Return the answer to a request whose list of examples is called `where`.
+
+        It names the first `SHOWN` of them; `reasons` has all.
+        """
         shown = [f"`{where}`[{number}]: {why}" for number, why in self.reasons.items()]
         more = f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
         message = f"Some examples are invalid. {'; '.join(shown[:SHOWN])}{more}"

@@ -129,12 +129,19 @@ class ServerMetrics:
         ProcessCollector(registry=self._registry)
 
     def count_request(self, endpoint: str, code: int, seconds: float) -> None:
-        """Count a request that was answered."""
+        """Count a request that was answered.
+
+        Args:
+            endpoint: the name of what answered; "unknown" for paths that nothing answers, so that
+                strangers cannot create new series.
+            code: the HTTP status; 499 if the client had left.
+            seconds: from the headers of the request to the end of the answer.
+        """
         self._requests.labels(endpoint, str(code)).inc()
         self._seconds.labels(endpoint).observe(seconds)
 
     def count_batch(self, examples: int, seconds: float) -> None:
-        """Count a call of the model."""
+        """Count a call of the model, with so many examples, and its seconds."""
         self._batch_examples.observe(examples)
         self._batch_seconds.observe(seconds)
 

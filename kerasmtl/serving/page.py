@@ -7,7 +7,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from string import Template
@@ -16,8 +16,8 @@ from typing import Any
 from kerasmtl.export.description import DEFAULT_SIGNATURE, GOLDEN_REQUEST
 from kerasmtl.serving.config import ServerConfig
 from kerasmtl.serving.served_model import ServedModel, Signature
-from kerasmtl.utils.text import listed
 
+NOTE = "The line across a bar is the task's threshold: from there on the answer is yes."
 SAMPLES = 2**18  # bytes; a larger golden request would make the page slow to load
 
 
@@ -30,16 +30,16 @@ def page(name: str, model: ServedModel, config: ServerConfig) -> str:
         config: the limits of the server.
     """
     signature = model.signatures[DEFAULT_SIGNATURE]
-    files_wanted, width = _takes_files(model, signature), _width(signature)
+    width = _width(signature)
     content = {
         "url": f"v1/models/{name}:predict",
         "signature": signature.name,
-        "form": "files" if files_wanted else "matrix" if width else "columns",
+        "form": "files" if _takes_files(model, signature) else "matrix" if width else "columns",
         "inputs": _inputs(model, signature),
         "width": width,
         "outputs": list(signature.outputs),
         "tasks": [{**task, "several": _several(task, signature)} for task in model.tasks],
-        "samples": _samples(model, signature, files_wanted),
+        "samples": _samples(model, signature),
         "most": config.max_bytes,
     }
     # "</" would end the script; JSON has another way to write "<".
@@ -48,7 +48,7 @@ def page(name: str, model: ServedModel, config: ServerConfig) -> str:
         title=html.escape(f"{name} · kerasmtl"),
         name=html.escape(name),
         version=model.version,
-        note=html.escape(_note(model.tasks)),
+        note=html.escape(NOTE if any(t["threshold"] is not None for t in model.tasks) else ""),
         model=written,
     )
 
@@ -111,48 +111,12 @@ def _several(task: Mapping[str, Any], signature: Signature) -> bool:
     return output is not None and len(output.shape) == 1 and output.shape[0] != 1
 
 
-def _samples(model: ServedModel, signature: Signature, files_wanted: bool) -> list[dict[str, Any]]:
-    """Return the examples of the version's golden request, if there is one of a useful form."""
+def _samples(model: ServedModel, signature: Signature) -> list[dict[str, Any]]:
+    """Return the examples of the version's golden request that name their inputs, if it has one."""
     file = model.folder / GOLDEN_REQUEST
     try:
         text = file.read_text(encoding="utf-8") if file.stat().st_size <= SAMPLES else "{}"
         rows = json.loads(text, parse_constant=lambda _: None)["instances"]  # NaN: missing
-    except (OSError, ValueError, KeyError, TypeError):  # anything may be in there
+        return [row for row in rows if isinstance(row, dict) and set(row) == set(signature.inputs)]
+    except (OSError, ValueError, KeyError, TypeError):  # not a request for the page
         return []
-
-    def fits(row: Any) -> bool:
-        if not isinstance(row, dict) or set(row) != set(signature.inputs):
-            return False
-        return not files_wanted or all(
-            isinstance(value, dict) and set(value) == {"b64"} for value in row.values()
-        )
-
-    return rows if isinstance(rows, list) and all(map(fits, rows)) else []
-
-
-def _note(tasks: Sequence[Mapping[str, Any]]) -> str:
-    """Return what thresholds are and where they come from, for visitors."""
-    origins: dict[str, list[str]] = {}
-    for task in tasks:
-        if isinstance(task["threshold"], int | float):
-            origins.setdefault(_origin(task), []).append(task["name"])
-    if not origins:
-        return ""
-    line = "The line across a bar is the task's threshold: from there on the answer is yes."
-    if len(origins) == 1:
-        return f"{line} It {next(iter(origins))}."
-    return " ".join([line, *(f"For {listed(names)} it {o}." for o, names in origins.items())])
-
-
-def _origin(task: Mapping[str, Any]) -> str:
-    rule = str(task["rule"])
-    aim = re.fullmatch(r"(precision|recall)>=(\d*\.?\d+)", rule)
-    if rule == "fixed":
-        return "is the default, 0.5" if task["threshold"] == 0.5 else "was set by hand"
-    if rule == "f1":
-        return "was chosen on validation data, to balance false alarms and misses"
-    if aim:
-        what = "yes answers are right" if aim[1] == "precision" else "true cases are found"
-        share = f"at least {100 * float(aim[2]):g}% of the {what}"
-        return f"was chosen on validation data, so that {share}"
-    return "came with the model"

@@ -138,6 +138,11 @@ class Prediction(dict[str, Any]):
 
     Attributes:
         decisions: by task 1 or 0, or the likeliest class; regression tasks have none.
+
+    Example:
+        >>> found = Prediction({"night": 0.7}, {"night": 1})
+        >>> found["night"], found.decisions
+        (0.7, {'night': 1})
     """
 
     def __init__(self, values: Mapping[str, Any], decisions: Mapping[str, Any]) -> None:
@@ -146,7 +151,15 @@ class Prediction(dict[str, Any]):
 
 
 def predictions(predictor: Predictor, outputs: Mapping[str, np.ndarray]) -> list[Prediction]:
-    """Split the outputs of a batch by its rows."""
+    """Split the outputs of a batch by its rows.
+
+    Args:
+        predictor: of the model.
+        outputs: as `predictor.call` returns them, (batch, …) by name.
+
+    Returns:
+        One prediction per row.
+    """
     found = []
     for row in range(len(next(iter(outputs.values()), ()))):
         values: dict[str, Any] = {}

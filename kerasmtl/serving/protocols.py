@@ -56,6 +56,10 @@ def parse_body(body: bytes) -> dict[str, Any]:
 def find_signature(model: ServedModel, name: Any) -> Signature:
     """Return the signature of that name.
 
+    Args:
+        model: the version that is asked.
+        name: as the request gives it, which may be any JSON value.
+
     Raises:
         RequestError: the model has no such signature.
     """
@@ -232,6 +236,10 @@ def _few(names: Iterable[str]) -> str:
 def read_predict(body: Mapping[str, Any], model: ServedModel) -> Examples:
     """Read a `:predict` request, in rows (`instances`) or columns (`inputs`).
 
+    Args:
+        body: the parsed request.
+        model: the version that is asked.
+
     Raises:
         RequestError: the signature does not take what the request holds.
         InvalidExamples: some rows have other keys than the signature's inputs.
@@ -253,7 +261,16 @@ def read_predict(body: Mapping[str, Any], model: ServedModel) -> Examples:
 
 
 def write_predict(body: Mapping[str, Any], outputs: Arrays) -> dict[str, Any]:
-    """Write the answer in rows or columns as the request; a single output is not named."""
+    """Write the answer in rows or columns as the request; a single output is not named.
+
+    Args:
+        body: the parsed request.
+        outputs: by name, arrays (examples, ...).
+
+    Example:
+        >>> write_predict({"instances": [1, 2]}, {"sum": np.array([1.5, 2.0])})
+        {'predictions': [1.5, 2.0]}
+    """
     lists = {name: to_json(name, array) for name, array in outputs.items()}
     if "inputs" in body:
         return {"outputs": lists if len(lists) > 1 else next(iter(lists.values()))}
@@ -264,7 +281,12 @@ def write_predict(body: Mapping[str, Any], outputs: Arrays) -> dict[str, Any]:
 
 
 def write_status(versions: Sequence[int]) -> dict[str, Any]:
-    """Write the answer to GET /v1/models/NAME: the state of each version."""
+    """Write the answer to GET /v1/models/NAME: the state of each version.
+
+    Example:
+        >>> write_status([3])["model_version_status"][0]["state"]
+        'AVAILABLE'
+    """
     ok = {"error_code": "OK", "error_message": ""}
     return {
         "model_version_status": [
@@ -340,6 +362,10 @@ def _tensor_info(tensor: Tensor) -> dict[str, Any]:
 def read_infer(body: Mapping[str, Any], model: ServedModel) -> Examples:
     """Read an `infer` request.
 
+    Args:
+        body: the parsed request.
+        model: the version that is asked.
+
     Raises:
         RequestError: the signature does not take what the request holds.
     """
@@ -362,7 +388,14 @@ def read_infer(body: Mapping[str, Any], model: ServedModel) -> Examples:
 def write_infer(
     name: str, model: ServedModel, body: Mapping[str, Any], outputs: Arrays
 ) -> dict[str, Any]:
-    """Write the answer, with the outputs that the request names, or all."""
+    """Write the answer, with the outputs that the request names, or all.
+
+    Args:
+        name: of the model.
+        model: the version that answered.
+        body: the parsed request; its `id` is sent back.
+        outputs: by name, arrays (examples, ...).
+    """
     answer = {
         "model_name": name,
         "model_version": str(model.version),

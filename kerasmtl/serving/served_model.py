@@ -87,7 +87,7 @@ class ServedModel:
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
-        """Name, kind, classes, threshold and the rule of the threshold of each task.
+        """Name, kind, classes and threshold of each task.
 
         Without model.json the tasks are the outputs, and everything but their names is None.
         """
@@ -96,12 +96,7 @@ class ServedModel:
             outputs = self.signatures[DEFAULT_SIGNATURE].outputs
             tasks = [n for n in outputs if n.removesuffix(DECISION) not in {*outputs} - {n}]
             found = [{"name": name} for name in tasks]
-        # `decision` says how the threshold was chosen.
-        return [
-            {key: task.get(key) for key in _KNOWN}
-            | {"rule": (task.get("decision") or {}).get("rule")}
-            for task in found
-        ]
+        return [{key: task.get(key) for key in _KNOWN} for task in found]
 
     def call(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Compute the outputs for a batch.

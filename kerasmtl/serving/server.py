@@ -8,9 +8,9 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,16 +53,23 @@ register_url_convertor("model", _ModelName())
 class ModelServer:
     """The answers to each path, for one model.
 
+    Requests are parsed and answered on the event loop, or on another thread if they are large; the
+    model is called on the threads of `executor`, and new versions are loaded on one more.
+
     Args:
         name: the name of the model, as in the paths.
         versions: its versions, which have been loaded.
         config: limits and batching.
+
+    Attributes:
+        busy: the number of requests that are read, waiting or running; bounded by
+            `config.max_queue`.
     """
 
     def __init__(self, name: str, versions: Versions, config: ServerConfig) -> None:
         self.name, self.versions, self.config = name, versions, config
         self.executor = ThreadPoolExecutor(config.workers, thread_name_prefix="model")
-        self.busy = 0  # requests that are read, waiting or running
+        self.busy = 0
         busy = ("Requests that are read, waiting or running.", lambda: self.busy)
         waiting = ("Examples that wait for a call of the model.", lambda: self.batcher.waiting)
         gauges = {"requests_in_progress": busy, "examples_waiting": waiting}
@@ -74,8 +81,8 @@ class ModelServer:
         found = {
             "/": self.page,
             "/v2": self.server,
-            "/v2/health/live": self.live,
-            "/v2/health/ready": self.ready,
+            "/v2/health/live": self.health,
+            "/v2/health/ready": self.health,
             "/metrics": self.counts,
             "/monitoring/prometheus/metrics": self.counts,  # TensorFlow Serving's path
         }
@@ -114,13 +121,9 @@ class ModelServer:
         """Answer GET /v1/models/NAME/metadata."""
         return json_response(protocols.write_metadata(self.name, self._model(request)))
 
-    async def live(self, request: Request) -> Response:
-        """Answer GET /v2/health/live."""
-        return json_response({"live": True})
-
-    async def ready(self, request: Request) -> Response:
-        """Answer GET /v2/health/ready: requests come once a version is loaded."""
-        return json_response({"ready": True})
+    async def health(self, request: Request) -> Response:
+        """Answer GET /v2/health/live and /v2/health/ready: there is always a version to serve."""
+        return json_response({request.url.path.rpartition("/")[2]: True})
 
     async def server(self, request: Request) -> Response:
         """Answer GET /v2."""
@@ -162,17 +165,6 @@ class ModelServer:
             raise RequestError(f"The model must be {self.name!r}, got {name[:100]!r}", 404)
         return self.versions.get(request.path_params.get("version"))
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self.busy >= self.config.max_queue:
-            message = f"The server is busy with {self.busy} requests. Try again."
-            raise RequestError(message, 503, retry_after=1)
-        self.busy += 1
-        try:
-            yield
-        finally:
-            self.busy -= 1
-
     async def _answer(
         self,
         request: Request,
@@ -181,7 +173,11 @@ class ModelServer:
     ) -> Response:
         """Predict for the examples of a request, which `read` finds and `write` answers."""
         model = self._model(request)
-        with self._admitted():
+        if self.busy >= self.config.max_queue:
+            message = f"The server is busy with {self.busy} requests. Try again."
+            raise RequestError(message, 503, retry_after=1)
+        self.busy += 1
+        try:
             data = await read_body(request, self.config.max_bytes)
             body = await _off_loop(len(data), protocols.parse_body, data)
             try:
@@ -191,6 +187,8 @@ class ModelServer:
                 raise error.named("instances" if "instances" in body else "inputs") from None
             size = 20 * sum(array.size for array in outputs.values())
             return await _off_loop(size, lambda: json_response(write(model, body, outputs)))
+        finally:
+            self.busy -= 1
 
 
 async def read_body(request: Request, most: int) -> bytes:
@@ -207,6 +205,11 @@ def json_response(
     content: Any, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     """Return JSON in which, as in TensorFlow Serving's, NaN and Infinity are allowed.
+
+    Args:
+        content: what `json.dumps` takes.
+        status: the HTTP status.
+        headers: further ones.
 
     Example:
         >>> json_response({"a": [float("nan"), 1]}).body

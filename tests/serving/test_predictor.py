@@ -1,4 +1,4 @@
-"""Predictions and decisions: the same by whatever door one asks for them."""
+"""Predictions and decisions: the same of a trained model, of its export and in every output."""
 
 import json
 import subprocess
@@ -67,7 +67,7 @@ def project(tmp_path_factory):
     return folder, export
 
 
-def test_the_same_decisions_by_every_door(project, tmp_path):
+def test_the_same_decisions_in_every_output(project, tmp_path):
     folder, export = project
     files = [folder / name for name in NAMES]
     found = {}
@@ -80,18 +80,17 @@ def test_the_same_decisions_by_every_door(project, tmp_path):
             expected = (chances[task].astype("float32") >= np.float32(threshold)).astype(int)
             assert found[name][task].tolist() == expected.tolist()
             assert 0 < expected.sum() < len(expected)  # both answers, so that it says something
-        likeliest = [max(row, key=row.get) for row in chances["sky"]]
-        assert found[name]["sky"].tolist() == likeliest
-        out = tmp_path / f"{name}.csv"
-        assert run("predict", *files, *words, "--out", out, "--project", folder).exit_code == 0
-        written = pd.read_csv(out)
-        for task in ("cat", "dog"):
-            assert written[f"{task}_decision"].tolist() == found[name][task].tolist()
-        printed = run("predict", *files, *words, "--project", folder).output
-        lines = [line for line in printed.splitlines() if ".png" in line]
-        for line, cat in zip(lines, found[name]["cat"], strict=True):
-            assert line.split("│")[2].split()[1] == ("yes" if cat else "no")
+        assert found[name]["sky"].tolist() == [max(row, key=row.get) for row in chances["sky"]]
     assert found["trained"].equals(found["exported"])
+    out = tmp_path / "p.csv"
+    assert run("predict", *files, "--model", export, "--out", out).exit_code == 0
+    written = pd.read_csv(out)
+    for task in ("cat", "dog"):
+        assert written[f"{task}_decision"].tolist() == found["exported"][task].tolist()
+    printed = run("predict", *files, "--model", export).output
+    lines = [line for line in printed.splitlines() if ".png" in line]
+    for line, cat in zip(lines, found["exported"]["cat"], strict=True):
+        assert line.split("│")[2].split()[1] == ("yes" if cat else "no")
 
 
 def test_evaluate_scores_the_thresholds_of_the_model_or_the_export(project):
@@ -146,7 +145,7 @@ def test_an_exported_table_gives_the_numbers_of_the_model(tmp_path, monkeypatch)
     assert list(first) == ["row", "predictions", "decisions"] and "'warm'" in second["error"]
 
 
-def test_bad_files_are_named_and_do_not_keep_the_others_from_their_answers(project, tmp_path):
+def test_bad_files_are_named_and_the_others_predicted(project, tmp_path):
     folder, export = project
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "cut.png").write_bytes((folder / NAMES[1]).read_bytes()[:-30])
@@ -163,11 +162,12 @@ def test_bad_files_are_named_and_do_not_keep_the_others_from_their_answers(proje
     assert set(good["decisions"]) == {"cat", "sky", "dog"}
 
 
-def test_files_that_are_all_absent_are_named_without_loading_tensorflow(project):
+@pytest.mark.parametrize("words", [[], ["--out", "p.csv"]])
+def test_files_that_are_all_absent_are_named_without_loading_tensorflow(project, words):
     folder, _ = project
     code = (
         "import sys\nfrom kerasmtl.cli import main\n"
-        f"try: main(['predict', 'absent.jpg', '--project', {str(folder)!r}])\n"
+        f"try: main(['predict', 'absent.jpg', '--project', {str(folder)!r}, *{words}])\n"
         "except SystemExit as end: assert end.code == 1\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

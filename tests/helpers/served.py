@@ -18,8 +18,8 @@ TASKS = ["night", "sign"]
 CLASSES = ["none", "stop", "größe"]
 
 
-def picture(seed=0, size=(30, 40), kind="PNG"):
-    """The bytes of a picture of noise."""
+def noise(seed=0, size=(30, 40), kind="PNG"):
+    """The bytes of an image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), "uint8")
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
@@ -31,12 +31,12 @@ def b64(data):
 
 
 def described(name="street", version=1):
-    """A model.json for the model of `save_pictures`."""
+    """A model.json for the model of `save_image_model`."""
     return {
         "format": 1,
         "name": name,
         "version": version,
-        "kind": "pictures",
+        "kind": "image",
         "tasks": [
             {"name": "night", "kind": "binary", "classes": [], "threshold": 0.4},
             {"name": "sign", "kind": "multiclass", "classes": CLASSES, "threshold": None},
@@ -44,8 +44,8 @@ def described(name="street", version=1):
     }
 
 
-def save_pictures(base, version=1, shift=0.0, description=True):
-    """A SavedModel with pictures in; `night` is the mean of the pixels in [0, 1], plus `shift`."""
+def save_image_model(base, version=1, shift=0.0, description=True):
+    """A SavedModel of images; `night` is the mean of the pixels in [0, 1], plus `shift`."""
     import tensorflow as tf
 
     def answers(means):
@@ -63,7 +63,7 @@ def save_pictures(base, version=1, shift=0.0, description=True):
 
     module = tf.Module()
     module.scale = tf.Variable(1.0)
-    module.pictures = tf.function(
+    module.images = tf.function(
         lambda image_bytes: answers(
             tf.map_fn(mean, image_bytes, fn_output_signature=tf.float32) * module.scale
         ),
@@ -74,7 +74,7 @@ def save_pictures(base, version=1, shift=0.0, description=True):
         input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, name="pixels")],
     )
     folder = Path(base) / str(version)
-    signatures = {"serving_default": module.pictures, "pixels": module.pixels}
+    signatures = {"serving_default": module.images, "pixels": module.pixels}
     tf.saved_model.save(module, str(folder), signatures=signatures)
     if description:
         (folder / "assets.extra").mkdir()
@@ -116,7 +116,7 @@ def serving(base, name="street", watching=False, **settings):
 
 
 def held(running, monkeypatch):
-    """Two events: that the served model is inside a call, and that it may go on."""
+    """Two events: that the served model is inside a call, and that it may continue."""
     served = running.versions.get()
     inside, on = threading.Event(), threading.Event()
     call = served.call
@@ -134,9 +134,9 @@ def predict(url, body, path="/v1/models/street:predict"):
     return requests.post(url + path, json=body, timeout=60)
 
 
-def tensor(*pictures, **more):
-    """An Open Inference request with these pictures."""
-    data = [base64.b64encode(data).decode() for data in pictures]
+def tensor(*images, **more):
+    """An Open Inference request with these images."""
+    data = [base64.b64encode(data).decode() for data in images]
     kind = {"content_type": "base64"}
     given = {"name": "image_bytes", "shape": [len(data)], "datatype": "BYTES", "parameters": kind}
     return {"inputs": [{**given, "data": data}], **more}

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from pictures import write_pictures
-from served import CLASSES, environment, mean_of, picture, save_pictures
+from served import CLASSES, environment, mean_of, noise, save_image_model
 
 import kerasmtl as kt
 from kerasmtl.cli import main
@@ -30,7 +30,7 @@ IMAGES, TABLE = kt.data.Image(), kt.data.Table(("a", "b"))
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    return save_pictures(tmp_path_factory.mktemp("street"))
+    return save_image_model(tmp_path_factory.mktemp("street"))
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def folder(tmp_path):
     (base / "more").mkdir(parents=True)
     for number in range(9):
         place = base / "more" if number % 2 else base
-        (place / f"{number}.png").write_bytes(picture(number))
+        (place / f"{number}.png").write_bytes(noise(number))
     (base / "0bad.jpg").write_bytes(b"not an image")
-    (base / "more" / "cut.png").write_bytes(picture(1)[:300])
+    (base / "more" / "cut.png").write_bytes(noise(1)[:300])
     (base / "empty.png").touch()
     (base / "notes.txt").write_text("not an image, and not expected to be one")
     return base
@@ -144,7 +144,7 @@ def test_a_list_names_images_from_its_folder_and_invalid_ones_by_line(served, fo
 def test_invalid_images_anywhere_cost_no_valid_one(served, tmp_path, share):
     valid = np.random.default_rng(0).random(17) < share
     for number, fine in enumerate(valid):
-        (tmp_path / f"{number:02d}.png").write_bytes(picture(number) if fine else b"bad")
+        (tmp_path / f"{number:02d}.png").write_bytes(noise(number) if fine else b"bad")
     source, out = FileSource([str(tmp_path)], IMAGES), tmp_path / "p.parquet"
     predict_to_file(served, source, out, batch_size=3, shard_size=5)
     found = pd.read_parquet(out)
@@ -175,9 +175,9 @@ def test_unusual_names_links_and_pipes(served, tmp_path, ending):
     folder = tmp_path / "odd [x] {y}"
     (folder / "deep").mkdir(parents=True)
     for number, name in enumerate(NAMES):
-        (folder / name).write_bytes(picture(number))
+        (folder / name).write_bytes(noise(number))
     with open(os.fsencode(folder) + b"/\xff\xfe.png", "wb") as file:
-        file.write(picture(1))
+        file.write(noise(1))
     (folder / "deep" / "back").symlink_to(folder)
     (folder / "itself").symlink_to(folder / "itself")
     os.mkfifo(folder / "pipe.png")
@@ -363,11 +363,11 @@ def test_an_image_that_was_replaced_is_predicted_again(served, folder, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         predict_to_file(replace(served, call=stopping), source, out, shard_size=1)
     before = len(list(parts_of(out).glob("*.npz")))
-    (folder / "0.png").write_bytes(picture(77, (50, 60)))
+    (folder / "0.png").write_bytes(noise(77, (50, 60)))
     done = predict_to_file(served, source, out, shard_size=1)
     assert done.resumed == before - 1
     (new,) = pd.read_csv(out).query("image.str.endswith('/0.png')")["night"]
-    assert new == pytest.approx(mean_of(picture(77, (50, 60))), abs=1e-5)
+    assert new == pytest.approx(mean_of(noise(77, (50, 60))), abs=1e-5)
 
 
 # ---------------------------------------------------------------- files

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from served import CLASSES, b64, mean_of, picture, save_pictures
+from served import CLASSES, b64, mean_of, noise, save_image_model
 
 from kerasmtl.cli.serve import client
 from kerasmtl.serving.client import model_url, predict, protocol_of
 
-IMAGES = [picture(1), picture(2), picture(3, (1, 1))]
+IMAGES = [noise(1), noise(2), noise(3, (1, 1))]
 # What TensorFlow Serving 2.x and KServe's MLServer answer, shortened.
 ROWS = [
     {"night": 0.25, "night_decision": 0, "sign": [0.1, 0.8, 0.1], "sign_decision": "stop"},
@@ -258,8 +258,8 @@ def street(tmp_path_factory):
     from served import serving
 
     base = tmp_path_factory.mktemp("street")
-    save_pictures(base, 1)
-    save_pictures(base, 3, shift=0.25)
+    save_image_model(base, 1)
+    save_image_model(base, 3, shift=0.25)
     with serving(base) as running:
         yield running.url
 

@@ -22,13 +22,13 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
 from browser import chromium, complaints, screenshot, until, visit
-from served import CLASSES, b64, described, held, mean_of, picture, predict, save_pictures, serving
+from served import CLASSES, b64, described, held, mean_of, noise, predict, save_image_model, serving
 
 from kerasmtl.serving.config import ServerConfig
 from kerasmtl.serving.page import page
 from kerasmtl.serving.served_model import Signature, Tensor
 
-DATA = picture(3)
+DATA = noise(3)
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&\"'"
 IMAGES = {"image_bytes": Tensor("image_bytes", "string", (), "x")}
 
@@ -59,7 +59,7 @@ class Parsed(HTMLParser):
 @pytest.fixture(scope="module")
 def street(tmp_path_factory):
     """A model of images with a golden request, and a server that takes 100 kB at a time."""
-    folder = save_pictures(tmp_path_factory.mktemp("street"))
+    folder = save_image_model(tmp_path_factory.mktemp("street"))
     mean = float(mean_of(DATA))
     answer = {"night": mean, "night_decision": int(mean >= 0.4)}
     golden = folder / "assets.extra" / "golden"
@@ -221,7 +221,7 @@ def results(shown, message):
 
 
 def expected(data):
-    """The rows that the model of `save_pictures` has for an image, and the lengths of the bars."""
+    """The rows for an image of the model of `save_image_model`, and the lengths of the bars."""
     mean = mean_of(data)
     why = f"yes ({mean:.3f} ≥ 0.400)" if mean >= 0.4 else f"no ({mean:.3f} < 0.400)"
     share = np.exp([mean, 1 - mean, 0])
@@ -233,7 +233,7 @@ def expected(data):
     return rows, [mean, *share[order]]
 
 
-def dark_picture(seed):
+def dark_noise(seed):
     """Noise below the threshold of `night`."""
     pixels = np.random.default_rng(seed).integers(0, 120, (30, 50, 3), "uint8")
     buffer = io.BytesIO()
@@ -249,7 +249,7 @@ def shown(tmp_path_factory):
 
 @pytest.mark.slow
 def test_images_that_are_dropped(street, shown, tmp_path):
-    files = {"one.png": DATA, "dark.png": dark_picture(1), "two.png": picture(4, (40, 33))}
+    files = {"one.png": DATA, "dark.png": dark_noise(1), "two.png": noise(4, (40, 33))}
     visit(shown, street.url)
     assert not at(shown, "note").is_displayed() and not at(shown, "clear").is_displayed()
     drop(shown, files)
@@ -335,7 +335,7 @@ def test_waiting_trying_again_and_the_keyboard(street, shown, monkeypatch, tmp_p
     for width, scheme in ((None, "light"), (360, "dark")):  # in any window
         visit(shown, street.url, width, scheme)
         long = "a_rather_long_name_without_any_hyphen_in_it_as_phones_give_them_to_photos.png"
-        drop(shown, {"broken.jpg": b"hello", long: dark_picture(2)})
+        drop(shown, {"broken.jpg": b"hello", long: dark_noise(2)})
         results(shown, "1 of 2 images done.")
         measured = "return [document.documentElement.scrollWidth, innerWidth]"
         assert shown.execute_script(measured) == [width or 1000] * 2

@@ -16,9 +16,9 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
-from served import CLASSES, b64, held, mean_of, picture, predict, save_pictures, serving, tensor
+from served import CLASSES, b64, held, mean_of, noise, predict, save_image_model, serving, tensor
 
-GOOD = [picture(1), picture(2, kind="JPEG"), picture(3, (1, 1)), picture(4, kind="GIF")]
+GOOD = [noise(1), noise(2, kind="JPEG"), noise(3, (1, 1)), noise(4, kind="GIF")]
 X = b64(GOOD[0])
 V1, V2 = "/v1/models/street", "/v2/models/street"
 
@@ -26,8 +26,8 @@ V1, V2 = "/v1/models/street", "/v2/models/street"
 @pytest.fixture(scope="module")
 def street(tmp_path_factory):
     base = tmp_path_factory.mktemp("street")
-    save_pictures(base, 1)
-    save_pictures(base, 3, shift=0.25)
+    save_image_model(base, 1)
+    save_image_model(base, 3, shift=0.25)
     with serving(base) as running:
         yield running
 
@@ -144,7 +144,7 @@ def test_text_in_and_out(matrix):
 
 
 def test_decisions_and_classes_come_along(street):
-    data = picture(5)
+    data = noise(5)
     one = predict(street.url, {"instances": [b64(data)]}).json()["predictions"][0]
     assert list(one) == ["night", "night_decision", "sign", "sign_decision"]
     np.testing.assert_allclose(one["night"], mean_of(data) + 0.25, atol=1e-5)
@@ -168,7 +168,7 @@ def test_a_single_output_is_not_named(street):
 
 
 def test_older_versions_have_their_own_paths(street):
-    data = picture(6)
+    data = noise(6)
     for version, shift in ((1, 0), (3, 0.25)):
         path = f"{V1}/versions/{version}:predict"
         (one,) = predict(street.url, {"instances": [b64(data)]}, path).json()["predictions"]
@@ -218,7 +218,7 @@ def test_tensorflow_serving_s_own_messages_parse_the_metadata(street):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"hello", picture(7, (60, 60), "JPEG")[:1500], picture(7, (60, 60))[:1500]],
+    [b"", b"hello", noise(7, (60, 60), "JPEG")[:1500], noise(7, (60, 60))[:1500]],
     ids=["empty", "text", "cut JPEG", "cut PNG"],
 )
 def test_an_invalid_image_is_named_by_its_number(street, cats, data):
@@ -236,7 +236,7 @@ def test_an_invalid_image_is_named_by_its_number(street, cats, data):
 
 
 def test_an_export_bounds_the_pixels_of_an_image(cats):
-    header = picture(7)[:16] + (50_000).to_bytes(4, "big") * 2 + picture(7)[24:]
+    header = noise(7)[:16] + (50_000).to_bytes(4, "big") * 2 + noise(7)[24:]
     body = {"instances": [X, b64(header)]}
     answer = predict(cats.url, body, "/v1/models/cats:predict")
     assert answer.status_code == 400 and "pixels" in answer.json()["reasons"]["1"]
@@ -314,7 +314,7 @@ def nested(depth, name="pixels"):
 
 
 HOSTILE = [
-    *(b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"a": 1}x', b"a=1&b=2", picture(2)),
+    *(b"", b"{", b"[1]", b"null", b"\xff\xfe", b'{"a": 1}x', b"a=1&b=2", noise(2)),
     *(nested(70), nested(900), nested(900, "serving_default"), b"[" * 100_000),
     b'{"a":' * 900 + b"1" + b"}" * 900,
     b'{"signature_name": "pixels", "instances": [[[[' + b"9" * 4000 + b"]]]]}",
@@ -340,7 +340,7 @@ def test_requests_share_a_call_and_a_damaged_image_costs_no_other_its_answer(
     cats, monkeypatch, kind
 ):
     """The headers of the image are whole, and the rest of it is zeros."""
-    whole = picture(5, (60, 80), kind)
+    whole = noise(5, (60, 80), kind)
     cut = whole[: len(whole) // 2]
     data = [*GOOD, cut if kind == "GIF" else cut + bytes(len(whole) - len(cut)), *GOOD]
     inside, on = held(cats, monkeypatch)

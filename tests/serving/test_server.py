@@ -22,11 +22,11 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
-from served import b64, environment, held, picture, predict, save_pictures, serving, tensor
+from served import b64, environment, held, noise, predict, save_image_model, serving, tensor
 
 from kerasmtl.cli.serve import serve
 
-X = b64(picture(1))
+X = b64(noise(1))
 V1, V2 = "/v1/models/street", "/v2/models/street"
 COMMAND = [sys.executable, "-c", "from kerasmtl.cli.serve import serve; serve()"]
 
@@ -34,7 +34,7 @@ COMMAND = [sys.executable, "-c", "from kerasmtl.cli.serve import serve; serve()"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "my street"
-    save_pictures(folder)
+    save_image_model(folder)
     return folder
 
 
@@ -93,7 +93,7 @@ def test_a_body_that_is_too_large(street, body):
 
 
 def test_a_full_queue_is_answered_with_503(tmp_path, monkeypatch):
-    save_pictures(tmp_path)
+    save_image_model(tmp_path)
     with serving(tmp_path, max_queue=3) as running:
         inside, on = held(running, monkeypatch)
         codes = []
@@ -174,10 +174,10 @@ def test_the_access_log_has_one_line_whatever_was_asked(street, caplog):
 def test_requests_are_counted_by_status_and_batches_by_size(tmp_path):
     from prometheus_client import parser
 
-    save_pictures(tmp_path, description=False)
+    save_image_model(tmp_path, description=False)
     with serving(tmp_path) as running:
         predict(running.url, {"instances": [X] * 3})
-        predict(running.url, tensor(picture(2)), V2 + "/infer")
+        predict(running.url, tensor(noise(2)), V2 + "/infer")
         predict(running.url, {"instances": []})
         for number in range(3):
             requests.get(f"{running.url}/random/{number}", timeout=60)
@@ -203,7 +203,7 @@ def test_requests_are_counted_by_status_and_batches_by_size(tmp_path):
 
 
 def test_a_model_json_of_another_format_is_refused(tmp_path):
-    folder = save_pictures(tmp_path)
+    folder = save_image_model(tmp_path)
     (folder / "assets.extra" / "model.json").write_text(json.dumps({"format": 2}))
     with pytest.raises(ValueError, match="format 1"), serving(tmp_path):
         pass
@@ -245,7 +245,7 @@ def connected(port):
 
 @pytest.mark.slow
 def test_options_reach_the_process_and_sigterm_finishes_what_runs(base):
-    body = json.dumps({"instances": [b64(picture(1))]}).encode()
+    body = json.dumps({"instances": [b64(noise(1))]}).encode()
     head = (
         "POST /v1/models/other:predict HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"

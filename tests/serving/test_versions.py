@@ -14,19 +14,19 @@ pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `serve` is not installed")
 
-from served import b64, held, mean_of, picture, predict, save_pictures, serving
+from served import b64, held, mean_of, noise, predict, save_image_model, serving
 
 from kerasmtl.serving.versions import Versions, prepare
 
-DATA = picture(1)
+DATA = noise(1)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Versions 1 and 2, to be copied."""
     base = tmp_path_factory.mktemp("made")
-    save_pictures(base, 1)
-    save_pictures(base, 2, shift=0.25)
+    save_image_model(base, 1)
+    save_image_model(base, 2, shift=0.25)
     return base
 
 

@@ -93,22 +93,18 @@ def register_when_keras_is_imported() -> None:
     Nothing is imported for it: Keras gets a placeholder for each class, which the class itself
     replaces when its module is imported.
     """
+
+    def register(execute: Callable[[Any], None], keras: Any) -> None:
+        execute(keras)
+        known = keras.saving.get_custom_objects()
+        for name, module in REGISTERED.items():
+            known.setdefault(f"{PACKAGE}>{name}", _placeholder(name, module))
+
     keras = sys.modules.get("keras")
     if hasattr(keras, "saving"):
-        _register(keras)
+        register(lambda module: None, keras)
     else:
-        wrap_import("keras", _execute_and_register)
-
-
-def _execute_and_register(execute: Any, keras: Any) -> None:
-    execute(keras)
-    _register(keras)
-
-
-def _register(keras: Any) -> None:
-    known = keras.saving.get_custom_objects()
-    for name, module in REGISTERED.items():
-        known.setdefault(f"{PACKAGE}>{name}", _placeholder(name, module))
+        wrap_import("keras", register)
 
 
 def _placeholder(name: str, module: str) -> type:

@@ -93,26 +93,17 @@ def quiet_tensorflow() -> None:
 
 def _start_quietly(execute: Any, tensorflow: Any) -> None:
     with _stderr_aside():
-        with _out_of_collection():
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
             execute(tensorflow)
+        finally:
+            if was_on:
+                gc.enable()
+            # To look through TensorFlow's million objects again and again takes a fifth of the
+            # time of `kerasmtl evaluate` on a few images.
+            gc.freeze()
         tensorflow.config.list_physical_devices()  # looks for a GPU, and logs that
-
-
-@contextmanager
-def _out_of_collection() -> Iterator[None]:
-    """Leave objects created in the block out of garbage collection for good.
-
-    Looking through TensorFlow's million objects again and again takes a fifth of the time of
-    `kerasmtl evaluate` on a few images.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-        gc.freeze()
 
 
 @contextmanager

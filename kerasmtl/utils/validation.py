@@ -86,9 +86,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
         ValueError: `to` must be one of 'litert', 'onnx', got 'onx'. Did you mean 'onnx'?
     """
     known = list(choices)
-    if any(
-        value is choice or (type(value) is type(choice) and value == choice) for choice in known
-    ):
+    if any(type(value) is type(choice) and value == choice for choice in known):
         return value
     names = [choice for choice in known if isinstance(choice, str)]
     near = get_close_matches(value, names, 1, 0.7) if isinstance(value, str) else []

@@ -238,7 +238,7 @@ def deploy(
       kerasmtl deploy --for tfserving --out deploy
       kerasmtl deploy saved_models/street --for kserve --out kserve --storage-uri gs://models/street
     """
-    from kerasmtl.serving.deploy import Deployment, for_kserve, for_tfserving
+    from kerasmtl.serving.deploy import Deployment, write_deployment
 
     base = folder or load_project(project).export_folder
     given = {key: value for key, value in more.items() if value is not None}
@@ -247,8 +247,8 @@ def deploy(
     if target == "kserve" and name is None:
         chosen = re.sub(r"[^a-z0-9]+", "-", chosen.lower()).strip("-")
     deployment = Deployment(base, chosen, labels=dict(map(read_label, labels)), **given)
-    write = for_tfserving if target == "tfserving" else for_kserve
-    click.echo(f"Made {write(deployment, out)}. Continue with its README.md.")
+    made = write_deployment(deployment, target, out)
+    click.echo(f"Made {made}. Continue with its README.md.")
 
 
 def read_label(text: str) -> tuple[str, int]:

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from kerasmtl.export.versions import missing, versions_in
 from kerasmtl.utils.files import atomic_folder
 from kerasmtl.utils.validation import check_count
@@ -78,71 +80,46 @@ class Deployment:
                 )
 
 
-def for_tfserving(deployment: Deployment, out: str | os.PathLike[str]) -> Path:
-    """Write compose.yaml, the configuration of TensorFlow Serving and a README into a new folder.
+def write_deployment(deployment: Deployment, target: str, out: str | os.PathLike[str]) -> Path:
+    """Write the files with which a server serves the versions of a model into a new folder.
 
     Args:
         deployment: what is served.
-        out: the folder, new or empty.
-
-    Raises:
-        FileExistsError: the folder is not empty; nothing is changed.
-    """
-    models = os.path.relpath(deployment.base.resolve(), Path(out).resolve())
-    models = models if models.startswith(".") else f"./{models}"
-    return _render(
-        "deploy-tfserving",
-        deployment,
-        out,
-        skip=() if deployment.batch_size > 1 else ("batching.config",),
-        models=models.replace("$", "$$"),  # Compose would take it for a variable
-        label=min(deployment.labels),
-        poll=POLL,
-    )
-
-
-def for_kserve(deployment: Deployment, out: str | os.PathLike[str]) -> Path:
-    """Write inferenceservice.yaml and a README into a new folder.
-
-    Args:
-        deployment: what is served; KServe serves the newest version in the storage.
+        target: "tfserving": compose.yaml, the configuration of TensorFlow Serving and a README;
+            "kserve": inferenceservice.yaml and a README. KServe serves the newest version in the
+            storage, without labels.
         out: the folder, new or empty.
 
     Raises:
         FileExistsError: the folder is not empty; nothing is changed.
         ValueError: a name that Kubernetes does not accept.
     """
-    name = deployment.name
-    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name):
+    result, name = Path(out), deployment.name
+    if target == "kserve" and not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", name):
         raise ValueError(
             f"`name` must be at most 63 lower-case letters, digits and '-' for Kubernetes, got "
             f"{name!r}"
         )
-    storage = deployment.storage_uri or f"pvc://{name}-models/{name}"
-    return _render("deploy-kserve", deployment, out, storage=storage)
-
-
-def _render(
-    template: str,
-    deployment: Deployment,
-    out: str | os.PathLike[str],
-    skip: tuple[str, ...] = (),
-    **more: object,
-) -> Path:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    target, source = Path(out), Path(str(files("kerasmtl.templates"))) / template
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if result.exists() and (not result.is_dir() or any(result.iterdir())):
         raise FileExistsError(f"`out` must be a new or an empty folder, got {out}")
+    models = os.path.relpath(deployment.base.resolve(), result.resolve())
+    values = asdict(deployment) | {
+        # "./", or Compose takes it for the name of a volume; "$$", or "$" for a variable.
+        "models": (models if models.startswith(".") else f"./{models}").replace("$", "$$"),
+        "label": min(deployment.labels),
+        "poll": POLL,
+        "storage": deployment.storage_uri or f"pvc://{name}-models/{name}",
+    }
+    source = Path(str(files("kerasmtl.templates"))) / f"deploy-{target}"
     engine = Environment(
         loader=FileSystemLoader(source), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    values = asdict(deployment) | more
-    with atomic_folder(target) as folder:
-        for path in sorted(source.rglob("*.*")):
-            if path.is_file() and path.name not in skip:
-                name = path.relative_to(source).as_posix()
-                (folder / name).parent.mkdir(exist_ok=True)
-                text = engine.get_template(name).render(values)
-                (folder / name).write_text(text, encoding="utf-8")
-    return target
+    with atomic_folder(result) as folder:
+        for path in sorted(path for path in source.rglob("*.*") if path.is_file()):
+            if path.name == "batching.config" and deployment.batch_size == 1:
+                continue
+            file = path.relative_to(source)
+            (folder / file).parent.mkdir(exist_ok=True)
+            text = engine.get_template(file.as_posix()).render(values)
+            (folder / file).write_text(text, encoding="utf-8")
+    return result

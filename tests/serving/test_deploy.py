@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from servers import serving
 
 from kerasmtl.cli.serve import deploy
-from kerasmtl.serving.deploy import Deployment, for_kserve, for_tfserving
+from kerasmtl.serving.deploy import Deployment, write_deployment
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def config(text):
     [({"stable": 3, "canary": 12}, None), ({}, {"stable": 12}), ({"a": 3, "b.c": 3}, None)],
 )
 def test_models_config_lists_versions_and_labels(base, tmp_path, labels, expected):
-    out = for_tfserving(Deployment(base, "street", labels), tmp_path / "d")
+    out = write_deployment(Deployment(base, "street", labels), "tfserving", tmp_path / "d")
     found = config((out / "config" / "models.config").read_text())
     assert (found.name, found.base_path) == ("street", "/models/street")
     assert found.model_platform == "tensorflow"
@@ -96,8 +96,8 @@ def read_compose(folder):
 
 
 def test_compose_mounts_what_the_flags_name(base, tmp_path):
-    out = for_tfserving(
-        Deployment(base, "street", tag="2.19.1", port=80, grpc_port=81), tmp_path / "d"
+    out = write_deployment(
+        Deployment(base, "street", tag="2.19.1", port=80, grpc_port=81), "tfserving", tmp_path / "d"
     )
     service = read_compose(out)
     assert service.image == "tensorflow/serving:2.19.1"
@@ -114,7 +114,7 @@ def test_compose_mounts_what_the_flags_name(base, tmp_path):
 
 
 def test_without_batching_there_is_no_trace_of_it(base, tmp_path):
-    out = for_tfserving(Deployment(base, "street", batch_size=1), tmp_path / "d")
+    out = write_deployment(Deployment(base, "street", batch_size=1), "tfserving", tmp_path / "d")
     assert not any("batching" in flag for flag in read_compose(out).command)
     assert sorted(os.listdir(out / "config")) == ["models.config", "monitoring.config"]
     assert "batching" not in (out / "README.md").read_text()
@@ -122,14 +122,14 @@ def test_without_batching_there_is_no_trace_of_it(base, tmp_path):
 
 def test_a_dollar_in_a_path_is_not_a_variable(base, tmp_path):
     other = shutil.copytree(base, tmp_path / "a$b" / "street")
-    out = for_tfserving(Deployment(other, "street"), tmp_path / "d")
+    out = write_deployment(Deployment(other, "street"), "tfserving", tmp_path / "d")
     assert read_compose(out).volumes[0].source == "../a$$b/street"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.parametrize("state, code", [(b"AVAILABLE", 0), (b"LOADING", 1)])
 def test_the_health_check_waits_for_the_model(base, tmp_path, state, code):
-    out = for_tfserving(Deployment(base, "street"), tmp_path / "d")
+    out = write_deployment(Deployment(base, "street"), "tfserving", tmp_path / "d")
     kind, *words = read_compose(out).healthcheck.test
     with serving({"/v1/models/street": (200, {}, b'{"state": "' + state + b'"}')}) as server:
         port = server.url.rpartition(":")[2]
@@ -166,7 +166,9 @@ class InferenceService(Strict):
 
 
 def test_the_inference_service_is_one(base, tmp_path):
-    out = for_kserve(Deployment(base, "street", storage_uri="gs://bucket/street"), tmp_path / "k")
+    out = write_deployment(
+        Deployment(base, "street", storage_uri="gs://bucket/street"), "kserve", tmp_path / "k"
+    )
     found = InferenceService.model_validate(
         yaml.safe_load((out / "inferenceservice.yaml").read_text())
     )
@@ -181,7 +183,7 @@ def test_the_inference_service_is_one(base, tmp_path):
 @pytest.mark.parametrize("name", ["Street", "street_1", "1street", "s" * 64, "street-"])
 def test_names_that_kubernetes_refuses_are_refused(base, tmp_path, name):
     with pytest.raises(ValueError, match="`name`"):
-        for_kserve(Deployment(base, name), tmp_path / "k")
+        write_deployment(Deployment(base, name), "kserve", tmp_path / "k")
     assert not (tmp_path / "k").exists()
 
 
@@ -218,11 +220,11 @@ def test_folders_without_whole_versions_are_refused(base, tmp_path):
 def test_nothing_is_overwritten(base, tmp_path):
     out = tmp_path / "d"
     out.mkdir()
-    for_tfserving(Deployment(base, "street"), out)  # an empty folder will do
+    write_deployment(Deployment(base, "street"), "tfserving", out)  # an empty folder will do
     (out / "README.md").write_text("mine")
-    for write in (for_tfserving, for_kserve):
+    for target in ("tfserving", "kserve"):
         with pytest.raises(FileExistsError, match="`out`"):
-            write(Deployment(base, "street"), out)
+            write_deployment(Deployment(base, "street"), target, out)
     assert (out / "README.md").read_text() == "mine"
     assert sorted(os.listdir(tmp_path)) == ["d", "saved models"]
 

@@ -147,16 +147,9 @@ def _value(key: str, text: str) -> Any:
 
 # ------------------------------------------------------------------ errors
 
-_TEXT = r"'[^']*'|\"[^\"]*\""
-_LIST = r"\[[^\]]*\]|\([^)]*\)"
-_CALL = re.compile(rf"Task\(({_TEXT}|name)((?:, \w+=(?:{_TEXT}|{_LIST}|[^,)]+))*)\)")
-_SETTING = re.compile(rf", (\w+)=({_TEXT}|{_LIST}|[^,]+)")
-# "Call with image_column=… (command line: --image-column)", "tasks=[…] (command line: --task)".
-_BOTH = re.compile(r"(?:\w+=\S* )?\((?:[^()]*; )?command line: (--[\w-]+)\)")
-_IN_TOML = re.compile(r" In project\.toml: \{[^}]*\}\.")
 # Arguments of the library that have another name on the command line.
 _RENAMED = {
-    **{"export": "export_", "tasks": "task", "target": "folder", "images": "labels"},
+    **{"export": "export_", "task": "tasks", "target": "folder", "images": "labels"},
     **{"path": "labels", "column": "image_column"},
 }
 
@@ -186,39 +179,28 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_cli_words(message: str, command: click.Command) -> str:
-    """Translate a message of the library to the options and arguments of a command.
-
-    `image_column` becomes --image-column, Task('a', missing=-1) becomes --task a:missing=-1.
+    """Translate a message's arguments to those of a command: `image_column` to --image-column.
 
     Args:
         message: of an exception.
         command: the one that was called.
+
+    Example:
+        >>> from kerasmtl.cli.predict import predict
+        >>> in_cli_words("`batch_size` must be an integer", predict)
+        '--batch-size must be an integer'
     """
     named = {param.name: _shown(param) for param in command.params if param.name}
-    if "tasks" in named:
-        message = _CALL.sub(_task_words, _IN_TOML.sub("", message))
-    message = _BOTH.sub(r"\1", message)
 
     def argument(found: re.Match[str]) -> str:
         name = found[1] if found[1] in named else _RENAMED.get(found[1], found[1])
-        return named.get("tasks" if name == "task" else name, found[0])
+        return named.get(name, found[0])
 
     return re.sub(r"`(\w+)`", argument, message)
 
 
 def _shown(param: click.Parameter) -> str:
     return max(param.opts, key=len) if isinstance(param, click.Option) else str(param.name).upper()
-
-
-def _task_words(call: re.Match[str]) -> str:
-    words = ["NAME" if call[1] == "name" else call[1].strip("'\"")]
-    for key, value in _SETTING.findall(call[2]):
-        plain = value.strip("'\"")
-        if value[0] in "[(":
-            plain = ",".join(re.findall(r"'([^']*)'", value)) or "A,B"
-        words.append(plain if key == "kind" else f"{key}={plain}")
-    word = ":".join(words)
-    return f"--task '{word}'" if re.search(r"[^\w:=.,-]", word) else f"--task {word}"
 
 
 def _plain_warning(message: Warning | str, *place: Any, **more: Any) -> None:

@@ -42,19 +42,14 @@ def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
         return table
     for column in ("positive", "negative"):
         table[column] = table[column].astype("Int64").where(table["kind"] == "binary")
-    classes, numbers = [], []
+    table["classes"], table["mean"], table["std"] = pd.NA, math.nan, math.nan
     for column, task in zip(labels.T, tasks, strict=True):
         column = column[~np.isnan(column)].astype("float64")
-        found, mean, std = pd.NA, math.nan, math.nan
         if task.kind == "multiclass":
             counts = np.bincount(column.astype(int), minlength=task.outputs).tolist()
-            found = dict(zip(task.classes, counts, strict=True))
+            table.at[task.name, "classes"] = dict(zip(task.classes, counts, strict=True))
         elif task.kind == "regression" and len(column):
-            mean, std = column.mean(), column.std()
-        classes.append(found)
-        numbers.append((mean, std))
-    table["classes"] = pd.Series(classes, table.index, dtype=object)
-    table[["mean", "std"]] = np.array(numbers)
+            table.loc[task.name, ["mean", "std"]] = column.mean(), column.std()
     return table
 
 
@@ -93,12 +88,8 @@ def check_classes(labels: np.ndarray, tasks: Sequence[Task], source: Path) -> No
 
 def co_known(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
     """Count the rows with the labels of both tasks, (tasks, tasks); the diagonal: of the one."""
-    names = [task.name for task in tasks]
-    both = np.zeros((len(names), len(names)))
-    for at in range(0, len(labels), 2**16):  # blocks: a float copy of all would be large
-        known = (~np.isnan(labels[at : at + 2**16])).astype("float32")
-        both += known.T @ known
-    return pd.DataFrame(both.astype(int), index=names, columns=names)
+    known = pd.DataFrame(~np.isnan(labels), columns=[task.name for task in tasks], dtype="float32")
+    return (known.T @ known).astype(int)
 
 
 SOURCES = ("known", "labels", "split")
@@ -288,23 +279,14 @@ def _centred(sample: np.ndarray, tasks: Sequence[Task]) -> list[np.ndarray]:
 def _auc(features: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     """Return the held-out AUC, and how likely one as high is by chance (Mann-Whitney, normal)."""
     from sklearn.linear_model import LogisticRegression  # slow: `kerasmtl new` does not need it
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
 
-    scores = np.empty(len(target))
-    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
-    aucs, sizes = [], []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no convergence only makes the claim weaker
-        for train, held in folds.split(features, target):
-            model = LogisticRegression(C=0.1, max_iter=50, solver="liblinear").fit(
-                features[train], target[train]
-            )
-            scores[held] = model.decision_function(features[held])
-            aucs.append(roc_auc_score(target[held], scores[held]))
-            sizes.append((int(target[held].sum()), int((~target[held]).sum())))
     # Ranks are compared within a fold, whose model is the same for all. Folds share training rows,
     # which spreads their mean wider than that of independent ones: hence twice the variance.
-    variance = 2 * sum((n + m + 1) / (12 * n * m) for n, m in sizes) / _FOLDS**2
-    auc = float(np.mean(aucs))
-    return auc, 0.5 * math.erfc((auc - 0.5) / math.sqrt(2 * variance))
+    model = LogisticRegression(C=0.1, max_iter=50, solver="liblinear")
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+    with warnings.catch_warnings(action="ignore"):  # no convergence only makes the claim weaker
+        auc = cross_val_score(model, features, target, cv=folds, scoring="roc_auc").mean()
+    known, missing = target.sum() / _FOLDS, (~target).sum() / _FOLDS
+    variance = 2 * (known + missing + 1) / (12 * known * missing) / _FOLDS
+    return float(auc), 0.5 * math.erfc((auc - 0.5) / math.sqrt(2 * variance))

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,11 @@ import pandas as pd
 
 from kerasmtl.data.readers import place
 from kerasmtl.tasks import Task
+from kerasmtl.utils.files import file_sha256
 from kerasmtl.utils.text import shortened, warn
 
 _SHOWN = 5
-_END = 4096  # bytes at the end of a file, which tell most files of one size apart
+_END = 4096  # bytes
 _BLOCK = 256  # files that a thread looks at in one go
 
 
@@ -27,10 +27,10 @@ def merge_duplicates(
     names: np.ndarray,
     labels: np.ndarray,
     lines: np.ndarray,
-    others: dict[str, np.ndarray | None],
+    others: dict[str, np.ndarray],
     tasks: tuple[Task, ...],
     source: Path,
-    doubtful: np.ndarray | None = None,
+    doubtful: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merge rows of the same key, which complement each other; warns of what is merged.
 
@@ -51,13 +51,14 @@ def merge_duplicates(
         ValueError: two rows of one key have different known labels, or differ in one of `others`;
             names both lines.
     """
-    codes, again = _repeated(keys)
+    codes = pd.factorize(keys)[0]
+    leader = np.unique(codes, return_index=True)[1][codes]  # the first row of the same key
+    again = np.flatnonzero(leader != np.arange(len(keys)))
     if not len(again):
         return np.arange(len(keys)), labels
     at = place(source)
 
-    def refuse(name: str, pair: Sequence[int], said: Sequence[str]) -> None:
-        first, second = pair
+    def refuse(name: str, first: int, second: int, said: Sequence[str]) -> None:
         raise ValueError(
             f"`labels` in {source}, column {name!r}, must agree in rows of the same name, got for "
             f"{names[second]!r} {said[0]} in {at} {lines[first]} and {said[1]} in {at} "
@@ -65,22 +66,18 @@ def merge_duplicates(
             "in both."
         )
 
-    leader = _first(codes)
-    for name, column in others.items():
-        values = pd.Series(column if column is not None else np.zeros(len(keys)))
-        ours, theirs = values.iloc[again].to_numpy(), values.iloc[leader[again]].to_numpy()
+    for name, values in others.items():
+        ours, theirs = values[again], values[leader[again]]
         differ = (ours != theirs) & ~(pd.isna(ours) & pd.isna(theirs))
         if differ.any():
             row = again[np.argmax(differ)]
-            said = [
-                f"{v:g}" if isinstance(v, float) else repr(v) for v in values[[leader[row], row]]
-            ]
-            refuse(name, (leader[row], row), said)
-    certain = labels if doubtful is None else np.where(doubtful, np.float32("nan"), labels)
-    for column, *pair in _clashes(certain, codes)[0]:
-        refuse(
-            tasks[column].name, pair, [_shown(labels[row, column], tasks[column]) for row in pair]
-        )
+            pair = [values[leader[row]], values[row]]
+            said = [repr(v) if isinstance(v, str) else f"{v:g}" for v in pair]
+            refuse(name, leader[row], row, said)
+    certain = np.where(doubtful, np.float32("nan"), labels)
+    for column, first, second in _clashes(certain, codes)[0]:
+        said = [_shown(labels[row, column], tasks[column]) for row in (first, second)]
+        refuse(tasks[column].name, first, second, said)
     rows = np.flatnonzero(np.isin(codes, codes[again]))
     sure, guess = (_first_known(of[rows], codes[rows]) for of in (certain, labels))
     merged = labels.copy()
@@ -90,7 +87,7 @@ def merge_duplicates(
         f"{source} names {len(set(codes[again]))} rows more than once; they agree, and are "
         f"merged: {shortened(shown, _SHOWN, len(again))}"
     )
-    kept = np.flatnonzero(leader == np.arange(len(keys)))
+    kept = np.unique(leader)
     return kept, merged[kept]
 
 
@@ -105,7 +102,7 @@ def warn_of_equal_rows(
 
     Shapes: keys (rows,), the same for the same content; labels (rows, tasks); lines (rows,).
     """
-    (clashes, count), at = _clashes(labels, _repeated(keys)[0]), place(source)
+    (clashes, count), at = _clashes(labels, pd.factorize(keys)[0]), place(source)
     if clashes:
         shown = [
             f"{tasks[column].name!r} is {_shown(labels[first, column], tasks[column])} in {at} "
@@ -118,18 +115,6 @@ def warn_of_equal_rows(
             f"{shortened(shown, _SHOWN, count)}. Name rows with id_column=… if the same "
             "thing is there twice; if not, no model can tell them apart."
         )
-
-
-def _repeated(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a number for each key, and the rows whose key an earlier row has."""
-    codes = pd.factorize(keys)[0]
-    return codes, np.flatnonzero(pd.Series(codes).duplicated())
-
-
-def _first(codes: np.ndarray) -> np.ndarray:
-    """Return for every row the first row of the same code, (rows,)."""
-    _, first, code = np.unique(codes, return_index=True, return_inverse=True)
-    return first[code]
 
 
 def _first_known(labels: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -185,49 +170,26 @@ def row_keys(features: np.ndarray, columns: Sequence[str]) -> np.ndarray:
 def identical_files(paths: Sequence[str]) -> np.ndarray:
     """Number files by content, (rows,) int: the same number for the same bytes.
 
-    Only files of equal size are opened, and of these only those read whole whose last 4 KiB are
-    equal as well. A file that is empty, absent or cannot be read is like no other.
+    Only files that have their size and their last 4 KiB in common with another one are read whole.
+    A file that is empty, absent or cannot be read is like no other.
     """
-    content = pd.factorize(pd.Series(by_threads(_file, paths), dtype=object))[0]
-    first = np.unique(content, return_index=True)[1]  # one path of each file, by its number
-    for look in (_size, _end, _whole):
-        found = pd.Series(
-            by_threads(look, [paths[row] for row in first]), index=first, dtype=object
-        )
-        shared = found[found.notna() & found.duplicated(keep=False)]
-        first = shared.index.to_numpy()
-    leader = np.arange(len(paths))
-    leader[first] = first[_first(pd.factorize(shared)[0])] if len(first) else first
-    return leader[_first(content)]
+    numbers = np.arange(len(paths))
+    ends = pd.Series(by_threads(_end, paths), dtype=object)
+    shared = np.flatnonzero(ends.notna() & ends.duplicated(keep=False))
+    digests = pd.Series(by_threads(file_sha256, [paths[row] for row in shared]), shared)
+    numbers[shared] = pd.Series(shared, shared).groupby(digests).transform("first")
+    return numbers
 
 
-def _file(path: str) -> Any:
-    """Return the device and number of a file: links are the file that they name."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return object()
-    return (found.st_dev, found.st_ino) if S_ISREG(found.st_mode) else object()
-
-
-def _size(path: str) -> int | None:
-    return os.path.getsize(path) or None if os.path.isfile(path) else None
-
-
-def _end(path: str) -> bytes | None:
+def _end(path: str) -> tuple[int, bytes] | None:
+    """Return the size and a hash of the end of a file, which tell most files apart."""
+    if not os.path.isfile(path):  # such as a pipe, which would be waited for
+        return None
     try:
         with open(path, "rb", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - _END, 0))
-            return b"%d:" % size + hashlib.sha256(file.read(_END)).digest()
-    except OSError:
-        return None
-
-
-def _whole(path: str) -> bytes | None:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return hashlib.file_digest(file, "sha256").digest()
+            return (size, hashlib.sha256(file.read(_END)).digest()) if size else None
     except OSError:
         return None
 

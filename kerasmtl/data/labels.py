@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,22 +91,20 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
     special |= dict.fromkeys(map(code_text, task.uncertain), doubt)
     classes = {code_text(label): float(at) for at, label in enumerate(task.classes)}
 
-    def binary(text: str) -> float | None:
-        if text in special:  # first: a task may say that "false" means missing
+    def meaning(text: str) -> float | None:
+        code = code_text(text)
+        if code in classes:  # first: what is named as a class is one, even "none"
+            return classes[code]
+        if text in special:  # before labels: a task may say that "false" means missing
             return special[text]
-        return _LABEL_CODES.get(text, special.get(code_text(text)))
+        if task.kind == "binary" and text in _LABEL_CODES:
+            return _LABEL_CODES[text]
+        if task.kind == "regression" and code not in missing:
+            number = as_number(text)
+            return number if number is not None and abs(number) <= _LARGEST else None
+        return special.get(code)
 
-    def multiclass(text: str) -> float | None:
-        known = classes.get(code_text(text))
-        return known if known is not None else special.get(text, special.get(code_text(text)))
-
-    def regression(text: str) -> float | None:
-        if text in special or missing and code_text(text) in missing:
-            return nan
-        number = as_number(text)
-        return number if number is not None and abs(number) <= _LARGEST else None
-
-    return {"binary": binary, "multiclass": multiclass, "regression": regression}[task.kind]
+    return meaning
 
 
 def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
@@ -129,9 +129,9 @@ def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
     if not found:
         raise ValueError(
             f"`tasks` must be named where {source} has no column of 0, 1 and missing labels, got "
-            f"the columns {listed(left_out)}. Call with tasks=[…]; a column of "
-            'classes or of numbers is Task(name, kind="multiclass") or Task(name, '
-            'kind="regression").'
+            f"the columns {listed(left_out)}. Call with tasks=[…] (command line: --task); a column "
+            f"of classes is {task_call('NAME', 'multiclass')}, one of numbers "
+            f"{task_call('NAME', 'regression')}."
         )
     return as_tasks(found)
 
@@ -183,27 +183,23 @@ def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
     if len(classes) < 2:
         raise ValueError(
             f"`classes` of task {task.name!r} must be two or more labels in {source}, got "
-            f"{list(classes)}. Name them: Task({task.name!r}, "
-            'kind="multiclass", classes=(…)).'
+            f"{list(classes)}. Name them: {task_call(task.name, 'multiclass', classes=['A', 'B'])}."
         )
     infinite = [label for label in classes if math.isinf(as_number(label) or 0.0)]
     if infinite:
         line = cells.index[cells.str.strip() == infinite[0]][0]
         raise ValueError(
             f"`labels` in {source}, {place(source)} {line}, column {task.name!r}, must be classes "
-            f"or missing, got {infinite[0]!r}. If it is one, name all: "
-            f'Task({task.name!r}, kind="multiclass", classes=(…)).'
+            f"or missing, got {infinite[0]!r}. If it is one, name all classes."
         )
     return replace(task, classes=classes)
 
 
-def uncertain_cells(table: pd.DataFrame, tasks: tuple[Task, ...]) -> np.ndarray | None:
+def uncertain_cells(table: pd.DataFrame, tasks: tuple[Task, ...]) -> np.ndarray:
     """Return where a cell is uncertain and still counts as a label, (rows, tasks) bool.
 
-    None if it is nowhere. Shapes: table (rows, columns) of str.
+    Shapes: table (rows, columns) of str.
     """
-    if all(task.uncertain_as == "ignore" or not task.uncertain for task in tasks):
-        return None
     doubtful = np.zeros((len(table), len(tasks)), dtype=bool)
     for at, task in enumerate(tasks):
         if task.uncertain and task.uncertain_as != "ignore":
@@ -226,46 +222,60 @@ def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: P
     alike = [
         task.name
         for task in faults
-        if task != first and hints[task] == hints[first].replace(repr(first.name), repr(task.name))
+        if task != first and hints[task] == hints[first].replace(first.name, task.name)
     ]
-    return " ".join(
-        [
-            f"`labels` in {source} must be {', or '.join({_EXPECTED[t.kind]: 0 for t in faults})} "
-            f"(empty or ?), got {said}.",
-            *([hints[first]] if hints[first] else []),
-            *([f"Likewise: {listed(alike)}."] if alike else []),
-            *([f"In project.toml: {{name = {first.name!r}, …}}."] * ("Task(" in hints[first])),
-            "If a column is not a task, name those that are: tasks=[…] (command line: --task).",
-        ]
+    in_project = (
+        f"In project.toml: {{name = {first.name!r}, …}}." if "Task(" in hints[first] else ""
     )
+    said = [
+        f"`labels` in {source} must be {', or '.join({_EXPECTED[t.kind]: 0 for t in faults})} "
+        f"(empty or ?), got {said}.",
+        hints[first],
+        f"Likewise: {listed(alike)}." if alike else "",
+        in_project,
+        "If a column is not a task, name those that are: tasks=[…] (command line: --task).",
+    ]
+    return " ".join(filter(None, said))
 
 
 def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
     """Return what the values of a column suggest that it is, and how to say so."""
     others = list(dict.fromkeys(code_text(cell) for cell in wrong.unique()[:1000]))
-    name = repr(task.name)
-    if task.kind == "multiclass":
-        return f"The classes of {name} are {list(task.classes)}; name all, or name none."
-    if task.kind == "regression":
-        texts = [other for other in others if as_number(other) is None][:3]  # never infinity
-        call = f"Task({name}, kind='regression', missing={texts})"
-        return f"If that means missing: {call}." if texts else ""
-    if any(math.isinf(as_number(other) or 0.0) for other in others):
-        return f"Infinite values cannot be labels: empty those cells of {name}."
-    values = find_classes(cells, Task(task.name, "multiclass"))
     numbers = [as_number(other) for other in others]
-    if others == ["-1"]:
-        return (
-            f"If -1 means missing: Task({name}, missing=-1); if it means uncertain: "
-            f"Task({name}, uncertain=-1)."
+    name = task.name
+    if task.kind == "multiclass":
+        return f"The classes of {name!r} are {list(task.classes)}; name all, or name none."
+    if task.kind == "regression":  # infinity never means missing
+        texts = [other for other in others if as_number(other) is None][:3]
+        return f"If that means missing: {task_call(name, 'regression', missing=texts)}." * any(
+            texts
         )
-    if len(values) > _FEW and None not in numbers:
-        return f"If {name} is a quantity: Task({name}, kind='regression')."
-    if len(values) == 2:
-        return f"Write 1 and 0 for {' and '.join(values)}, or Task({name}, kind='multiclass')."
-    if len(values) <= _FEW:
-        return f"If these are classes: Task({name}, kind='multiclass')."
-    return ""
+    if any(math.isinf(number or 0.0) for number in numbers):
+        return f"Infinite values cannot be labels: empty those cells of {name!r}."
+    if others == ["-1"]:
+        missing, uncertain = task_call(name, missing=-1), task_call(name, uncertain=-1)
+        return f"If -1 means missing: {missing}; if it means uncertain: {uncertain}."
+    values = find_classes(cells, Task(name, "multiclass"))
+    if len(values) > _FEW:
+        quantity = f"If {name!r} is a quantity: {task_call(name, 'regression')}."
+        return "" if None in numbers else quantity
+    write = f"Write 1 and 0 for {' and '.join(values)}. " if len(values) == 2 else ""
+    return f"{write}If these are classes: {task_call(name, 'multiclass')}."
+
+
+def task_call(name: str, kind: str = "", **options: Any) -> str:
+    """Spell a task in Python, and as the command line takes it, for messages.
+
+    Example:
+        >>> task_call("stop sign", "regression", missing=["x", "y"])
+        "Task('stop sign', 'regression', missing=['x', 'y']) (command line: --task 'stop sign:regression:missing=x,y')"
+    """  # noqa: E501
+    call = [repr(word) for word in (name, kind) if word]
+    words = [word for word in (name, kind) if word]
+    for key, value in options.items():
+        call.append(f"{key}={value!r}")
+        words.append(f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    return f"Task({', '.join(call)}) (command line: --task {shlex.quote(':'.join(words))})"
 
 
 def read_splits(cells: pd.Series, source: Path) -> np.ndarray:

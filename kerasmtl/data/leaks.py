@@ -8,12 +8,14 @@ another compression and another brightness, but not a crop, a rotation or a mirr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from kerasmtl.data.duplicates import by_threads
+from kerasmtl.data.splits import cut_pairs
 
 COARSE, FINE = 8, 16  # bits a side
 FINE_BITS = 30  # how many of the 256 may differ
@@ -22,8 +24,7 @@ _BANDS = 4  # parts of the 64 bits; candidates agree in one, as they must if 3 b
 _WINDOW = 500  # candidates looked at for each image and band, so that time stays linear
 
 
-@dataclass(frozen=True)
-class Leak:
+class Leak(NamedTuple):
     """Two rows of different parts with the same content, or group.
 
     `kind`: "same file", "same bytes", "near-duplicate", "same row" or "same group"; `first` and
@@ -43,22 +44,28 @@ def find_leaks(
 ) -> list[Leak]:
     """Find what is on both sides of a split, worst first; names one partner per row.
 
-    Shapes: parts (rows,) of any label; groups (rows,) or None.
-
     Args:
-        parts: the part that a row is in.
+        parts: (rows,), the part that a row is in.
         identities: by kind of leak, keys (rows,) that should not occur in two parts.
         pairs: rows that are nearly the same.
-        groups: what should not be in two parts.
+        groups: (rows,) of what should not be in two parts, or None.
+
+    Example:
+        >>> find_leaks(np.array(["train", "test"]), {"same file": np.array(["a.jpg", "a.jpg"])})
+        [Leak(kind='same file', first=0, second=1)]
     """
-    found = _Pairs(parts)
+    found: dict[int, Leak] = {}
+
+    def add(kind: str, some: Iterable[Sequence[int]]) -> None:
+        for first, second in some:
+            found.setdefault(int(second), Leak(kind, int(first), int(second)))
+
     for kind, keys in identities.items():
-        found.add(kind, keys.tolist())
-    for first, second in pairs:
-        found.keep("near-duplicate", min(first, second), max(first, second))
+        add(kind, zip(*cut_pairs(keys, parts), strict=True))
+    add("near-duplicate", map(sorted, pairs))
     if groups is not None:
-        found.add("same group", groups.tolist())
-    return found.leaks
+        add("same group", zip(*cut_pairs(groups, parts), strict=True))
+    return list(found.values())
 
 
 def near_duplicates(
@@ -66,7 +73,7 @@ def near_duplicates(
 ) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows in different parts whose images look alike; reads each file once.
 
-    Images that cannot be read are passed over. `progress` is called per image.
+    Images that cannot be read are left out. `progress` is called per image.
     """
     coarse, fine = _hashes(paths, progress)
     return _near(coarse, fine, parts)
@@ -87,29 +94,6 @@ def leak_table(
     return pd.DataFrame({"kind": [leak.kind for leak in leaks], **sides})
 
 
-class _Pairs:
-    """Collects leaks; rows that an earlier kind has paired are not paired again."""
-
-    def __init__(self, parts: np.ndarray) -> None:
-        self.parts = parts
-        self.leaks: list[Leak] = []
-        self.paired: set[int] = set()
-
-    def keep(self, kind: str, first: int, second: int) -> None:
-        if second not in self.paired:
-            self.paired.add(second)
-            self.leaks.append(Leak(kind, int(first), int(second)))
-
-    def add(self, kind: str, keys: Sequence[object]) -> None:
-        """Rows of one key, None = no key, in different parts; each with the first in another."""
-        first: dict[object, int] = {}
-        for row, key in enumerate(keys):
-            if key is not None:
-                other = first.setdefault(key, row)
-                if self.parts[other] != self.parts[row]:
-                    self.keep(kind, other, row)
-
-
 def _hashes(
     paths: Sequence[str], progress: Callable[[], None] | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +103,7 @@ def _hashes(
 
     def look(row: int) -> None:
         grey = _grey(paths[row])
-        if grey is not None and grey.std() >= _FLAT:
+        if grey is not None and np.std(grey) >= _FLAT:
             coarse[row], fine[row] = _bits(grey, COARSE), _bits(grey, FINE)
         if progress is not None:
             progress()
@@ -128,25 +112,19 @@ def _hashes(
     return coarse, fine
 
 
-def _grey(path: str) -> np.ndarray | None:
-    """Return an image as 72 x 72 grey levels, float32; None if it cannot be read."""
-    from PIL import Image
-
+def _grey(path: str) -> Image.Image | None:
+    """Return an image as 72 x 72 grey levels; None if it cannot be read."""
     try:
         with Image.open(path) as image:
             image.draft("L", (144, 144))  # a JPEG is decoded at an eighth, where that is enough
-            grey = image.convert("L").resize((72, 72), Image.Resampling.BOX)
-            return np.asarray(grey, dtype="float32")
+            return image.convert("L").resize((72, 72), Image.Resampling.BOX).convert("F")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
-        return None  # `check_images` says why
+        return None  # `Manifest.faults` says why
 
 
-def _bits(grey: np.ndarray, side: int) -> np.ndarray:
-    rows = np.array_split(np.arange(72), side)
-    columns = np.array_split(np.arange(72), side + 1)
-    lines = np.stack([grey[at].mean(axis=0) for at in rows])
-    means = np.stack([lines[:, at].mean(axis=1) for at in columns], axis=1)
-    return np.packbits(means[:, 1:] > means[:, :-1])
+def _bits(grey: Image.Image, side: int) -> np.ndarray:
+    small = np.asarray(grey.resize((side + 1, side), Image.Resampling.BOX))
+    return np.packbits(small[:, 1:] > small[:, :-1])
 
 
 def _near(

@@ -150,13 +150,14 @@ class Manifest:
         if names is None:
             warn_of_equal_rows(read.keys(), labels, lines, chosen, source)
             return read
-        others = {str(split_column): read.splits, str(group_column): read.groups}
+        special = {str(split_column): read.splits, str(group_column): read.groups}
+        others = {name: column for name, column in special.items() if column is not None}
         rows, merged = merge_duplicates(
             read.keys(),
             names,
             labels,
             lines,
-            {**others, **input.columns(values)},
+            others | input.columns(values),
             chosen,
             source,
             uncertain_cells(text, chosen),
@@ -332,13 +333,12 @@ class Manifest:
         rows = self if groups is None else self._grouped(groups)
         alike = rows.identical_rows()
         parts = rows._parts(alike, fractions, seed, by)
-        names = _part_names(parts)
-        warn_of_parts(self.labels, self.tasks, parts, names, self.source)
-        said = self.lines, parts, names, self.source
+        warn_of_parts(self.labels, self.tasks, parts, self.source)
+        of = _part_of(parts)
         if rows.groups is not None:
-            warn_of_cuts("groups", rows.groups, rows.groups, *said)
-        warn_of_cuts("identical rows", alike, self.names, *said)
-        return tuple(rows.take(part) for part in parts)
+            warn_of_cuts("groups", rows.groups, of, rows.groups, self.lines, self.source)
+        warn_of_cuts("identical rows", alike, of, self.names, self.lines, self.source)
+        return tuple(rows.take(part) for part in parts.values())
 
     def leaks(
         self,
@@ -360,18 +360,15 @@ class Manifest:
             One row for each leak: its kind ("same file", "same bytes", "same row",
             "near-duplicate" or "same group"), and part, line and name of both sides.
         """
-        split = self._parts(self.identical_rows(), fractions, seed, by)
-        parts = np.empty(len(self), dtype=object)
-        for name, rows in zip(_part_names(split), split, strict=True):
-            parts[rows] = name
+        parts = _part_of(self._parts(self.identical_rows(), fractions, seed, by))
         pairs = self.input.near_duplicates(self.values, parts, progress) if near else ()
         found = find_leaks(parts, self.input.identities(self.values), pairs, self.groups)
         return leak_table(found, parts, self.lines, self.names)
 
     def _parts(
         self, alike: np.ndarray, fractions: Sequence[float] | None, seed: int, by: str | None
-    ) -> list[np.ndarray]:
-        """Return the numbers of the rows of each part; `alike` are the `identical_rows`."""
+    ) -> dict[str, np.ndarray]:
+        """Return the numbers of the rows of each part by name; `alike`: the `identical_rows`."""
         by = check_choice("by", self.split_by if by is None else by, POLICIES)
         keys = self.keys() if by == "hash" else self.names
 
@@ -393,17 +390,17 @@ class Manifest:
         else:
             shares = (0.7, 0.15, 0.15) if fractions is None else fractions
             parts = draw(np.arange(len(self)), shares, seed)
-        empty = [
-            name for name, part in zip(_part_names(parts), parts, strict=True) if not len(part)
-        ]
-        if empty:
+        three = len(parts) == len(SPLITS)
+        names = SPLITS if three else [str(number) for number, _ in enumerate(parts, start=1)]
+        found = dict(zip(names, parts, strict=True))
+        if empty := [name for name, part in found.items() if not len(part)]:
             groups = np.arange(len(self)) if self.groups is None else self.groups
             raise ValueError(
                 f"`split` must leave a row in each part, got none in {listed(empty)}: "
                 f"{len(self)} rows of {self.source}, {len(set(units(groups, alike)))} groups of "
                 f"what stays together (groups and identical rows), fractions {fractions}"
             )
-        return parts
+        return found
 
     def _grouped(self, groups: Sequence[object] | np.ndarray) -> Manifest:
         given = np.array(groups, dtype=object)
@@ -447,5 +444,9 @@ def _check_roles(
     return chosen
 
 
-def _part_names(parts: Sequence[np.ndarray]) -> Sequence[str]:
-    return SPLITS if len(parts) == len(SPLITS) else [str(n + 1) for n in range(len(parts))]
+def _part_of(parts: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the name of the part of each row, (rows,)."""
+    of = np.empty(sum(map(len, parts.values())), dtype=object)
+    for name, rows in parts.items():
+        of[rows] = name
+    return of

@@ -49,22 +49,6 @@ class LabelsFile:
     unfit: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Arrays:
-    """The arrays of an NPZ; None for those that it lacks.
-
-    Shapes: features (rows, columns) float32; labels (rows, tasks); columns and tasks of str; others
-    (rows,) each. `unfit`: the shapes of further arrays.
-    """
-
-    features: np.ndarray
-    columns: tuple[str, ...]
-    labels: np.ndarray | None
-    tasks: tuple[str, ...] | None
-    others: dict[str, np.ndarray]
-    unfit: dict[str, tuple[int, ...]]
-
-
 def place(source: str | os.PathLike[str]) -> str:
     """Return what a row is called in messages: the line of a text file, else the row, from 0."""
     return "row" if Path(source).suffix.lower() in ("", ".npz", ".parquet") else "line"
@@ -97,17 +81,10 @@ def read_labels_file(
         if packed_bits:
             raise ValueError(f"`packed_bits` must be False but for NPZ files, got {source}")
         return LabelsFile(source, read_frame(source, encoding))
-    arrays = read_npz(source, packed_bits)
-    if arrays.labels is None:
+    file = read_npz(source, packed_bits)
+    if file.tasks is None:
         raise ValueError(f"`path` {source} must have an array Y, (rows, tasks), got none")
-    tasks = arrays.tasks or tuple(f"y{number}" for number in range(arrays.labels.shape[1]))
-    _check_distinct([*arrays.columns, *tasks, *arrays.others], source)
-    parts = [
-        pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False),
-        pd.DataFrame(arrays.labels, columns=list(tasks)),
-        pd.DataFrame(arrays.others),
-    ]
-    return LabelsFile(source, pd.concat(parts, axis=1), tasks, arrays.columns, arrays.unfit)
+    return file
 
 
 def _check_distinct(names: Sequence[str], source: Path) -> None:
@@ -222,14 +199,13 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
         return str(int(cell)) if isinstance(cell, bool | np.bool_) else str(cell).strip()
 
     def column(cells: pd.Series) -> Any:
-        if cells.dtype == object:
-            kind = pd.api.types.infer_dtype(cells, skipna=False)
-            if kind == "string":
-                return cells
-            if kind == "mixed":  # lists cannot be counted as below
-                return [text(cell) for cell in cells]
-        codes, distinct = pd.factorize(cells, use_na_sentinel=False)
-        return np.array([*map(text, distinct), ""], dtype=object)[codes]
+        if pd.api.types.infer_dtype(cells, skipna=False) == "string":
+            return cells
+        try:
+            codes, distinct = pd.factorize(cells, use_na_sentinel=False)
+        except TypeError:  # lists cannot be hashed
+            return cells.map(text)
+        return np.array([*map(text, distinct)], dtype=object)[codes]
 
     made = {name: column(frame[name]) for name in frame}
     return pd.DataFrame(made, index=frame.index, columns=frame.columns, dtype=object)
@@ -252,11 +228,8 @@ def read_features(
         ValueError: it is malformed, or a column has text.
     """
     source = Path(path)
-    if file_format(source) == ".npz":
-        arrays = read_npz(source, packed_bits)
-        frame = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
-    else:
-        frame = read_frame(source, encoding)
+    npz = file_format(source) == ".npz"
+    frame = read_npz(source, packed_bits).cells if npz else read_frame(source, encoding)
     advice = ". Write a number there, or leave the cell empty."
     return read_columns(frame, columns, source, advice), frame.index.to_numpy()
 
@@ -327,28 +300,19 @@ def _warn_of_lost(numbers: np.ndarray, name: str, source: Path) -> None:
         )
 
 
-def check_finite(features: np.ndarray, columns: Sequence[str], source: Path | str) -> None:
-    """Raise ValueError for an infinite feature; names row and column."""
-    infinite = np.argwhere(np.isinf(features))
-    if len(infinite):
-        shown = [f"row {row}, column {columns[at]!r}" for row, at in infinite[:5]]
-        raise ValueError(
-            f"`features` in {source} must be numbers that float32 holds, or NaN = missing, got "
-            f"infinite cells: {shortened(shown, 5, len(infinite))}"
-        )
-
-
-def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
-    """Read the array X and, where the file has them, Y, tasks, columns and others.
+def read_npz(path: Path, packed_bits: bool = False) -> LabelsFile:
+    """Read an NPZ: the array X and, where the file has them, Y, tasks, columns and others.
 
     Args:
         path: of the file.
         packed_bits: whether the bits of X, as `numpy.packbits(…, axis=1)` packs them, are the
             columns.
 
+    Returns:
+        Its columns, with `tasks` None if there is no Y.
+
     Raises:
-        ValueError: no X, an array of another shape or of text, or an infinite value; names row and
-            column.
+        ValueError: no X, an array of another shape or of text, or two columns of one name.
     """
     file_format(path)
     try:
@@ -362,7 +326,7 @@ def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
     found = {k: np.char.decode(v, "utf-8") if v.dtype.kind == "S" else v for k, v in found.items()}
     if "X" not in found:
         raise ValueError(f"`path` {path} must have an array X, got {sorted(found)}")
-    x, labels = found.pop("X"), found.pop("Y", None)
+    x = found.pop("X")
     if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "biuf":
         raise ValueError(
             f"`path` {path}: the array X must be numbers of shape (rows, columns), got shape "
@@ -370,32 +334,33 @@ def read_npz(path: Path, packed_bits: bool = False) -> Arrays:
         )
     if packed_bits and x.dtype != np.uint8:
         raise ValueError(f"`packed_bits` must be False for X of {x.dtype} in {path}, got True")
-    with np.errstate(over="ignore"):
-        features = (np.unpackbits(x, axis=1) if packed_bits else x).astype("float32")
-    rows, width = features.shape
-    columns = _names(found, "columns", width, path) or tuple(f"x{at}" for at in range(width))
-    if labels is not None and (labels.ndim != 2 or len(labels) != rows):
+    x = np.unpackbits(x, axis=1) if packed_bits else x
+    rows, width = x.shape
+    y = found.pop("Y", np.empty((rows, 0)))
+    if y.ndim != 2 or len(y) != rows:
         raise ValueError(
-            f"`path` {path}: the array Y must be of shape ({rows}, tasks), got {labels.shape}"
+            f"`path` {path}: the array Y must be of shape ({rows}, tasks), got {y.shape}"
         )
-    tasks = _names(found, "tasks", 0 if labels is None else labels.shape[1], path)
-    check_finite(features, columns, path)
-    if not packed_bits and x.dtype.itemsize > 2 and x.dtype != "float32":
-        for at, name in enumerate(columns):
-            _warn_of_lost(x[:, at].astype("float64"), name, path)
+    columns = _names(found, "columns", "x", width, path)
+    tasks = _names(found, "tasks", "y", y.shape[1], path)
     fit = {name: array for name, array in found.items() if array.shape == (rows,)}
+    _check_distinct([*columns, *tasks, *fit], path)
+    cells = pd.concat(
+        [pd.DataFrame(x, columns=columns), pd.DataFrame(y, columns=tasks), pd.DataFrame(fit)],
+        axis=1,
+    )
     unfit = {name: array.shape for name, array in found.items() if name not in fit}
-    return Arrays(features, columns, labels, tasks, fit, unfit)
+    return LabelsFile(path, cells, tuple(tasks) or None, tuple(columns), unfit)
 
 
 def _names(
-    found: dict[str, np.ndarray], name: str, count: int, path: Path
-) -> tuple[str, ...] | None:
-    """Take the names of `count` columns out of the arrays, if they are there and needed."""
+    found: dict[str, np.ndarray], name: str, letter: str, count: int, path: Path
+) -> list[str]:
+    """Take the names of `count` columns out of the arrays, or number them: x0, x1, …"""
     array = found.pop(name, None)
     if array is None or not count:
-        return None
-    names = tuple(str(text) for text in array.ravel())
+        return [f"{letter}{number}" for number in range(count)]
+    names = [str(text) for text in array.ravel()]
     if array.shape != (count,) or len(set(names)) != count:
         raise ValueError(
             f"`path` {path}: the array {name} must be {count} distinct names, got shape "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -277,22 +277,22 @@ def _apportion(want: np.ndarray, room: np.ndarray, rows: int) -> np.ndarray:
 
 
 def warn_of_parts(
-    labels: np.ndarray,
-    tasks: Sequence[Task],
-    parts: Sequence[np.ndarray],
-    names: Sequence[str],
-    source: Path,
+    labels: np.ndarray, tasks: Sequence[Task], parts: Mapping[str, np.ndarray], source: Path
 ) -> None:
     """Warn of tasks without two different labels in a part, though the whole has them.
 
-    Shapes: labels (rows, tasks), NaN = missing; parts, which are `names`, the numbers of rows.
+    Args:
+        labels: (rows, tasks), NaN = missing.
+        tasks: of the columns of `labels`.
+        parts: the numbers of the rows of each part, by its name.
+        source: the file, for the message.
     """
 
     def differ(found: np.ndarray) -> np.ndarray:
         low, high = (of.reduce(found, axis=0, initial=np.nan) for of in (np.fmin, np.fmax))
         return high > low
 
-    for name, part in zip(names, parts, strict=True):
+    for name, part in parts.items():
         found = np.flatnonzero(differ(labels) & ~differ(labels[part]))
         if len(found):
             warn(
@@ -302,43 +302,53 @@ def warn_of_parts(
             )
 
 
-def warn_of_cuts(
-    what: str,
-    groups: np.ndarray,
-    names: np.ndarray,
-    lines: np.ndarray,
-    parts: Sequence[np.ndarray],
-    called: Sequence[str],
-    source: Path,
-) -> None:
-    """Warn of groups that are in two parts.
+def cut_pairs(keys: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pair rows with the first row of the same key, where that is in another part.
 
     Args:
-        what: the groups are, for the message.
-        groups, names, lines: (rows,) each.
-        parts: the numbers of rows of each.
-        called: the names of the parts.
+        keys: (rows,), None = no key.
+        parts: (rows,) of any label.
+
+    Returns:
+        (pairs,) int each, the first rows, and the other ones in ascending order.
+
+    Example:
+        >>> [rows.tolist() for rows in cut_pairs(np.array(list("abab")), np.array([0, 0, 1, 0]))]
+        [[0], [2]]
+    """
+    codes = pd.factorize(keys)[0]
+    first = pd.Series(np.arange(len(codes))).groupby(codes).transform("first").to_numpy()
+    rows = np.flatnonzero((codes >= 0) & (parts[first] != parts))
+    return first[rows], rows
+
+
+def warn_of_cuts(
+    what: str,
+    keys: np.ndarray,
+    parts: np.ndarray,
+    names: np.ndarray,
+    lines: np.ndarray,
+    source: Path,
+) -> None:
+    """Warn of rows that belong together and are in two parts.
+
+    Args:
+        what: such rows are called in the message.
+        keys: (rows,), the same for what belongs together.
+        parts: (rows,), the names of the parts.
+        names, lines: (rows,) each, for the message.
         source: the file, for the message.
     """
-    at = place(source)
-    rows = pd.DataFrame(
-        {
-            "group": np.concatenate([groups[part] for part in parts]),
-            "part": np.repeat(called, [len(part) for part in parts]),
-            "row": np.concatenate(parts),
-        }
-    )
-    first = rows.drop_duplicates("group").set_index("group")
-    other = rows[rows["part"].to_numpy() != first["part"].loc[rows["group"]].to_numpy()]
-    other = other.drop_duplicates("group")
-    if other.empty:
+    first, rows = cut_pairs(keys, parts)
+    if not len(rows):
         return
+    at = place(source)
+    cut, second = np.unique(first, return_index=True)  # one row of each key
     shown = [
-        f"{names[one]!r}, {part} in {at} {lines[one]} and {two.part} in {at} {lines[two.row]}"
-        for two in other.head(_SHOWN).itertuples()
-        for part, one in [first.loc[two.group]]
+        f"{names[one]!r}, {parts[one]} in {at} {lines[one]} and {parts[two]} in {at} {lines[two]}"
+        for one, two in zip(cut[:_SHOWN], rows[second[:_SHOWN]], strict=True)
     ]
     warn(
-        f"{source} has {what} on two sides of its split column, {len(other)} in all, so that "
-        f"scores may be too good: {shortened(shown, _SHOWN, len(other))}."
+        f"{source} has {what} on two sides of its split column, {len(cut)} in all, so that "
+        f"scores may be too good: {shortened(shown, _SHOWN, len(cut))}."
     )

@@ -200,9 +200,7 @@ class RowSource:
             start += len(frame)
 
     def _npz_frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
-        arrays = read_npz(file, getattr(self._input, "packed_bits", False))
-        whole = pd.DataFrame(arrays.features, columns=list(arrays.columns), copy=False)
-        whole = whole.assign(**{n: v for n, v in arrays.others.items() if n in self._columns})
+        whole = read_npz(file, getattr(self._input, "packed_bits", False)).cells
         check_columns("features", self._columns, whole.columns, file)
         return (whole.iloc[at : at + size] for at in range(0, len(whole), size))
 

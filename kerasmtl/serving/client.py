@@ -128,7 +128,7 @@ def _matched(source: Path, inputs: Inputs) -> dict[str, list[str]]:
     if kind == ".csv":
         columns = next(iter_lines(source))[1]
     else:
-        columns = list(read_npz(source).columns if kind == ".npz" else read_frame(source))
+        columns = list(read_npz(source).features if kind == ".npz" else read_frame(source))
     widths = [width for width in inputs.values() if width is not None]
     if widths:
         if len(inputs) > 1 or widths != [len(columns)]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from kerasmtl.data.duplicates import by_threads, identical_files, path_keys
 from kerasmtl.data.image_files import image_fault
@@ -25,8 +24,6 @@ from kerasmtl.utils.validation import check_count
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
-
-_HASHED: dict[str, str] = {}  # content hashes by the state of the files
 
 
 @dataclass(frozen=True)
@@ -79,25 +76,17 @@ class Image(Input):
         """
         images = as_text(file.cells[[self.column]])[self.column].str.strip()
         root = self._root(file.source.parent)
-
-        def fault(rows: pd.Series, must: str) -> ValueError:
-            return ValueError(
-                f"`images` in {file.source}, line {rows.index[0]}, column {self.column!r} must be "
-                f"{must}, got {rows.iloc[0]!r} ({len(rows)} such rows)"
-            )
-
-        unnamed = images[images == ""]
-        if len(unnamed):
-            raise fault(unnamed, "the path of an image")
-        if not self.allow_outside:
+        wrong, must = images[images == ""], "the path of an image"
+        if wrong.empty and not self.allow_outside:
             inside = os.path.join(root, "")
             whole = [os.path.normpath(os.path.join(root, image)) for image in images]
-            outside = images[[not path.startswith(inside) for path in whole]]
-            if len(outside):
-                must = (
-                    f"a path inside {root} (or allow_outside=True: command line: --allow-outside)"
-                )
-                raise fault(outside, must)
+            wrong = images[[not path.startswith(inside) for path in whole]]
+            must = f"a path inside {root} (or allow_outside=True; command line: --allow-outside)"
+        if len(wrong):
+            raise ValueError(
+                f"`images` in {file.source}, line {wrong.index[0]}, column {self.column!r} must be "
+                f"{must}, got {wrong.iloc[0]!r} ({len(wrong)} such rows)"
+            )
         paths = images.to_numpy(dtype=object)
         return Rows(replace(self, root=root), paths, paths)
 
@@ -167,20 +156,13 @@ class Image(Input):
 
         from kerasmtl.data.images import PREPROCESSING
 
-        paths = self.paths(values)
-        head = repr(("images", PREPROCESSING, tf.__version__, self.size, len(paths)))
-        state = hashlib.sha256(head.encode())
-        for path in paths:
+        def digest(path: str) -> str:
             of = os.stat(path)
-            now = (of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns)
-            state.update(repr(now).encode())
-        key = state.hexdigest()
-        if key not in _HASHED:
-            if len(_HASHED) > 15:
-                _HASHED.clear()
-            digests = [head, *by_threads(file_sha256, paths)]
-            _HASHED[key] = hashlib.sha256("".join(digests).encode()).hexdigest()
-        return _HASHED[key]
+            return _sha256(path, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns)
+
+        head = repr(("images", PREPROCESSING, tf.__version__, self.size, len(values)))
+        digests = by_threads(digest, self.paths(values))
+        return hashlib.sha256("".join([head, *digests]).encode()).hexdigest()
 
     def sized(self, size: Any) -> Image:
         """Return this input at (height, width), or at one number for both; None keeps the size.
@@ -307,6 +289,12 @@ class Image(Input):
         found = super().config()
         del found["root"]
         return found
+
+
+@lru_cache(maxsize=2**17)
+def _sha256(path: str, *state: int) -> str:
+    """Hash a file, which is read again only once its state has changed."""
+    return file_sha256(path)
 
 
 @lru_cache(maxsize=16)

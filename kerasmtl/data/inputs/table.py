@@ -19,7 +19,6 @@ from kerasmtl.data.labels import infer_tasks, is_missing, read_labels
 from kerasmtl.data.readers import (
     LabelsFile,
     as_text,
-    check_finite,
     file_format,
     place,
     read_columns,
@@ -93,12 +92,9 @@ class Table(Input):
         if self.features:
             return found
         labels = read_labels(text[[task.name for task in found]], found, source)[1]
-        partly = np.isnan(labels).any(axis=0)
-        if partly.any() and not partly.all():
-            some, full = (
-                [task.name for task, missing in zip(found, partly, strict=True) if missing == of]
-                for of in (True, False)
-            )
+        names, partly = np.array([task.name for task in found]), np.isnan(labels).any(axis=0)
+        some, full = names[partly].tolist(), names[~partly].tolist()
+        if some and full:
             raise ValueError(
                 f"`tasks` cannot be told from features in {source}: of its columns of 0 and 1, "
                 f"{listed(some)} have missing values, and {listed(full)} have none. Name those to "
@@ -121,8 +117,7 @@ class Table(Input):
 
     def adopt(self, values: Any) -> tuple[Table, np.ndarray]:
         """Take a matrix of numbers, (rows, columns); unnamed columns are called x0, x1, …"""
-        with np.errstate(over="ignore"):
-            matrix = np.asarray(values, dtype="float32")
+        matrix = np.asarray(values)
         if matrix.ndim != 2 or not matrix.shape[1]:
             raise ValueError(f"`values` must be of shape (rows, columns), got {matrix.shape}")
         names = self.features or tuple(f"x{n}" for n in range(matrix.shape[1]))
@@ -130,8 +125,8 @@ class Table(Input):
             raise ValueError(
                 f"`features` must name the {matrix.shape[1]} columns of `values`, got {len(names)}"
             )
-        check_finite(matrix, names, "arrays")
-        return replace(self, features=names), matrix
+        cells = pd.DataFrame(matrix, columns=list(names))
+        return replace(self, features=names), read_columns(cells, names, Path("arrays"))
 
     def like(self, trained: Input) -> Table:
         """Return the input of the training: other columns are not read."""
@@ -216,30 +211,31 @@ def _usable(file: LabelsFile, wanted: Sequence[bool]) -> tuple[str, ...]:
     """Return the wanted columns that can be features; warns of the others."""
     found = []
     for number, name in enumerate(file.cells, start=1):
+        cells = file.cells[name]
         if not wanted[number - 1]:
             continue
-        cells, why = file.cells[name], ""
         if _UNNAMED.fullmatch(name):
             why = "has no name: an index that pandas wrote? (to_csv(…, index=False) writes none)"
         elif cells.isna().all() or (cells.dtype == object and is_missing(cells.fillna("")).all()):
             why = "has no known value"
-        if why:
-            warn(f"column {number}, {name!r}, of {file.source} {why}; it is left out.")
         else:
             found.append(name)
+            continue
+        warn(f"column {number}, {name!r}, of {file.source} {why}; it is left out.")
     return tuple(found)
 
 
 def _warn_of_labels(features: np.ndarray, columns: Sequence[str], source: Path) -> None:
     """Warn of features that look like labels: 0, 1 and missing, or 0, 1 and -1."""
-    found = []
-    for values, name in zip(features.T, columns, strict=True):
+
+    def like_labels(values: np.ndarray) -> bool:
         known = values[~np.isnan(values)]
-        if not np.isin(known[:1000], (-1, 0, 1)).all():
-            continue  # as most columns
+        if not np.isin(known[:1000], (-1, 0, 1)).all():  # as in most columns
+            return False
         states = set(np.unique(known).tolist())
-        if states == {-1, 0, 1} or (states == {0, 1} and len(known) < len(values)):
-            found.append(name)
+        return states == {-1, 0, 1} or (states == {0, 1} and len(known) < len(values))
+
+    found = [name for values, name in zip(features.T, columns, strict=True) if like_labels(values)]
     if found:
         warn(
             f"{len(found)} columns of {source} that are not tasks hold 0, 1 and missing or -1, as "

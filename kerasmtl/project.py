@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import os
 import tomllib
-import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_validator
 
 from kerasmtl.data.inputs import Fault, Image, Input
 from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
@@ -27,9 +18,9 @@ from kerasmtl.tasks import Task
 from kerasmtl.training.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
 from kerasmtl.utils.files import write_text
 from kerasmtl.utils.progress import progress_bar
-from kerasmtl.utils.text import shortened
+from kerasmtl.utils.text import shortened, warn
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Keras and TensorFlow are imported in methods: settings are read without them
     import keras
     import tensorflow as tf
 
@@ -40,12 +31,20 @@ if TYPE_CHECKING:
 
 Pixels = Annotated[int, Field(gt=0)]
 FILE = "project.toml"
+# Settings that only projects of one kind of input have; others refuse them.
+ONLY_FOR = {
+    "image": {
+        *("backbone", "backbone_sha256", "input_range", "image_size"),
+        *("plan", "fine_tune_epochs", "fine_tune_learning_rate", "augment", "flip"),
+    },
+    "table": {"input_dropout", "batch_norm", "indicators"},
+}
 
 
 class Settings(BaseModel):
     """A section of project.toml; unknown settings are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = {"extra": "forbid", "frozen": True, "arbitrary_types_allowed": True}
 
 
 def _task(value: Any) -> Task:
@@ -64,41 +63,36 @@ class DataSettings(Settings):
 
     labels: str
     tasks: list[Annotated[Task, PlainValidator(_task)]] = []
-    split_column: str | None = None
+    split_column: str = "split"
     group_column: str | None = None
     split: Literal["stratified", "hash"] = "stratified"
     on_invalid_image: Literal["error", "skip"] = "error"
 
 
-def _of(kind: str, default: Any, **options: Any) -> Any:
-    """Return a setting that only projects of one kind of input have."""
-    return Field(default, json_schema_extra={"input": kind}, **options)
-
-
 class ModelSettings(Settings):
     """Section [model]: the backbone and the head on top of it, or the layers for a table."""
 
-    backbone: str = _of("image", "tiny")
-    backbone_sha256: str | None = _of("image", None, pattern=r"^[0-9A-Fa-f]{64}$")
-    input_range: tuple[float, float] | None = _of("image", None)
-    image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = _of("image", "auto")
+    backbone: str = "tiny"
+    backbone_sha256: str | None = Field(None, pattern=r"^[0-9A-Fa-f]{64}$")
+    input_range: tuple[float, float] | None = None
+    image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = "auto"
     hidden: list[Annotated[int, Field(gt=0)]] = [512]
     dropout: float = Field(0.5, ge=0, lt=1)
-    input_dropout: float = _of("table", 0.0, ge=0, lt=1)
-    batch_norm: bool = _of("table", False)
-    indicators: bool = _of("table", False)
+    input_dropout: float = Field(0.0, ge=0, lt=1)
+    batch_norm: bool = False
+    indicators: bool = False
 
 
 class TrainingSettings(Settings):
     """Section [training]: first the head, then what the plan says, at a lower rate."""
 
-    plan: Literal["auto", "head", "last-layers", "full", "gradual"] = _of("image", "auto")
+    plan: Literal["auto", "head", "last-layers", "full", "gradual"] = "auto"
     epochs: int = Field(20, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    fine_tune_epochs: int = _of("image", 20, ge=1)
-    fine_tune_learning_rate: float = _of("image", 1e-4, gt=0)
-    augment: bool = _of("image", False)
-    flip: bool = _of("image", True)
+    fine_tune_epochs: int = Field(20, ge=1)
+    fine_tune_learning_rate: float = Field(1e-4, gt=0)
+    augment: bool = False
+    flip: bool = True
     batch_size: int = Field(32, ge=1)
     tracking: Literal["none", "tensorboard", "mlflow"] = "none"
     seed: int = Field(0, ge=0)
@@ -121,26 +115,23 @@ class Project(Settings):
         ('tiny', 20)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     data: DataSettings
     input: Annotated[Input, PlainValidator(Input.from_config)] = Image()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
-    _folder: Path = PrivateAttr(Path("."))
-    _skipped: list[Fault] = PrivateAttr([])
+    _folder: Path = Path(".")
+    _skipped: list[Fault] = []
 
     @model_validator(mode="after")
     def _settings_are_read(self) -> Project:
-        for section in (self.model, self.training):
-            for name in sorted(section.model_fields_set):
-                kind = (type(section).model_fields[name].json_schema_extra or {}).get("input")
-                if kind not in (None, self.input.kind):
-                    raise ValueError(
-                        f"`{name}` is for input of kind {kind!r}, and this project's is "
-                        f"{self.input.kind!r}: leave it out"
-                    )
+        given = self.model.model_fields_set | self.training.model_fields_set
+        for kind, names in ONLY_FOR.items():
+            if kind != self.input.kind and (wrong := sorted(given & names)):
+                raise ValueError(
+                    f"`{wrong[0]}` must be left out for input of kind {self.input.kind!r}: it is "
+                    f"for {kind!r}"
+                )
         return self
 
     @classmethod
@@ -162,12 +153,12 @@ class Project(Settings):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"`{path}` must be TOML, got: {error}") from None
         except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
-                + ("" if fault["type"] == "value_error" else f", got {fault['input']!r}")
-                for fault in error.errors()
-            )
-            raise ValueError(f"`{path}` must have valid settings: {faults}.") from None
+            found = []
+            for fault in error.errors():
+                said = fault["msg"].removeprefix("Value error, ")
+                got = "" if fault["type"] == "value_error" else f", got {fault['input']!r}"
+                found.append(f"{'.'.join(map(str, fault['loc']))}: {said}{got}")
+            raise ValueError(f"`{path}` must have valid settings: {'; '.join(found)}.") from None
         project._folder = Path(folder).absolute()
         return project
 
@@ -212,7 +203,6 @@ class Project(Settings):
         Raises:
             ValueError: it is unknown or unreachable, cannot be trained, or differs from the pin.
         """
-        # Not at the top: settings are read without TensorFlow.
         from kerasmtl.models.backbones import load_backbone
 
         return load_backbone(
@@ -235,14 +225,13 @@ class Project(Settings):
         """
         from kerasmtl.data.manifest import Manifest
 
-        column = self.data.split_column
         read = Manifest.from_csv(
             self.labels_csv,
             tasks=(trained.tasks if trained else self.data.tasks) or None,
             input=self.input.like(trained.input) if trained else self.input,
+            split_column=self.data.split_column,
             group_column=self.data.group_column,
             split_by=self.data.split,
-            **({} if column is None else {"split_column": column}),
         )
         if every_row or self.data.on_invalid_image == "error":
             return read
@@ -251,10 +240,9 @@ class Project(Settings):
         if not self._skipped:
             return read
         shown = shortened([f"{fault.name} ({fault.reason})" for fault in self._skipped], 3)
-        warnings.warn(
+        warn(
             f"{len(self._skipped)} of {len(read)} {read.input.noun} cannot be used and are "
-            f"skipped: {shown}. `kerasmtl check` lists all.",
-            stacklevel=2,
+            f"skipped: {shown}. `kerasmtl check` lists all."
         )
         lines = {fault.line for fault in self._skipped}
         return read.take([row for row, line in enumerate(read.lines) if line not in lines])
@@ -276,29 +264,21 @@ class Project(Settings):
         """
         from kerasmtl.training.record import TrainingRecord
 
-        faults = (fault for part in (train, val, test) for fault in part.missing_files())
-        absent = [f"line {f.line}: {f.name!r}" for f in sorted(faults, key=lambda f: f.line)]
+        parts, pretrained = (train, val, test), self.input.has_backbone
+        absent = sorted((f.line, f.name) for part in parts for f in part.missing_files())
         if absent:
+            shown = shortened([f"line {line}: {name!r}" for line, name in absent], 3)
             raise ValueError(
-                f"`labels` {self.labels_csv} must name images that exist, got "
-                f"{shortened(absent, 3)}. Correct the file, or write on_invalid_image = "
-                '"skip" in project.toml.'
+                f"`labels` {self.labels_csv} must name images that exist, got {shown}. Correct the "
+                'file, or write on_invalid_image = "skip" in project.toml.'
             )
-        record = TrainingRecord.of(
-            (train, val, test),
-            self.training.seed,
-            self.labels_csv,
-            self._backbone_identity() if self.input.has_backbone else None,
-        )
+        backbone = self._backbone_identity() if pretrained else None
+        record = TrainingRecord.of(parts, self.training.seed, self.labels_csv, backbone)
         run = begin_run(self._folder, record, self.training.tracking)
         if self._skipped:
             skipped = pd.DataFrame([asdict(fault) for fault in self._skipped])
             write_text(run.folder / "skipped.csv", skipped.to_csv(index=False))
-        if (
-            self.input.has_backbone
-            and self.model.backbone == "tiny"
-            and self.data.labels not in DATASETS
-        ):
+        if pretrained and self.model.backbone == "tiny" and self.data.labels not in DATASETS:
             run.notes.append(TOY)
         return run
 
@@ -315,36 +295,20 @@ class Project(Settings):
     def trained(self, run: str | None = None) -> TrainingRecord:
         """Return what a model was trained on: that of `checkpoint`, or of the run of that name.
 
-        Without a record, which a custom train.py may not have written, returns what the labels
-        file has now, with a warning.
-
         Raises:
-            ValueError: the record is broken, or of the other kind of project.
+            FileNotFoundError: the run has no record, so that nothing says which rows the model
+                has seen.
+            ValueError: the record is broken.
         """
-        from kerasmtl.training.record import TrainingRecord, load_record, record_file
+        from kerasmtl.training.record import load_record, record_file
 
         kept = self.checkpoint if run is None else self._folder / "runs" / run / CHECKPOINT
-        found = load_record(kept)
-        if found is None and run is not None:
-            raise ValueError(
-                f"`run` must be a folder in runs/ with a model.json, which lists the rows of the "
-                f"training, got {run!r}"
-            )
-        if found is None:
-            warnings.warn(
-                f"{record_file(kept)} does not say what the model was trained on. What "
-                "follows is right only if the labels file and project.toml have not changed since. "
-                "Call project.start_run(train, val, test) in train.py.",
-                stacklevel=2,
-            )
-            manifest = self.manifest()
-            return TrainingRecord.unrecorded(manifest.tasks, manifest.input, self.training.seed)
-        if found.input.kind != self.input.kind:
-            raise ValueError(
-                f"`kind` of [input] in {FILE} must be {found.input.kind!r}, as of the model, got "
-                f"{self.input.kind!r}. Train again: python train.py"
-            )
-        return found
+        if found := load_record(kept):
+            return found
+        raise FileNotFoundError(
+            f"{record_file(kept)} must list the rows of the training, and does not exist. Call "
+            "project.start_run(train, val, test) in train.py."
+        )
 
     def part(self, name: str, run: str | None = None) -> Manifest:
         """Return the rows of a part, "train", "val" or "test", as a training had them.
@@ -362,7 +326,7 @@ class Project(Settings):
         trained = self.trained(run)
         parts, notes = trained.parts_of(self.manifest(trained))
         for note in notes:
-            warnings.warn(note, stacklevel=2)
+            warn(note)
         if not len(parts[name]):
             raise ValueError(
                 f"`part` {name} is empty: {self.labels_csv} has none of the rows that were in it "
@@ -386,14 +350,11 @@ class Project(Settings):
         from kerasmtl.data.augmentation import default_augmentation
         from kerasmtl.data.dataset import make_dataset
 
-        settings = self.training
-        varied = training and settings.augment
+        of = self.training
+        augment = default_augmentation(of.flip) if training and of.augment else None
+        rows = replace(rows, input=rows.input.for_model(model))
         return make_dataset(
-            replace(rows, input=rows.input.for_model(model)),
-            batch_size=settings.batch_size,
-            training=training,
-            seed=settings.seed,
-            augment=default_augmentation(flip=settings.flip) if varied else None,
+            rows, batch_size=of.batch_size, training=training, seed=of.seed, augment=augment
         )
 
     def plan(self, model: keras.Model, train: Any, validation: Any = None) -> Plan:
@@ -406,17 +367,16 @@ class Project(Settings):
         """
         from kerasmtl.training.plans import PATIENCE, Plan, Stage, plan_for
 
-        settings = self.training
+        of = self.training
         if not self.input.has_backbone:
-            stage = Stage("all", settings.epochs, settings.learning_rate, schedule="cosine")
-            return Plan("all", (stage,))
+            return Plan("all", (Stage("all", of.epochs, of.learning_rate, schedule="cosine"),))
         return plan_for(
             model,
             train,
-            settings.plan,
-            head_epochs=settings.epochs,
-            epochs=settings.fine_tune_epochs,
-            learning_rate=settings.learning_rate,
-            fine_learning_rate=settings.fine_tune_learning_rate,
+            of.plan,
+            head_epochs=of.epochs,
+            epochs=of.fine_tune_epochs,
+            learning_rate=of.learning_rate,
+            fine_learning_rate=of.fine_tune_learning_rate,
             patience=None if validation is None else PATIENCE,
         )

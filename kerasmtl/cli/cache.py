@@ -11,6 +11,7 @@ import click
 from kerasmtl.cli.common import as_json, plain_errors
 from kerasmtl.training.feature_store import Entry, entries, features_root, remove
 from kerasmtl.utils.tables import Name, print_whole
+from kerasmtl.utils.text import listed
 
 SHOWN = 12  # characters of a key
 
@@ -38,40 +39,34 @@ def cache(key: str | None, clear: bool, yes: bool, folder: str | None, json_: bo
     """
     root = features_root(folder)
     found = _chosen(entries(root), key, root)
-    if clear:
-        _clear(found, yes, root)
-    elif json_:
-        click.echo(json.dumps([_described(entry) for entry in found], indent=2))
+    if json_ and not clear:
+        click.echo(json.dumps([_described(entry) for entry in found], indent=2, default=str))
     elif not found:
         click.echo(f"Nothing is kept in {root}.")
+    elif clear:
+        _clear(found, yes, root)
     else:
         _print(found, root)
 
 
 def _chosen(found: list[Entry], key: str | None, root: Path) -> list[Entry]:
-    """All entries, or the one whose key begins like this."""
-    if key is None:
-        return found
-    fitting = [entry for entry in found if entry.key.startswith(key)]
-    if not key or len(fitting) != 1:
-        keys = ", ".join(entry.key[:SHOWN] for entry in found[:5]) or "none"
+    """Return all entries, or the one whose key begins like this."""
+    fitting = [entry for entry in found if key is None or entry.key.startswith(key)]
+    if key is not None and (not key or len(fitting) != 1):
+        keys = listed(entry.key[:SHOWN] for entry in found) or "none"
         raise ValueError(
-            f"`key` must be the first characters of one of the keys in {root} ({keys}"
-            f"{', …' if len(found) > 5 else ''}), got {key!r}, which fits {len(fitting)}"
+            f"`key` must be the first characters of one of the keys in {root} ({keys}), got "
+            f"{key!r}, which fits {len(fitting)}"
         )
     return fitting
 
 
 def _clear(found: list[Entry], yes: bool, root: Path) -> None:
-    if not found:
-        click.echo(f"Nothing is kept in {root}.")
-        return
     sizes = {entry.key: entry.bytes for entry in found}
     if not yes:
         some = "1 entry" if len(found) == 1 else f"{len(found)} entries"
-        click.confirm(
-            f"Remove {some}, {sum(sizes.values()) / 1e6:.1f} MB, from {root}?", abort=True
-        )
+        whole = f"{sum(sizes.values()) / 1e6:.1f} MB"
+        click.confirm(f"Remove {some}, {whole}, from {root}?", abort=True)
     busy = [entry.key for entry in found if not remove(entry)]
     freed = sum(size for key, size in sizes.items() if key not in busy)
     click.echo(f"Removed {len(found) - len(busy)}, {freed / 1e6:.1f} MB.")
@@ -80,25 +75,19 @@ def _clear(found: list[Entry], yes: bool, root: Path) -> None:
 
 
 def _described(entry: Entry) -> dict[str, object]:
-    return {
-        "key": entry.key,
-        "path": str(entry.path),
-        "rows": entry.rows,
-        "views": entry.views,
-        "bytes": entry.bytes,
-        "made": entry.made,
-        "finished": entry.finished,
-        **{f"of_{name}": value for name, value in entry.about.items()},
-    }
+    names = ("key", "path", "rows", "views", "bytes", "made", "finished")
+    about = {f"of_{name}": value for name, value in entry.about.items()}
+    return {name: getattr(entry, name) for name in names} | about
 
 
 def _print(found: list[Entry], root: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(root), title_justify="left")
-    for name in ("key", "backbone", "of rows from", "rows", "MB", "made"):
-        table.add_column(name, justify="right" if name in ("rows", "MB") else "left")
+    table = Table("key", "backbone", "of rows from", title=str(root), title_justify="left")
+    table.add_column("rows", justify="right")
+    table.add_column("MB", justify="right")
+    table.add_column("made")
     for entry in found:
         views = f", {entry.views} views" if entry.views > 1 else ""
         made = datetime.fromisoformat(entry.made).strftime("%Y-%m-%d %H:%M")

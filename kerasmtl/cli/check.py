@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from dataclasses import asdict, dataclass
@@ -17,15 +16,15 @@ from rich.text import Text
 
 from kerasmtl.cli.common import (
     as_json,
+    flags,
     load_project,
     plain_errors,
     project_option,
     read_manifest,
-    read_task,
     reading_options,
 )
-from kerasmtl.data.audit import Audit
-from kerasmtl.data.inputs import Fault, Input
+from kerasmtl.data.audit import Audit, plain_rows
+from kerasmtl.data.inputs import Fault
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.training.depth import advice
 from kerasmtl.utils.progress import progress_bar
@@ -63,18 +62,10 @@ def check(
     seed, skips = 0, False
     if labels is not None:
         kind = "image" if labels.lower().endswith(".csv") and not table else "table"
-        tasks = [read_task(word) for word in given.pop("tasks", ())]
-        known = {*Input.options(kind), "image_column", "split_column", "group_column"}
-        known -= {"column"} if kind == "image" else {"image_column"}
-        if wrong := [name for name in given if name not in known]:
-            other = (
-                "with --table" if kind == "image" else "without --table" if table else "with a CSV"
-            )
-            raise ValueError(f"{_flags(wrong)} must be given {other}: this file is read as {kind}s")
-        manifest = read_manifest(labels, kind, given, tasks)
+        manifest = read_manifest(labels, kind, given)
     elif given or table:
         names = [*given, *(["table"] if table else [])]
-        raise ValueError(f"{_flags(names)} must be given with LABELS, whose columns they describe")
+        raise ValueError(f"{flags(names)} must be given with LABELS, whose columns they describe")
     else:
         found = load_project(project)
         manifest, seed = found.manifest(every_row=True), found.training.seed
@@ -85,11 +76,6 @@ def check(
         click.echo('Training skips these rows: on_invalid_image = "skip".')
     if (result.faults and not skips) or result.class_faults:
         raise SystemExit(1)
-
-
-def _flags(names: list[str]) -> str:
-    flags = ["--task" if name == "tasks" else f"--{name.replace('_', '-')}" for name in names]
-    return ", ".join(flags)
 
 
 @dataclass(frozen=True)
@@ -126,10 +112,7 @@ class Check:
             "ignored": list(self.manifest.ignored),
             "faults": [asdict(fault) for fault in self.faults],
             "class_faults": self.class_faults,
-            "tasks": {
-                str(name): {key: _plain(value) for key, value in row.items()}
-                for name, row in self.coverage.astype(object).iterrows()
-            },
+            "tasks": plain_rows(self.coverage),
             "audit": self.audit.to_dict(),
             "training": self.training,
             "leaks": None if self.leaks is None else self.leaks.to_dict(orient="records"),
@@ -176,17 +159,13 @@ class Check:
         return found
 
     def _coverage_table(self) -> str:
-        mixed = "classes" in self.coverage
-        header = ["task", "kind", "known", "positive", "negative", "share known"]
+        header = ["task", "kind", "known", "positive", "negative", "share known", "values"]
         rows = []
-        for name, row in self.coverage.astype(object).iterrows():
-            counts = [
-                "" if pd.isna(row[key]) else str(row[key])
-                for key in ("known", "positive", "negative")
-            ]
-            values = [str(name), row["kind"], *counts, f"{row['share']:.0%}"]
-            rows.append([*values, _values(row)] if mixed else values)
-        return _table([*header, "values"] if mixed else header, rows)
+        for name, row in plain_rows(self.coverage).items():
+            counts = ("" if row[key] is None else str(row[key]) for key in header[2:5])
+            rows.append([name, row["kind"], *counts, f"{row['share']:.0%}", _values(row)])
+        shown = len(header) if "classes" in self.coverage else -1
+        return _table(header[:shown], [row[:shown] for row in rows])
 
     def _known_together(self) -> list[str]:
         """Count the rows with both of two labels, where the coverage does not imply it."""
@@ -253,21 +232,14 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
         table.add_column(Name(column), justify=justify, overflow="fold")
     for name, *cells in rows:
         table.add_row(Name(name), *map(Text, cells))
-    shown, file = Console(), io.StringIO()
-    copy = {"width": shown.width, "force_terminal": shown.is_terminal, "color_system": None}
-    print_whole(table, Console(file=file, **copy))
-    return file.getvalue().rstrip("\n")
+    console = Console(color_system=None)
+    with console.capture() as shown:
+        print_whole(table, console)
+    return shown.get().rstrip("\n")
 
 
-def _values(row: pd.Series) -> str:
-    if isinstance(row["classes"], dict):
+def _values(row: dict[str, Any]) -> str:
+    """Show the classes of a multiclass task, or the mean of a regression task."""
+    if row.get("classes"):
         return ", ".join(f"{name} {count}" for name, count in row["classes"].items())
-    return "" if pd.isna(row["mean"]) else f"mean {row['mean']:.4g}, std {row['std']:.3g}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return value
-    if pd.isna(value):
-        return None
-    return value.item() if hasattr(value, "item") else value
+    return "" if row.get("mean") is None else f"mean {row['mean']:.4g}, std {row['std']:.3g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +24,13 @@ if TYPE_CHECKING:
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON instead of a table.")
 
 
-def _project_option(name: str) -> Callable[..., Any]:
-    return click.option(
-        "--project",
-        name,
-        default=".",
-        show_default=True,
-        type=click.Path(file_okay=False),
-        help="The project's folder.",
-    )
-
-
-in_project = _project_option("folder")
-project_option = _project_option("project")
+project_option = click.option(
+    "--project",
+    default=".",
+    show_default=True,
+    type=click.Path(file_okay=False),
+    help="The project's folder.",
+)
 task_option = click.option(
     "--task",
     "tasks",
@@ -81,23 +75,38 @@ def load_project(folder: str) -> Project:
     return Project.load(folder)
 
 
-def read_manifest(
-    labels: str, kind: str, given: Mapping[str, Any], tasks: Sequence[Task | str] | None
-) -> Manifest:
+def flags(names: Iterable[str]) -> str:
+    """Return the options of a command by the names of its parameters.
+
+    Example:
+        >>> flags(["tasks", "split_column"])
+        '--task, --split-column'
+    """
+    return ", ".join("--task" if n == "tasks" else f"--{n.replace('_', '-')}" for n in names)
+
+
+def read_manifest(labels: str, kind: str, given: Mapping[str, Any]) -> Manifest:
     """Read a labels file as a kind of input.
 
     Args:
         labels: the file.
         kind: of input.
-        given: options of that kind and of `Manifest.from_csv`; those without a value are left out.
-        tasks: to read; None or none for those that the columns show.
+        given: by name the `reading_options` that have a value; tasks as text or as `Task`.
+
+    Raises:
+        ValueError: an option of another kind of input, or what `Manifest.from_csv` raises.
     """
     from kerasmtl.data.inputs import Input  # pandas would slow `--help` down
     from kerasmtl.data.manifest import Manifest
 
-    chosen = {name.removeprefix("image_"): value for name, value in given.items() if value}
+    chosen = dict(given)
+    tasks = [read_task(t) if isinstance(t, str) else t for t in chosen.pop("tasks", ())]
     columns = {n: chosen.pop(n) for n in ("split_column", "group_column") if n in chosen}
-    input = Input.from_config({"kind": kind, **chosen})
+    options = {"image_column": "column"} if kind == "image" else {}
+    options |= {name: name for name in Input.options(kind) if name != "column"}
+    if wrong := set(chosen) - set(options):
+        raise ValueError(f"{flags(sorted(wrong))} must be left out: {labels} is read as {kind}s")
+    input = Input.from_config({"kind": kind, **{options[n]: v for n, v in chosen.items()}})
     return Manifest.from_csv(labels, tasks=tasks or None, input=input, **columns)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kerasmtl.cli.common import as_json, in_project, load_project, plain_errors
+from kerasmtl.cli.common import as_json, load_project, plain_errors, project_option
 from kerasmtl.cli.predict import trained_model, trusting
 from kerasmtl.export.converted_model import FORMATS, check_runtime
 from kerasmtl.utils.text import listed
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     help="Calibrate probabilities by one temperature per task, fitted on the validation split.",
 )
 @click.option("--licence", help="Of the model, such as CC-BY-4.0, for its card.")
-@in_project
+@project_option
 @trusting
 @plain_errors
 def export(
@@ -52,7 +53,7 @@ def export(
     thresholds: tuple[str, ...],
     calibrate: bool,
     licence: str | None,
-    folder: str,
+    project: str,
     trust: bool,
 ) -> None:
     """Write the trained model as a SavedModel, under the next version number of OUT.
@@ -68,35 +69,32 @@ def export(
     """
     require = dict(_parse_score(text) for text in required)
     rules = dict(_parse_threshold(text) for text in thresholds)
-    project = load_project(folder)
+    found = load_project(project)
     from kerasmtl.export.description import read_description
-    from kerasmtl.export.saved_model import describe_data, export_saved_model
+    from kerasmtl.export.saved_model import export_saved_model
 
-    model = trained_model(project, trust)
-    of = project.trained()
-    validation, data = None, of.data
-    if project.labels_csv.is_file():
-        data = of.data or describe_data(project.labels_csv)
+    model, of, validation = trained_model(found, trust), found.trained(), None
+    if found.labels_csv.is_file():
         try:
-            validation = project.dataset(project.part("val"), model)
+            validation = found.dataset(found.part("val"), model)
         except ValueError as error:
             fixed = all(rule == "fixed" or isinstance(rule, float) for rule in rules.values())
             if require or calibrate or not fixed:
                 raise
             click.echo(f"Nothing is fitted or measured: {error}", err=True)
     # Thresholds of the training are not those of calibrated probabilities.
-    fitted = {} if calibrate or None in rules else project.run.decisions()
+    fitted = {} if calibrate or None in rules else found.run.decisions()
     chosen = _rules_by_task(rules, of.tasks)
     made = export_saved_model(
         model,
-        out or project.export_folder,
+        out or found.export_folder,
         of.tasks,
         input=of.input,
         validation=validation,
         decisions={**fitted, **(chosen or {})} if fitted else chosen,
         calibrate=calibrate,
         require=require or None,
-        card={"name": project.name, "licence": licence, "data": data},
+        card={"name": found.name, "licence": licence, "data": of.data},
     )
     for line in _summary(read_description(made) or {}):
         click.echo(line, err=True)  # the folder alone is the output
@@ -128,7 +126,7 @@ def export(
     help="How many rows of them at most.",
 )
 @click.option("--uint8", is_flag=True, help="litert-int8 takes pixels of 0 to 255.")
-@in_project
+@project_option
 @trusting
 @as_json
 @plain_errors
@@ -139,7 +137,7 @@ def convert(
     samples: str | None,
     sample_count: int,
     uint8: bool,
-    folder: str,
+    project: str,
     trust: bool,
     json_: bool,
 ) -> None:
@@ -159,17 +157,14 @@ def convert(
     Examples:
       kerasmtl convert --to litert --decisions saved_models/NAME/1
     """
-    try:
-        check_runtime(FORMATS[to].runtime)  # before anything slow
-    except ImportError as error:
-        raise click.ClickException(str(error)) from error
-    project = load_project(folder)
-    model, of = trained_model(project, trust), project.trained()
-    file = out or Path(folder) / "converted" / f"{project.name}-{to}{FORMATS[to].suffix}"
+    check_runtime(FORMATS[to].runtime)  # before anything slow
+    found = load_project(project)
+    model, of = trained_model(found, trust), found.trained()
+    file = out or Path(project) / "converted" / f"{found.name}-{to}{FORMATS[to].suffix}"
     from kerasmtl.export.convert import convert_model
     from kerasmtl.export.description import read_decisions
 
-    rows = project.part("train") if samples is None and project.labels_csv.is_file() else samples
+    rows = found.part("train") if samples is None and found.labels_csv.is_file() else samples
     made = convert_model(
         model,
         file,
@@ -179,8 +174,8 @@ def convert(
         samples=rows,
         sample_count=sample_count,
         uint8=uint8,
-        decisions=read_decisions(version) if version else project.run.decisions(),
-        seed=project.training.seed,
+        decisions=read_decisions(version) if version else found.run.decisions(),
+        seed=found.training.seed,
     )
     if json_:
         about = {"path": str(file), "bytes": file.stat().st_size, **made.description}
@@ -215,9 +210,22 @@ def _parse_score(text: str) -> tuple[str, float]:
     try:
         return name.strip(), float(number)
     except ValueError:
-        raise click.BadParameter(
-            f"must be SCORE=NUMBER, such as macro_auc=0.8, got {text!r}", param_hint="--require"
+        raise ValueError(
+            f"`required` must be SCORE=NUMBER, such as macro_auc=0.8, got {text!r}"
         ) from None
+
+
+def _parse_threshold(text: str) -> tuple[str | None, Any]:
+    """Return the task (None for all) and the rule; a task's name may contain colons.
+
+    `export_saved_model` refuses anything that is not a rule.
+    """
+    task, colon, rule = text.rpartition(":")
+    name, equals, number = rule.strip().partition("=")
+    found: Any = (name.strip().rstrip(">"), number) if equals else rule.strip()
+    with contextlib.suppress(ValueError):  # a word
+        found = float(rule)
+    return (task if colon else None), found
 
 
 def _rules_by_task(rules: dict[str | None, Any], tasks: Sequence[Task]) -> Any:
@@ -227,28 +235,3 @@ def _rules_by_task(rules: dict[str | None, Any], tasks: Sequence[Task]) -> Any:
         return every
     of_all = {} if every is None else {t.name: every for t in tasks if t.kind == "binary"}
     return of_all | rules
-
-
-def _parse_threshold(text: str) -> tuple[str | None, Any]:
-    """Return the task (None for all) and the rule; a task's name may contain colons."""
-    task, colon, rule = text.rpartition(":")
-    return (task if colon else None), _parse_rule(rule.strip(), text)
-
-
-def _parse_rule(rule: str, text: str) -> Any:
-    if rule in ("f1", "fixed"):
-        return rule
-    name, equals, number = rule.partition("=")
-    try:
-        found = (name.strip().rstrip(">"), float(number)) if equals else float(rule)
-    except ValueError:
-        found = None
-    if isinstance(found, float) and 0 <= found <= 1:
-        return found
-    if isinstance(found, tuple) and found[0] in ("precision", "recall") and 0 < found[1] <= 1:
-        return found
-    raise click.BadParameter(
-        "must be f1, fixed, a number from 0 to 1, or a share such as precision=0.9 or recall=0.9; "
-        f"of one task, as car:recall=0.9; got {text!r}",
-        param_hint="--thresholds",
-    )

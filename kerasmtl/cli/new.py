@@ -21,14 +21,18 @@ from kerasmtl.cli.common import plain_errors, read_manifest, read_task, reading_
 from kerasmtl.models.hub.embedded import DATASETS, TOY
 from kerasmtl.models.hub.handles import check_backbone, from_folder, trained_backbones
 from kerasmtl.tasks import Task
-from kerasmtl.utils.text import SHOWN, columns_text, listed, shortened
+from kerasmtl.utils.text import SHOWN, columns_text, shortened
+from kerasmtl.utils.validation import check_choice
 
 if TYPE_CHECKING:
     from kerasmtl.data.manifest import Manifest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_PLAIN = ("_toy", "_requirement")  # answers that are not values of project.toml
-_READ = ("_column", "_split_column", "_group_column", "_id_column", "_ignore", "_allow_outside")
+# Answers that say how labels are read: what `read_manifest` calls them.
+_READ = {
+    **{f"_{name}": name for name in ("tasks", "split_column", "group_column", "id_column")},
+    **{"_column": "image_column", "_ignore": "ignore", "_allow_outside": "allow_outside"},
+}
 _LOOKED_AT = 100  # images that are decoded, and rows that are split, before a project is made
 
 
@@ -181,8 +185,7 @@ def new_project(
 def check_target(template: str, target: str | os.PathLike[str]) -> tuple[Template, Path]:
     """Return the template and the absolute folder, or raise the errors of `new_project`."""
     known = templates()
-    if template not in known:
-        raise ValueError(f"`template` must be one of {sorted(known)}, got {template!r}")
+    check_choice("template", template, known)
     target = Path(os.path.abspath(target))
     if not NAME.fullmatch(target.name):
         raise ValueError(
@@ -202,25 +205,20 @@ def _context(
     Paths are written as in project.toml, and variables with a "_" as TOML: cookiecutter does not
     render those.
     """
-    wrong = sorted(name.lstrip("_") for name in answers if name not in template.context)
-    if wrong:
-        name = "image_column" if wrong[0] == "column" else wrong[0]
+    if wrong := sorted(set(answers) - set(template.context)):
+        name = _READ.get(wrong[0], wrong[0])
         raise ValueError(f"`{name}` must be left out for the template {template.folder.name!r}")
     given = dict(answers)
     labels = given.pop("labels", None)
     own = labels is not None and labels not in DATASETS
     if own:
         labels = os.path.abspath(os.path.expanduser(labels))
-        # An option that this template lacks is refused above.
-        options = {name.lstrip("_"): value for name, value in given.items() if name in _READ}
-        kind = template.context["_input"]
-        manifest = read_manifest(labels, kind, options, given.get("_tasks"))
+        options = {_READ[name]: value for name, value in given.items() if name in _READ}
+        manifest = read_manifest(labels, template.context["_input"], options)
         tell(columns_text(manifest))
         _check_files(manifest, given.get("_on_invalid_image", "error"))
         _check_tasks(manifest)
-        asked = [task if isinstance(task, Task) else Task(task) for task in given.get("_tasks", ())]
-        named = {task.name: task for task in asked}
-        given["_tasks"] = [named.get(task.name, task.name) for task in manifest.tasks]
+        given.setdefault("_tasks", [task.name for task in manifest.tasks])
     if "backbone" in template.context:
         handle = _backbone(given.pop("backbone", None), own, tell)
         given["_backbone"] = handle and _from_project(handle, target)
@@ -228,11 +226,9 @@ def _context(
     if labels is not None:
         given["_labels"] = _from_project(labels, target) if own else labels
     given["_requirement"] = _requirement()
-    return {
-        name: toml_value(value) if name.startswith("_") and name not in _PLAIN else value
-        for name, value in given.items()
-        if value is not None
-    }
+    plain = {name for name in given if not name.startswith("_")} | {"_toy", "_requirement"}
+    found = {name: value for name, value in given.items() if value is not None}
+    return {name: v if name in plain else toml_value(v) for name, v in found.items()}
 
 
 def _from_project(path: str, target: Path) -> str:
@@ -271,19 +267,13 @@ def _backbone(named: str | None, own: bool, tell: Callable[[str], None]) -> str 
 
 def _check_tasks(manifest: Manifest) -> None:
     """Refuse tasks that cannot be learned, and rows too few to be split."""
-    faults = manifest.class_faults()
-    if faults:
-        first, why = next(iter(faults.items()))
-        more = f"; likewise {listed(list(faults)[1:])}" if len(faults) > 1 else ""
+    if faults := manifest.class_faults():
+        said = shortened([f"{name!r}: {why}" for name, why in faults.items()], 3)
         good = [task.name for task in manifest.tasks if task.name not in faults]
-        named = " ".join(f"--task {name}" for name in good)
-        if len(good) > SHOWN:  # a call that lists some would drop the others
-            named = "--task NAME …"
+        # A call that lists some would drop the others.
+        named = " ".join(f"--task {name}" for name in good) if len(good) <= SHOWN else "--task …"
         remedy = f"Name the others: {named}" if good else "No task is left."
-        raise ValueError(
-            f"`tasks` must be columns with two answers or more, got {first!r}: {why}{more}. "
-            f"{remedy}"
-        )
+        raise ValueError(f"`tasks` must be columns with two answers or more, got {said}. {remedy}")
     if len(manifest) <= _LOOKED_AT:  # of more rows no split stays empty
         with warnings.catch_warnings(action="ignore"):  # training says it again
             manifest.split()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,11 @@ from click.core import ParameterSource
 
 from kerasmtl.cli.common import (
     as_json,
-    in_project,
     load_project,
     plain_errors,
     print_predictions,
     print_table,
+    project_option,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ trusting = click.option(
     help="Show the best precision at this recall, such as 0.9.",
 )
 @click.option("--model", "export_", type=click.Path(), help="An exported SavedModel's folder.")
-@in_project
+@project_option
 @trusting
 @as_json
 @plain_errors
@@ -66,7 +66,7 @@ def evaluate(
     bootstrap: int,
     recall: float | None,
     export_: str | None,
-    folder: str,
+    project: str,
     trust: bool,
     json_: bool,
 ) -> None:
@@ -81,14 +81,14 @@ def evaluate(
       kerasmtl evaluate
       kerasmtl evaluate --bootstrap 1000 --json
     """
-    project = load_project(folder)
+    found = load_project(project)
     if export_ is None:
-        model: Any = trained_model(project, trust)
-        rows = project.part(part)
-        batches: Any = project.dataset(rows, model)
-        thresholds = project.run.thresholds()
+        model: Any = trained_model(found, trust)
+        rows = found.part(part)
+        batches: Any = found.dataset(rows, model)
+        thresholds = found.run.thresholds()
     else:
-        model, rows, batches, thresholds = _of_export(project, export_, part)
+        model, rows, batches, thresholds = _of_export(found, export_, part)
     from kerasmtl.evaluation.evaluate import evaluate as score
 
     report = score(
@@ -98,7 +98,7 @@ def evaluate(
         threshold=thresholds,
         progress=not json_,
         bootstrap=bootstrap,
-        seed=project.training.seed,
+        seed=found.training.seed,
         groups=rows.groups,
         recall=recall,
     )
@@ -116,12 +116,9 @@ def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest,
     described = read_description(check_version_folder(folder)) or {}
     rows = project.part(part, (described.get("data") or {}).get("run"))
     scorer = ExportScorer(export_predictor(folder), rows)
-    thresholds = {
-        task["name"]: task["threshold"]
-        for task in described.get("tasks", ())
-        if task.get("threshold") is not None
-    }
-    return scorer, rows, scorer.batches(), thresholds
+    thresholds = {task["name"]: task.get("threshold") for task in described.get("tasks", ())}
+    known = {name: number for name, number in thresholds.items() if number is not None}
+    return scorer, rows, scorer.batches(), known
 
 
 @click.command()
@@ -140,9 +137,6 @@ def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest,
 )
 @click.option("--overwrite", is_flag=True, help="With --out: replace the file.")
 @click.option(
-    "--fail-on-bad", is_flag=True, help="With --out: exit with 1 if some inputs cannot be used."
-)
-@click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     help="Inputs in one call of the model.  [default: 32 images, 1024 rows]",
@@ -153,7 +147,7 @@ def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest,
 @click.option(
     "--id-column", help="A table's column with the names of its rows.  [default: the model's]"
 )
-@in_project
+@project_option
 @trusting
 @as_json
 @plain_errors
@@ -163,11 +157,10 @@ def predict(
     out: Path | None,
     resume: bool,
     overwrite: bool,
-    fail_on_bad: bool,
     batch_size: int | None,
     image_column: str | None,
     id_column: str | None,
-    folder: str,
+    project: str,
     trust: bool,
     json_: bool,
 ) -> None:
@@ -186,15 +179,18 @@ def predict(
     if len(absent) == len(files):  # said before TensorFlow and the model are loaded
         _fail([(file, "missing") for file in absent])
     if out is None:
-        _refuse(click.get_current_context(), ("resume", "overwrite", "fail_on_bad"))
-        predictor, source = _open(files, export_, folder, trust, image_column, id_column)
+        context = click.get_current_context()
+        for name, option in (("resume", "--no-resume"), ("overwrite", "--overwrite")):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise ValueError(f"{option} must be used with --out FILE")
+        predictor, source = _open(files, export_, project, trust, image_column, id_column)
         found = _predict_all(predictor, source, batch_size or predictor.batch_size)
         _show(source.first, predictor, found, json_)
         return
     from kerasmtl.serving.batch_predict import check_out, parts_of, predict_to_file
 
     check_out(out, overwrite)  # before the model is loaded
-    predictor, source = _open(files, export_, folder, trust, image_column, id_column)
+    predictor, source = _open(files, export_, project, trust, image_column, id_column)
     try:
         done = predict_to_file(
             predictor,
@@ -210,28 +206,6 @@ def predict(
         click.echo(f"\nInterrupted. {kept}", err=True)
         raise SystemExit(130) from None
     click.echo(json.dumps(asdict(done), default=str, indent=2) if json_ else _summary(done))
-    if done.invalid and fail_on_bad:
-        raise SystemExit(1)
-
-
-def _refuse(context: click.Context, names: Sequence[str]) -> None:
-    """Raise ValueError if options that belong to --out were given without it."""
-    given = [n for n in names if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
-    options = [f"--{'no-' * (n == 'resume')}{n.replace('_', '-')}" for n in given]
-    if options:
-        raise ValueError(f"{', '.join(options)} must be used with --out FILE")
-
-
-def make_predictor(export: str | None, folder: str, trust: bool = False) -> Predictor:
-    """Make a predictor of an export, or else of the trained model of the project in `folder`."""
-    from kerasmtl.serving.predictor import export_predictor, model_predictor
-
-    if export is not None:
-        return export_predictor(export)
-    project = load_project(folder)
-    model, of = trained_model(project, trust), project.trained()
-    thresholds = project.run.thresholds()
-    return model_predictor(model, of.tasks, project.checkpoint, of.input, thresholds)
 
 
 def _open(
@@ -242,15 +216,23 @@ def _open(
     image_column: str | None,
     id_column: str | None,
 ) -> tuple[Predictor, Source]:
-    """Load the model, and open files of the kind of its input."""
+    """Load an export, or the trained model of a project, and open files of its kind of input."""
     from kerasmtl.data.inputs import Input
     from kerasmtl.serving.batch_predict import open_source
+    from kerasmtl.serving.predictor import export_predictor, model_predictor
 
-    predictor = make_predictor(export, folder, trust)
-    columns = {"column": image_column, "id_column": id_column}
-    given = {name: column for name, column in columns.items() if column is not None}
-    if set(given) - {*Input.options(predictor.input.kind)}:
-        option = "--id-column" if id_column is not None else "--image-column"
+    if export is not None:
+        predictor = export_predictor(export)
+    else:
+        project = load_project(folder)
+        model, of = trained_model(project, trust), project.trained()
+        thresholds = project.run.thresholds()
+        predictor = model_predictor(model, of.tasks, project.checkpoint, of.input, thresholds)
+    options = {"column": "--image-column", "id_column": "--id-column"}
+    given = {"column": image_column, "id_column": id_column}
+    given = {name: column for name, column in given.items() if column is not None}
+    if wrong := set(given) - {*Input.options(predictor.input.kind)}:
+        option = options[wrong.pop()]
         raise ValueError(f"{option} must be left out: the model takes {predictor.input.noun}")
     return predictor, open_source(files, replace(predictor.input, **given))
 
@@ -309,60 +291,34 @@ def trained_model(project: Project, trust: bool) -> keras.Model:
     """Load the model of the newest run; `trust` runs whatever graph its file brings.
 
     Raises:
-        FileNotFoundError: nothing has been trained yet.
+        FileNotFoundError: nothing has been trained yet, or the run has no record.
         ValueError: the file brings a graph that is not the one that the run was made with.
     """
-    check_trained(project)
-    from kerasmtl.models.build import load_model
-    from kerasmtl.training.record import load_record
-
-    record = load_record(project.checkpoint)
-    of = (record and record.backbone) or {}
-    if of and _is_another(of, project):
+    path, settings = project.checkpoint, project.model
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: nothing has been trained yet. Run: python train.py"
+        )
+    of, pin = project.trained().backbone or {}, (settings.backbone_sha256 or "").lower()
+    sha256 = of.get("sha256", "").lower()
+    same = pin == sha256 if pin and sha256 else settings.backbone == of.get("handle")
+    if of and not same:
         click.echo(
-            f"Warning: {project.checkpoint} was trained with the backbone {of['handle']!r}, and "
-            f"project.toml names {project.model.backbone!r} now. Train again to use that one: "
-            "python train.py",
+            f"Warning: {path} was trained with the backbone {of['handle']!r}, and project.toml "
+            f"names {settings.backbone!r} now. Train again to use that one: python train.py",
             err=True,
         )
+    from kerasmtl.models.build import load_model
+
     # Not compiled: nothing here trains, and a stage's optimizer does not fit the next stage.
     if trust:
-        return load_model(project.checkpoint, safe_mode=False, compile=False)
-    vouched = [f"sha256:{of['sha256']}"] if of.get("sha256") else _vouched_for(project)
+        return load_model(path, safe_mode=False, compile=False)
     try:
-        return load_model(project.checkpoint, trust=vouched, compile=False)
+        return load_model(path, trust=[f"sha256:{sha256}"] if sha256 else [], compile=False)
     except ValueError as error:
         if "safe_mode" not in str(error):
             raise
         raise ValueError(
-            f"{project.checkpoint} holds another backbone than project.toml names, "
-            f"{project.model.backbone!r}. If the setting was changed, train again: python "
-            "train.py. If you trust the file, which can run any TensorFlow graph: --trust."
+            f"{path} holds another backbone than it was trained with, {of.get('handle')!r}. Train "
+            "again: python train.py. If you trust the file, which can run any graph: --trust."
         ) from error
-
-
-def check_trained(project: Project) -> None:
-    """Raise FileNotFoundError if nothing has been trained yet."""
-    if not project.checkpoint.is_file():
-        raise FileNotFoundError(
-            f"{project.checkpoint} does not exist: nothing has been trained yet. Run: "
-            "python train.py"
-        )
-
-
-def _is_another(of: Mapping[str, str], project: Project) -> bool:
-    """Whether project.toml names another backbone than the one that a run was made with."""
-    pinned = project.model.backbone_sha256
-    if pinned and of["sha256"]:
-        return pinned.lower() != of["sha256"].lower()
-    return project.model.backbone != of["handle"]
-
-
-def _vouched_for(project: Project) -> list[str]:
-    """The module that the project itself names, if it is at hand: its owner trusts that one."""
-    from kerasmtl.models.hub.handles import resolve_handle
-
-    try:
-        return [str(resolve_handle(project.backbone, project.model.backbone_sha256))]
-    except ValueError:
-        return []  # gone, changed, or no SavedModel at all

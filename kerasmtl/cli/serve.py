@@ -14,6 +14,7 @@ import click
 
 from kerasmtl.cli.common import (
     as_json,
+    flags,
     load_project,
     plain_errors,
     print_predictions,
@@ -25,25 +26,25 @@ if TYPE_CHECKING:
     from kerasmtl.serving.versions import Versions
 
 INSTALL = "pip install 'kerasmtl[serve]'"
-PROTOCOLS = TARGETS = ("tfserving", "kserve")
-_NEEDED = ("starlette", "uvicorn", "prometheus_client")
+PROTOCOLS = ("tfserving", "kserve")
+# The options of `kerasmtl deploy` for each server.
+USED = {
+    "tfserving": {"label", "tag", "port", "grpc_port", "batch_size"},
+    "kserve": {"tag", "storage_uri"},
+}
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field of ServerConfig."""
     for field in reversed(fields(ServerConfig)):
-        kind: Any = type(field.default)
-        least = field.metadata["min"]
-        if kind is bool:
-            kind = None
-        elif least is not None:
-            kind = (click.IntRange if kind is int else click.FloatRange)(min=least)
+        kind, least = type(field.default), field.metadata["min"]
+        ranged = click.IntRange if kind is int else click.FloatRange
         command = click.option(
             f"--{field.name.replace('_', '-')}",
             default=field.default,
-            is_flag=kind is None,
-            type=kind,
-            show_default=kind is not None,
+            is_flag=kind is bool,
+            type=kind if least is None else ranged(min=least),
+            show_default=kind is not bool,
             help=field.metadata["help"],
         )(command)
     return command
@@ -78,10 +79,7 @@ def serve(folder: Path | None, project: str, name: str | None, **settings: Any) 
     try:
         from kerasmtl.serving.server import run
     except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in _NEEDED:
-            raise
-        raise click.ClickException(f"{package} is not installed. Run: {INSTALL}") from error
+        raise click.ClickException(f"{error.name} is not installed. Run: {INSTALL}") from error
 
     def ready(url: str, versions: Versions) -> None:
         shown = ", ".join(map(str, versions.numbers))
@@ -114,13 +112,6 @@ def serve(folder: Path | None, project: str, name: str | None, **settings: Any) 
     show_default=True,
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds to wait for an answer.",
-)
-@click.option(
-    "--retries",
-    default=5,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="How often to try again while the server is busy (503).",
 )
 @as_json
 @plain_errors
@@ -179,20 +170,20 @@ def _examples(
 
 
 def _print(first: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print answers; classes are called by their numbers, since servers do not send names."""
+
+    def shown(value: Any) -> Any:
+        return {str(n): one for n, one in enumerate(value)} if isinstance(value, list) else value
+
     tasks = [name for name in rows[0] if name.removesuffix("_decision") not in {*rows[0]} - {name}]
-    values = [{name: _by_class(row[name]) for name in tasks} for row in rows]
+    values = [{name: shown(row[name]) for name in tasks} for row in rows]
     decisions = [{name: row.get(f"{name}_decision") for name in tasks} for row in rows]
     print_predictions(first, names, values, decisions)
 
 
-def _by_class(value: Any) -> Any:
-    """Name classes by their numbers: servers do not send their names."""
-    return {str(n): one for n, one in enumerate(value)} if isinstance(value, list) else value
-
-
 @click.command()
 @click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--for", "target", required=True, type=click.Choice(TARGETS), help="Which server.")
+@click.option("--for", "target", required=True, type=click.Choice(list(USED)), help="Which server.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="A new folder for the files."
 )
@@ -242,7 +233,8 @@ def deploy(
 
     base = folder or load_project(project).export_folder
     given = {key: value for key, value in more.items() if value is not None}
-    _refuse_unused(target, {**given, **({"label": labels} if labels else {})})
+    if unused := {*given, *(["label"] if labels else [])} - USED[target]:
+        raise ValueError(f"{flags(sorted(unused))} cannot be used with --for {target}.")
     chosen = name or _plain_name(base)
     if target == "kserve" and name is None:
         chosen = re.sub(r"[^a-z0-9]+", "-", chosen.lower()).strip("-")
@@ -257,16 +249,6 @@ def read_label(text: str) -> tuple[str, int]:
     if not found:
         raise ValueError(f"`labels` must be NAME=VERSION, such as stable=3, got {text!r}")
     return found[1], int(found[2])
-
-
-def _refuse_unused(target: str, given: Mapping[str, Any]) -> None:
-    used = {
-        "tfserving": {"label", "tag", "port", "grpc_port", "batch_size"},
-        "kserve": {"tag", "storage_uri"},
-    }
-    unused = [f"--{key.replace('_', '-')}" for key in given if key not in used[target]]
-    if unused:
-        raise ValueError(f"{', '.join(unused)} cannot be used with --for {target}.")
 
 
 def _plain_name(base: Path) -> str:

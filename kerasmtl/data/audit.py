@@ -128,14 +128,23 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON takes them."""
-        table = self.tasks.astype(object).where(self.tasks.notna(), None)
         return {
             "rows": self.rows,
             "nothing_known": self.nothing_known,
-            "tasks": table.to_dict(orient="index"),
+            "tasks": plain_rows(self.tasks),
             "co_known": self.co_known.to_dict(orient="index"),
             "advice": self.advice,
         }
+
+
+def plain_rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return the rows of a table by task, with None for what is missing, as JSON takes it.
+
+    Example:
+        >>> plain_rows(pd.DataFrame({"known": [3], "auc": [np.nan]}, index=["car"]))
+        {'car': {'known': 3, 'auc': None}}
+    """
+    return table.astype(object).where(table.notna(), None).to_dict(orient="index")
 
 
 def audit(labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None = None) -> Audit:
@@ -241,7 +250,7 @@ def _predictability(
     sides = None
     if splits is not None and len(set(splits)) > 1:
         sides = pd.get_dummies(pd.Series(splits[rows])).to_numpy(dtype=float)
-    values = _centred(sample, tasks)
+    values = _centred(sample, tasks) if len(testable) else []
     found = {}
     for at in testable:
         others = [other for other in helpers if other != at and amount[other]][:_TASKS]
@@ -257,22 +266,19 @@ def _predictability(
 
 
 def _centred(sample: np.ndarray, tasks: Sequence[Task]) -> list[np.ndarray]:
-    """Return each task's labels, (rows, 1 or classes): known ones standardised, missing ones 0.
+    """Return each task's labels, (rows, 1 or classes): known ones standardized, missing ones 0.
 
     Zero is the mean, so that a label says nothing by being there.
     """
+    from sklearn.preprocessing import StandardScaler  # slow: `kerasmtl new` does not need it
+
     columns = []
     for column, task in zip(sample.T, tasks, strict=True):
-        known = ~np.isnan(column)
-        raw = column[:, None]
+        raw = column[:, None].astype("float64")
         if task.kind == "multiclass":
-            raw = (raw == np.arange(task.outputs)).astype(float)
-        some = raw[known].astype(float)
-        centred = np.zeros(raw.shape)
-        if len(some):
-            spread = some.std(axis=0)
-            centred[known] = (some - some.mean(axis=0)) / np.where(spread > 0, spread, 1)
-        columns.append(centred)
+            raw = np.where(np.isnan(raw), raw, raw == np.arange(task.outputs))
+        with warnings.catch_warnings(action="ignore"):  # of tasks without a known label
+            columns.append(np.nan_to_num(StandardScaler().fit_transform(raw)))
     return columns
 
 

@@ -219,11 +219,7 @@ def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: P
     said = shortened(shown[:_SHOWN], _SHOWN, sum(map(len, faults.values())))
     hints = {t: _hint(table[t.name], t, table[t.name].iloc[rows]) for t, rows in faults.items()}
     first = next((task for task in faults if hints[task]), next(iter(faults)))
-    alike = [
-        task.name
-        for task in faults
-        if task != first and hints[task] == hints[first].replace(first.name, task.name)
-    ]
+    columns = listed(task.name for task in faults)
     in_project = (
         f"In project.toml: {{name = {first.name!r}, …}}." if "Task(" in hints[first] else ""
     )
@@ -231,7 +227,7 @@ def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: P
         f"`labels` in {source} must be {', or '.join({_EXPECTED[t.kind]: 0 for t in faults})} "
         f"(empty or ?), got {said}.",
         hints[first],
-        f"Likewise: {listed(alike)}." if alike else "",
+        f"Columns with such cells: {columns}." if len(faults) > 1 else "",
         in_project,
         "If a column is not a task, name those that are: tasks=[…] (command line: --task).",
     ]

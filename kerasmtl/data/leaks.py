@@ -132,27 +132,19 @@ def _near(
 ) -> Iterator[tuple[np.intp, np.intp]]:
     """Yield pairs of rows in different parts whose hashes are near, one row for all like it."""
     seen = np.flatnonzero(coarse.any(axis=1))
-    if not len(seen):
-        return
-    codes = np.unique(parts, return_inverse=True)[1]
+    codes = pd.factorize(parts)[0]
     keys = np.column_stack([coarse[seen], fine[seen], codes[seen].astype("uint8")])
     _, first = np.unique(keys, axis=0, return_index=True)
     rows = seen[first]  # in the order of their hashes: the nearest are near
     width = coarse.shape[1] // _BANDS
     for band in range(_BANDS):
         values = coarse[rows, band * width : (band + 1) * width].copy().view(f">u{width}")[:, 0]
-        order = np.argsort(values, kind="stable")
-        starts = np.flatnonzero(np.diff(values[order].astype(int), prepend=-1))
-        for bucket in np.split(order, starts[1:]):
-            if len(bucket) > 1 and values[bucket[0]] not in (0, 2 ** (8 * width) - 1):
-                yield from _near_in(rows[bucket], fine, codes)
-
-
-def _near_in(
-    bucket: np.ndarray, fine: np.ndarray, codes: np.ndarray
-) -> Iterator[tuple[np.intp, np.intp]]:
-    for at, row in enumerate(bucket[:-1]):
-        others = bucket[at + 1 : at + 1 + _WINDOW]
-        others = others[codes[others] != codes[row]]
-        for other in others[np.bitwise_count(fine[others] ^ fine[row]).sum(axis=1) <= FINE_BITS]:
-            yield row, other
+        for value, bucket in pd.Series(rows).groupby(values):
+            if value in (0, 2 ** (8 * width) - 1):  # plain images
+                continue
+            near = bucket.to_numpy()
+            for at, row in enumerate(near):
+                others = near[at + 1 : at + 1 + _WINDOW]
+                others = others[codes[others] != codes[row]]
+                bits = np.bitwise_count(fine[others] ^ fine[row]).sum(axis=1)
+                yield from ((row, other) for other in others[bits <= FINE_BITS])

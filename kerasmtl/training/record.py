@@ -66,11 +66,6 @@ class TrainingRecord:
             source = {"sha256": sha256, "rows": len(split[0]), "source": labels.name}
         return cls(split[0].tasks, split[0].input, seed, rows, source, backbone)
 
-    @classmethod
-    def unrecorded(cls, tasks: tuple[Task, ...], input: Input, seed: int) -> TrainingRecord:
-        """Return the record of a model of whose rows nothing was written down."""
-        return cls(tasks, input, seed, pd.DataFrame(columns=["name", "split"], dtype=str))
-
     def changes_since(self, then: TrainingRecord) -> list[str]:
         """Return what differs from another training: the labels file, its rows, the backbone."""
         now, before = ((each.data or {}).get("sha256") for each in (self, then))

@@ -131,9 +131,9 @@ def test_other_kinds_of_tasks_in_a_project(tmp_path, labels_csv):
     [
         (["--table"], "--table must be given with LABELS"),
         (["--task", "a", "--split-column", "s"], "--task, --split-column must be given"),
-        (["x.csv", "--ignore", "y"], "--ignore must be given with --table"),
-        (["x.npz", "--image-column", "y"], "--image-column must be given"),
-        (["x.csv", "--table", "--allow-outside"], "--allow-outside must be given without --table"),
+        (["x.csv", "--ignore", "y"], "--ignore must be left out: x.csv is read as images"),
+        (["x.npz", "--image-column", "y"], "--image-column must be left out"),
+        (["x.csv", "--table", "--allow-outside"], "--allow-outside must be left out"),
     ],
 )
 def test_options_that_nothing_would_read_are_refused(tmp_path, words, named):

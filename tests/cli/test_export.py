@@ -96,10 +96,10 @@ def test_a_task_may_have_a_rule_of_its_own(export, tmp_path):
         (["--require", "macro_auc=nan"], "macro_auc"),
         (["--require", "car.auc=0.5"], "['is.wet', 'leak']"),
         (["--require", "leak.acc=0.5"], "leak.auc, leak.average"),
-        (["--thresholds", "best"], "must be f1, fixed, a number from 0 to 1"),
-        (["--thresholds", "precision=90"], "must be f1, fixed, a number from 0 to 1"),
+        (["--thresholds", "best"], "a number from 0 to 1"),
+        (["--thresholds", "precision=90"], "a number from 0 to 1"),
         (["--thresholds", "car:f1"], "'car'"),
-        (["--thresholds", "leak:best"], "must be f1, fixed, a number from 0 to 1"),
+        (["--thresholds", "leak:best"], "a number from 0 to 1"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(export, tmp_path, options, said):

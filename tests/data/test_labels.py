@@ -167,5 +167,5 @@ def test_many_columns_with_the_same_code_are_told_once_and_in_short():
     frame = table(**{f"finding {n}": ["1", "0", "-1", "-1"] for n in range(14)})
     message = fault(frame, *infer_tasks(frame, "labels.csv"))
     assert "Task('finding 0', missing=-1)" in message and message.count("Task(") == 2
-    assert "Likewise: finding 1, finding 2" in message
+    assert "Columns with such cells: finding 0, finding 1" in message
     assert "; and 25 more." in message and len(message) < 700

@@ -156,12 +156,10 @@ def test_commands_run_another_graph_only_with_trust(
     made = new_project(
         "multitask-image", tmp_path / "project", {"labels": labels, "backbone": str(backbone)}
     )
-    settings = made / "project.toml"
-    own = settings.read_text()
     project = Project.load(made)
-    project.checkpoint.parent.mkdir(parents=True)
+    kept = project.start_run(*project.manifest().split())
     layer = kt.HubLayer(backbone, input_range=(0, 1))
-    kt.build_model(layer, project.manifest().tasks, 12).save(project.checkpoint)
+    kt.build_model(layer, project.manifest().tasks, 12).save(kept.checkpoint)
 
     def run(*words):
         hub_layer._loaded.clear()
@@ -173,10 +171,11 @@ def test_commands_run_another_graph_only_with_trust(
         "export": ("export", tmp_path / "out"),
     }[command]
     done = run(*call)
-    assert done.exit_code == 0, done.output  # the project's own backbone
-    settings.write_text(own.replace('"../backbone"', '"tiny"'))
+    assert done.exit_code == 0, done.output  # the backbone of the run
+    record = kept.folder / "model.json"
+    record.write_text(record.read_text().replace(content_sha256(backbone), "0" * 64))
     refused = run(*call)
     assert refused.exit_code == 1 and "holds another backbone" in refused.output
-    assert "train again" in refused.output and "safe_mode" not in refused.output
+    assert "Train again" in refused.output and "safe_mode" not in refused.output
     trusted = run(*call, "--trust")
     assert trusted.exit_code == 0, trusted.output

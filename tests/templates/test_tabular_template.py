@@ -310,11 +310,10 @@ def test_predict_and_export_need_no_labels_file(moved, tmp_path, monkeypatch):
     assert "labels.csv" in said and "exists" in said
 
 
-def test_without_a_record_the_labels_file_is_believed_with_a_warning(moved):
+def test_without_a_record_no_row_is_scored(moved):
     made, _ = moved
     (kt.Project.load(made).run.folder / "model.json").unlink()
-    done = CliRunner().invoke(main, ["evaluate", "--project", str(made)])
-    assert done.exit_code == 0 and "does not say what the model was trained on" in done.stderr
+    assert "Call project.start_run" in kerasmtl("evaluate", cwd=made, code=1)
 
 
 def test_packed_bits_are_unpacked_for_an_export_too(tmp_path):

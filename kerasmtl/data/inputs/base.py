@@ -147,7 +147,10 @@ class Input(ABC):
     def like(self, trained: Input) -> Input:
         """Return this input as a trained model takes it, with what the model has fixed."""
         if trained.kind != self.kind:
-            raise ValueError(f"`input` must be {trained.kind!r}, as of the model, got {self!r}")
+            raise ValueError(
+                f"`input` must be of kind {trained.kind!r}, as of the model, got {self!r}. Train "
+                "again, or give the model's kind of input"
+            )
         return trained
 
     def select(self, values: np.ndarray, trained: Input) -> np.ndarray:

@@ -179,16 +179,11 @@ class Image(Input):
     def for_model(self, model: keras.Model) -> Image:
         """Return this input at the size of the model's input."""
         shape = model.input_shape
-        if isinstance(shape, tuple) and len(shape) == 2:
-            raise ValueError(
-                "`model` must take images, got one that takes rows of numbers. Call with "
-                "input=manifest.input, or input=kt.data.Table(features=[…])."
-            )
         if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:] or shape[3] != 3:
             raise ValueError(
                 "`model` must take images of a fixed size, input (batch, height, width, 3), got "
-                f"input shape {shape}. For other kinds pass input=…; models of several inputs have "
-                "no signatures here: use keras.Model.export for them."
+                f"input shape {shape}. For another kind call with input=manifest.input, such as "
+                "kt.data.Table(…); for several inputs use keras.Model.export."
             )
         return replace(self, size=tuple(shape[1:3]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -24,7 +24,6 @@ from kerasmtl.cli.common import (
     reading_options,
 )
 from kerasmtl.data.audit import Audit, plain_rows
-from kerasmtl.data.inputs import Fault
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.training.depth import advice
 from kerasmtl.utils.progress import progress_bar
@@ -70,7 +69,7 @@ def check(
         found = load_project(project)
         manifest, seed = found.manifest(every_row=True), found.training.seed
         skips = found.data.on_invalid_image == "skip"
-    result = check_manifest(manifest, seed, leaks=not no_leaks, quiet=json_)
+    result = Check(manifest, seed, leaks=not no_leaks, quiet=json_)
     click.echo(json.dumps(result.to_dict(), indent=2) if json_ else result.text())
     if result.faults and skips and not json_:
         click.echo('Training skips these rows: on_invalid_image = "skip".')
@@ -78,12 +77,16 @@ def check(
         raise SystemExit(1)
 
 
-@dataclass(frozen=True)
 class Check:
-    """The result of `check_manifest`.
+    """What is wrong with the labels and the files of a manifest.
+
+    Args:
+        manifest: the rows.
+        seed: of the split in which leaks are looked for.
+        leaks: look for them; reads every file once more.
+        quiet: show no progress bars.
 
     Attributes:
-        manifest: the rows.
         faults: rows whose input cannot be used.
         class_faults: by task, why it cannot be learned.
         coverage: how many labels are known, one row per task.
@@ -94,14 +97,26 @@ class Check:
             rows that cannot be split.
     """
 
-    manifest: Manifest
-    faults: list[Fault]
-    class_faults: dict[str, str]
-    coverage: pd.DataFrame
-    audit: Audit
-    leaks: pd.DataFrame | None
-    no_leaks: str = ""
-    training: str | None = None
+    def __init__(
+        self, manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = False
+    ) -> None:
+        self.manifest = manifest
+        with progress_bar(manifest.input.noun, len(manifest), not quiet) as step:
+            self.faults = manifest.faults(step)
+        self.class_faults, self.coverage = manifest.class_faults(), manifest.coverage()
+        self.audit: Audit = manifest.audit()
+        self.leaks: pd.DataFrame | None = None
+        self.no_leaks, self.training = "", None
+        try:
+            if leaks:
+                with progress_bar("leaks", len(manifest), not quiet) as step:
+                    self.leaks = manifest.leaks(seed=seed, progress=step)
+            if manifest.input.has_backbone:
+                with warnings.catch_warnings(action="ignore"):
+                    train, *_ = manifest.split(seed=seed)
+                self.training = advice((~np.isnan(train.labels)).sum(axis=0).tolist())
+        except ValueError as error:  # too few rows to split
+            self.no_leaks = str(error).rstrip(".") if leaks else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -187,42 +202,6 @@ class Check:
             lines.append(f"Warning: … and {len(self.leaks) - _SHOWN} more; --json lists all.")
         lines.append(f"{len(self.leaks)} leaks between the splits.")
         return [*lines, *(f"Remedy: {remedy}" for remedy in self.remedies())]
-
-
-def check_manifest(
-    manifest: Manifest, seed: int = 0, leaks: bool = True, quiet: bool = False
-) -> Check:
-    """Look at every label and every file of a manifest.
-
-    Args:
-        manifest: the rows.
-        seed: of the split in which leaks are looked for.
-        leaks: look for them; reads every file once more.
-        quiet: show no progress bars.
-    """
-    with progress_bar(manifest.input.noun, len(manifest), not quiet) as step:
-        faults = manifest.faults(step)
-    found, why, training = None, "", None
-    try:
-        if leaks:
-            with progress_bar("leaks", len(manifest), not quiet) as step:
-                found = manifest.leaks(seed=seed, progress=step)
-        if manifest.input.has_backbone:
-            with warnings.catch_warnings(action="ignore"):
-                train, *_ = manifest.split(seed=seed)
-            training = advice((~np.isnan(train.labels)).sum(axis=0).tolist())
-    except ValueError as error:  # too few rows to split
-        why = str(error).rstrip(".") if leaks else ""
-    return Check(
-        manifest=manifest,
-        faults=faults,
-        class_faults=manifest.class_faults(),
-        coverage=manifest.coverage(),
-        audit=manifest.audit(),
-        leaks=found,
-        no_leaks=why,
-        training=training,
-    )
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from kerasmtl.tasks import Task, all_binary
-from kerasmtl.utils.text import listed, warn
+from kerasmtl.utils.text import warn
 
 
 def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
@@ -92,7 +92,11 @@ def co_known(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
     return (known.T @ known).astype(int)
 
 
-SOURCES = ("known", "labels", "split")
+SOURCES = {
+    "known": "which other labels are known",
+    "labels": "the values of other labels",
+    "split": "the split",
+}
 SIMILAR = 3  # times the fewest known labels of a task that another task may have
 _ROWS = 4_000  # looked at, drawn with a fixed seed: enough for a stable AUC, and quick
 _TASKS = 40  # tasks looked at, and tasks that serve to predict them
@@ -170,13 +174,12 @@ def audit(labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None =
             | {"predictable": ", ".join(sure), "policy": policy, "reason": reason}
         )
     empty = int(np.isnan(labels).all(axis=1).sum())
-    only = [task.name for task, row in zip(tasks, rows, strict=True) if row["policy"] == _COUNTED]
     return Audit(
         rows=len(labels),
         tasks=pd.DataFrame(rows, index=table.index),
         co_known=co_known(labels, tasks),
         nothing_known=empty,
-        advice=_advice(table, len(labels), empty, only),
+        advice=_advice(table, len(labels), empty),
     )
 
 
@@ -199,22 +202,15 @@ def _policy(
     if row.share == 1:
         return "ignore", "every label is known"
     if sure:
-        shown = ", ".join(f"{_SOURCE_NAMES[source]} (AUC {auc[source][0]:.2f})" for source in sure)
+        shown = ", ".join(f"{SOURCES[source]} (AUC {auc[source][0]:.2f})" for source in sure)
         return "ignore", f"not missing at random: predicted by {shown}"
     if any(not math.isnan(value) for value, _ in auc.values()):
         return "ignore", "nothing in the file predicts which labels are missing"
     return "ignore", "too few known or missing labels to test whether they are so at random"
 
 
-_SOURCE_NAMES = {
-    "known": "which other labels are known",
-    "labels": "the values of other labels",
-    "split": "the split",
-}
-
-
-def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> list[str]:
-    """Return figures that matter for training; `only`: tasks of positives only."""
+def _advice(table: pd.DataFrame, rows: int, empty: int) -> list[str]:
+    """Return figures that matter for training; `empty`: rows without any label."""
     found = []
     if empty:
         found.append(f"{empty} of {rows} rows have no label; they do not contribute to training.")
@@ -223,16 +219,6 @@ def _advice(table: pd.DataFrame, rows: int, empty: int, only: list[str]) -> list
         found.append(
             f"Known labels per task: {known.min()} ({known.idxmin()!r}) to {known.max()} "
             f"({known.idxmax()!r}). Compare the smallest tasks with networks of their own."
-        )
-    if only:  # all binary tasks share one output and loss
-        binary = [str(name) for name in table.index[table["kind"] == "binary"]]
-        weak = f"{round(1.0 / max(len(binary) - 1, 1), 3):g}"
-        weights = ", ".join(weak if name in only else "0" for name in binary)
-        weight = '"weak"' if set(only) == set(binary) else f"[{weights}]"
-        call = f"kt.losses.AssumeNegative(unknown_weight={weight})"
-        call = call if len(binary) == len(table) else f'{{"binary": {call}, …}}'
-        found.append(
-            f"To count missing labels of {listed(only)} as 0: model.compile(loss={call}, …)."
         )
     return found
 

@@ -24,7 +24,6 @@ _SPLIT_CODES = {
 _LABEL_CODES = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0}
 _LARGEST = 3.4028234663852886e38  # of float32
 _SHOWN = 3  # how many faults one message lists
-_FEW = 20  # up to so many distinct values look like classes, more like a quantity
 _EXPECTED = {
     "binary": "0, 1 or missing",
     "multiclass": "a class or missing",
@@ -115,7 +114,7 @@ def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
     states, is thus a task, whose error `read_labels` then reports.
 
     Raises:
-        ValueError: there is no such column.
+        ValueError: no column looks like one.
     """
     found, left_out = [], []
     for name in table.columns:
@@ -217,7 +216,7 @@ def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: P
     )
     shown = [f"{place(source)} {line}, column {name!r}: {cell!r}" for line, name, cell in places]
     said = shortened(shown[:_SHOWN], _SHOWN, sum(map(len, faults.values())))
-    hints = {t: _hint(table[t.name], t, table[t.name].iloc[rows]) for t, rows in faults.items()}
+    hints = {task: _hint(task, table[task.name].iloc[rows]) for task, rows in faults.items()}
     first = next((task for task in faults if hints[task]), next(iter(faults)))
     columns = listed(task.name for task in faults)
     in_project = (
@@ -234,8 +233,8 @@ def _label_faults(table: pd.DataFrame, faults: dict[Task, np.ndarray], source: P
     return " ".join(filter(None, said))
 
 
-def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
-    """Return what the values of a column suggest that it is, and how to say so."""
+def _hint(task: Task, wrong: pd.Series) -> str:
+    """Return what the invalid cells of a column suggest that it is, and how to say so."""
     others = list(dict.fromkeys(code_text(cell) for cell in wrong.unique()[:1000]))
     numbers = [as_number(other) for other in others]
     name = task.name
@@ -246,17 +245,12 @@ def _hint(cells: pd.Series, task: Task, wrong: pd.Series) -> str:
         return f"If that means missing: {task_call(name, 'regression', missing=texts)}." * any(
             texts
         )
-    if any(math.isinf(number or 0.0) for number in numbers):
-        return f"Infinite values cannot be labels: empty those cells of {name!r}."
     if others == ["-1"]:
         missing, uncertain = task_call(name, missing=-1), task_call(name, uncertain=-1)
         return f"If -1 means missing: {missing}; if it means uncertain: {uncertain}."
-    values = find_classes(cells, Task(name, "multiclass"))
-    if len(values) > _FEW:
-        quantity = f"If {name!r} is a quantity: {task_call(name, 'regression')}."
-        return "" if None in numbers else quantity
-    write = f"Write 1 and 0 for {' and '.join(values)}. " if len(values) == 2 else ""
-    return f"{write}If these are classes: {task_call(name, 'multiclass')}."
+    classes = f"If these are classes: {task_call(name, 'multiclass')}."
+    quantity = f" If they are quantities: {task_call(name, 'regression')}."
+    return classes if None in numbers else classes + quantity
 
 
 def task_call(name: str, kind: str = "", **options: Any) -> str:

@@ -138,7 +138,7 @@ def _near(
     rows = seen[first]  # in the order of their hashes: the nearest are near
     width = coarse.shape[1] // _BANDS
     for band in range(_BANDS):
-        values = coarse[rows, band * width : (band + 1) * width].copy().view(f">u{width}")[:, 0]
+        values = coarse[rows, band * width : (band + 1) * width].copy().view(f"u{width}")[:, 0]
         for value, bucket in pd.Series(rows).groupby(values):
             if value in (0, 2 ** (8 * width) - 1):  # plain images
                 continue

@@ -238,15 +238,9 @@ class Manifest:
     def take(self, rows: Sequence[int] | np.ndarray) -> Manifest:
         """Return the manifest of these rows, in this order."""
         rows = np.asarray(rows, dtype=int)
-        return replace(
-            self,
-            values=self.values[rows],
-            labels=self.labels[rows],
-            lines=self.lines[rows],
-            names=self.names[rows],
-            splits=None if self.splits is None else self.splits[rows],
-            groups=None if self.groups is None else self.groups[rows],
-        )
+        by_row = ("values", "labels", "lines", "names", "splits", "groups")
+        arrays = {name: getattr(self, name) for name in by_row}
+        return replace(self, **{n: a if a is None else a[rows] for n, a in arrays.items()})
 
     def where(self, row: int) -> str:
         """Return the place of a row, for messages: file, line and name."""

@@ -70,7 +70,7 @@ def test_clearing_asks_first(root):
 
 
 @pytest.mark.parametrize("key", ["", "d", "aaab"])
-def test_a_key_of_no_entry_is_refused(root, key):
+def test_a_key_without_an_entry_is_refused(root, key):
     refused = run(key, "--clear", "--yes")
     assert refused.exit_code == 1 and "KEY" in refused.output or "`key`" in refused.output
     assert "aaaaaaaaaaaa, bbbbbbbbbbbb" in refused.output and len(entries(root)) == 3

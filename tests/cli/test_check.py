@@ -10,7 +10,7 @@ from PIL import Image
 
 import kerasmtl as kt
 from kerasmtl.cli import main
-from kerasmtl.cli.check import check_manifest
+from kerasmtl.cli.check import Check
 from kerasmtl.utils.text import columns_text
 
 
@@ -146,7 +146,7 @@ def test_options_that_nothing_would_read_are_refused(tmp_path, words, named):
 
 
 def test_the_text_lists_the_first_and_the_dictionary_all(tmp_path):
-    found = check_manifest(many(tmp_path, 30, 120), quiet=True)
+    found = Check(many(tmp_path, 30, 120), quiet=True)
     text = found.text()
     assert text.count("Warning: same bytes") == 20
     assert "… and 60 more" in text and "80 leaks between" in text
@@ -166,7 +166,7 @@ def test_the_text_says_what_the_columns_were_taken_for(tmp_path):
     )
     with pytest.warns(UserWarning, match="left out"):
         table = kt.Manifest.from_csv(path, ["leak"], kt.data.Table(ignore=["note"]))
-    found = check_manifest(table, quiet=True)
+    found = Check(table, quiet=True)
     assert "tasks: leak; features: heat; ignored: (no name), note, later" in found.text()
     assert list(found.to_dict()["input"]["features"]) == ["heat"]
     assert found.to_dict()["ignored"] == ["", "note", "later"]
@@ -185,7 +185,7 @@ def test_near_duplicates_name_the_group_column(tmp_path, columns):
         scene(at // 2).resize((160 + 20 * (at % 2), 120)).save(tmp_path / f"{at}.png")
         lines.append(f"{at}.png,{at // 2 % 2}" + f",{('train', 'test')[at % 2]}" * split)
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    found = check_manifest(kt.Manifest.from_csv(tmp_path / "labels.csv"), quiet=True)
+    found = Check(kt.Manifest.from_csv(tmp_path / "labels.csv"), quiet=True)
     assert set(found.leaks.kind) == {"near-duplicate"}
     remedies = found.to_dict()["remedies"]
     assert len(remedies) == 1 + split
@@ -201,7 +201,7 @@ def test_names_of_tasks_are_folded_between_their_words(tmp_path, monkeypatch, te
     text = "\n".join([",".join(["image", *names]), *lines, "9.png,?,?"])
     (tmp_path / "labels.csv").write_text(text)
     manifest = kt.Manifest.from_csv(tmp_path / "labels.csv")
-    text = check_manifest(manifest, leaks=False, quiet=True).text()
+    text = Check(manifest, leaks=False, quiet=True).text()
     rows = [line for line in text.splitlines() if "│" in line or "┃" in line]
     words = {cell.strip() for line in rows for cell in line.replace("┃", "│").split("│")}
     pieces = [piece for word in words for piece in word.replace("_", " ").split()]

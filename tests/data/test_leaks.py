@@ -1,4 +1,4 @@
-"""The same picture in two parts is found, however it was saved; different ones are not."""
+"""The same image in two parts is found, however it was saved; different ones are not."""
 
 import numpy as np
 import pytest
@@ -11,33 +11,33 @@ from kerasmtl.data.manifest import Manifest
 
 
 def scene(seed, size=(160, 120)):
-    """A picture of rectangles and soft noise."""
+    """An image of rectangles and soft noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(40, 200, (6, 8, 3), dtype="uint8"))
-    picture = coarse.resize(size, Image.Resampling.BICUBIC)
+    image = coarse.resize(size, Image.Resampling.BICUBIC)
     for _ in range(6):
         x, y = rng.integers(0, size[0] - 30), rng.integers(0, size[1] - 30)
         colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        picture.paste(colour, (int(x), int(y), int(x) + 30, int(y) + 24))
-    return picture
+        image.paste(colour, (int(x), int(y), int(x) + 30, int(y) + 24))
+    return image
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten different pictures."""
+    """Ten different images."""
     for number in range(10):
         scene(number).save(tmp_path / f"{number}.png")
     return tmp_path
 
 
-def found(folder, images, parts, pictures=True, groups=None):
+def found(folder, images, parts, near=True, groups=None):
     input, parts = Images(root=folder), np.array(list(parts), dtype=object)
-    pairs = input.near_duplicates(images, parts, None) if pictures else ()
+    pairs = input.near_duplicates(images, parts, None) if near else ()
     leaks = find_leaks(parts, input.identities(images), pairs, groups)
     return [(leak.kind, images[leak.first], images[leak.second]) for leak in leaks]
 
 
-def test_different_pictures_are_no_leak(folder):
+def test_different_images_are_not_leaks(folder):
     images = [f"{number}.png" for number in range(10)]
     assert found(folder, images, ["train", "test"] * 5) == []
 
@@ -45,7 +45,7 @@ def test_different_pictures_are_no_leak(folder):
 def test_the_same_file_under_two_names_is_found(folder):
     (folder / "link.png").symlink_to(folder / "1.png")
     images = ["0.png", "1.png", "./1.png", "link.png"]
-    assert found(folder, images, ["train", "train", "test", "val"], pictures=False) == [
+    assert found(folder, images, ["train", "train", "test", "val"], near=False) == [
         ("same file", "1.png", "./1.png"),
         ("same file", "1.png", "link.png"),
     ]
@@ -54,17 +54,17 @@ def test_the_same_file_under_two_names_is_found(folder):
 def test_the_same_bytes_are_found_without_a_look_at_the_pictures(folder):
     (folder / "copy.png").write_bytes((folder / "3.png").read_bytes())
     images = ["2.png", "3.png", "copy.png"]
-    options = {"pictures": False}
+    options = {"near": False}
     assert found(folder, images, "aab", **options) == [("same bytes", "3.png", "copy.png")]
     assert found(folder, images, "aaa", **options) == []
 
 
 CHANGES = {
-    "smaller": lambda picture: picture.resize((80, 60)),
-    "larger": lambda picture: picture.resize((320, 240)),
-    "stretched": lambda picture: picture.resize((100, 120)),
-    "brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.1),
-    "grey": lambda picture: picture.convert("L"),
+    "smaller": lambda image: image.resize((80, 60)),
+    "larger": lambda image: image.resize((320, 240)),
+    "stretched": lambda image: image.resize((100, 120)),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "grey": lambda image: image.convert("L"),
 }
 
 
@@ -78,7 +78,7 @@ def test_a_changed_copy_is_a_near_duplicate(folder, change, suffix):
     assert found(folder, images, ["train"] * 11) == []
 
 
-def test_plain_pictures_are_not_taken_for_each_other(tmp_path):
+def test_plain_images_are_not_taken_for_each_other(tmp_path):
     for number in range(4):
         Image.new("RGB", (50, 50), (60 * number,) * 3).save(tmp_path / f"{number}.png")
     assert found(tmp_path, [f"{number}.png" for number in range(4)], "abab") == []

@@ -38,7 +38,7 @@ def table(rows, columns=("image", "a")):
 # What is read
 
 
-def test_a_row_has_its_picture_labels_and_line(read):
+def test_a_row_has_its_image_labels_and_line(read):
     manifest = read("image,a,b\nx.jpg,1,?\ny.jpg,0.0,1\n")
     assert len(manifest) == 2 and names(manifest) == ["a", "b"]
     assert manifest.labels.dtype == np.float32
@@ -147,7 +147,7 @@ def test_a_wrong_encoding_is_named_with_line_byte_and_a_way_out(read, far):
 
 
 @pytest.mark.parametrize("path", ["absent.csv", "."])
-def test_a_path_that_is_no_file_is_refused(tmp_path, path):
+def test_a_path_without_a_file_is_refused(tmp_path, path):
     with pytest.raises(FileNotFoundError, match="`path`"):
         Manifest.from_csv(tmp_path / path)
 
@@ -156,7 +156,7 @@ OUTSIDE = ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg", "..", "a/..", ".", "a/../.
 
 
 @pytest.mark.parametrize("image", OUTSIDE)
-def test_a_picture_outside_of_the_folder_is_refused_unless_allowed(read, tmp_path, image):
+def test_an_image_outside_of_the_folder_is_refused_unless_allowed(read, tmp_path, image):
     text = f"image,a\nx.jpg,1\n{image.format(name=tmp_path.name)},0\n"
     with pytest.raises(ValueError, match="line 3, column 'image' must be a path inside"):
         read(text)
@@ -164,7 +164,7 @@ def test_a_picture_outside_of_the_folder_is_refused_unless_allowed(read, tmp_pat
 
 
 @pytest.mark.parametrize("image", ["{root}/x.jpg", "a/../b.jpg", "./x.jpg", "a..b.jpg", "a/b/c"])
-def test_a_picture_inside_of_the_folder_is_accepted_however_it_is_written(read, tmp_path, image):
+def test_an_image_inside_of_the_folder_is_accepted_however_it_is_written(read, tmp_path, image):
     manifest = read(f"image,a\n{image.format(root=tmp_path)},1\n")
     path = os.path.normpath(manifest.input.paths(manifest.values)[0])
     assert path.startswith(f"{tmp_path}{os.sep}")

@@ -15,7 +15,7 @@ NAN = float("nan")
 SHARES = (0.7, 0.15, 0.15)
 
 
-def holed(rows, tasks, seed=0):
+def partly_known(rows, tasks, seed=0):
     """Binary labels, 1 % to 50 % positive, 5 % to 95 % known."""
     rng = np.random.default_rng(seed)
     labels = (rng.random((rows, tasks)) < np.geomspace(0.01, 0.5, tasks)).astype("float32")
@@ -44,7 +44,7 @@ def deviation(labels, parts, shares, answers=(0, 1)):
 @given(st.integers(0, 120), st.integers(1, 4), st.integers(0, 5), st.sampled_from([None, 3, 20]))
 @settings(max_examples=60, deadline=None)
 def test_every_row_is_in_one_part_and_the_sizes_are_those_asked_for(rows, tasks, seed, groups):
-    labels = holed(rows, tasks, seed)
+    labels = partly_known(rows, tasks, seed)
     chosen = None if groups is None else np.random.default_rng(seed).integers(0, groups, rows)
     for by in ("stratified", "hash"):
         parts = split(labels, seed=seed, by=by, groups=chosen)
@@ -64,7 +64,7 @@ def test_every_row_is_in_one_part_and_the_sizes_are_those_asked_for(rows, tasks,
 
 @pytest.mark.parametrize("rows", [300, 3_000, 30_000])
 def test_every_answer_is_in_each_part_by_its_share_to_within_a_few_rows(rows):
-    labels = holed(rows, 8)
+    labels = partly_known(rows, 8)
     parts = split(labels)
     assert deviation(labels, parts, SHARES) < 4
     rng = np.random.default_rng(1)
@@ -73,7 +73,7 @@ def test_every_answer_is_in_each_part_by_its_share_to_within_a_few_rows(rows):
 
 
 def test_groups_stay_whole_and_answers_are_still_balanced():
-    labels = holed(6_000, 5)
+    labels = partly_known(6_000, 5)
     groups = np.random.default_rng(3).integers(0, 600, 6_000)
     parts = split(labels, groups=groups)
     assert not set(groups[parts[0]]) & (set(groups[parts[1]]) | set(groups[parts[2]]))
@@ -100,7 +100,7 @@ def test_classes_and_quartiles_are_answers_too():
 def test_by_hash_no_row_changes_sides_when_others_are_added(few, many, seed):
     def sides(rows, order):
         ids = names(rows)[order]
-        parts = split(holed(rows, 2), ids=ids, by="hash", seed=seed)
+        parts = split(partly_known(rows, 2), ids=ids, by="hash", seed=seed)
         return {ids[row]: at for at, part in enumerate(parts) for row in part}
 
     before = sides(few, np.arange(few))
@@ -109,9 +109,9 @@ def test_by_hash_no_row_changes_sides_when_others_are_added(few, many, seed):
 
 
 @pytest.mark.parametrize("shares", [(), (0.5, 0.4), (1.5, -0.5), (1.0, 0.0), (NAN, 1.0)])
-def test_shares_that_are_no_partition_are_refused(shares):
+def test_shares_that_do_not_sum_to_1_are_refused(shares):
     with pytest.raises(ValueError, match="`fractions`"):
-        split(holed(10, 1), shares)
+        split(partly_known(10, 1), shares)
 
 
 @pytest.mark.parametrize("positives", [3, 7])
@@ -177,7 +177,7 @@ def together(groups, alike):
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def test_identical_rows_and_groups_that_share_them_stay_together(rows, values, groups, seed):
     rng = np.random.default_rng(seed)
-    labels, alike = holed(rows, 2, seed), rng.integers(0, values, rows)
+    labels, alike = partly_known(rows, 2, seed), rng.integers(0, values, rows)
     chosen = None if groups is None else rng.integers(0, groups, rows)
     for by in ("stratified", "hash"):
         parts = split(labels, seed=seed, by=by, groups=chosen, alike=alike)
@@ -191,7 +191,7 @@ def test_identical_rows_and_groups_that_share_them_stay_together(rows, values, g
 
 def test_by_hash_the_parts_are_written_down():
     # A split by hash is the same on every machine and in every version.
-    _, val, test = split(holed(60, 3), seed=5, by="hash")
+    _, val, test = split(partly_known(60, 3), seed=5, by="hash")
     assert val.tolist() == [10, 12, 13, 15, 18, 22, 30]
     assert test.tolist() == [2, 5, 16, 24, 38, 42, 45, 48, 59]
 
@@ -199,7 +199,7 @@ def test_by_hash_the_parts_are_written_down():
 def test_by_hash_a_copy_follows_the_first_name_and_moves_no_other_row():
     alike = np.arange(60)
     alike[59] = 12  # "59.jpg" is a copy of "12.jpg", which sorts first
-    _, val, test = split(holed(60, 3), seed=5, by="hash", alike=alike)
+    _, val, test = split(partly_known(60, 3), seed=5, by="hash", alike=alike)
     assert val.tolist() == [10, 12, 13, 15, 18, 22, 30, 59]
     assert test.tolist() == [2, 5, 16, 24, 38, 42, 45, 48]
 

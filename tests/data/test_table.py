@@ -1,4 +1,4 @@
-"""Tables of numbers: files become features and labels, both with holes, or a named error."""
+"""Tables of numbers: files become features and labels, with missing values, or a named error."""
 
 import warnings
 
@@ -96,7 +96,7 @@ def test_packed_bits_are_columns_only_if_said_so(tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e39", "red", "1_000", "0x10", "true"])
-def test_a_feature_that_is_no_finite_number_names_line_and_column(tmp_path, cell):
+def test_a_feature_that_is_not_finite_names_line_and_column(tmp_path, cell):
     path = write(tmp_path, CSV.replace("400", cell))
     with pytest.raises(ValueError, match=rf"line 5, column 'speed': '{cell}'"):
         load_table(path, ignore=["name"])
@@ -248,7 +248,7 @@ def test_arrays_of_an_npz_that_do_not_fit_are_named(tmp_path):
 # Files
 
 
-def test_files_that_are_no_npz_are_named(tmp_path):
+def test_files_other_than_npz_are_named(tmp_path):
     table = load_table(write(tmp_path), ignore=["name"])
     np.savez_compressed(tmp_path / "whole.npz", X=table.values, Y=table.labels)
     whole = (tmp_path / "whole.npz").read_bytes()
@@ -261,7 +261,7 @@ def test_files_that_are_no_npz_are_named(tmp_path):
             load_table(tmp_path / "t.npz")
 
 
-def test_lists_in_a_parquet_are_no_numbers(tmp_path):
+def test_lists_in_a_parquet_are_refused(tmp_path):
     pytest.importorskip("pyarrow")
     frame = pd.DataFrame({"heat": [1.5, 2], "leak": [0, 1]})
     for cells in ([[1, 2], [3]], [{"a": 1}, {"a": 2}]):

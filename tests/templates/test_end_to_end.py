@@ -30,7 +30,7 @@ def kerasmtl(*words, cwd):
     return done.stdout
 
 
-def test_a_broken_picture_names_its_line_in_training(tmp_path):
+def test_a_broken_image_names_its_line_in_training(tmp_path):
     csv = shared("data", "street_photos", "labels.csv")
     (tmp_path / "images").mkdir()
     lines = csv.read_text().splitlines()[:90]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
+
+from kerasmtl.utils.validation import check_choice, check_number
 
 KINDS = ("binary", "multiclass", "regression")
 POLICIES = ("ignore", "zero", "one")
@@ -70,57 +71,30 @@ class Task:
             raise ValueError(
                 f"`name` must be a non-empty string without blanks at its ends, got {self.name!r}"
             )
-        if self.kind not in KINDS:
-            raise ValueError(
-                f"`kind` must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r} for task "
-                f"{self.name!r}"
-            )
-        if not isinstance(self.weight, Real) or not 0 <= self.weight < math.inf:
-            raise ValueError(
-                f"`weight` of task {self.name!r} must be a finite number of 0 or more, "
-                f"got {self.weight!r}"
-            )
-        policy = self.uncertain_as
-        number = isinstance(policy, Real) and 0 <= policy <= 1
-        if not (policy in POLICIES if isinstance(policy, str) else number):
-            raise ValueError(
-                f"`uncertain_as` of task {self.name!r} must be one of {POLICIES} or a number "
-                f"from 0 to 1, got {policy!r}"
-            )
+        check_choice("kind", self.kind, KINDS)
+        check_number("weight", self.weight, 0)
+        if isinstance(self.uncertain_as, str):
+            check_choice("uncertain_as", self.uncertain_as, POLICIES)
+        else:
+            check_number("uncertain_as", self.uncertain_as, 0, 1)
         self._check_codes()
 
     def _check_codes(self) -> None:
-        missing, uncertain = (
-            {code_text(code) for code in codes} for codes in (self.missing, self.uncertain)
-        )
-        both = sorted(missing & uncertain)
-        if both:
-            raise ValueError(
-                f"`missing` and `uncertain` of task {self.name!r} must have different codes, got "
-                f"{both} in both"
-            )
-        if self.kind != "binary" and self.uncertain:
-            raise ValueError(
-                f"`uncertain` of task {self.name!r} must be empty unless it is binary, got kind "
-                f"{self.kind!r}"
-            )
-        if self.kind != "multiclass" and self.classes:
-            raise ValueError(
-                f"`classes` of task {self.name!r} must be empty unless it is multiclass, got kind "
-                f"{self.kind!r}"
-            )
-        labels = {"0", "1"} if self.kind == "binary" else {code_text(c) for c in self.classes}
+        """Raise ValueError for codes with two meanings, or that the kind of the task has not."""
+        of = f"of task {self.name!r} must be"
+        for argument, kind in (("uncertain", "binary"), ("classes", "multiclass")):
+            if getattr(self, argument) and self.kind != kind:
+                raise ValueError(f"`{argument}` {of} empty unless it is {kind}, got {self.kind!r}")
+        missing, uncertain = set(map(code_text, self.missing)), set(map(code_text, self.uncertain))
+        labels = {"0", "1"} if self.kind == "binary" else set(map(code_text, self.classes))
         if self.classes and (len(labels) != len(self.classes) or len(labels) < 2):
             raise ValueError(
-                f"`classes` of task {self.name!r} must be two or more distinct labels, got "
-                f"{list(self.classes)}"
+                f"`classes` {of} two or more distinct labels, got {list(self.classes)}"
             )
-        clash = sorted(labels & (missing | uncertain))
-        if clash:
-            raise ValueError(
-                f"`missing` and `uncertain` of task {self.name!r} must be codes that are not "
-                f"labels, got {clash}"
-            )
+        if both := sorted(missing & uncertain):
+            raise ValueError(f"`missing` and `uncertain` {of} different codes, got {both} in both")
+        if clash := sorted(labels & (missing | uncertain)):
+            raise ValueError(f"`missing` and `uncertain` {of} other than labels, got {clash}")
 
     @property
     def outputs(self) -> int:

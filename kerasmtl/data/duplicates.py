@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,46 +18,38 @@ from kerasmtl.tasks import Task
 from kerasmtl.utils.files import file_sha256
 from kerasmtl.utils.text import shortened, warn
 
+if TYPE_CHECKING:
+    from kerasmtl.data.manifest import Manifest
+
 _SHOWN = 5
 _END = 4096  # bytes
 _BLOCK = 256  # files that a thread looks at in one go
 
 
 def merge_duplicates(
-    keys: np.ndarray,
-    names: np.ndarray,
-    labels: np.ndarray,
-    lines: np.ndarray,
-    others: dict[str, np.ndarray],
-    tasks: tuple[Task, ...],
-    source: Path,
-    doubtful: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+    rows: Manifest, others: Mapping[str, np.ndarray], doubtful: np.ndarray
+) -> Manifest:
     """Merge rows of the same key, which complement each other; warns of what is merged.
 
     Args:
-        keys: (rows,), the same for rows to merge.
-        names: (rows,) str, what a message calls a row.
-        labels: (rows, tasks) float32, NaN = missing.
-        lines: (rows,) int, for messages.
+        rows: with labels, NaN = missing; `rows.keys()` says which are the same.
         others: by name, columns that must agree, too, (rows,) each.
-        tasks: of the columns of `labels`.
-        source: the file, for messages.
         doubtful: (rows, tasks) bool, labels of uncertain cells, which give way to certain ones.
 
     Returns:
-        (kept,) int, the first row of each key; and (kept, tasks) float32, their merged labels.
+        The first row of each key, with their merged labels.
 
     Raises:
         ValueError: two rows of one key have different known labels, or differ in one of `others`;
             names both lines.
     """
-    codes = pd.factorize(keys)[0]
+    names, labels, lines = rows.names, rows.labels, rows.lines
+    source, at = rows.source, place(rows.source)
+    codes = pd.factorize(rows.keys())[0]
     leader = np.unique(codes, return_index=True)[1][codes]  # the first row of the same key
-    again = np.flatnonzero(leader != np.arange(len(keys)))
+    again = np.flatnonzero(leader != np.arange(len(rows)))
     if not len(again):
-        return np.arange(len(keys)), labels
-    at = place(source)
+        return rows
 
     def refuse(name: str, first: int, second: int, said: Sequence[str]) -> None:
         raise ValueError(
@@ -76,45 +69,36 @@ def merge_duplicates(
             refuse(name, leader[row], row, said)
     certain = np.where(doubtful, np.float32("nan"), labels)
     for column, first, second in _clashes(certain, codes)[0]:
-        said = [_shown(labels[row, column], tasks[column]) for row in (first, second)]
-        refuse(tasks[column].name, first, second, said)
-    rows = np.flatnonzero(np.isin(codes, codes[again]))
-    sure, guess = (_first_known(of[rows], codes[rows]) for of in (certain, labels))
+        said = [_shown(labels[row, column], rows.tasks[column]) for row in (first, second)]
+        refuse(rows.tasks[column].name, first, second, said)
+    several = np.flatnonzero(np.isin(codes, codes[again]))
+    sure, guess = (_first_known(of[several], codes[several]) for of in (certain, labels))
     merged = labels.copy()
-    merged[rows] = np.where(np.isnan(sure), guess, sure)
+    merged[several] = np.where(np.isnan(sure), guess, sure)
     shown = [f"{names[r]!r} in {at}s {lines[leader[r]]} and {lines[r]}" for r in again[:_SHOWN]]
     warn(
         f"{source} names {len(set(codes[again]))} rows more than once; they agree, and are "
         f"merged: {shortened(shown, _SHOWN, len(again))}"
     )
-    kept = np.unique(leader)
-    return kept, merged[kept]
+    return replace(rows, labels=merged).take(np.unique(leader))
 
 
-def warn_of_equal_rows(
-    keys: np.ndarray,
-    labels: np.ndarray,
-    lines: np.ndarray,
-    tasks: tuple[Task, ...],
-    source: Path,
-) -> None:
-    """Warn of rows of the same content and different known labels, which no name tells apart.
-
-    Shapes: keys (rows,), the same for the same content; labels (rows, tasks); lines (rows,).
-    """
-    (clashes, count), at = _clashes(labels, pd.factorize(keys)[0]), place(source)
-    if clashes:
-        shown = [
-            f"{tasks[column].name!r} is {_shown(labels[first, column], tasks[column])} in {at} "
-            f"{lines[first]} and {_shown(labels[other, column], tasks[column])} in {at} "
-            f"{lines[other]}"
-            for column, first, other in clashes
-        ]
-        warn(
-            f"{source} has rows with the same features and different labels: "
-            f"{shortened(shown, _SHOWN, count)}. Name rows with id_column=… if the same "
-            "thing is there twice; if not, no model can tell them apart."
-        )
+def warn_of_equal_rows(rows: Manifest) -> None:
+    """Warn of rows of the same content and different known labels, which no name tells apart."""
+    (clashes, count), at = _clashes(rows.labels, pd.factorize(rows.keys())[0]), place(rows.source)
+    if not clashes:
+        return
+    shown = []
+    for column, first, other in clashes:
+        task = rows.tasks[column]
+        one, two = (_shown(rows.labels[row, column], task) for row in (first, other))
+        lines = f"{at} {rows.lines[first]} and {two} in {at} {rows.lines[other]}"
+        shown.append(f"{task.name!r} is {one} in {lines}")
+    warn(
+        f"{rows.source} has rows with the same features and different labels: "
+        f"{shortened(shown, _SHOWN, count)}. Name rows with id_column=… if the same thing is there "
+        "twice; if not, no model can tell them apart."
+    )
 
 
 def _first_known(labels: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -148,21 +148,12 @@ class Manifest:
             groups = text[group_column].str.strip()
             read = read._grouped(groups.mask(is_missing(groups), None))
         if names is None:
-            warn_of_equal_rows(read.keys(), labels, lines, chosen, source)
+            warn_of_equal_rows(read)
             return read
         special = {str(split_column): read.splits, str(group_column): read.groups}
         others = {name: column for name, column in special.items() if column is not None}
-        rows, merged = merge_duplicates(
-            read.keys(),
-            names,
-            labels,
-            lines,
-            others | input.columns(values),
-            chosen,
-            source,
-            uncertain_cells(text, chosen),
-        )
-        return read if len(rows) == len(read) else replace(read.take(rows), labels=merged)
+        others |= input.columns(values)
+        return merge_duplicates(read, others, uncertain_cells(text, chosen))
 
     @classmethod
     def from_arrays(

@@ -69,21 +69,19 @@ def test_one_image_is_in_one_part_and_one_group(read, column, cells):
 @settings(max_examples=80, deadline=None)
 def test_merging_is_what_pandas_groups_say(rows):
     frame = pd.DataFrame(rows, columns=["image", "a", "b"]).astype({"a": float, "b": float})
-    images = frame.image.astype(str).to_numpy(dtype=object)
-    lines = np.arange(2, len(frame) + 2)
     labels = frame[["a", "b"]].to_numpy("float32")
+    manifest = Manifest.from_arrays(
+        range(len(frame)), labels, ["a", "b"], names=frame.image.astype(str).to_list()
+    )
     grouped = frame.groupby("image", sort=False)[["a", "b"]]
-    arguments = (images, images, labels, lines, {}, (Task("a"), Task("b")), "f.csv")
-    arguments += (np.zeros(labels.shape, dtype=bool),)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         if (grouped.nunique() > 1).any().any():
             with pytest.raises(ValueError, match="must agree"):
-                merge_duplicates(*arguments)
+                merge_duplicates(manifest, {}, np.zeros(labels.shape, dtype=bool))
             return
-        kept, merged = merge_duplicates(*arguments)
-    np.testing.assert_array_equal(merged, grouped.first().to_numpy("float32").reshape(-1, 2))
-    assert images[kept].tolist() == list(dict.fromkeys(images))
+        merged = merge_duplicates(manifest, {}, np.zeros(labels.shape, dtype=bool))
+    np.testing.assert_array_equal(merged.labels, grouped.first().to_numpy("float32").reshape(-1, 2))
+    assert merged.names.tolist() == list(dict.fromkeys(manifest.names))
 
 
 @pytest.mark.parametrize("other", ["./x.jpg", ".//x.jpg"])

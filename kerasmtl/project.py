@@ -125,6 +125,7 @@ class Project(Settings):
 
     @model_validator(mode="after")
     def _settings_are_read(self) -> Project:
+        """Refuse settings of another kind of input, which nothing would read."""
         given = self.model.model_fields_set | self.training.model_fields_set
         for kind, names in ONLY_FOR.items():
             if kind != self.input.kind and (wrong := sorted(given & names)):
@@ -283,6 +284,7 @@ class Project(Settings):
         return run
 
     def _backbone_identity(self) -> dict[str, str]:
+        """Return the handle of the backbone and the hash of its content, "" without one."""
         from kerasmtl.models.hub.cache import content_sha256
         from kerasmtl.models.hub.handles import resolve_handle
 

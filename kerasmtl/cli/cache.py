@@ -62,6 +62,7 @@ def _chosen(found: list[Entry], key: str | None, root: Path) -> list[Entry]:
 
 
 def _clear(found: list[Entry], yes: bool, root: Path) -> None:
+    """Remove entries, after asking; those that another process computes stay."""
     sizes = {entry.key: entry.bytes for entry in found}
     if not yes:
         some = "1 entry" if len(found) == 1 else f"{len(found)} entries"
@@ -75,12 +76,14 @@ def _clear(found: list[Entry], yes: bool, root: Path) -> None:
 
 
 def _described(entry: Entry) -> dict[str, object]:
+    """Return an entry for JSON."""
     names = ("key", "path", "rows", "views", "bytes", "made", "finished")
     about = {f"of_{name}": value for name, value in entry.about.items()}
     return {name: getattr(entry, name) for name in names} | about
 
 
 def _print(found: list[Entry], root: Path) -> None:
+    """Print a table of entries, and their size in all."""
     from rich.console import Console
     from rich.table import Table
 

@@ -174,6 +174,7 @@ class Check:
         return found
 
     def _coverage_table(self) -> str:
+        """Return one row of counts per task; with `values` if tasks are of several kinds."""
         header = ["task", "kind", "known", "positive", "negative", "share known", "values"]
         rows = []
         for name, row in plain_rows(self.coverage).items():
@@ -191,6 +192,7 @@ class Check:
         return ["Rows with both labels:", _table(["", *map(str, both.columns)], rows)]
 
     def _leak_lines(self) -> list[str]:
+        """Return a line for each of the first leaks, their number, and what to do about them."""
         if self.leaks is None:
             return [f"Leaks were not looked for: {self.no_leaks}."] if self.no_leaks else []
         lines = [
@@ -205,6 +207,7 @@ class Check:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
+    """Draw a table as text; numbers are right-aligned, and names fold."""
     table = Table()
     for number, column in enumerate(header):
         justify = "right" if number and column not in ("kind", "values") else "left"

@@ -144,6 +144,7 @@ def read_task(word: str) -> Task:
 
 
 def _value(key: str, text: str) -> Any:
+    """Parse the value of an option of --task: a list, a number or a word."""
     if key in _LISTS:
         return tuple(part.strip() for part in text.split(","))
     try:
@@ -209,6 +210,7 @@ def in_cli_words(message: str, command: click.Command) -> str:
 
 
 def _shown(param: click.Parameter) -> str:
+    """Return what a parameter is called on the command line: --batch-size, FILES."""
     return max(param.opts, key=len) if isinstance(param, click.Option) else str(param.name).upper()
 
 
@@ -258,6 +260,7 @@ def print_predictions(
 
 
 def _cell(value: Any, decision: Any) -> str:
+    """Return a prediction as text: "0.731 yes", "rain (0.912)", "4.2"."""
     if isinstance(value, Mapping):
         likeliest = max(value, key=value.__getitem__)
         return f"{likeliest if decision is None else decision} ({value[likeliest]:.3f})"

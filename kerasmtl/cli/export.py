@@ -1,4 +1,8 @@
-"""`kerasmtl export` and `kerasmtl convert`: the trained model as a SavedModel, LiteRT or ONNX."""
+"""`kerasmtl export` and `kerasmtl convert`: the trained model as a SavedModel, LiteRT or ONNX.
+
+Both use the record of the run: its tasks, its input and its rows, whatever the labels file and
+project.toml say by now. Rules of --thresholds and scores of --require are checked by the library.
+"""
 
 from __future__ import annotations
 
@@ -206,6 +210,7 @@ def _summary(described: Mapping[str, Any]) -> list[str]:
 
 
 def _parse_score(text: str) -> tuple[str, float]:
+    """Parse SCORE=NUMBER of --require."""
     name, _, number = text.partition("=")
     try:
         return name.strip(), float(number)

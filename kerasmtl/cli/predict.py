@@ -1,4 +1,8 @@
-"""Commands `evaluate` and `predict`."""
+"""`kerasmtl evaluate` and `kerasmtl predict`, with the trained model or an export.
+
+Modules that import TensorFlow are imported in functions, after options and files are checked: what
+is wrong with a call is said at once.
+"""
 
 from __future__ import annotations
 
@@ -216,7 +220,19 @@ def _open(
     image_column: str | None,
     id_column: str | None,
 ) -> tuple[Predictor, Source]:
-    """Load an export, or the trained model of a project, and open files of its kind of input."""
+    """Load an export, or the trained model of a project, and open files of its kind of input.
+
+    Args:
+        files: as `open_source` takes them.
+        export: the folder of an exported version; None for the model of the project.
+        folder: of the project.
+        trust: run the graph in the trained model's file without asking where it is from.
+        image_column: of CSVs that list images.
+        id_column: of tables.
+
+    Raises:
+        ValueError: a column that the model's kind of input does not have.
+    """
     from kerasmtl.data.inputs import Input
     from kerasmtl.serving.batch_predict import open_source
     from kerasmtl.serving.predictor import export_predictor, model_predictor
@@ -273,12 +289,14 @@ def _show(
 
 
 def _fail(faults: Sequence[tuple[str, str]]) -> None:
+    """Say which inputs cannot be used, by name, and exit with status 1."""
     for name, reason in faults:
         click.echo(f"Error: {name}: {reason}", err=True)
     raise SystemExit(1)
 
 
 def _summary(done: Summary) -> str:
+    """Return a line on what was written, resumed and left out."""
     text = f"{done.rows} predictions in {done.out}"
     if done.resumed:
         text += f"; {done.resumed} inputs were finished before"

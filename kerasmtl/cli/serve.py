@@ -1,4 +1,7 @@
-"""The commands around servers: `serve`, `client` and `deploy`."""
+"""The commands around servers: `serve`, `client` and `deploy`.
+
+The options of `serve` are the fields of `ServerConfig`, so that each limit is defined once.
+"""
 
 from __future__ import annotations
 

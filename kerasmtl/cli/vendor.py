@@ -100,6 +100,7 @@ def _settings(target: Path, project: str | os.PathLike[str] | None) -> Path | No
 
 
 def _read(settings: Path) -> tomlkit.TOMLDocument:
+    """Parse project.toml with its comments and layout; adds [model] if it is absent."""
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 

@@ -124,6 +124,7 @@ def _clashes(labels: np.ndarray, codes: np.ndarray) -> tuple[list[tuple[int, int
 
 
 def _shown(value: float, task: Task) -> str:
+    """Return a label as the file has it: the name of a class, or a number."""
     return repr(task.classes[int(value)]) if task.kind == "multiclass" else f"{value:g}"
 
 

@@ -136,6 +136,7 @@ def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
 
 
 def _has_three_states(cells: pd.Series, labels: np.ndarray, invalid: np.ndarray) -> bool:
+    """Return whether cells are 0, 1 and one other number, such as the -1 of CheXpert."""
     other = {code_text(cell) for cell in cells[invalid].unique()[:100]}
     return (
         len(other) == 1
@@ -176,6 +177,7 @@ def read_labels(
 
 
 def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
+    """Return a multiclass task with the classes that its column has, if it names none."""
     if task.kind != "multiclass" or task.classes:
         return task
     classes = find_classes(cells, task)

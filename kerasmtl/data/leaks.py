@@ -123,6 +123,7 @@ def _grey(path: str) -> Image.Image | None:
 
 
 def _bits(grey: Image.Image, side: int) -> np.ndarray:
+    """Return the difference hash of `side` bits a side, (side * side / 8,) uint8."""
     small = np.asarray(grey.resize((side + 1, side), Image.Resampling.BOX))
     return np.packbits(small[:, 1:] > small[:, :-1])
 

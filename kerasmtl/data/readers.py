@@ -88,6 +88,7 @@ def read_labels_file(
 
 
 def _check_distinct(names: Sequence[str], source: Path) -> None:
+    """Raise ValueError for two columns of one name."""
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"`path` {source} must have distinct columns, got twice {listed(twice)}")
@@ -119,6 +120,7 @@ def read_frame(path: Path, encoding: str = "utf-8") -> pd.DataFrame:
 
 
 def _read_csv(source: Path, encoding: str) -> pd.DataFrame:
+    """Return the cells of a CSV as text, indexed by line."""
     shared = {}.setdefault  # one string for all cells of the same text
     (_, names), *found = (
         (line, tuple(map(shared, row, row))) for line, row in iter_lines(source, encoding)
@@ -174,6 +176,7 @@ def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, lis
 
 
 def _wrong_encoding(source: Path, encoding: str, error: Exception) -> ValueError:
+    """Return the error for bytes that are not in this encoding; names line and a likely one."""
     data, said = source.read_bytes(), str(error)
     if isinstance(error, UnicodeDecodeError):  # its position is that in a block of the file
         try:

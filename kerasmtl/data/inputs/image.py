@@ -96,6 +96,7 @@ class Image(Input):
         return replace(self, root=self._root(os.curdir)), paths
 
     def _root(self, default: str | os.PathLike[str]) -> str:
+        """Return the folder that paths start from, absolute."""
         return os.path.abspath(default if self.root is None else self.root)
 
     def like(self, trained: Input) -> Image:

@@ -229,6 +229,7 @@ def _warn_of_labels(features: np.ndarray, columns: Sequence[str], source: Path) 
     """Warn of features that look like labels: 0, 1 and missing, or 0, 1 and -1."""
 
     def like_labels(values: np.ndarray) -> bool:
+        """Return whether a column looks like labels; most are ruled out by their first rows."""
         known = values[~np.isnan(values)]
         if not np.isin(known[:1000], (-1, 0, 1)).all():  # as in most columns
             return False

@@ -49,7 +49,7 @@ class Task:
         2
         >>> kt.Task("cat", kind="ranking")
         Traceback (most recent call last):
-        ValueError: `kind` must be one of 'binary', 'multiclass', 'regression', got 'ranking' ...
+        ValueError: `kind` must be one of 'binary', 'multiclass', 'regression', got 'ranking'
     """
 
     name: str

@@ -252,7 +252,8 @@ def _hint(task: Task, wrong: pd.Series) -> str:
         return f"If -1 means missing: {missing}; if it means uncertain: {uncertain}."
     classes = f"If these are classes: {task_call(name, 'multiclass')}."
     quantity = f" If they are quantities: {task_call(name, 'regression')}."
-    return classes if None in numbers else classes + quantity
+    finite = all(number is not None and math.isfinite(number) for number in numbers)
+    return classes + quantity if finite else classes
 
 
 def task_call(name: str, kind: str = "", **options: Any) -> str:

@@ -240,7 +240,7 @@ def test_arrays_of_an_npz_that_do_not_fit_are_named(tmp_path):
     np.savez(tmp_path / "t.npz", X=x, Y=y, split=split.astype("S"), tasks=np.array([b"leak"]))
     table = load_table(tmp_path / "t.npz")
     assert table.splits.tolist() == split.tolist() and table.tasks[0].name == "leak"
-    with pytest.raises(ValueError, match=r"row 2, column 'y0'.*Infinite values"):
+    with pytest.raises(ValueError, match=r"row 2, column 'y0': 'inf'"):
         np.savez(tmp_path / "t.npz", X=x, Y=np.where(np.isnan(y), np.inf, y))
         load_table(tmp_path / "t.npz")
 

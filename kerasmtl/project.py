@@ -308,8 +308,8 @@ class Project(Settings):
         if found := load_record(kept):
             return found
         raise FileNotFoundError(
-            f"{record_file(kept)} must list the rows of the training, and does not exist. Call "
-            "project.start_run(train, val, test) in train.py."
+            f"`run` must have listed the rows of its training in {record_file(kept)}, and there is "
+            "no such file. Call project.start_run(train, val, test) in train.py."
         )
 
     def part(self, name: str, run: str | None = None) -> Manifest:

@@ -82,7 +82,8 @@ def serve(folder: Path | None, project: str, name: str | None, **settings: Any) 
     try:
         from kerasmtl.serving.server import run
     except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is not installed. Run: {INSTALL}") from error
+        package = (error.name or "").partition(".")[0]
+        raise click.ClickException(f"{package} is not installed. Run: {INSTALL}") from error
 
     def ready(url: str, versions: Versions) -> None:
         shown = ", ".join(map(str, versions.numbers))

@@ -252,7 +252,7 @@ def test_the_command_writes_either(base, tmp_path):
     [
         (["--for", "tfserving", "--label", "stable"], "must be NAME=VERSION"),
         (["--for", "tfserving", "--storage-uri", "gs://a"], "--storage-uri cannot be used"),
-        (["--for", "kserve", "--label", "a=3", "--port", "9"], "--port, --label cannot be used"),
+        (["--for", "kserve", "--label", "a=3", "--port", "9"], "--label, --port cannot be used"),
     ],
 )
 def test_the_command_refuses_what_it_would_not_read(base, tmp_path, words, message):

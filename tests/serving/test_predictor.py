@@ -201,5 +201,5 @@ def test_an_export_by_the_command_decides_as_training_did(project, monkeypatch):
 def test_an_export_of_a_run_that_is_gone_is_not_scored(project, tmp_path):
     folder, export = project
     kept = kt.Project.load(folder)
-    with pytest.raises(ValueError, match="`run`.*'gone'"):
+    with pytest.raises(FileNotFoundError, match="`run`.*gone"):
         kept.part("test", "gone")

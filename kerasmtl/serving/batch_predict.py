@@ -5,6 +5,12 @@ aside and renames it into OUT.parts/. A shard is named by a hash of the model an
 call that is repeated after an interruption computes those that are not there, and whatever has
 changed meanwhile. At the end they are joined into OUT. Memory does not depend on the number of
 inputs.
+
+    open_source -> FileSource or RowSource -> chunks -> predict_chunk -> shards -> _join -> OUT
+
+A source knows how inputs are found, named and loaded; the `Predictor` only sees arrays. The command
+`kerasmtl predict` calls `predict_to_file` with --out; without it, it prints what `predict_chunk`
+returns and writes nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +45,8 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 SHARD, SHARD_OF_ROWS = 512, 8192  # inputs: what an interruption costs at most
 ERRORS = {"name": "str", "line": "str", "reason": "str"}
 # What TensorFlow raises for bytes that cannot be decoded.
+# Other errors, such as too little memory, are not the fault of an input and end the call: a
+# repeated call then finds the shards that are finished.
 _INVALID = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.UnimplementedError)
 
 
@@ -63,6 +71,7 @@ class Chunk:
     files: list[str]
 
     def __len__(self) -> int:
+        """Return the number of inputs."""
         return len(self.names)
 
 
@@ -95,14 +104,34 @@ class FileSource:
             raise ValueError(f"`files` must be all CSV files or none, got {', '.join(files[:5])}")
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield all inputs, at most `size` at a time."""
+        """Yield all inputs, at most `size` at a time.
+
+        The files are listed lazily: a folder of millions is never in memory as a whole.
+
+        Args:
+            size: inputs per chunk; only the last one has fewer.
+
+        Raises:
+            OSError: a folder or a list cannot be read.
+            ValueError: a CSV file is malformed or lacks the column of the files.
+        """
         each = self._each()
         while some := list(islice(each, size)):
             names, lines, paths = map(list, zip(*some, strict=True))
             yield Chunk(names, lines if self.has_lines else None, paths, paths)
 
     def load(self, items: list[str]) -> np.ndarray:
-        """Return what the input makes of paths, (batch, …); raises InvalidInputError."""
+        """Read a batch of files.
+
+        Args:
+            items: paths, absolute or from the working folder.
+
+        Returns:
+            What the input makes of them, (batch, …), such as the bytes of images.
+
+        Raises:
+            InvalidInputError: one of them is missing, not a file or unreadable.
+        """
         for path in items:
             if not os.path.isfile(path):  # a pipe, for example, would block
                 raise InvalidInputError("not a file" if os.path.exists(path) else "missing")
@@ -112,7 +141,13 @@ class FileSource:
             raise InvalidInputError(f"unreadable ({error.strerror})") from error
 
     def reason(self, items: list[str], error: Exception) -> str:
-        """Say why the only one of `items` was refused."""
+        """Say why an input was refused.
+
+        Args:
+            items: its path alone.
+            error: what `load` or the model raised; the input's own check of the file, which is made
+                again, is preferred to a message of TensorFlow's.
+        """
         if isinstance(error, InvalidInputError):
             return str(error)
         return self._input.faults(_absolute(items)).get(0) or error_text(error)
@@ -126,6 +161,8 @@ class FileSource:
             elif self.has_lines:
                 rows = iter_lines(Path(file))
                 _, names = next(rows)
+                # The header is checked per file, since each CSV may have its columns in another
+                # order.
                 column = self._input.column
                 check_columns("column", [column], names, Path(file))
                 at = names.index(column)
@@ -161,7 +198,14 @@ class RowSource:
             file_format(file)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield all rows, at most `size` at a time, and never of two files together."""
+        """Yield all rows, at most `size` at a time, and never of two files together.
+
+        Args:
+            size: rows per chunk.
+
+        Raises:
+            ValueError: a file is malformed, or lacks a column that the model needs.
+        """
         for file in self._files:
             for frame in self._frames(file, size):
                 lines = frame.index.tolist()
@@ -171,15 +215,29 @@ class RowSource:
                 yield Chunk(names, lines, frame, [str(file)])
 
     def load(self, items: pd.DataFrame) -> np.ndarray:
-        """Return what the input makes of cells, (batch, …); raises InvalidInputError."""
+        """Convert a batch of cells to the numbers that the model takes.
+
+        Args:
+            items: one row per input, with the columns of the model; of CSV files as text.
+
+        Returns:
+            What the input makes of them, (batch, …).
+
+        Raises:
+            InvalidInputError: a cell is invalid; the message is the part that does not depend on
+                the file.
+        """
         try:
             return self._input.load(self._input.read(LabelsFile(Path("row"), items), {}).values)
         except ValueError as error:
+            # The reader's message is about a whole file ("`column` of FILE must …, got …"). Here
+            # the name and line of the row are columns of their own, so that only what was found is
+            # kept.
             reason = str(error).rpartition(", got ")[2].partition(" (1 such")[0].rstrip(".")
             raise InvalidInputError(f"invalid: {reason}") from error
 
     def reason(self, items: pd.DataFrame, error: Exception) -> str:
-        """Say why the only one of `items` was refused."""
+        """Say why a row was refused, which the error of `load` does already."""
         return error_text(error)
 
     def _frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
@@ -200,17 +258,20 @@ class RowSource:
             start += len(frame)
 
     def _npz_frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
+        """Yield slices of an NPZ file, which NumPy can only read as a whole."""
         whole = read_npz(file, getattr(self._input, "packed_bits", False)).cells
         check_columns("features", self._columns, whole.columns, file)
         return (whole.iloc[at : at + size] for at in range(0, len(whole), size))
 
     def _parquet_frames(self, file: Path, size: int) -> Iterator[pd.DataFrame]:
+        """Yield the batches of a Parquet file; only the needed columns are read from the disk."""
         pyarrow = _pyarrow(file)
         try:
             found = pyarrow.parquet.ParquetFile(file)
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f"`files` {file} must be a Parquet file, got: {error}") from None
         check_columns("features", self._columns, found.schema_arrow.names, file)
+        # Without pandas' metadata, which could turn a column into the index of the frame.
         batches = found.iter_batches(batch_size=size, columns=self._columns)
         return (batch.to_pandas(ignore_metadata=True) for batch in batches)
 
@@ -236,6 +297,10 @@ def find_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 
     Links are followed, but not back to a folder that has been searched.
 
+    Args:
+        folder: where to search.
+        suffixes: in lower case, with the dot; files are compared without regard to case.
+
     Raises:
         OSError: a folder cannot be read.
     """
@@ -246,6 +311,7 @@ def find_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     seen = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
+        # In place: `os.walk` goes into what is left in the list, in its order.
         folders[:] = [name for name, path in real.items() if path not in seen]
         seen.update(real.values())
         yield from (os.path.join(root, n) for n in sorted(files) if n.lower().endswith(suffixes))
@@ -295,6 +361,8 @@ def predict_chunk(
 
     for start in range(0, len(chunk), batch_size):
         predict(start, min(start + batch_size, len(chunk)))
+    # A call of the model is only known to have worked once its outputs are here: where all inputs
+    # are invalid, there are not even names of outputs.
     names = parts[0] if parts else ()
     return rows, {n: np.concatenate([part[n] for part in parts]) for n in names}, reasons
 
@@ -356,6 +424,8 @@ def predict_to_file(
     batch_size = check_count("batch_size", batch_size or predictor.batch_size)
     size = check_count("shard_size", shard_size or source.shard)
     columns = _columns(predictor, source)
+    # Listed twice: once to be counted, which checks all tables before the model is called, and once
+    # to be predicted. Nothing but the counts is kept.
     total = sum(map(len, source.chunks(size)))
     if not total:
         raise ValueError("`files` must have at least one input, got none")
@@ -364,6 +434,7 @@ def predict_to_file(
     shards: list[Path] = []
     resumed = 0
     try:
+        # Two processes with the same OUT would remove each other's shards at the end.
         with file_lock(parts.with_name(f"{parts.name}.lock"), wait=False):
             if not resume:
                 shutil.rmtree(parts, ignore_errors=True)
@@ -377,6 +448,8 @@ def predict_to_file(
                         with atomic_file(shards[-1]) as file:
                             np.savez(file, *_shard(predictor, columns, chunk, *found))
                     advance(len(chunk))
+            # Both files are complete or absent. The shards are removed last: until then a call that
+            # is interrupted can be repeated without any call of the model.
             errors = errors_of(target)
             with atomic_file(target) as whole, atomic_file(errors) as listed:
                 invalid = _join(shards, columns, whole, listed)
@@ -424,7 +497,11 @@ def errors_of(out: Path) -> Path:
 
 
 def _key(predictor: Predictor, columns: Mapping[str, str], chunk: Chunk) -> str:
-    """Return a hash of all that determines a shard: model, inputs, and the state of their files."""
+    """Return a hash of all that determines a shard: model, inputs, and the state of their files.
+
+    Size and time of modification stand for the content, as in make: to hash images would cost as
+    much as to predict for them.
+    """
 
     def state(path: str) -> tuple[int, int] | None:
         try:
@@ -472,6 +549,7 @@ def _shard(
             values.append(found.reshape(len(rows)))
         if task.name in predictor.decided:
             values.append(outputs[task.name + DECISION])
+    # The number of arrays is the same in every shard, since `_join` finds them by their position.
     values += [()] * (len(columns) - len(values))  # nothing is valid
     bad = sorted(reasons)
     values += [[each[row] for row in bad] for each in (chunk.names, lines, reasons)]
@@ -512,6 +590,8 @@ def _writer(path: Path, columns: Mapping[str, str]) -> Iterator[Callable[[pd.Dat
 
 
 def _json_lines(rows: pd.DataFrame) -> str:
+    """Write rows as one JSON object per line, each with a line break."""
+
     def cells(values: np.ndarray) -> list[Any]:
         if values.dtype.kind != "f":
             return values.tolist()
@@ -524,6 +604,7 @@ def _json_lines(rows: pd.DataFrame) -> str:
 
 
 def _schema(columns: Mapping[str, str]) -> Any:
+    """Return the Arrow schema of the columns, which is the same for shards without valid inputs."""
     import pyarrow
 
     kinds = {"str": pyarrow.string()}
@@ -533,6 +614,7 @@ def _schema(columns: Mapping[str, str]) -> Any:
 
 
 def _pyarrow(file: Path) -> Any:
+    """Import pyarrow, or say how to install it for `file`; it is an optional dependency."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -2,6 +2,10 @@
 
 A call that fails is repeated in smaller pieces until the invalid examples are alone, so that they
 cost the other requests time but no answer.
+
+`ModelServer` awaits `Batcher.predict` once per request. All state of the batcher (queues, futures)
+belongs to the event loop and needs no locks; only `predict_together`, which is given everything as
+arguments, runs on the threads of the executor. `versions.prepare` calls it without a batcher.
 """
 
 from __future__ import annotations
@@ -36,9 +40,11 @@ class Examples:
     inputs: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
+        """Return the number of examples; all inputs have the same."""
         return len(next(iter(self.inputs.values())))
 
     def __getitem__(self, part: slice) -> Examples:
+        """Return a slice of the examples, of all inputs alike."""
         return Examples(self.signature, {name: array[part] for name, array in self.inputs.items()})
 
 
@@ -50,10 +56,18 @@ class _Queue:
     full: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __len__(self) -> int:
+        """Return the number of examples, not of requests."""
         return sum(len(part) for part, _ in self.waiting)
 
     def take(self, most: int) -> list[tuple[Examples, asyncio.Future[Arrays]]]:
-        """Remove the next batch, without the requests whose clients have left."""
+        """Remove the next batch, without the requests whose clients have left.
+
+        Requests stay in order: one that does not fit any more ends the batch, and is the first of
+        the next.
+
+        Args:
+            most: examples in a batch; no part that waits has more.
+        """
         batch: list[tuple[Examples, asyncio.Future[Arrays]]] = []
         while self.waiting and len(self.waiting[0][0]) <= most:
             part, future = self.waiting.popleft()
@@ -109,6 +123,8 @@ class Batcher:
         size = self.config.batch_size
         starts = range(0, len(examples), size)
         futures = [self._submit(model, examples[start : start + size]) for start in starts]
+        # All parts are awaited even if one fails, so that the answer names the invalid examples of
+        # all.
         results = await asyncio.gather(*futures, return_exceptions=True)
         reasons: dict[int, str] = {}
         for start, result in zip(starts, results, strict=True):
@@ -121,10 +137,17 @@ class Batcher:
         return _concatenated(results)
 
     def _submit(self, model: ServedModel, part: Examples) -> asyncio.Future[Arrays]:
+        """Put examples into the queue of their kind; the first ones start the task that empties it.
+
+        Shapes are part of the key, since arrays of different widths cannot be concatenated, and the
+        version is, since a request is answered by the one that it began with.
+        """
         loop = asyncio.get_running_loop()
         key = (model, part.signature, *(array.shape[1:] for array in part.inputs.values()))
         if key not in self._queues:
             self._queues[key] = _Queue()
+            # One task per queue, which ends with it: versions that are no longer served leave
+            # nothing behind.
             task = loop.create_task(self._drain(key, model))
             self._tasks.add(task)  # the event loop itself keeps weak references only
             task.add_done_callback(self._tasks.discard)
@@ -140,17 +163,22 @@ class Batcher:
         with suppress(TimeoutError):
             await asyncio.wait_for(queue.full.wait(), self.config.batch_wait / 1000)
         async with asyncio.TaskGroup() as calls:
+            # A free worker is awaited before the batch is chosen, so that it can still grow
+            # meanwhile.
             while queue.waiting:
                 await self._free.acquire()
                 if batch := queue.take(self.config.batch_size):
                     calls.create_task(self._run(model, batch))
                 else:  # all clients have left
                     self._free.release()
+            # No await lies between the last look at the queue and this line: what arrives from here
+            # on opens a new queue, and does not wait for the calls of this one to end.
             del self._queues[key]
 
     async def _run(
         self, model: ServedModel, batch: list[tuple[Examples, asyncio.Future[Arrays]]]
     ) -> None:
+        """Call the model for a batch, and give each request its own outputs or its error."""
         parts = [part for part, _ in batch]
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -162,6 +190,7 @@ class Batcher:
             self._free.release()
         self._observe(sum(map(len, parts)), loop.time() - began)
         for (_, future), result in zip(batch, results, strict=True):
+            # The client has left meanwhile; to set a result on a cancelled future would raise.
             if future.done():
                 continue
             if isinstance(result, Exception):
@@ -176,6 +205,10 @@ def predict_together(model: ServedModel, parts: Sequence[Examples]) -> list[Arra
     Args:
         model: the version to call.
         parts: examples of the same signature and shapes, from different requests.
+
+    Returns:
+        In the order of `parts`, by name arrays (examples of the part, ...); or the error that the
+        request is to get, whose numbers count from the part's first example.
     """
     inputs = _concatenated([part.inputs for part in parts])
     rows = iter(_by_example(model, Examples(parts[0].signature, inputs)))
@@ -183,7 +216,11 @@ def predict_together(model: ServedModel, parts: Sequence[Examples]) -> list[Arra
 
 
 def _by_example(model: ServedModel, examples: Examples) -> list[Arrays | Exception]:
-    """Return the outputs (1, ...) of each example, or its error."""
+    """Return the outputs (1, ...) of each example, or its error.
+
+    A failed batch is cut and called again, at worst about twice as many calls as it has examples.
+    The message of an export names its invalid examples, so that a few calls are enough as a rule.
+    """
     count = len(examples)
     try:
         outputs = model.call(examples.signature, examples.inputs)
@@ -211,6 +248,7 @@ def _result(rows: Sequence[Arrays | Exception]) -> Arrays | Exception:
 
 
 def _concatenated(parts: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
+    """Concatenate arrays by name along the examples; one part alone is not copied."""
     if len(parts) == 1:
         return dict(parts[0])
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

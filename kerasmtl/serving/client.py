@@ -1,6 +1,10 @@
 """Predictions of a server for images or rows: TensorFlow Serving's REST, and KServe's V2.
 
-Which of the two is spoken follows from the URL of the model, …/v1/models/NAME or …/v2/models/NAME.
+`model_url` makes the URL of a model, `predict` asks it. For tables, `table_inputs` asks the server
+which numbers a row has, and `read_rows` reads them; `kerasmtl client` does all of this. Which of
+the two protocols is spoken follows from the URL of the model, …/v1/models/NAME or …/v2/models/NAME.
+The module needs no TensorFlow, and works with any server of these protocols.
+
 Sources: https://www.tensorflow.org/tfx/serving/api_rest,
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
@@ -74,6 +78,7 @@ def read_rows(path: str | os.PathLike[str], inputs: Inputs) -> tuple[list[str], 
         FileNotFoundError, ValueError: absent, malformed, without a column, or with text in one.
     """
     source = Path(path)
+    # One matrix of all columns is read, and cut into inputs after that: the file is parsed once.
     chosen = _matched(source, inputs)
     values, lines = read_features(source, [name for names in chosen.values() for name in names])
     ends = np.cumsum([len(names) for names in chosen.values()])[:-1]
@@ -102,6 +107,8 @@ def table_inputs(url: str, signature: str | None = None, timeout: float = TIMEOU
         )
     with _Model(url, timeout) as model:
         try:
+            # The two describe a type as FP32 and DT_FLOAT, and both give the batch as the first
+            # length, -1.
             if kserve:
                 given = {
                     one["name"]: (one["datatype"], one["shape"]) for one in model.ask()["inputs"]
@@ -123,7 +130,15 @@ def table_inputs(url: str, signature: str | None = None, timeout: float = TIMEOU
 
 
 def _matched(source: Path, inputs: Inputs) -> dict[str, list[str]]:
-    """Return the columns of each input."""
+    """Return the columns of each input.
+
+    Args:
+        source: the table.
+        inputs: as `table_inputs` returns them.
+
+    Raises:
+        ValueError: an input has no column or several, or the width of a matrix is another.
+    """
     kind = file_format(source)
     if kind == ".csv":
         columns = next(iter_lines(source))[1]
@@ -140,6 +155,8 @@ def _matched(source: Path, inputs: Inputs) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {name: [] for name in inputs}
     for column in columns:
         plain = re.sub(r"\W", "_", column, flags=re.ASCII)
+        # As `Table.arguments` names those of an export: ASCII letters, digits and `_`, and
+        # "column_" before what does not begin with a letter.
         name = next((n for n in (column, plain, f"column_{plain}") if n in inputs), None)
         if name is not None:
             found[name].append(column)
@@ -207,6 +224,7 @@ def predict(
 
 
 def _ask_tfserving(model: _Model, some: Sequence[Any], signature: str | None) -> list[Answer]:
+    """Send one `:predict` request, and return the outputs by name per example."""
     rows = [{INPUT: {"b64": _base64(one)}} if isinstance(one, bytes) else one for one in some]
     body = {"instances": rows, **({"signature_name": signature} if signature else {})}
     found = model.ask(":predict", body).get("predictions")
@@ -222,6 +240,7 @@ def _ask_tfserving(model: _Model, some: Sequence[Any], signature: str | None) ->
 
 
 def _ask_kserve(model: _Model, some: Sequence[Any], signature: str | None) -> list[Answer]:
+    """Send one `infer` request, and return the outputs by name per example."""
     body: dict[str, Any] = {"inputs": _tensors(some)}
     if signature:
         body["parameters"] = {"signature_name": signature}
@@ -254,6 +273,7 @@ def _column(output: Mapping[str, Any], rows: int) -> list[Any]:
     if output.get("parameters", {}).get("content_type") == "base64":
         data = [base64.b64decode(text).decode("utf-8", "replace") for text in data]
     kind = object if output["datatype"] == "BYTES" else None
+    # Data may be flat or nested: as in requests, the shape decides. Text stays text as objects.
     values = np.array(data, kind).reshape(output["shape"])
     if values.ndim == 0 or len(values) != rows:
         raise ValueError(f"{output['name']} of shape {output['shape']}")
@@ -261,6 +281,7 @@ def _column(output: Mapping[str, Any], rows: int) -> list[Any]:
 
 
 def _bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read an image; a folder gets a plain message instead of the system's."""
     if os.path.isdir(path):
         raise IsADirectoryError(f"`files` must be images or tables, got the folder {path}")
     return Path(path).read_bytes()
@@ -331,6 +352,8 @@ class _Model:
 
     def __init__(self, url: str, timeout: float, retries: int = RETRIES) -> None:
         self.url, self.timeout = url, timeout
+        # Only 503 is tried again: a server that is down should be said at once, and a request that
+        # timed out may still be computed, so that to repeat it makes a slow server slower.
         policy = Retry(
             total=retries,
             connect=0,
@@ -352,7 +375,18 @@ class _Model:
         self._session.close()
 
     def ask(self, path: str = "", body: Mapping[str, Any] | None = None) -> Answer:
-        """GET a path under the model's, or POST `body`; return the JSON object of the answer."""
+        """Send a request, and return the JSON object of the answer.
+
+        Args:
+            path: what follows the URL of the model, such as ":predict"; "" for the model's own.
+            body: sent with POST; None for GET.
+
+        Raises:
+            TimeoutError: no answer in time.
+            ConnectionError: the server cannot be reached, or answers a status of 500 or more.
+            ValueError: any other status than success, an answer that is not a JSON object, or a URL
+                that cannot be asked.
+        """
         url = self.url + path
         # NaN as TensorFlow Serving reads it, which `requests` itself would refuse.
         data = None if body is None else json.dumps(body).encode()
@@ -367,6 +401,8 @@ class _Model:
                 f"`url` {url} gave no answer within {self.timeout:g} seconds"
             ) from error
         except requests.ConnectionError as error:
+            # The cause is wrapped twice, by requests and urllib3: "Connection refused" is its last
+            # words.
             reason = getattr(error.args[0] if error.args else error, "reason", error)
             raise ConnectionError(
                 f"`url` {url} cannot be reached: {str(reason).rpartition(': ')[2]}. Start a "

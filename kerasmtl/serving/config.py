@@ -1,4 +1,8 @@
-"""Settings of the server; `kerasmtl serve` has an option for each."""
+"""Settings of the server; `kerasmtl serve` has an option for each.
+
+The module imports no web server and no TensorFlow, so that `kerasmtl serve --help` is fast.
+`server`, `batching`, `versions` and `page` read what concerns them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,14 @@ MIB = 2**20
 
 
 def setting(default: Any, about: str, least: float | None = None) -> Any:
-    """Return a dataclass field with the help text and the least value of its option."""
+    """Return a dataclass field with what its option on the command line needs.
+
+    Args:
+        default: the value of the field; its type is that of the option.
+        about: the help text, with the unit.
+        least: the smallest value allowed; None for text and flags. Checked by the command line
+            alone: a `ServerConfig` made in Python is trusted.
+    """
     return field(default=default, metadata={"help": about, "min": least})
 
 
@@ -17,7 +28,9 @@ def setting(default: Any, about: str, least: float | None = None) -> Any:
 class ServerConfig:
     """Address, limits, batching and reloading of a server.
 
-    The command line is generated from these fields: their names, types, defaults and texts.
+    The command line is generated from these fields: their names, types, defaults and texts. The
+    defaults suit a server that strangers can reach: `max_body` times `max_queue` bounds the memory
+    that requests take.
 
     Example:
         >>> config = ServerConfig(max_body=0.5, batch_size=8)

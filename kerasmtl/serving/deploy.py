@@ -1,7 +1,10 @@
 """Files with which TensorFlow Serving or KServe serve the versions of an exported model.
 
-The texts are the templates `deploy-tfserving` and `deploy-kserve`, rendered with Jinja2. Sources:
-https://www.tensorflow.org/tfx/serving/serving_config,
+`kerasmtl deploy` makes a `Deployment`, which checks itself, and gives it to `write_deployment`. The
+texts are the templates `deploy-tfserving` and `deploy-kserve`, rendered with Jinja2: names and tags
+are matched against patterns first, since most of them stand there unquoted.
+
+Sources: https://www.tensorflow.org/tfx/serving/serving_config,
 https://kserve.github.io/website/docs/model-serving/predictive-inference/frameworks/tensorflow
 """
 
@@ -70,6 +73,7 @@ class Deployment:
                 f"`base` must have folders 1, 2, … of versions, got {self.base}. Run `kerasmtl "
                 "export`, or pass the folder above that of a version."
             )
+        # The class is frozen; a default that depends on the folder can only be set this way.
         object.__setattr__(self, "labels", dict(self.labels) or {"stable": found[0]})
         for label, version in self.labels.items():
             lacking = missing(self.base / str(version))

@@ -1,4 +1,9 @@
-"""Errors of requests, with their HTTP status and one sentence for the client."""
+"""Errors of requests, with their HTTP status and one sentence for the client.
+
+`protocols` and `versions` raise them, `batching` splits batches by them, and `server` turns them
+into answers. Anything else that is raised is an error of the server: status 500, a traceback in the
+log, and nothing of it in the answer.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +55,9 @@ class InvalidExamples(ValueError):
         """Return the answer to a request whose list of examples is called `where`.
 
         It names the first `SHOWN` of them; `reasons` has all.
+
+        Args:
+            where: "instances" or "inputs", as in the request.
         """
         shown = [f"`{where}`[{number}]: {why}" for number, why in self.reasons.items()]
         more = f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""

@@ -1,4 +1,10 @@
-"""What a server tells of itself: request IDs, the access log, and metrics for Prometheus."""
+"""What a server tells of itself: request IDs, the access log, and metrics for Prometheus.
+
+`create_app` wraps the application in `RequestLog`, which counts each request with
+`ServerMetrics.count_request`; the batcher counts calls of the model with `count_batch`; GET
+/metrics answers `ServerMetrics.text`. Everything that a request brings along is hostile here: IDs
+and paths could forge lines of the log, and free label values could create series without end.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +58,14 @@ class RequestLog:
         self.app, self.count, self.failed = app, count, failed
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """Pass a request on to the application."""
+        """Pass a request on to the application, and count and log it whatever becomes of it.
+
+        Args:
+            scope: ASGI's description of the request; the router adds the "endpoint" while it
+                answers.
+            receive: ASGI's function for messages of the client.
+            send: ASGI's function for messages to the client.
+        """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -61,6 +74,7 @@ class RequestLog:
         began, status = time.perf_counter(), 0
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            """Send a message, with the ID in the headers of the answer."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -79,6 +93,7 @@ class RequestLog:
             endpoint = getattr(scope.get("endpoint"), "__name__", "unknown")
             self.count(endpoint, status or _GONE, seconds)
             client = (scope.get("client") or ("-",))[0]
+            # ASGI has decoded the path: a line break in it would begin a new line of the log.
             path = quote(scope["path"], safe="/:@,")[:500]
             what = (client, scope["method"], path, status or _GONE, 1000 * seconds, name)
             access_log.info("%s %s %s %d %.1f ms %s", *what)
@@ -86,6 +101,9 @@ class RequestLog:
 
 class ServerMetrics:
     """Counters, histograms and gauges, in a registry of the server's own.
+
+    The registry is not Prometheus' global one, so that one process can hold several servers, as
+    tests do.
 
     Args:
         name: the name of the model.
@@ -141,12 +159,18 @@ class ServerMetrics:
         self._seconds.labels(endpoint).observe(seconds)
 
     def count_batch(self, examples: int, seconds: float) -> None:
-        """Count a call of the model, with so many examples, and its seconds."""
+        """Count a call of the model.
+
+        Args:
+            examples: how many it was given, of all requests together.
+            seconds: from the submission to the executor to the outputs, failed calls included.
+        """
         self._batch_examples.observe(examples)
         self._batch_seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """Return all values in Prometheus' text format."""
+        """Return all values in Prometheus' text format; gauges are computed now."""
+        # Versions that are no longer served must disappear, instead of staying at 1.
         self._served.clear()
         for version in self._versions():
             self._served.labels(self._name, str(version)).set(1)

@@ -1,4 +1,12 @@
-"""The page on which people drop images, or fill in a row, and see the predictions."""
+"""The page on which people drop images, or fill in a row, and see the predictions.
+
+`ModelServer` answers GET / with `page` and the headers of `page_headers`. The HTML is page.html,
+whose script asks `:predict` of this server as any client does. What the page knows of the model
+(inputs, tasks, examples) travels in it as JSON.
+
+Names of models, tasks and columns may come from strangers' files: as text they are escaped, and a
+script among them would not run, since the headers allow the page's own script alone.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +35,7 @@ def page(name: str, model: ServedModel, config: ServerConfig) -> str:
     Args:
         name: the name of the model, as in the paths.
         model: the version to show.
-        config: the limits of the server.
+        config: the limits of the server; the page refuses larger files itself.
     """
     signature = model.signatures[DEFAULT_SIGNATURE]
     width = _width(signature)
@@ -55,10 +63,15 @@ def page(name: str, model: ServedModel, config: ServerConfig) -> str:
 
 @cache
 def page_headers() -> dict[str, str]:
-    """Return headers that allow the page's own script and style, by their hashes, and no others."""
+    """Return headers that allow the page's own script and style, by their hashes, and no others.
+
+    The hashes are those of the template, since what is substituted lies outside of both. Nobody may
+    frame the page, and browsers keep no copy, since the newest version may change at any time.
+    """
     text = _template().substitute(title="", name="", version="", note="", model="")
 
     def hashed(tag: str) -> str:
+        # From the template with all fields empty, as the page's script has no fields.
         content = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[1]
         return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
@@ -77,6 +90,7 @@ def page_headers() -> dict[str, str]:
 
 @cache
 def _template() -> Template:
+    """Read page.html, once per process."""
     return Template(files("kerasmtl.serving").joinpath("page.html").read_text(encoding="utf-8"))
 
 
@@ -116,6 +130,8 @@ def _samples(model: ServedModel, signature: Signature) -> list[dict[str, Any]]:
     file = model.folder / GOLDEN_REQUEST
     try:
         text = file.read_text(encoding="utf-8") if file.stat().st_size <= SAMPLES else "{}"
+        # `parse_constant` is called for NaN and Infinity, which a browser's JSON.parse would
+        # refuse.
         rows = json.loads(text, parse_constant=lambda _: None)["instances"]  # NaN: missing
         return [row for row in rows if isinstance(row, dict) and set(row) == set(signature.inputs)]
     except (OSError, ValueError, KeyError, TypeError):  # not a request for the page

@@ -1,4 +1,9 @@
-"""`Predictor`: a trained or an exported model as one function from raw inputs to named arrays."""
+"""`Predictor`: a trained or an exported model as one function from raw inputs to named arrays.
+
+`kerasmtl predict` and `batch_predict` use it for files, `kerasmtl evaluate` for exports by way of
+`ExportScorer`. Both kinds of model answer alike, with the same names, so that what comes after need
+not know which of them it has.
+"""
 
 from __future__ import annotations
 
@@ -80,8 +85,11 @@ def model_predictor(
     binary = [task.name for task in chosen if task.kind == "binary"]
     at = {name: (thresholds or {}).get(name, DEFAULT) for name in binary}
 
+    # The last batch is smaller: without `reduce_retracing` each new size would trace the model
+    # again.
     @tf.function(reduce_retracing=True, autograph=False)
     def run(raw: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Preprocess and predict in one graph; by task (batch,) or (batch, classes)."""
         return by_task(model(bound.prepare(raw), training=False), chosen)
 
     def call(raw: Any) -> Outputs:
@@ -104,6 +112,10 @@ def export_predictor(export: str | os.PathLike[str]) -> Predictor:
     Args:
         export: the folder, such as saved_models/NAME/1. A SavedModel without a model.json is taken
             for one of images, whose tasks follow from its outputs.
+
+    Returns:
+        The predictor; its hash is that of the graph and of the variables, so that a copy of the
+        version has the same.
 
     Raises:
         FileNotFoundError, ValueError: the export does not exist.
@@ -235,10 +247,12 @@ def _exported_tasks(described: Mapping[str, Any], outputs: Mapping[str, Any]) ->
 
 
 def _arrays(outputs: Mapping[str, tf.Tensor]) -> Outputs:
+    """Return tensors as NumPy arrays, of the same names."""
     return {name: np.asarray(values) for name, values in outputs.items()}
 
 
 def _sha256(files: Sequence[Path], *more: Any) -> str:
+    """Hash files with all else that changes predictions: settings, preprocessing, TensorFlow."""
     whole = hashlib.sha256(repr((more, PREPROCESSING, tf.__version__)).encode())
     for path in files:
         whole.update(f"{path.name} {file_sha256(path)}\n".encode())

@@ -94,6 +94,7 @@ def to_strings(value: Any, where: str, depth: int, base64_text: bool = False) ->
 
 
 def _to_bytes(value: Any, where: str, depth: int, base64_text: bool) -> Any:
+    """Return the same nesting of lists, with bytes in place of text; `where` grows to the place."""
     if isinstance(value, list) and depth:
         return [
             _to_bytes(item, f"{where}[{number}]", depth - 1, base64_text)
@@ -106,6 +107,7 @@ def _to_bytes(value: Any, where: str, depth: int, base64_text: bool) -> Any:
     if base64_text:
         return from_base64(value, where)
     try:
+        # JSON may hold half of a surrogate pair, "\ud800", which is not text in UTF-8.
         return value.encode()
     except UnicodeEncodeError:
         raise RequestError(f"{where} must be valid text, got {value[:80]!a}") from None
@@ -135,6 +137,9 @@ def to_numbers(value: Any, dtype: np.dtype, where: str) -> np.ndarray:
         array([ 1., nan], dtype=float32)
     """
     try:
+        # NumPy finds the type: a list that mixes numbers with text becomes text, one with null
+        # objects, and lists of unequal lengths raise. So the kind of the array tells whether all
+        # values were numbers.
         found = np.asarray(value)
     except (ValueError, OverflowError):
         raise RequestError(f"{where} must hold numbers, in lists of equal lengths.") from None
@@ -143,6 +148,8 @@ def to_numbers(value: Any, dtype: np.dtype, where: str) -> np.ndarray:
     kinds = {"f": "fiu", "b": "b"}.get(dtype.kind, "iu")
     if found.size and found.dtype.kind not in kinds:
         raise RequestError(f"{where} must hold numbers of type {dtype}, got {_short(value)}")
+    # The cast is compared with what was given, which catches overflow to infinity and wrapped
+    # integers, but allows decimals to be rounded to float32, and Infinity itself.
     with np.errstate(over="ignore", invalid="ignore"):
         cast = found.astype(dtype)
     if dtype.kind == "f":
@@ -201,6 +208,7 @@ def to_examples(signature: Signature, inputs: Arrays) -> Examples:
 
 
 def _values(value: Any, tensor: Tensor, where: str, base64_text: bool = False) -> np.ndarray:
+    """Convert the JSON value of an input by its type; nested as deep as its shape and the batch."""
     if tensor.dtype == "string":
         return to_strings(value, where, 1 + len(tensor.shape), base64_text)
     return to_numbers(value, np.dtype(tensor.dtype), where)
@@ -223,10 +231,12 @@ def _dims(tensor: Tensor) -> list[int]:
 
 
 def _short(value: Any) -> str:
+    """Return a value cut to some words: it is hostile, and may be as large as the request."""
     return reprlib.repr(value)
 
 
 def _few(names: Iterable[str]) -> str:
+    """Return sorted names for a message, in ASCII, so that they cannot forge lines or hide."""
     return listed(sorted(map(ascii, names)))
 
 
@@ -296,7 +306,12 @@ def write_status(versions: Sequence[int]) -> dict[str, Any]:
 
 
 def write_metadata(name: str, model: ServedModel) -> dict[str, Any]:
-    """Write the answer to GET /v1/models/NAME/metadata: the tensors of each signature."""
+    """Write the answer to GET /v1/models/NAME/metadata: the tensors of each signature.
+
+    Args:
+        name: of the model.
+        model: the version that is asked.
+    """
 
     def tensors(found: Mapping[str, Tensor]) -> dict[str, Any]:
         return {key: _tensor_info(tensor) for key, tensor in found.items()}
@@ -346,6 +361,7 @@ def _columns(inputs: Any, signature: Signature) -> dict[str, Any]:
 
 
 def _tensor_info(tensor: Tensor) -> dict[str, Any]:
+    """Return a tensor as TensorFlow's TensorInfo in JSON, in which lengths are strings."""
     return {
         "dtype": f"DT_{TF_TYPES.get(tensor.dtype, tensor.dtype.upper())}",
         "tensor_shape": {
@@ -413,7 +429,13 @@ def write_infer(
 
 
 def write_model(name: str, model: ServedModel, versions: Sequence[int]) -> dict[str, Any]:
-    """Write the answer to GET /v2/models/NAME: the tensors of the default signature."""
+    """Write the answer to GET /v2/models/NAME: the tensors of the default signature.
+
+    Args:
+        name: of the model.
+        model: the version whose tensors are described.
+        versions: all that are served.
+    """
 
     def tensors(found: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         return [
@@ -432,6 +454,7 @@ def write_model(name: str, model: ServedModel, versions: Sequence[int]) -> dict[
 
 
 def _array(given: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
+    """Convert one of V2's tensors to an array of its own shape; raises RequestError."""
     where = f"`inputs` {tensor.name!r}"
     if given.get("datatype") != _datatype(tensor.dtype):
         raise RequestError(
@@ -445,6 +468,7 @@ def _array(given: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
         raise RequestError(f"{where} must have its data in a list, got {_short(data)}")
     # Flat or nested: the shape decides how the data are meant.
     found = _values(data, tensor, where, _is_base64(given, tensor))
+    # Python's integers: a hostile shape could overflow NumPy's to the number of values.
     if found.size != int(np.prod(shape, dtype=object)):
         raise RequestError(f"{where} must have the shape {shape}, got {found.size} values")
     return found.reshape(shape)
@@ -478,6 +502,7 @@ def _outputs(body: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
 
 
 def _parameters(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the parameters of a request or tensor; raises RequestError if they are malformed."""
     parameters = found.get("parameters", {})
     if not isinstance(parameters, dict):
         raise RequestError(f"`parameters` must be an object, got {_short(parameters)}")
@@ -485,4 +510,5 @@ def _parameters(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _datatype(dtype: str) -> str:
+    """Return V2's name of a TensorFlow or NumPy type; arrays of objects hold bytes."""
     return DATATYPES.get("string" if dtype == "object" else dtype, dtype.upper())

@@ -1,4 +1,9 @@
-"""One version of a model in memory: named arrays in, named arrays out."""
+"""One version of a model in memory: named arrays in, named arrays out.
+
+`Versions` makes a `ServedModel` per folder, `batching` calls it, and `protocols` and `page` read
+its signatures. It is the one place of the server that touches TensorFlow: what it raises is either
+`InvalidExamples`, an error of the client's, or an error of the server's.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +75,8 @@ class ServedModel:
         self.folder, self.version = folder, int(folder.name)
         self.description = read_description(folder) or {}
         try:
+            # Kept in an attribute: signatures hold only weak references to the variables of what
+            # was loaded.
             self._loaded = tf.saved_model.load(str(folder))
         except Exception as error:  # TensorFlow has no common type for what can be wrong in there
             raise ValueError(f"{folder} cannot be loaded: {error_text(error)}") from error
@@ -131,13 +138,19 @@ class ServedModel:
         return {name: outputs[name].numpy() for name in called.outputs}
 
     def warm_up(self) -> None:
-        """Call each signature once with zeros and empty strings, which it may refuse."""
+        """Call each signature once with zeros and empty strings, which it may refuse.
+
+        The first call of a graph is slow, since TensorFlow optimizes it then; no request should
+        wait for it.
+        """
         for name, signature in self.signatures.items():
             with suppress(InvalidExamples):
                 self.call(name, {key: _zeros(tensor) for key, tensor in signature.inputs.items()})
 
 
 def _signature(name: str, function: Any, order: list[str]) -> Signature:
+    """Describe a function; its outputs are sorted by `order`, each task before its decision."""
+
     def place(output: str) -> tuple[int, str]:
         task = output if output in order else output.removesuffix(DECISION)
         return (order.index(task) if task in order else len(order), output)
@@ -152,11 +165,13 @@ def _signature(name: str, function: Any, order: list[str]) -> Signature:
 
 
 def _tensor(name: str, spec: tf.TensorSpec) -> Tensor:
+    """Describe an input or output; the first length of its shape is the batch, and left out."""
     shape = tuple(spec.shape.as_list()[1:]) if spec.shape.rank else ()
     return Tensor(name, spec.dtype.name, shape, spec.name or name)
 
 
 def _zeros(tensor: Tensor) -> np.ndarray:
+    """Return a batch of one example, (1, …), with 8 for lengths that may be anything."""
     shape = (1, *(length or 8 for length in tensor.shape))
     return np.full(
         shape, b"" if tensor.dtype == "string" else 0, tf.as_dtype(tensor.dtype).as_numpy_dtype

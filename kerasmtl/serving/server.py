@@ -1,4 +1,12 @@
-"""The server: which path gets which answer, and how the process starts and ends."""
+"""The server: which path gets which answer, and how the process starts and ends.
+
+    run -> create_app -> ModelServer -> protocols (JSON <-> arrays), batching (calls of the model)
+
+`kerasmtl serve` calls `run`; tests call `create_app` with `Versions` of their own. The event loop
+must stay free: the model runs on threads of the executor, large bodies are parsed on others, and
+versions are loaded on one more. Requests are untrusted: their size and number are bounded before
+anything is computed for them.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +85,11 @@ class ModelServer:
         self.batcher = Batcher(config, self.executor, self.metrics.count_batch)
 
     def routes(self) -> list[Route]:
-        """Return the paths and what answers them; the names of the methods label the metrics."""
+        """Return the paths and what answers them; the names of the methods label the metrics.
+
+        Each path of a model exists with and without /versions/N; without it the newest version
+        answers.
+        """
         found = {
             "/": self.page,
             "/v2": self.server,
@@ -98,7 +110,7 @@ class ModelServer:
         ]
 
     async def predict(self, request: Request) -> Response:
-        """Answer TensorFlow Serving's `:predict`."""
+        """Answer TensorFlow Serving's POST /v1/models/NAME:predict."""
 
         def write(model: ServedModel, body: dict[str, Any], outputs: Arrays) -> Any:
             return protocols.write_predict(body, outputs)
@@ -106,12 +118,12 @@ class ModelServer:
         return await self._answer(request, protocols.read_predict, write)
 
     async def infer(self, request: Request) -> Response:
-        """Answer the Open Inference Protocol's `infer`."""
+        """Answer the Open Inference Protocol's POST /v2/models/NAME/infer."""
         write = partial(protocols.write_infer, self.name)
         return await self._answer(request, protocols.read_infer, write)
 
     async def status(self, request: Request) -> Response:
-        """Answer GET /v1/models/NAME."""
+        """Answer GET /v1/models/NAME: the state of the versions, which clients poll."""
         model = self._model(request)
         asked = "version" in request.path_params
         versions = [model.version] if asked else self.versions.numbers
@@ -135,7 +147,7 @@ class ModelServer:
         return json_response(protocols.write_model(self.name, model, self.versions.numbers))
 
     async def model_ready(self, request: Request) -> Response:
-        """Answer GET /v2/models/NAME/ready."""
+        """Answer GET /v2/models/NAME/ready; status 404 for another model or version."""
         self._model(request)
         return json_response({"name": self.name, "ready": True})
 
@@ -149,7 +161,11 @@ class ModelServer:
         return Response(text, media_type="text/html", headers=page_headers())
 
     async def watch(self) -> None:
-        """Look for new versions again and again, on a thread of its own."""
+        """Look for new versions again and again, on a thread of its own.
+
+        To load a version takes seconds, in which the former ones answer. Runs until it is
+        cancelled.
+        """
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, thread_name_prefix="versions") as thread:
             while True:
@@ -160,6 +176,7 @@ class ModelServer:
                     log.exception("cannot look for versions in %s", self.versions.base)
 
     def _model(self, request: Request) -> ServedModel:
+        """Return the version that a path names, or raise the error of status 404."""
         name = request.path_params["name"]
         if name != self.name:
             raise RequestError(f"The model must be {self.name!r}, got {name[:100]!r}", 404)
@@ -171,11 +188,23 @@ class ModelServer:
         read: Callable[[dict[str, Any], ServedModel], Examples],
         write: Callable[[ServedModel, dict[str, Any], Arrays], Any],
     ) -> Response:
-        """Predict for the examples of a request, which `read` finds and `write` answers."""
+        """Predict for the examples of a request, which `read` finds and `write` answers.
+
+        Args:
+            request: a POST to `:predict` or `/infer`.
+            read: finds the examples in the parsed body; raises RequestError or InvalidExamples.
+            write: makes the content of the answer from the version, the parsed body and the
+                outputs.
+
+        Raises:
+            RequestError: any other answer than 200; `_error_response` writes it.
+        """
         model = self._model(request)
         if self.busy >= self.config.max_queue:
             message = f"The server is busy with {self.busy} requests. Try again."
             raise RequestError(message, 503, retry_after=1)
+        # Counted before the body is read, so that memory is bounded by `max_queue` times
+        # `max_body`. No await lies between the check and this line.
         self.busy += 1
         try:
             data = await read_body(request, self.config.max_bytes)
@@ -183,8 +212,11 @@ class ModelServer:
             try:
                 examples = await _off_loop(len(data), read, body, model)
                 outputs = await self.batcher.predict(model, examples)
+            # `read` finds rows with wrong keys, and the model values that it cannot use: both get
+            # one answer.
             except InvalidExamples as error:
                 raise error.named("instances" if "instances" in body else "inputs") from None
+            # About 20 characters per number.
             size = 20 * sum(array.size for array in outputs.values())
             return await _off_loop(size, lambda: json_response(write(model, body, outputs)))
         finally:
@@ -192,7 +224,18 @@ class ModelServer:
 
 
 async def read_body(request: Request, most: int) -> bytes:
-    """Return the body of a request; raises RequestError if it is larger than `most` bytes."""
+    """Read the body of a request.
+
+    The length is counted while it arrives: Content-Length may be absent or wrong.
+
+    Args:
+        request: whose body has not been read.
+        most: bytes.
+
+    Raises:
+        RequestError: with status 413, if it is larger than `most`; the rest is not read.
+        starlette.requests.ClientDisconnect: the client left before all was sent.
+    """
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
@@ -229,6 +272,9 @@ def create_app(
         versions: its versions.
         config: limits and batching.
         started: called when the event loop runs, before the first request.
+
+    Returns:
+        An ASGI application; `app.state.server` is its `ModelServer`.
     """
     server = ModelServer(name, versions, config)
 
@@ -264,6 +310,7 @@ def run(
         ValueError: no version can be served.
         OSError: the address cannot be listened on.
     """
+    # The port is taken first: that it is in use should be said before minutes of loading.
     with _bound(config.host, config.port) as listener:
         versions = Versions(base, config.keep)
         versions.load()
@@ -282,7 +329,12 @@ def run(
 
 
 def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
-    """Return Uvicorn's settings for an application."""
+    """Return Uvicorn's settings for an application.
+
+    Args:
+        app: what `create_app` returns.
+        config: the server's; `drain` (seconds) becomes Uvicorn's time for running requests.
+    """
     return uvicorn.Config(
         app,
         ws="none",
@@ -309,6 +361,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
+    """Return the answer to an expected error: its sentence as "error", its status and headers."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # nobody reads it
     if isinstance(error, RequestError):
@@ -320,6 +373,7 @@ async def _error_response(request: Request, error: Exception) -> Response:
 
 
 def _failed(name: str) -> Response:
+    """Return the answer to an unexpected error: the request's ID, and nothing of the error."""
     return json_response({"error": f"The server failed; see its log for request {name}."}, 500)
 
 

@@ -1,4 +1,9 @@
-"""The versions that are served: found on disk, loaded, warmed up, checked, then swapped in."""
+"""The versions that are served: found on disk, loaded, warmed up, checked, then swapped in.
+
+`run` loads them once, and `ModelServer.watch` refreshes them on a thread of its own, while requests
+are answered on others. What they share is `Versions._served`, a mapping that is replaced in one
+assignment: readers see all of the former versions or all of the new ones, without locks.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,11 @@ log = logging.getLogger("kerasmtl.serving")
 def prepare(model: ServedModel) -> None:
     """Warm a version up, and compare its answer with the golden request beside it.
 
-    Exports always bring a golden request along; of other SavedModels none is expected.
+    Exports always bring a golden request along; of other SavedModels none is expected. A copy that
+    is damaged, or a TensorFlow that computes something else, is so found before it answers anyone.
+
+    Args:
+        model: the version, which has been loaded.
 
     Raises:
         ValueError: the golden request fails, gets another answer, or is missing.
@@ -111,7 +120,15 @@ class Versions:
         return sorted(self._served, reverse=True)
 
     def get(self, version: int | None = None) -> ServedModel:
-        """Return a version, by default the newest; raises RequestError if it is not served."""
+        """Return a version.
+
+        Args:
+            version: its number; None for the newest.
+
+        Raises:
+            RequestError: with status 404, if it is not served.
+        """
+        # Read once: another thread may replace the mapping between two lines.
         served = self._served
         number = max(served) if version is None else version
         if number not in served:
@@ -131,6 +148,8 @@ class Versions:
                 kept[version] = self._served[version]
                 continue
             state = self._seen[version] = stamp(self.base / str(version))
+            # A version that was refused is tried again only when its folder has changed, for
+            # instance because it was being copied slowly.
             still_written = wait and before.get(version) != state
             if still_written or self._refused.get(version) == state:
                 continue
@@ -140,6 +159,7 @@ class Versions:
                 kept[version] = model
             except Exception as error:  # whatever is wrong with it, the others stay in service
                 self._refused[version], reasons[version] = state, str(error)
+        # Swapped only after all are ready: that the newest fails leaves what is served as it was.
         former = self.numbers
         if kept and kept.keys() != self._served.keys():  # a folder that was emptied stops nothing
             self._served = kept
@@ -151,6 +171,7 @@ class Versions:
         return reasons
 
     def _contents(self) -> str:
+        """Say what the folder has in place of versions, for the error of `load`."""
         if (self.base / "saved_model.pb").is_file():
             return f"a version itself; serve its parent, {self.base.parent}"
         return "a folder without any" if self.base.is_dir() else "no folder"

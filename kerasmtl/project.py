@@ -1,4 +1,12 @@
-"""Reads project.toml, the settings of a generated project, and finds its data and models."""
+"""Reads project.toml, the settings of a generated project, and finds its data and models.
+
+A template's train.py and model.py ask a `Project` for manifest, backbone, data sets, plan and run;
+the loop of the training stays there. The commands `check`, `evaluate`, `predict`, `export`,
+`convert` and `serve` start from the same object: what they say about a model goes by the record of
+its run (`Project.trained`, `Project.part`), and not by what project.toml says by now.
+
+pydantic checks the settings, so that a typing error is a message before anything slow begins.
+"""
 
 from __future__ import annotations
 
@@ -143,6 +151,8 @@ class Project(Settings):
             FileNotFoundError: there is none.
             ValueError: it is not TOML, or a setting is unknown, absent or wrong; names each.
         """
+        # Not searched for in the folders above: a command in the wrong folder should not use
+        # another project.
         path = Path(folder) / FILE
         if not path.is_file():
             raise FileNotFoundError(
@@ -223,6 +233,10 @@ class Project(Settings):
             trained: whose tasks, classes and columns are read, by name, instead of those that
                 project.toml and the file have now.
             every_row: keep the rows of such images nevertheless.
+
+        Raises:
+            FileNotFoundError: the labels file is absent.
+            ValueError: a row or a setting is wrong, as `Manifest.from_csv` says it.
         """
         from kerasmtl.data.manifest import Manifest
 
@@ -284,7 +298,10 @@ class Project(Settings):
         return run
 
     def _backbone_identity(self) -> dict[str, str]:
-        """Return the handle of the backbone and the hash of its content, "" without one."""
+        """Return the handle of the backbone and the hash of its content, "" without one.
+
+        The record of a run keeps it, so that commands notice a backbone that has changed since.
+        """
         from kerasmtl.models.hub.cache import content_sha256
         from kerasmtl.models.hub.handles import resolve_handle
 
@@ -354,6 +371,7 @@ class Project(Settings):
 
         of = self.training
         augment = default_augmentation(of.flip) if training and of.augment else None
+        # The model decides the size, not project.toml, which may have changed since it was built.
         rows = replace(rows, input=rows.input.for_model(model))
         return make_dataset(
             rows, batch_size=of.batch_size, training=training, seed=of.seed, augment=augment

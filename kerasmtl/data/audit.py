@@ -2,6 +2,9 @@
 
 A missing label itself cannot show why it is missing. The rest of the file can: something in it may
 predict which labels are missing, and a task without any negatives was not labelled at random.
+
+`Manifest` calls `coverage`, `audit`, `class_faults` and `check_classes`; `kerasmtl check` prints
+what they find. Nothing is changed by it: a policy is advice, and the user chooses the loss.
 """
 
 from __future__ import annotations
@@ -23,9 +26,15 @@ from kerasmtl.utils.text import warn
 def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
     """Count by task the labels known, positive and negative, and the share known.
 
-    Shapes: labels (rows, tasks), NaN = missing. With tasks of other kinds, also `classes`, the rows
-    of each by name, `mean` and `std`; what a kind does not have is NA. A soft label is neither
-    positive nor negative.
+    Args:
+        labels: (rows, tasks), NaN = missing.
+        tasks: of the columns of `labels`.
+
+    Returns:
+        Indexed by task: kind, known, positive, negative, share. With tasks of other kinds than
+            binary,
+        also `classes`, the rows of each by name, `mean` and `std`; what a kind does not have is NA.
+        A soft label is neither positive nor negative.
     """
     known = (~np.isnan(labels)).sum(axis=0)
     table = pd.DataFrame(
@@ -41,6 +50,7 @@ def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
     if all_binary(tasks):
         return table
     for column in ("positive", "negative"):
+        # pandas' nullable integers: a NaN among NumPy's would turn all counts into decimals.
         table[column] = table[column].astype("Int64").where(table["kind"] == "binary")
     table["classes"], table["mean"], table["std"] = pd.NA, math.nan, math.nan
     for column, task in zip(labels.T, tasks, strict=True):
@@ -54,9 +64,14 @@ def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
 
 
 def class_faults(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, str]:
-    """Say why tasks cannot be learned from these rows, by name: no label, or no two different.
+    """Say why tasks cannot be learned from these rows: no label, or no two different ones.
 
-    Shapes: labels (rows, tasks), NaN = missing.
+    Args:
+        labels: (rows, tasks), NaN = missing.
+        tasks: of the columns of `labels`.
+
+    Returns:
+        By the name of a task, the reason; tasks that can be learned are left out.
     """
     faults = {}
     for column, task in zip(labels.T, tasks, strict=True):
@@ -73,7 +88,16 @@ def class_faults(labels: np.ndarray, tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def check_classes(labels: np.ndarray, tasks: Sequence[Task], source: Path) -> None:
-    """Warn of tasks with one class only; raise ValueError for tasks with no known label."""
+    """Warn of tasks with one class only, which train and learn nothing.
+
+    Args:
+        labels: (rows, tasks), NaN = missing.
+        tasks: of the columns of `labels`.
+        source: the file, for messages.
+
+    Raises:
+        ValueError: a task has no known label, so that its loss would always be 0.
+    """
     faults = class_faults(labels, tasks)
     known = zip(tasks, np.isnan(labels).all(axis=0), strict=True)
     unknown = {task.name: faults[task.name] for task, none in known if none}
@@ -87,7 +111,15 @@ def check_classes(labels: np.ndarray, tasks: Sequence[Task], source: Path) -> No
 
 
 def co_known(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
-    """Count the rows with the labels of both tasks, (tasks, tasks); the diagonal: of the one."""
+    """Count the rows with the labels of both tasks.
+
+    Args:
+        labels: (rows, tasks), NaN = missing.
+        tasks: of the columns of `labels`.
+
+    Returns:
+        (tasks, tasks) int, by name; the diagonal counts the labels of the one task.
+    """
     known = pd.DataFrame(~np.isnan(labels), columns=[task.name for task in tasks], dtype="float32")
     return (known.T @ known).astype(int)
 
@@ -154,12 +186,15 @@ def plain_rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def audit(labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None = None) -> Audit:
     """Find which labels are missing at random, and what to do about it.
 
-    Shapes: labels (rows, tasks) float32, NaN = missing; splits (rows,) of any label, or None.
-
     That a label is known counts as predictable if a logistic regression, three-fold on at most
     4,000 rows, reaches an AUC of 0.6 with p < 0.01 (Mann-Whitney on the held-out scores, its
     variance doubled for what folds share; Bonferroni over all tests). Tasks with less than 20 known
     or 20 missing labels, and those beyond the first 40, are not tested.
+
+    Args:
+        labels: (rows, tasks) float32, NaN = missing.
+        tasks: of the columns of `labels`.
+        splits: (rows,) of any label, the part that a row is in; None if the file does not say it.
     """
     table = coverage(labels, tasks)
     found = _predictability(labels, tasks, splits)
@@ -214,6 +249,7 @@ def _advice(table: pd.DataFrame, rows: int, empty: int) -> list[str]:
     found = []
     if empty:
         found.append(f"{empty} of {rows} rows have no label; they do not contribute to training.")
+    # Of tasks without any label `class_faults` says more.
     known = table.known[table.known > 0]
     if len(known) > 1 and known.max() > SIMILAR * known.min():
         found.append(
@@ -227,6 +263,7 @@ def _predictability(
     labels: np.ndarray, tasks: Sequence[Task], splits: np.ndarray | None
 ) -> dict[tuple[int, str], tuple[float, float]]:
     """Return the AUC of "is known" and its p-value, one-sided, by task and source."""
+    # Drawn, since files are often sorted by what decides whether a label is known.
     rows = np.random.default_rng(0).permutation(len(labels))[:_ROWS]
     sample = labels[rows]
     known = ~np.isnan(sample)

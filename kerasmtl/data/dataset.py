@@ -1,4 +1,13 @@
-"""`make_dataset` turns a manifest into a `tf.data.Dataset`, in an order that can be resumed."""
+"""`make_dataset` turns a manifest into a `tf.data.Dataset`, in an order that can be resumed.
+
+    rows of an epoch (_order) -> inputs (in memory, on disk, or read) -> augmented, with labels
+
+The order is not that of `Dataset.shuffle`, whose buffer cannot be restored and which never mixes
+more rows than it holds: `permutation` computes it from seed and epoch, and a `tf.Variable` counts
+the epochs. Row numbers travel with the inputs, so that labels are gathered last, and errors and
+augmentation know the row. `Source` describes a data set to those who need more than its batches:
+the feature cache, the resuming of runs, and messages of bad images.
+"""
 
 from __future__ import annotations
 
@@ -61,11 +70,20 @@ class Source(ABC):
 
     @abstractmethod
     def inputs(self, batch_size: int) -> tf.data.Dataset:
-        """Return the inputs alone, in batches, in the order of the rows, not augmented."""
+        """Return the inputs alone, in batches, in the order of the rows, not augmented.
+
+        Args:
+            batch_size: rows per batch; the last may be smaller.
+        """
 
     @abstractmethod
     def augmented_inputs(self, view: int, batch_size: int) -> tf.data.Dataset:
-        """Return `inputs`, each row augmented: the same in every call with this view, from 0."""
+        """Return `inputs`, each row augmented: the same in every call with this view, from 0.
+
+        Args:
+            view: which of the variations; views differ in their draws alone.
+            batch_size: rows per batch; changes nothing else.
+        """
 
     @abstractmethod
     def content_sha256(self) -> str:
@@ -80,7 +98,10 @@ _SOURCES: weakref.WeakKeyDictionary[Any, Source] = weakref.WeakKeyDictionary()
 
 
 def register(dataset: tf.data.Dataset, source: Source) -> tf.data.Dataset:
-    """Return the data set, of which `source_of` henceforth knows the source."""
+    """Return the data set, of which `source_of` henceforth knows the source.
+
+    The entry lives as long as the object does: the keys are weak references.
+    """
     _SOURCES[dataset] = source
     # `shuffle=True` is Keras' default in `fit`; here it is the data set that shuffles, or does not.
     warnings.filterwarnings("ignore", "`shuffle=True` was passed, but will be ignored")
@@ -116,23 +137,37 @@ def new_epoch() -> tf.Variable:
 
 
 def next_epochs(epoch: tf.Variable) -> tf.data.Dataset:
-    """Return a data set of one element, the number of the epoch, int64; adds 1 to it."""
+    """Return a data set of one element, the number of the epoch, int64; adds 1 to it.
+
+    As an operation of the data set, since `fit` makes an iterator per epoch and nothing else tells
+    a data set that one begins.
+    """
     return tf.data.Dataset.from_tensors(0).map(
         as_written(lambda _: epoch.assign_add(1, read_value=True) - 1)
     )
 
 
 def permutation(count: int, seed: int, epoch: Any) -> tf.Tensor:
-    """Return the order of the rows in an epoch: (count,) int64, each of 0 … count - 1 once.
+    """Return the order of the rows in an epoch.
 
     The stable order of `count` draws of 64 bits from the counter-based generator Philox (Salmon et
     al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), keyed by seed and epoch.
+    `tf.random.shuffle` has a state, which a resumed run would have to restore.
+
+    Args:
+        count: of the rows.
+        seed: of the run.
+        epoch: its number, from 0; an int or a tensor, () int64.
+
+    Returns:
+        (count,) int64, each of 0 … count - 1 once.
     """
     key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
     with tf.device("CPU:0"):
         draws = tf.random.stateless_uniform(
             [count], key, minval=None, maxval=None, dtype=tf.int64, alg="philox"
         )
+        # Stable: where two draws are equal, the order would otherwise be the machine's.
         return tf.cast(tf.argsort(draws, stable=True), tf.int64)
 
 
@@ -147,11 +182,18 @@ class ManifestSource(Source):
     def read(
         self, rows: tf.data.Dataset, batch_size: int, deterministic: bool = True
     ) -> tf.data.Dataset:
-        """Return batches of epochs, inputs and row numbers; see `Input.batches`."""
+        """Return batches of epochs, inputs and row numbers; see `Input.batches`.
+
+        Args:
+            rows: batches of epochs and row numbers, (batch,) int64 each.
+            batch_size: rows per batch.
+            deterministic: whether the order must be kept.
+        """
         lines, names = (tf.constant(x.tolist()) for x in (self.manifest.lines, self.manifest.names))
         file = f"{self.manifest.source}, {place(self.manifest.source)} "
 
         def where(row: tf.Tensor) -> tf.Tensor:
+            """Return the place of a row, () string, in the graph, which finds damaged images."""
             line = tf.strings.as_string(tf.gather(lines, row))
             return tf.strings.join([file, line, ": ", tf.gather(names, row)])
 
@@ -275,6 +317,7 @@ def make_dataset(
         input=input,
         layer=layer,
     )
+    # A cache of rows of a table would only be a second copy of them.
     if cache is None:
         cache = not input.in_memory and _bytes(source) <= CACHE_LIMIT
     if cache is True:
@@ -291,6 +334,7 @@ def _rows(count: int, batch_size: int, order: Callable[[Any], tf.Tensor], epoch:
 
     def numbered(epoch: tf.Tensor) -> tf.data.Dataset:
         rows = order(epoch)
+        # The number travels with the rows to augmentation, since the variable is one ahead by then.
         epochs = tf.fill([count], epoch)
 
         # By slices: rows one by one would cost more than the batches of a small table.
@@ -316,7 +360,11 @@ def _order(source: Source) -> tf.data.Dataset:
 
 
 def _in_memory(source: ManifestSource) -> tf.data.Dataset:
-    """Return the batches; all rows are prepared in the first epoch and kept in one tensor."""
+    """Return the batches; all rows are prepared in the first epoch and kept in one tensor.
+
+    One element for all rows: `Dataset.cache` keeps elements in their order, and each epoch needs
+    another.
+    """
 
     def gathered(inputs: tf.Tensor) -> tf.data.Dataset:
         pick = as_written(lambda epochs, rows: (epochs, tf.gather(inputs, rows), rows))
@@ -331,6 +379,8 @@ def _on_disk(source: ManifestSource, folder: str | os.PathLike[str]) -> tf.data.
     stored, spec = _stored(source, Path(folder)), source.input.spec
 
     def read(epochs: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # By NumPy's memory map, which reads the rows of a batch alone; what it has read takes no
+        # memory that the system could not have back.
         inputs = tf.numpy_function(lambda at: stored[at], [rows], spec.dtype, stateful=False)
         return epochs, tf.ensure_shape(inputs, spec.shape), rows
 
@@ -349,6 +399,7 @@ def _stored(source: ManifestSource, folder: Path) -> np.ndarray:
     target = folder / f"inputs-{source.input.content_sha256(source.manifest.values)}.npy"
     spec = source.input.spec
     shape, dtype = (source.count, *spec.shape[1:]), np.dtype(spec.dtype.as_numpy_dtype)
+    # NumPy's own format, written by the block: `np.save` would need all of it in memory.
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     if not target.exists():
         try:
@@ -367,6 +418,7 @@ def _stored(source: ManifestSource, folder: Path) -> np.ndarray:
 
 
 def _bytes(source: ManifestSource) -> int:
+    """Return the size of all prepared inputs, in bytes."""
     spec = source.input.spec
     return source.count * spec.dtype.size * int(np.prod(spec.shape[1:], dtype=np.int64))
 
@@ -382,6 +434,8 @@ def _finished(batches: tf.data.Dataset, source: ManifestSource) -> tf.data.Datas
         return inputs, tf.nest.map_structure(lambda values: tf.gather(values, rows), labels)
 
     count = -(-source.count // source.batch_size)
+    # `flat_map` hides the length, without which Keras shows no progress in the first epoch and
+    # schedules cannot count their steps.
     batches = batches.apply(tf.data.experimental.assert_cardinality(count))
     return batches.enumerate().map(as_written(finish), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 

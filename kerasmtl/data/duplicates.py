@@ -1,4 +1,9 @@
-"""Rows that are the same: merged or refused by name, found for splits by content."""
+"""Rows that are the same: merged or refused by name, found for splits by content.
+
+`Manifest` calls `merge_duplicates` for rows of one name, and `warn_of_equal_rows` for tables whose
+rows have none. Splits and leaks use keys of content: `row_keys` of numbers, `identical_files` of
+images. Rows that are the same in training and test would make scores too good.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +64,7 @@ def merge_duplicates(
             "in both."
         )
 
+    # Splits, groups and features before labels: rows that differ in them are not the same thing.
     for name, values in others.items():
         ours, theirs = values[again], values[leader[again]]
         differ = (ours != theirs) & ~(pd.isna(ours) & pd.isna(theirs))
@@ -67,6 +73,7 @@ def merge_duplicates(
             pair = [values[leader[row]], values[row]]
             said = [repr(v) if isinstance(v, str) else f"{v:g}" for v in pair]
             refuse(name, leader[row], row, said)
+    # An uncertain label, which counts as 0 or 1, contradicts no certain one, and gives way to it.
     certain = np.where(doubtful, np.float32("nan"), labels)
     for column, first, second in _clashes(certain, codes)[0]:
         said = [_shown(labels[row, column], rows.tasks[column]) for row in (first, second)]
@@ -84,7 +91,11 @@ def merge_duplicates(
 
 
 def warn_of_equal_rows(rows: Manifest) -> None:
-    """Warn of rows of the same content and different known labels, which no name tells apart."""
+    """Warn of rows of the same content and different known labels, which no name tells apart.
+
+    Args:
+        rows: with labels, NaN = missing; `rows.keys()` says which are the same.
+    """
     (clashes, count), at = _clashes(rows.labels, pd.factorize(rows.keys())[0]), place(rows.source)
     if not clashes:
         return
@@ -129,9 +140,19 @@ def _shown(value: float, task: Task) -> str:
 
 
 def path_keys(paths: np.ndarray, root: Path) -> np.ndarray:
-    """Return one key for all ways to write a path below `root`, (rows,) str; reads no disk."""
+    """Return one key for all ways to write a path below `root`; reads no disk.
+
+    Args:
+        paths: (rows,) str, none of them empty.
+        root: the folder that they start from.
+
+    Returns:
+        (rows,) str, relative to the root. Links are not resolved: that would need the disk, and two
+        names of one file are a leak, not a duplicate.
+    """
     keys = paths.copy()
     for row, path in enumerate(paths):
+        # `relpath` is slow for a million rows; most paths are plain already.
         if "./" in path or "//" in path or "\\" in path or path[0] == "/" or path[-1] in "./":
             keys[row] = os.path.relpath(os.path.join(root, path), root)
     return keys
@@ -146,8 +167,12 @@ def row_keys(features: np.ndarray, columns: Sequence[str]) -> np.ndarray:
     keys = np.zeros(len(features), dtype="uint64")
     for at, name in enumerate(columns):
         salt = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=8).digest(), "<u8")
+        # There are many bit patterns of NaN, and two of zero: each becomes one before bits are
+        # compared.
         values = np.where(np.isnan(features[:, at]), np.float32("nan"), features[:, at] + 0.0)
         bits = values.astype("float32").view("uint32").astype("uint64")
+        # A sum over columns, each salted with its name: the order of the columns changes nothing.
+        # Overflow wraps around, as it should.
         keys += pd.util.hash_array(bits + salt)
     return keys
 
@@ -180,7 +205,15 @@ def _end(path: str) -> tuple[int, bytes] | None:
 
 
 def by_threads(look: Callable[[str], Any], paths: Sequence[str]) -> list[Any]:
-    """Return what `look` says of each path; several threads wait for the disk together."""
+    """Return what `look` says of each path; several threads wait for the disk together.
+
+    Args:
+        look: called once per path, from several threads; what it raises is raised here.
+        paths: of any number of files.
+
+    Returns:
+        In the order of the paths.
+    """
     # Blocks, since every call that waits in the pool takes memory.
     blocks = [paths[at : at + _BLOCK] for at in range(0, len(paths), _BLOCK)]
     with ThreadPoolExecutor() as pool:

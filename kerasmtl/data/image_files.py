@@ -2,6 +2,8 @@
 
 `kerasmtl.data.images` decodes images in the TensorFlow graph of training and of exported models.
 The checks here say of a file what that graph would say of it: both use the constants below.
+`Image.faults` calls `image_fault` for `kerasmtl check`, `kerasmtl new`, and for rows that a project
+skips.
 """
 
 from __future__ import annotations
@@ -46,9 +48,12 @@ def image_fault(image: str | os.PathLike[str] | bytes) -> str | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
+        # Read whole, not by Pillow: end markers are searched for in the bytes.
         data = image if isinstance(image, bytes) else _read(image)
         if not data:
             return EMPTY
+        # Before Pillow, which opens dozens of formats that the graph does not decode, TIFF for
+        # instance.
         if not data.startswith(tuple(STARTS.values())):
             return UNKNOWN
         with Image.open(io.BytesIO(data)) as opened:
@@ -64,6 +69,7 @@ def image_fault(image: str | os.PathLike[str] | bytes) -> str | None:
     except Image.DecompressionBombError:
         return f"of more than {MAX_PIXELS} pixels"
     except OSError as error:
+        # Pillow has one class for both; its message is the only difference.
         cut = "truncated" in str(error).lower()
         return TRUNCATED if cut else f"unreadable ({error})"
     except (ValueError, SyntaxError, EOFError) as error:
@@ -71,6 +77,7 @@ def image_fault(image: str | os.PathLike[str] | bytes) -> str | None:
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
+    """Read a file; an OSError is told apart by `image_fault`."""
     with open(path, "rb") as file:
         return file.read()
 

@@ -151,6 +151,7 @@ def decode_image(
         plain &= tf.strings.length(data) <= WORTH
 
     def decode_plain() -> tf.Tensor:
+        """Decode a JPEG without EXIF that is known to be whole, without looking for more."""
         sides = tf.io.extract_jpeg_shape(data, tf.int64)[:2]
         checked = _checked(data, _size_fault(sides, max_pixels), name)
         return tf.io.decode_jpeg(checked, channels=3)
@@ -194,6 +195,7 @@ def _decode_jpeg(
         worth = tf.strings.length(data) > WORTH
         ratio = tf.where(worth, _reduction(sides, orientation, size), 0)
     ways = [partial(tf.io.decode_jpeg, data, channels=3, ratio=ratio) for ratio in (1, *RATIOS)]
+    # A branch per ratio, which is an attribute of the operation and cannot be a tensor.
     pixels = tf.switch_case(ratio, ways)
     return tf.cond(
         orientation > 1, lambda: _upright(pixels, orientation), lambda: tf.identity(pixels)
@@ -288,18 +290,24 @@ _Header = tuple[tf.Tensor, tf.Tensor]
 
 
 def _png_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    """Read a PNG's size; it is whole if its end chunk is there."""
     sides = tf.stack([numbers["png_height"], numbers["png_width"]])
     return tf.where(_contains(data, PNG_END, 0), "", TRUNCATED), sides
 
 
 def _gif_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    """Read the size of a GIF's canvas; the decoder itself finds out whether it is whole."""
     return tf.constant(""), tf.stack([numbers["gif_height"], numbers["gif_width"]])
 
 
 def _bmp_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    """Read a BMP's size; it is whole if there are as many bytes as its pixels take."""
     width, height, bits = numbers["bmp_width"], numbers["bmp_height"], numbers["bmp_bits"]
+    # Unsigned, so that the negative height of an image from the top is 2**32 less its size.
     height = tf.minimum(height, 2**32 - height)
     plain = (numbers["bmp_header"] >= BMP_HEADER) & tf.reduce_any(bits == BMP_BITS)
+    # Rows are padded to four bytes. A hostile size is bounded first, or the product would overflow
+    # and a short file would seem to be whole.
     row = (tf.minimum(width, LONGEST_SIDE) * bits + 31) // 32 * 4
     end = numbers["bmp_pixels"] + row * tf.minimum(height, LONGEST_SIDE)
     reason = tf.where(_length(data) >= end, "", TRUNCATED)
@@ -308,6 +316,7 @@ def _bmp_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
 
 
 def _webp_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    """Read a WebP's size, as its kind stores it; it is whole if it is as long as it claims."""
     lossless, bits = numbers["vp8l_sides"], 2**14
     sides = tf.stack(
         [
@@ -326,6 +335,7 @@ def _webp_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
 
 
 def _no_header(data: tf.Tensor, numbers: dict[str, tf.Tensor]) -> _Header:
+    """Refuse what is in none of the formats; its sides of 1 are not found wrong as well."""
     reason = tf.where(tf.strings.length(data) == 0, EMPTY, UNKNOWN)
     return reason, tf.ones((2,), tf.int64)
 
@@ -334,6 +344,7 @@ def _size_fault(sides: tf.Tensor, max_pixels: int) -> tf.Tensor:
     """Return why an image of this height and width is not decoded; "" if it is."""
     shown = tf.strings.reduce_join(tf.strings.as_string(sides), separator=" x ")
     shown = tf.strings.join(["of ", shown, f" pixels, more than {max_pixels}"])
+    # Before the decoder allocates: a few bytes of header can claim gigabytes.
     large = tf.reduce_prod(tf.minimum(sides, LONGEST_SIDE)) > max_pixels
     return tf.where(tf.reduce_any(sides < 1), NO_SIZE, tf.where(large, shown, ""))
 
@@ -349,6 +360,7 @@ def _checked(data: tf.Tensor, reason: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
 
 def _reduction(sides: tf.Tensor, orientation: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """Return how many of `RATIOS` leave enough of a JPEG, () int32."""
+    # The wanted size is that of the upright image.
     shown = tf.where(orientation > 4, sides[::-1], sides)
     left = tf.cast(shown // tf.constant(RATIOS, tf.int64)[:, None], tf.float32)
     enough = tf.reduce_all(left >= tf.constant(size, tf.float32) * SPARE, axis=1)
@@ -397,6 +409,7 @@ def _jpeg_orientation(head: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         found = (head[at + 1] == 0xE1) & tf.reduce_all(head[at + 4 : at + 10] == mark)
         exif = tf.where(found & (exif < 0), at + 10, exif)  # the first one counts
         high, low = tf.unstack(tf.cast(head[at + 2 : at + 4], tf.int32), num=2)
+        # The length counts its own two bytes; less is damaged, and moves on by these.
         return tf.minimum(at + 2 + tf.maximum(256 * high + low, 2), length), exif
 
     start, exif = tf.while_loop(more, step, (tf.constant(2), tf.constant(-1)))
@@ -424,6 +437,8 @@ def _tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
         return tf.gather(short, at) * pairs_of[0] + tf.gather(short, at + 2) * pairs_of[1]
 
     first = tf.minimum(long(4), size)
+    # The offset and the number of entries are the file's claims: what lies beyond its end is not
+    # read.
     whole = tf.maximum((size - first - 2) // 12, 0)  # entries that fit into what there is
     starts = first + 2 + 12 * tf.range(tf.minimum(tf.gather(short, first), whole))
     ours = tf.boolean_mask(starts, tf.gather(short, starts) == _ORIENTATION)[:1]
@@ -447,9 +462,11 @@ def _contains(data: tf.Tensor, end: bytes, start: tf.Tensor | int) -> tf.Tensor:
 
 
 def _length(data: tf.Tensor) -> tf.Tensor:
+    """Return the number of bytes, () int64, as the sizes in headers are."""
     return tf.cast(tf.strings.length(data), tf.int64)
 
 
 def _ends_with(data: tf.Tensor, end: bytes) -> tf.Tensor:
+    """Return whether bytes end in a marker, () bool; fewer bytes than the marker has do not."""
     start = tf.maximum(tf.strings.length(data) - len(end), 0)
     return tf.strings.substr(data, start, len(end)) == end

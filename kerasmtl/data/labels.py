@@ -1,4 +1,10 @@
-"""Parses cells of text as labels of tasks and as splits, and finds tasks among columns."""
+"""Parses cells of text as labels of tasks and as splits, and finds tasks among columns.
+
+`Manifest.from_csv` calls `read_labels` with the text that `kerasmtl.data.readers` found, after
+`infer_tasks` where the user names no tasks. Nothing is guessed about a single cell: one that is not
+a label is an error, with its line and with the call that would read it, since a cell that is taken
+for missing by mistake would never be noticed.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +59,7 @@ def parse_labels(cells: pd.Series, task: Task) -> tuple[np.ndarray, np.ndarray]:
     if task.kind == "multiclass" and not task.classes:
         task = replace(task, classes=find_classes(cells, task))
     meaning = _meanings(task)
+    # Each distinct text is parsed once: millions of rows have a handful of them.
     codes, distinct = pd.factorize(cells, use_na_sentinel=False)
     values = np.full(len(distinct), np.nan, dtype="float32")
     invalid = np.zeros(len(distinct), dtype=bool)
@@ -66,7 +73,17 @@ def parse_labels(cells: pd.Series, task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_classes(cells: pd.Series, task: Task) -> tuple[str, ...]:
-    """Return the classes in the cells, sorted, numbers by size; 1.0 is 1, and case is ignored."""
+    """Find the classes in a column.
+
+    Case is ignored and 1.0 is 1; of several spellings the one that sorts first is kept.
+
+    Args:
+        cells: (rows,) str.
+        task: says which codes mean missing besides the usual ones.
+
+    Returns:
+        The classes, sorted; as numbers if all of them are.
+    """
     missing = {code_text(code) for code in task.missing}
     found: dict[str, str] = {}
     for cell in sorted({str(cell).strip() for cell in cells.unique()}):
@@ -85,6 +102,7 @@ def _meanings(task: Task) -> Callable[[str], float | None]:
             f"`uncertain` of task {task.name!r} must be other codes than {MISSING_CODES}, which "
             f"always mean missing, got {both}"
         )
+    # Otherwise `uncertain_as` is a probability, which becomes a soft label.
     doubt = {"ignore": nan, "zero": 0.0, "one": 1.0}.get(task.uncertain_as, task.uncertain_as)
     special = dict.fromkeys([*MISSING_CODES, *missing], nan)
     special |= dict.fromkeys(map(code_text, task.uncertain), doubt)
@@ -112,6 +130,10 @@ def infer_tasks(table: pd.DataFrame, source: Path) -> tuple[Task, ...]:
     A named column is a task if 0 and 1 occur in it at least as often as what is not a label, or if
     both occur in it besides one other number. A column of labels with a typing error, or of three
     states, is thus a task, whose error `read_labels` then reports.
+
+    Args:
+        table: (rows, columns) of str, the columns that nothing else claims.
+        source: the file, for messages.
 
     Raises:
         ValueError: no column looks like one.
@@ -186,6 +208,7 @@ def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
             f"`classes` of task {task.name!r} must be two or more labels in {source}, got "
             f"{list(classes)}. Name them: {task_call(task.name, 'multiclass', classes=['A', 'B'])}."
         )
+    # "inf" among classes is most often the result of a division, so that it has to be named.
     infinite = [label for label in classes if math.isinf(as_number(label) or 0.0)]
     if infinite:
         line = cells.index[cells.str.strip() == infinite[0]][0]
@@ -197,9 +220,14 @@ def _with_classes(cells: pd.Series, task: Task, source: Path) -> Task:
 
 
 def uncertain_cells(table: pd.DataFrame, tasks: tuple[Task, ...]) -> np.ndarray:
-    """Return where a cell is uncertain and still counts as a label, (rows, tasks) bool.
+    """Find the cells that are uncertain and still count as labels.
 
-    Shapes: table (rows, columns) of str.
+    Args:
+        table: (rows, columns) of str, with a column per task.
+        tasks: whose codes and policies decide; those that ignore uncertain cells have none.
+
+    Returns:
+        (rows, tasks) bool.
     """
     doubtful = np.zeros((len(table), len(tasks)), dtype=bool)
     for at, task in enumerate(tasks):
@@ -272,7 +300,14 @@ def task_call(name: str, kind: str = "", **options: Any) -> str:
 
 
 def read_splits(cells: pd.Series, source: Path) -> np.ndarray:
-    """Return the split, "train", "val" or "test", of each row, (rows,).
+    """Read a split column; common other spellings, such as "validation" or "dev", are known.
+
+    Args:
+        cells: (rows,) str, indexed by line.
+        source: the file, for messages.
+
+    Returns:
+        (rows,) of "train", "val" and "test".
 
     Raises:
         ValueError: a cell is another text; names its line.

@@ -1,5 +1,8 @@
 """Leaks between the parts of a split: the same file, nearly the same image, or one group.
 
+`Manifest.leaks` calls `find_leaks` with the keys that the kind of input gives (`Input.identities`,
+`Input.near_duplicates`), and shows what it finds with `leak_table`; `kerasmtl check` prints it.
+
 Images are compared by their difference hash: made grey and shrunk, is a pixel darker than its right
 neighbour? 64 such bits find candidates, 256 finer ones decide; they mostly survive another size,
 another compression and another brightness, but not a crop, a rotation or a mirror image.
@@ -58,6 +61,8 @@ def find_leaks(
 
     def add(kind: str, some: Iterable[Sequence[int]]) -> None:
         for first, second in some:
+            # The first kind that a row is found by is the one that is reported: identical content
+            # before near-duplicates, and those before groups.
             found.setdefault(int(second), Leak(kind, int(first), int(second)))
 
     for kind, keys in identities.items():
@@ -73,7 +78,15 @@ def near_duplicates(
 ) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows in different parts whose images look alike; reads each file once.
 
-    Images that cannot be read are left out. `progress` is called per image.
+    Images that cannot be read are left out, and plain ones, whose hashes are noise.
+
+    Args:
+        paths: (rows,) of the files.
+        parts: (rows,), the part that a row is in.
+        progress: called per image, from several threads.
+
+    Yields:
+        Row numbers, in any order; of several rows that are alike in one part, one stands for all.
     """
     coarse, fine = _hashes(paths, progress)
     return _near(coarse, fine, parts)
@@ -84,7 +97,14 @@ def leak_table(
 ) -> pd.DataFrame:
     """Return one row per leak: its kind, and part, line and name of both sides.
 
-    Shapes: parts, lines and names (rows,).
+    Args:
+        leaks: as `find_leaks` returns them.
+        parts: (rows,), the part that a row is in.
+        lines: (rows,) int, of the labels file.
+        names: (rows,), what rows are called.
+
+    Returns:
+        Columns kind, part, line, name, other_part, other_line, other_name.
     """
     sides = {
         f"{side}{name}": [values[getattr(leak, row)] for leak in leaks]

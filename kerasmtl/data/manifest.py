@@ -1,4 +1,10 @@
-"""`Manifest`: the rows of a labels file with their inputs, labels, groups and splits."""
+"""`Manifest`: the rows of a labels file with their inputs, labels, groups and splits.
+
+The center of `kerasmtl.data`: `Manifest.from_csv` reads a file with `readers`, `inputs` and
+`labels`, and checks it with `duplicates`; its methods divide and examine the rows with `splits`,
+`audit` and `leaks`; `make_dataset` turns rows into batches. It imports no TensorFlow, and a
+manifest never changes: methods return new ones with the chosen rows.
+"""
 
 from __future__ import annotations
 
@@ -388,11 +394,14 @@ class Manifest:
         return found
 
     def _grouped(self, groups: Sequence[object] | np.ndarray) -> Manifest:
+        """Return these rows in groups, (rows,); a row without one gets a group of its own."""
         given = np.array(groups, dtype=object)
         if given.shape != (len(self),):
             raise ValueError(f"`groups` must be of shape ({len(self)},), got {given.shape}")
         alone = np.flatnonzero(pd.isna(given))  # without a group, a row is one of its own
         if len(alone):
+            # By its key, so that rows of the same thing stay together; no group of a file begins
+            # with a null byte.
             given[alone] = [f"\0{key}" for key in self.keys()[alone]]
         return replace(self, groups=given)
 

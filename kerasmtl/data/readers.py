@@ -1,7 +1,9 @@
 """Strict readers of labels files: the cells of a CSV, a Parquet file or an NPZ, by line and column.
 
 A CSV is read as text, so that nothing is guessed: what a cell means is decided by
-`kerasmtl.data.labels` (labels) and by `read_columns` (numbers).
+`kerasmtl.data.labels` (labels) and by `read_columns` (numbers). `Input.open` reads whole files for
+training; `batch_predict` reads CSVs line by line with `iter_lines`, and `serving.client` reads rows
+with `read_features`. Every error names the file and, where there is one, the line.
 """
 
 from __future__ import annotations
@@ -73,6 +75,11 @@ def read_labels_file(
 ) -> LabelsFile:
     """Read the cells of an NPZ with the arrays X and Y, of a Parquet file, or else of a CSV.
 
+    Args:
+        source: the file; a suffix other than .npz and .parquet is taken for that of a CSV.
+        encoding: of a CSV.
+        packed_bits: of an NPZ, whether the bits of X are the columns.
+
     Raises:
         FileNotFoundError: the file is absent.
         ValueError: it is malformed, or `packed_bits` is set for a file that is not an NPZ.
@@ -97,6 +104,13 @@ def _check_distinct(names: Sequence[str], source: Path) -> None:
 def read_frame(path: Path, encoding: str = "utf-8") -> pd.DataFrame:
     """Read the cells of a Parquet file, by row from 0, or else of a CSV, as text by line.
 
+    Args:
+        path: of the file.
+        encoding: of a CSV.
+
+    Returns:
+        (rows, columns), columns named by text; the index is the line (header = 1) or the row.
+
     Raises:
         FileNotFoundError: the file is absent.
         ValueError: it is malformed or empty, or `pyarrow` is not installed.
@@ -114,6 +128,7 @@ def read_frame(path: Path, encoding: str = "utf-8") -> pd.DataFrame:
         raise ValueError(f"`path` {path} must be a Parquet file, got {error}") from None
     if not len(frame):
         raise ValueError(f"`path` {path} must have rows, got none")
+    # pandas stores a named index, such as "id", outside of the columns: it becomes one again.
     named = [name for name in frame.index.names if name is not None and name not in frame]
     frame = (frame.reset_index(level=named) if named else frame).reset_index(drop=True)
     return frame.set_axis([str(name) for name in frame.columns], axis=1)
@@ -133,6 +148,13 @@ def _read_csv(source: Path, encoding: str) -> pd.DataFrame:
 
 def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, list[str]]]:
     """Yield number and cells of each line of a CSV, the header first, without blank lines.
+
+    Args:
+        source: the file; it is read line by line, and never in memory as a whole.
+        encoding: of its text; for UTF-8 a byte order mark, as Excel writes it, is skipped.
+
+    Yields:
+        The line at which the row begins, from 1, and its cells; those of the header are stripped.
 
     Raises:
         FileNotFoundError: the file is absent.
@@ -154,6 +176,8 @@ def iter_lines(source: Path, encoding: str = "utf-8") -> Iterator[tuple[int, lis
             if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
                 raise ValueError(f"`path` {source} must be comma-separated, got {names[0]!r}")
             yield reader.line_num, names
+            # A quoted cell may hold line breaks: a row begins one line after the one where the last
+            # row ended.
             line = reader.line_num + 1
             for row in reader:
                 if len(row) == len(names):
@@ -192,7 +216,14 @@ def _wrong_encoding(source: Path, encoding: str, error: Exception) -> ValueError
 
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the cells as text, as a CSV has them: "" for missing, 1 for true, 0 for false."""
+    """Return the cells as text, as a CSV has them: "" for missing, 1 for true, 0 for false.
+
+    Args:
+        frame: (rows, columns) of any type, such as a Parquet file has.
+
+    Returns:
+        (rows, columns) of str, with the same index and columns.
+    """
 
     def text(cell: Any) -> str:
         if not pd.api.types.is_scalar(cell):
@@ -221,6 +252,12 @@ def read_features(
     encoding: str = "utf-8",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read the numbers of a file that may lack labels, for prediction.
+
+    Args:
+        path: of a CSV, Parquet or NPZ file.
+        columns: which ones, in the order of the result.
+        packed_bits: of an NPZ, whether the bits of X are the columns.
+        encoding: of a CSV.
 
     Returns:
         (rows, columns) float32, NaN = missing, in the order of `columns`; and (rows,) int, the
@@ -268,6 +305,8 @@ def read_columns(
             missing = text.str.lower().isin(MISSING_CODES).to_numpy()
             numbers = pd.to_numeric(text, errors="coerce").to_numpy(dtype="float64")
             numbers = np.where(missing, np.nan, numbers)
+        # What is beyond float32 becomes infinite here, and is then found with what was infinite
+        # before.
         with np.errstate(over="ignore"):
             values[:, position] = numbers
         wrong = np.flatnonzero(~missing & ~np.isfinite(values[:, position]))
@@ -319,6 +358,7 @@ def read_npz(path: Path, packed_bits: bool = False) -> LabelsFile:
     """
     file_format(path)
     try:
+        # A pickle runs code when it is read: files of strangers are data alone.
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy, zipfile and zlib each raise errors of their own

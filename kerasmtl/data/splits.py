@@ -1,4 +1,10 @@
-"""Divides rows into parts, stratified or by hash, and finds what is wrong with given parts."""
+"""Divides rows into parts, stratified or by hash, and finds what is wrong with given parts.
+
+`Manifest.split` draws the parts that the file does not give with `split_rows`, and looks at all of
+them with `warn_of_cuts` and `warn_of_parts`. What must not be torn apart (a group, identical rows)
+is joined to units first, and units are then drawn. All chance is NumPy's generator with the given
+seed, or a hash of names: the same call gives the same parts.
+"""
 
 from __future__ import annotations
 
@@ -81,9 +87,14 @@ def split_rows(
 
 
 def units(groups: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:
-    """Number what stays together, (rows,) int: groups, and groups that share identical rows.
+    """Number what stays together: groups, and groups that share identical rows.
 
-    Shapes: groups and alike (rows,); numbers count from 0 in the order of the rows.
+    Args:
+        groups: (rows,) of what belongs together; a row without a group has a value of its own.
+        alike: (rows,), the same value for identical rows.
+
+    Returns:
+        (rows,) int, from 0 in the order of the rows.
     """
     group = pd.factorize(groups)[0]
     if alike is None:
@@ -109,7 +120,11 @@ def _first_names(names: np.ndarray, unit: np.ndarray) -> np.ndarray:
 
 
 def _by_hash(names: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
-    """Return the part of each row, (rows,), by a number in [0, 1) from its name and the seed."""
+    """Return the part of each row, (rows,), by a number in [0, 1) from its name and the seed.
+
+    Only a row's own name counts, so that rows that come or go leave all others in their part. The
+    hash is that of the text, since Python's own differs from process to process.
+    """
     salt = f"{seed}:".encode()
     codes, distinct = pd.factorize(names)
     draws = [hashlib.blake2b(salt + str(n).encode(), digest_size=8).digest() for n in distinct]
@@ -179,6 +194,7 @@ class _Stratified:
         rest = self.rng.permutation(np.flatnonzero((self.size == 1) & (self.part < 0)))
         late = min(max(_LATE, len(rest) // 20), len(rest))
         rest, late = rest[late:], rest[:late]
+        # Counted once, and then updated: to count all answers for each answer would be quadratic.
         left = self.counts[rest, :-1].sum(axis=0, dtype=int)
         while len(rest):
             rest = self._deal(rest, left)
@@ -223,12 +239,16 @@ class _Stratified:
         return least if lack == room > 0 or overfills else None
 
     def _give(self, units: np.ndarray, part: int) -> None:
+        """Give units to a part, and count what it still needs."""
         self.part[units] = part
         self.lack[part] -= self.counts[units].sum(axis=0, dtype=float)
 
     def _place(self, unit: int) -> None:
         """Give a unit to the part that lacks its answers most, the rare ones above all."""
+        # Relative to the share of a part, or the largest part would be given everything first.
         need = (self.lack * self.weight / self.shares[:, None]) @ self.counts[unit].astype(float)
+        # If it fits nowhere, any part may take it: a group is never torn apart for the sake of
+        # sizes.
         fits = self.lack[:, -1] >= self.size[unit]
         part = int(np.argmax(np.where(fits | ~fits.any(), need, -np.inf)))
         self.part[unit] = part

@@ -112,6 +112,7 @@ class Input(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "kind" in cls.__dict__:
+            # A subclass without a `kind` of its own must not take the place of its parent.
             Input._kinds[cls.kind] = cls
 
     # From a labels file to values.
@@ -145,7 +146,14 @@ class Input(ABC):
         return self, np.asarray(values)
 
     def like(self, trained: Input) -> Input:
-        """Return this input as a trained model takes it, with what the model has fixed."""
+        """Return this input as a trained model takes it, with what the model has fixed.
+
+        Args:
+            trained: the input that the model was trained with.
+
+        Raises:
+            ValueError: it is of another kind.
+        """
         if trained.kind != self.kind:
             raise ValueError(
                 f"`input` must be of kind {trained.kind!r}, as of the model, got {self!r}. Train "
@@ -180,7 +188,14 @@ class Input(ABC):
         return ()
 
     def columns(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Return numbers that must agree in rows of the same name, (rows,) each, by column."""
+        """Return numbers that must agree in rows of the same name.
+
+        Args:
+            values: (rows, …).
+
+        Returns:
+            By the name of a column, (rows,); none for files, which the name itself identifies.
+        """
         return {}
 
     def absent(self, values: np.ndarray) -> dict[int, str]:

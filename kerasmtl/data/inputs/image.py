@@ -1,4 +1,10 @@
-"""`Image`, the input kind of image files."""
+"""`Image`, the input kind of image files.
+
+It ties together what concerns images: `image_files` finds invalid ones with Pillow, `images`
+decodes in the graph, `leaks` looks for near-duplicates, and `augmentation` varies them. Paths, and
+not pixels, are the values of a manifest; pixels exist per batch alone. TensorFlow is imported in
+the methods that need it, so that to read and check a labels file takes no seconds of import.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +77,13 @@ class Image(Input):
     def read(self, file: LabelsFile, taken: set[str]) -> Rows:
         """Read the paths as they are written.
 
+        Args:
+            file: the cells of the labels file.
+            taken: not used: the column of the paths is named.
+
+        Returns:
+            This input with an absolute root, and the paths, (rows,) str, as values and as names.
+
         Raises:
             ValueError: a row has no path, or one that leaves the root; names its line.
         """
@@ -78,6 +91,8 @@ class Image(Input):
         root = self._root(file.source.parent)
         wrong, must = images[images == ""], "the path of an image"
         if wrong.empty and not self.allow_outside:
+            # With a separator at the end, or /data would count as the root of /database. Links are
+            # followed: what is compared is the path as written, without "..".
             inside = os.path.join(root, "")
             whole = [os.path.normpath(os.path.join(root, image)) for image in images]
             wrong = images[[not path.startswith(inside) for path in whole]]
@@ -91,7 +106,14 @@ class Image(Input):
         return Rows(replace(self, root=root), paths, paths)
 
     def adopt(self, values: Any) -> tuple[Image, np.ndarray]:
-        """Take paths that start from `root`, by default the working folder."""
+        """Take paths that start from `root`, by default the working folder.
+
+        Args:
+            values: (rows,) str or `os.PathLike`.
+
+        Returns:
+            This input with an absolute root, and the paths, (rows,) str.
+        """
         paths = np.asarray([str(each) for each in values], dtype=object)
         return replace(self, root=self._root(os.curdir)), paths
 
@@ -113,11 +135,18 @@ class Image(Input):
         return path_keys(names, Path(self.root or ""))
 
     def identical(self, values: np.ndarray) -> np.ndarray:
-        """Number files by their bytes; an absent file is like no other."""
+        """Number files by their bytes, (rows,) int; an absent file is like no other."""
         return identical_files(self.paths(values))
 
     def identities(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Return keys for the same file under two names, and for files of the same bytes."""
+        """Return keys for the same file under two names, and for files of the same bytes.
+
+        Args:
+            values: (rows,) paths.
+
+        Returns:
+            By kind of leak, keys (rows,).
+        """
         paths = self.paths(values)
         real = np.array([os.path.realpath(path) for path in paths], dtype=object)
         return {"same file": real, "same bytes": identical_files(paths)}
@@ -125,7 +154,13 @@ class Image(Input):
     def near_duplicates(
         self, values: np.ndarray, parts: np.ndarray, progress: Callable[[], None] | None
     ) -> Iterable[tuple[int, int]]:
-        """Find pairs of images that look nearly the same, see `kerasmtl.data.leaks`."""
+        """Find pairs of images that look nearly the same, see `kerasmtl.data.leaks`.
+
+        Args:
+            values: (rows,) paths.
+            parts: (rows,), the part of each row; only pairs in different parts are found.
+            progress: called per image.
+        """
         return near_duplicates(self.paths(values), parts, progress)
 
     def absent(self, values: np.ndarray) -> dict[int, str]:
@@ -136,7 +171,15 @@ class Image(Input):
     def faults(
         self, values: np.ndarray, progress: Callable[[], None] | None = None
     ) -> dict[int, str]:
-        """Find the rows whose image cannot be decoded, and why."""
+        """Find the rows whose image cannot be decoded.
+
+        Args:
+            values: (rows,) paths; each file is read and decoded whole.
+            progress: called per image, from several threads.
+
+        Returns:
+            By row, the reason, such as "missing" or "truncated".
+        """
 
         def check(path: str) -> str | None:
             reason = image_fault(path)
@@ -148,7 +191,13 @@ class Image(Input):
         return {row: why for row, why in enumerate(reasons) if why}
 
     def content_sha256(self, values: np.ndarray) -> str:
-        """Hash the bytes of all files; they are read once while they stay the same.
+        """Hash the bytes of all files, in order, with what prepares them: size, code, TensorFlow.
+
+        Digests are kept per process, and files read again when their inode, size or times have
+        changed: a run asks for the hash several times.
+
+        Args:
+            values: (rows,) paths.
 
         Raises:
             FileNotFoundError: an image is absent.
@@ -178,7 +227,14 @@ class Image(Input):
         return replace(self, size=as_size(size, "size"))
 
     def for_model(self, model: keras.Model) -> Image:
-        """Return this input at the size of the model's input."""
+        """Return this input at the size of the model's input.
+
+        Args:
+            model: with one input, (batch, height, width, 3), whose sides are fixed.
+
+        Raises:
+            ValueError: the model takes something else.
+        """
         shape = model.input_shape
         if not isinstance(shape, tuple) or len(shape) != 4 or None in shape[1:] or shape[3] != 3:
             raise ValueError(
@@ -196,11 +252,28 @@ class Image(Input):
         return tf.TensorSpec((None, *(self.size or (None, None)), 3), tf.float32)
 
     def load(self, values: np.ndarray) -> np.ndarray:
-        """Read the bytes of the files, (rows,)."""
+        """Read the files whole.
+
+        Args:
+            values: (rows,) paths.
+
+        Returns:
+            (rows,) bytes, as objects: NumPy's own strings would lose zeros at their end.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
         return np.array([Path(path).read_bytes() for path in self.paths(values)], dtype=object)
 
     def prepare(self, raw: tf.Tensor) -> tf.Tensor:
-        """Decode and resize the bytes of images, (batch,); the error names the bad ones."""
+        """Decode and resize the bytes of images; the error names the bad ones.
+
+        Args:
+            raw: (batch,) string.
+
+        Returns:
+            (batch, height, width, 3) float32, RGB in [0, 1].
+        """
         from kerasmtl.data.images import prepare_images
 
         return prepare_images(raw, self.size, self.max_pixels)
@@ -219,9 +292,12 @@ class Image(Input):
         paths, prepare = tf.constant(self.paths(values)), _prepared(self.size)
 
         def read(epoch: tf.Tensor, row: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            """Read and prepare one image; the labels are gathered later, by its row."""
             data = tf.io.read_file(tf.gather(paths, row))
             return epoch, prepare(data, where(row)), row
 
+        # Row by row, unlike tables: to read and decode one image outweighs what a dataset's element
+        # costs, and rows of different batches are decoded at the same time.
         images = rows.unbatch().map(as_written(read), tf.data.AUTOTUNE, deterministic=deterministic)
         return images.batch(batch_size)
 
@@ -281,7 +357,10 @@ class Image(Input):
         )
 
     def config(self) -> dict[str, Any]:
-        """Return this input as JSON takes it, without the folder."""
+        """Return this input as JSON takes it, without the folder.
+
+        The folder belongs to the machine of the training, and may say more than an export should.
+        """
         found = super().config()
         del found["root"]
         return found

@@ -1,4 +1,9 @@
-"""`Table`, the input kind of rows of numbers."""
+"""`Table`, the input kind of rows of numbers.
+
+The values of a manifest are the model input itself, (rows, columns) float32. What needs care is
+which columns count: a column of labels that is learned from by mistake gives perfect and useless
+scores, so that doubtful ones are an error (`Table.infer_tasks`) or a warning (`_warn_of_labels`).
+"""
 
 from __future__ import annotations
 
@@ -76,7 +81,16 @@ class Table(Input):
             raise ValueError(f"`features` must be distinct columns, got twice {listed(twice)}")
 
     def open(self, source: Path, encoding: str = "utf-8") -> LabelsFile:
-        """Read the cells of a CSV, a Parquet file, or an NPZ with the arrays X and Y."""
+        """Read the cells of a CSV, a Parquet file, or an NPZ with the arrays X and Y.
+
+        Args:
+            source: the file; its suffix says which of them it is.
+            encoding: of a CSV.
+
+        Raises:
+            FileNotFoundError: the file is absent.
+            ValueError: another suffix, or the file is malformed.
+        """
         file_format(source)
         return read_labels_file(source, encoding, self.packed_bits)
 
@@ -86,7 +100,18 @@ class Table(Input):
         return {"features": self.features, "id_column": names}
 
     def infer_tasks(self, cells: pd.DataFrame, source: Path) -> tuple[Task, ...]:
-        """Find all columns of 0, 1 and missing; raises ValueError if some may be features."""
+        """Find all columns of 0, 1 and missing.
+
+        A feature may be a column of 0 and 1, too. Where `features` names none, columns with missing
+        values cannot be told from complete ones, of which some may be features.
+
+        Args:
+            cells: (rows, columns) of the columns that nothing else claims.
+            source: the file, for messages.
+
+        Raises:
+            ValueError: some may be features, or there are none.
+        """
         text = as_text(cells)
         found = infer_tasks(text, source)
         if self.features:
@@ -103,7 +128,20 @@ class Table(Input):
         return found
 
     def read(self, file: LabelsFile, taken: set[str]) -> Rows:
-        """Read the features as float32; warns of columns that look like labels or are empty."""
+        """Read the features as float32; warns of columns that look like labels or are empty.
+
+        Args:
+            file: the cells of the labels file.
+            taken: its columns that are tasks, splits or groups; never features, unless they are
+                named so.
+
+        Returns:
+            This input with the names of its columns; values (rows, columns) float32, NaN = missing;
+            and the names of the rows, None without `id_column`.
+
+        Raises:
+            ValueError: no column is left, a cell is not a number, or a row has no name.
+        """
         named = self.features or tuple(n for n in file.features or () if n not in self.ignore)
         others = {*taken, *self.ignore, self.id_column}
         chosen = named or _usable(file, [name not in others for name in file.cells])
@@ -116,7 +154,17 @@ class Table(Input):
         return Rows(replace(self, features=chosen), values, names)
 
     def adopt(self, values: Any) -> tuple[Table, np.ndarray]:
-        """Take a matrix of numbers, (rows, columns); unnamed columns are called x0, x1, …"""
+        """Take a matrix of numbers; unnamed columns are called x0, x1, …
+
+        Args:
+            values: (rows, columns), NaN = missing.
+
+        Returns:
+            This input with the names of its columns, and the values, (rows, columns) float32.
+
+        Raises:
+            ValueError: another shape, names that do not fit it, or numbers beyond float32.
+        """
         matrix = np.asarray(values)
         if matrix.ndim != 2 or not matrix.shape[1]:
             raise ValueError(f"`values` must be of shape (rows, columns), got {matrix.shape}")
@@ -142,7 +190,18 @@ class Table(Input):
         return {name: values[:, at] for at, name in enumerate(self.features)}
 
     def select(self, values: np.ndarray, trained: Input) -> np.ndarray:
-        """Return the columns of the training, in its order; raises ValueError if one is absent."""
+        """Return the columns of the training, in its order.
+
+        Args:
+            values: (rows, columns) of this input.
+            trained: the input of the model.
+
+        Returns:
+            (rows, columns of the training) float32.
+
+        Raises:
+            ValueError: a column is absent.
+        """
         check_columns("features", trained.features, self.features, Path("arrays"))
         return values[:, [self.features.index(name) for name in trained.features]]
 
@@ -165,6 +224,7 @@ class Table(Input):
             plain = re.sub(r"\W", "_", column, flags=re.ASCII)
             free = plain[:1].isalpha() and not keyword.iskeyword(plain) and plain != "self"
             names[column] = plain if free else f"column_{plain}"
+        # TensorFlow compares names in a graph without case: `A` beside `a` would become `A_1`.
         distinct = len({name.lower() for name in names.values()}) == len(self.features)
         return names if distinct and len(self.features) <= MOST_NAMED else None
 
@@ -180,6 +240,7 @@ class Table(Input):
 
         def gaps(seed: int) -> dict[str, np.ndarray]:
             # Only here: JSON has no word for a missing value that all servers take.
+            """Return a matrix with about 30 % missing values."""
             missing = np.random.default_rng(seed).random((_EXAMPLES, len(self.features))) < 0.3
             return {"features": np.where(missing, np.float32("nan"), rows(seed))}
 
@@ -190,6 +251,7 @@ class Table(Input):
             return [plain._replace(sample=lambda seed: {"features": rows(seed)}), matrix]
 
         def stacked(raw: dict[str, tf.Tensor]) -> tf.Tensor:
+            """Put the arguments, (batch,) each, into the order of training: (batch, columns)."""
             return tf.stack([raw[arguments[name]] for name in self.features], axis=1)
 
         def named(seed: int) -> dict[str, np.ndarray]:
@@ -197,6 +259,8 @@ class Table(Input):
 
         each = {n: tf.TensorSpec((None,), tf.float32, name=n) for n in arguments.values()}
         columns = Signature("columns", each, stacked, named)
+        # The default is there under its own name, too: which one is the default depends on the
+        # width.
         return [columns._replace(name="serving_default"), columns, matrix]
 
     def described(self) -> str:

@@ -1,4 +1,21 @@
-"""The command line. The module of a command is imported when that command is called."""
+"""The command line. The module of a command is imported when that command is called.
+
+    common     options, errors and tables that commands share
+    new        projects from templates
+    check      labels files
+    predict    evaluate and predict, with a trained model or an export
+    export     SavedModels, LiteRT and ONNX
+    vendor     backbones: copied and pinned, or described
+    cache      the features of frozen backbones
+    serve      a server, its client, and the files of other servers
+
+Commands read options, call the library, and print. Two things are theirs alone: errors as one line,
+in the words of the command line (`common.plain_errors`), and speed before the work begins:
+`kerasmtl --help` must not import pandas or TensorFlow, which take seconds, so that `COMMANDS` has its
+lines as text.
+
+Results go to standard output, errors and warnings to standard error, so that results can be piped.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +53,22 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command of this name."""
+        """Import a command by its name.
+
+        Args:
+            ctx: of the group.
+            cmd_name: as the user typed it.
+
+        Returns:
+            The command, which also takes --verbose; None for an unknown name, of which click then
+            says so.
+        """
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(f"kerasmtl.cli.{module}"), name)
+        # The object lives as long as its module: a second call in one process must not add the
+        # option twice.
         if verbose not in command.params:
             command.params.append(verbose)
         return command
@@ -52,6 +80,11 @@ class Commands(click.Group):
 
 
 def _set_log_level(context: click.Context, option: click.Parameter, verbose: bool) -> None:
+    """Silence TensorFlow's log before it is imported, unless --verbose is given.
+
+    A callback of the option, since options are processed before the body of the command, which
+    imports TensorFlow: its C++ part reads the variable once, when it is loaded.
+    """
     if verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
     if not isinstance(context.command, click.Group):  # whose commands may have --verbose themselves

@@ -1,4 +1,10 @@
-"""`kerasmtl cache`: lists the features that are kept, and removes them."""
+"""`kerasmtl cache`: lists the features that are kept, and removes them.
+
+Training with a frozen backbone computes its features once and keeps them on disk
+(`kerasmtl.training.feature_cache`), an entry for each backbone and data set. Entries never expire:
+this command is how their space is won back. Its answers name what an entry was computed from, since
+its key is a hash.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +56,16 @@ def cache(key: str | None, clear: bool, yes: bool, folder: str | None, json_: bo
 
 
 def _chosen(found: list[Entry], key: str | None, root: Path) -> list[Entry]:
-    """Return all entries, or the one whose key begins like this."""
+    """Return all entries, or the one whose key begins like this.
+
+    Args:
+        found: the entries.
+        key: the first characters of one key; None for all.
+        root: their folder, for messages.
+
+    Raises:
+        ValueError: no key begins like this, or several do: what is removed must be beyond doubt.
+    """
     fitting = [entry for entry in found if key is None or entry.key.startswith(key)]
     if key is not None and (not key or len(fitting) != 1):
         keys = listed(entry.key[:SHOWN] for entry in found) or "none"
@@ -62,7 +77,17 @@ def _chosen(found: list[Entry], key: str | None, root: Path) -> list[Entry]:
 
 
 def _clear(found: list[Entry], yes: bool, root: Path) -> None:
-    """Remove entries, after asking; those that another process computes stay."""
+    """Remove entries; those that another process computes stay.
+
+    Args:
+        found: the entries.
+        yes: do not ask.
+        root: their folder, for messages.
+
+    Raises:
+        click.Abort: the user says no.
+    """
+    # Before they are removed: an entry's size is read from the disk.
     sizes = {entry.key: entry.bytes for entry in found}
     if not yes:
         some = "1 entry" if len(found) == 1 else f"{len(found)} entries"
@@ -76,7 +101,7 @@ def _clear(found: list[Entry], yes: bool, root: Path) -> None:
 
 
 def _described(entry: Entry) -> dict[str, object]:
-    """Return an entry for JSON."""
+    """Return an entry for JSON; what it was computed from has "of_" before its names."""
     names = ("key", "path", "rows", "views", "bytes", "made", "finished")
     about = {f"of_{name}": value for name, value in entry.about.items()}
     return {name: getattr(entry, name) for name in names} | about

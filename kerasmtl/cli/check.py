@@ -1,4 +1,10 @@
-"""`kerasmtl check` finds what is wrong with a labels file, and says what its labels suffice for."""
+"""`kerasmtl check` finds what is wrong with a labels file, and says what its labels suffice for.
+
+`Check` collects everything first, then prints it as text or JSON, so that both say the same. What
+is wrong with single rows or tasks makes the exit status 1, for scripts; leaks and advice do not,
+since only the user knows whether they matter. A file that cannot be read at all is an error as in
+training.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +66,7 @@ def check(
     given = {name: value for name, value in reading.items() if value}
     seed, skips = 0, False
     if labels is not None:
+        # By the suffix, and not by the content: only --table makes a CSV one of numbers.
         kind = "image" if labels.lower().endswith(".csv") and not table else "table"
         manifest = read_manifest(labels, kind, given)
     elif given or table:
@@ -67,6 +74,7 @@ def check(
         raise ValueError(f"{flags(names)} must be given with LABELS, whose columns they describe")
     else:
         found = load_project(project)
+        # Rows that training skips are what a check is to show.
         manifest, seed = found.manifest(every_row=True), found.training.seed
         skips = found.data.on_invalid_image == "skip"
     result = Check(manifest, seed, leaks=not no_leaks, quiet=json_)
@@ -112,14 +120,20 @@ class Check:
                 with progress_bar("leaks", len(manifest), not quiet) as step:
                     self.leaks = manifest.leaks(seed=seed, progress=step)
             if manifest.input.has_backbone:
+                # Training says again what `split` warns of here.
                 with warnings.catch_warnings(action="ignore"):
                     train, *_ = manifest.split(seed=seed)
                 self.training = advice((~np.isnan(train.labels)).sum(axis=0).tolist())
-        except ValueError as error:  # too few rows to split
+        except ValueError as error:  # too few rows to split; all else is still worth showing
             self.no_leaks = str(error).rstrip(".") if leaks else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
+        """Return plain values, for JSON.
+
+        Returns:
+            labels, rows, input, ignored, faults (line, name, reason), class_faults, tasks (the
+            coverage), audit, training, leaks (None where they were not looked for), and remedies.
+        """
         return {
             "labels": str(self.manifest.source),
             "rows": len(self.manifest),
@@ -135,7 +149,11 @@ class Check:
         }
 
     def text(self) -> str:
-        """Return tables and sentences, for a terminal."""
+        """Return tables and sentences, for a terminal.
+
+        What concerns all rows stands first, single rows stand last, where a long list pushes
+        nothing out of sight.
+        """
         count, noun = len(self.manifest), self.manifest.input.noun
         grouped = self.audit.tasks.groupby(["policy", "reason"], sort=False)
         lines = [
@@ -157,7 +175,7 @@ class Check:
         return "\n".join(lines)
 
     def remedies(self) -> list[str]:
-        """Return what to do about leaks, one sentence each."""
+        """Return what to do about leaks, one sentence each; none without leaks."""
         if self.leaks is None or self.leaks.empty:
             return []
         found = []
@@ -184,7 +202,11 @@ class Check:
         return _table(header[:shown], [row[:shown] for row in rows])
 
     def _known_together(self) -> list[str]:
-        """Count the rows with both of two labels, where the coverage does not imply it."""
+        """Count the rows with both of two labels, where the coverage does not imply it.
+
+        With every label known the counts are those of the rows, and above `_MATRIX` tasks the table
+        is wider than a terminal.
+        """
         both = self.audit.co_known
         if not 1 < len(both) <= _MATRIX or (self.coverage["share"] == 1).all():
             return []
@@ -207,13 +229,19 @@ class Check:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    """Draw a table as text; numbers are right-aligned, and names fold."""
+    """Draw a table as text; numbers are right-aligned, and names fold.
+
+    Args:
+        header: the names of the columns, the first of which is that of the rows.
+        rows: of text.
+    """
     table = Table()
     for number, column in enumerate(header):
         justify = "right" if number and column not in ("kind", "values") else "left"
         table.add_column(Name(column), justify=justify, overflow="fold")
     for name, *cells in rows:
         table.add_row(Name(name), *map(Text, cells))
+    # Without colours: the text is one string, which may go to a file.
     console = Console(color_system=None)
     with console.capture() as shown:
         print_whole(table, console)

@@ -1,4 +1,10 @@
-"""What commands share: options, the syntax of --task, plain errors, and tables of predictions."""
+"""What commands share: options, the syntax of --task, plain errors, and tables of predictions.
+
+The library raises errors in the words of Python: "`batch_size` must be …". `plain_errors` shows
+them in those of the command line, "--batch-size must be …", so that each message is written once.
+Modules that are slow to import (pandas, pydantic, rich) are imported in the functions that need
+them.
+"""
 
 from __future__ import annotations
 
@@ -62,21 +68,38 @@ _READING = (
 
 
 def reading_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say what the columns of a labels file are."""
+    """Add the options that say what the columns of a labels file are.
+
+    Args:
+        command: a function with a parameter for each of `_READING`, and `tasks`.
+
+    Returns:
+        The same function, for `click.command` above it; --task stands first in its help.
+    """
     for option in (*reversed(_READING), task_option):
         command = option(command)
     return command
 
 
 def load_project(folder: str) -> Project:
-    """Load the project in a folder."""
+    """Load the project in a folder.
+
+    Args:
+        folder: with a project.toml.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Project.load`.
+    """
     from kerasmtl.project import Project  # pydantic would slow `--help` down
 
     return Project.load(folder)
 
 
 def flags(names: Iterable[str]) -> str:
-    """Return the options of a command by the names of its parameters.
+    """Return the options of a command by the names of its parameters, for messages.
+
+    Args:
+        names: of parameters in Python, in the order of the result.
 
     Example:
         >>> flags(["tasks", "split_column"])
@@ -88,9 +111,12 @@ def flags(names: Iterable[str]) -> str:
 def read_manifest(labels: str, kind: str, given: Mapping[str, Any]) -> Manifest:
     """Read a labels file as a kind of input.
 
+    Options are named after the command line, and not all kinds of input have all of them: those of
+    another kind are refused, since they would be ignored in silence.
+
     Args:
         labels: the file.
-        kind: of input.
+        kind: of input, "image" or "table".
         given: by name the `reading_options` that have a value; tasks as text or as `Task`.
 
     Raises:
@@ -102,6 +128,7 @@ def read_manifest(labels: str, kind: str, given: Mapping[str, Any]) -> Manifest:
     chosen = dict(given)
     tasks = [read_task(t) if isinstance(t, str) else t for t in chosen.pop("tasks", ())]
     columns = {n: chosen.pop(n) for n in ("split_column", "group_column") if n in chosen}
+    # `column` of `Image` has a longer name here, where nothing else says that it is about images.
     options = {"image_column": "column"} if kind == "image" else {}
     options |= {name: name for name in Input.options(kind) if name != "column"}
     if wrong := set(chosen) - set(options):
@@ -122,6 +149,9 @@ def read_task(word: str) -> Task:
     Options are `missing`, `uncertain` and `classes` with values separated by commas, `uncertain_as`
     and `weight`. Other colons belong to the name.
 
+    Args:
+        word: the value of one --task.
+
     Raises:
         ValueError: an option appears twice, or `Task` refuses it.
 
@@ -131,6 +161,7 @@ def read_task(word: str) -> Task:
     """
     name, *parts = word.split(":")
     options: list[str] = []
+    # From the end: names of columns may have colons, of which options are then the last parts.
     while parts and (parts[-1] in KINDS or _OPTION.fullmatch(parts[-1])):
         options.insert(0, parts.pop())
     fields: dict[str, Any] = {}
@@ -144,7 +175,10 @@ def read_task(word: str) -> Task:
 
 
 def _value(key: str, text: str) -> Any:
-    """Parse the value of an option of --task: a list, a number or a word."""
+    """Parse the value of an option of --task: a list, a number or a word.
+
+    `uncertain_as` may be either, "ignore" or 0.3; `Task` checks which words it takes.
+    """
     if key in _LISTS:
         return tuple(part.strip() for part in text.split(","))
     try:
@@ -165,16 +199,25 @@ _RENAMED = {
 
 
 def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show errors of the user's doing, and warnings, as plain lines without a traceback."""
+    """Show errors of the user's doing, and warnings, as plain lines without a traceback.
+
+    ValueError, OSError and ImportError are what the library raises for wrong input, files and
+    missing packages. TensorFlow's `OpError` is what unusable data cause in a graph, and is shown
+    likewise; any other exception is a fault of ours, and keeps its traceback.
+
+    Args:
+        command: the function of a command; the decorator stands directly above it.
+    """
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         with warnings.catch_warnings():
+            # Whatever -W and PYTHONWARNINGS say: warnings are part of the output.
             warnings.simplefilter("always", UserWarning)
             default, warnings.showwarning = warnings.showwarning, _plain_warning
             try:
                 return command(*args, **kwargs)
-            except (ValueError, OSError, ImportError) as error:
+            except (ValueError, OSError, ImportError) as error:  # not click's own, which pass
                 said = in_cli_words(str(error), click.get_current_context().command)
                 raise click.ClickException(said) from error
             except Exception as error:
@@ -215,6 +258,7 @@ def _shown(param: click.Parameter) -> str:
 
 
 def _plain_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+    """Print a warning to standard error, without the line of code that `warnings` would add."""
     click.echo(f"Warning: {message}", err=True)
 
 
@@ -222,7 +266,10 @@ def _plain_warning(message: Warning | str, *place: Any, **more: Any) -> None:
 
 
 def print_table(table: RenderableType) -> None:
-    """Print a table with all its numbers, for a terminal, a pipe or a file."""
+    """Print a table with all its numbers, for a terminal, a pipe or a file.
+
+    rich would cut cells at 80 columns where there is no terminal.
+    """
     from rich.console import Console
 
     from kerasmtl.utils.tables import print_whole
@@ -260,7 +307,12 @@ def print_predictions(
 
 
 def _cell(value: Any, decision: Any) -> str:
-    """Return a prediction as text: "0.731 yes", "rain (0.912)", "4.2"."""
+    """Return a prediction as text: "0.731 yes", "rain (0.912)", "4.2".
+
+    Args:
+        value: a probability, a number, class → probability, or what else a server answers.
+        decision: 1 or 0, or the name of a class; None where the model decides nothing.
+    """
     if isinstance(value, Mapping):
         likeliest = max(value, key=value.__getitem__)
         return f"{likeliest if decision is None else decision} ({value[likeliest]:.3f})"

@@ -2,6 +2,9 @@
 
 Both use the record of the run: its tasks, its input and its rows, whatever the labels file and
 project.toml say by now. Rules of --thresholds and scores of --require are checked by the library.
+
+Standard output has the path of what was made and, of `convert`, how near it is to the model: a
+script can read it with VERSION=$(kerasmtl export).
 """
 
 from __future__ import annotations
@@ -78,10 +81,14 @@ def export(
     from kerasmtl.export.saved_model import export_saved_model
 
     model, of, validation = trained_model(found, trust), found.trained(), None
+    # Exports can be made on a machine without the data; then nothing that needs labels may be asked
+    # for.
     if found.labels_csv.is_file():
         try:
             validation = found.dataset(found.part("val"), model)
         except ValueError as error:
+            # The labels file has changed since: rows of the validation split, or columns, are gone.
+            # What was to be fitted or measured on them must not be left out in silence.
             fixed = all(rule == "fixed" or isinstance(rule, float) for rule in rules.values())
             if require or calibrate or not fixed:
                 raise
@@ -89,6 +96,7 @@ def export(
     # Thresholds of the training are not those of calibrated probabilities.
     fitted = {} if calibrate or None in rules else found.run.decisions()
     chosen = _rules_by_task(rules, of.tasks)
+    # The thresholds of the training hold for tasks that --thresholds does not name.
     made = export_saved_model(
         model,
         out or found.export_folder,
@@ -168,6 +176,8 @@ def convert(
     from kerasmtl.export.convert import convert_model
     from kerasmtl.export.description import read_decisions
 
+    # Rows of training, since ranges that were fitted to those of the test split would make its
+    # scores too good.
     rows = found.part("train") if samples is None and found.labels_csv.is_file() else samples
     made = convert_model(
         model,
@@ -195,7 +205,14 @@ def convert(
 
 
 def _summary(described: Mapping[str, Any]) -> list[str]:
-    """Say an export's mean scores on the validation split, and its thresholds."""
+    """Say an export's mean scores on the validation split, and its thresholds.
+
+    Args:
+        described: the content of model.json; empty without one.
+
+    Returns:
+        One line per kind of task that has scores, and one of thresholds.
+    """
     lines = []
     for kind, scores in ((described.get("metrics") or {}).get("macro") or {}).items():
         means = {name: of["mean"] for name, of in scores.items() if of["mean"] is not None}
@@ -210,7 +227,7 @@ def _summary(described: Mapping[str, Any]) -> list[str]:
 
 
 def _parse_score(text: str) -> tuple[str, float]:
-    """Parse SCORE=NUMBER of --require."""
+    """Parse SCORE=NUMBER of --require; which scores there are is known by `export_saved_model`."""
     name, _, number = text.partition("=")
     try:
         return name.strip(), float(number)
@@ -221,12 +238,18 @@ def _parse_score(text: str) -> tuple[str, float]:
 
 
 def _parse_threshold(text: str) -> tuple[str | None, Any]:
-    """Return the task (None for all) and the rule; a task's name may contain colons.
+    """Parse [TASK:]RULE of --thresholds; a task's name may contain colons.
 
-    `export_saved_model` refuses anything that is not a rule.
+    Args:
+        text: one value of the option.
+
+    Returns:
+        The task, None for all; and the rule as `export_saved_model` takes it: a word, a number, or
+        (name, number as text). It refuses anything that is not a rule.
     """
     task, colon, rule = text.rpartition(":")
     name, equals, number = rule.strip().partition("=")
+    # precision>=0.9 means the same as precision=0.9.
     found: Any = (name.strip().rstrip(">"), number) if equals else rule.strip()
     with contextlib.suppress(ValueError):  # a word
         found = float(rule)
@@ -234,7 +257,16 @@ def _parse_threshold(text: str) -> tuple[str | None, Any]:
 
 
 def _rules_by_task(rules: dict[str | None, Any], tasks: Sequence[Task]) -> Any:
-    """Return one rule for all tasks, or a dict, where a task's own rule precedes that for all."""
+    """Return the rules as `export_saved_model` takes them.
+
+    Args:
+        rules: by task, None for all tasks; the entry for all is removed.
+        tasks: of the model.
+
+    Returns:
+        One rule for all tasks, None for none; or a dict, where a task's own rule precedes that for
+        all binary ones.
+    """
     every = rules.pop(None, None)
     if not rules:
         return every

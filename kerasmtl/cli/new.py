@@ -1,4 +1,11 @@
-"""`kerasmtl new` and `kerasmtl templates`: projects from templates."""
+"""`kerasmtl new` and `kerasmtl templates`: projects from templates.
+
+A template is a cookiecutter folder of the package `kerasmtl.templates`. `new` asks what its
+cookiecutter.json lists, or nothing with --labels; `new_project` does the rest, for Python as well.
+What training would refuse is refused here (`_check_files`, `_check_tasks`), and what can be found
+out is written into the project: the tasks, the paths as seen from the project, a backbone that is
+on this machine, and the kerasmtl that made it.
+"""
 
 from __future__ import annotations
 
@@ -104,6 +111,8 @@ def new(
     answers = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v}
     if not no_input and labels is None:
         for name, (question, default) in known.questions.items():
+            # The question before was for the labels: for images of one's own, a trained backbone is
+            # offered.
             if name == "backbone" and answers["labels"] not in DATASETS:
                 default = next((handle for handle, _ in trained_backbones()), default)
             if name not in answers:
@@ -166,7 +175,9 @@ def new_project(
     known, target = check_target(template, target)
     context = {**_context(answers, known, target, tell), "project_name": target.name}
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, since a rename is atomic on one file system alone.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as aside:
+        # `default_config`: the user's ~/.cookiecutterrc must not change what a template becomes.
         made = cookiecutter(
             str(known.folder),
             no_input=True,
@@ -175,6 +186,7 @@ def new_project(
             default_config=True,
         )
         try:
+            # Whatever the answers were, the settings they make are valid, or there is no project.
             Project.load(made)
         except ValueError as error:
             raise ValueError(str(error).replace(str(made), str(target))) from None
@@ -183,7 +195,19 @@ def new_project(
 
 
 def check_target(template: str, target: str | os.PathLike[str]) -> tuple[Template, Path]:
-    """Return the template and the absolute folder, or raise the errors of `new_project`."""
+    """Check what `new_project` is to make, before any question is asked.
+
+    Args:
+        template: a name of `templates()`.
+        target: the folder to make, absolute or from the working folder.
+
+    Returns:
+        The template, and the absolute folder.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ValueError: an unknown template, or a name that project.toml and URLs could not have.
+    """
     known = templates()
     check_choice("template", template, known)
     target = Path(os.path.abspath(target))
@@ -203,7 +227,16 @@ def _context(
     """Return the answers for cookiecutter.
 
     Paths are written as in project.toml, and variables with a "_" as TOML: cookiecutter does not
-    render those.
+    render those, so that "{{" in the name of a column is not taken for Jinja2's.
+
+    Args:
+        answers: of `new_project`.
+        template: whose variables they are.
+        target: the absolute folder of the project.
+        tell: called with lines for the user.
+
+    Raises:
+        ValueError: an answer that the template does not ask for, or what `new_project` says.
     """
     if wrong := sorted(set(answers) - set(template.context)):
         name = _READ.get(wrong[0], wrong[0])
@@ -218,6 +251,8 @@ def _context(
         tell(columns_text(manifest))
         _check_files(manifest, given.get("_on_invalid_image", "error"))
         _check_tasks(manifest)
+        # Written out though they could be inferred again: a column that is added later is no new
+        # task.
         given.setdefault("_tasks", [task.name for task in manifest.tasks])
     if "backbone" in template.context:
         handle = _backbone(given.pop("backbone", None), own, tell)
@@ -239,7 +274,10 @@ def _from_project(path: str, target: Path) -> str:
 
 
 def _requirement() -> str:
-    """Return what installs this very kerasmtl: from an index, or from where it was installed."""
+    """Return what installs this very kerasmtl: from an index, or from where it was installed.
+
+    pip notes the origin of what was not installed from an index in direct_url.json (PEP 610).
+    """
     origin = distribution("kerasmtl").read_text("direct_url.json")
     found = json.loads(origin) if origin else {}
     if not found:
@@ -250,7 +288,19 @@ def _requirement() -> str:
 
 
 def _backbone(named: str | None, own: bool, tell: Callable[[str], None]) -> str | None:
-    """Return the backbone for project.toml: the named one, or for own images one at hand."""
+    """Return the backbone for project.toml: the named one, or for own images one at hand.
+
+    Args:
+        named: the user's choice, if any; a path starts from the working folder.
+        own: whether the images are the user's own.
+        tell: called with what was chosen.
+
+    Returns:
+        The handle; None leaves the template's default.
+
+    Raises:
+        ValueError: an unknown backbone.
+    """
     if named is not None:
         handle = from_folder(named, Path.cwd())
         check_backbone(handle)
@@ -266,7 +316,14 @@ def _backbone(named: str | None, own: bool, tell: Callable[[str], None]) -> str 
 
 
 def _check_tasks(manifest: Manifest) -> None:
-    """Refuse tasks that cannot be learned, and rows too few to be split."""
+    """Refuse tasks that cannot be learned, and rows too few to be split.
+
+    Args:
+        manifest: of the user's labels.
+
+    Raises:
+        ValueError: names such tasks, and the options that leave them out.
+    """
     if faults := manifest.class_faults():
         said = shortened([f"{name!r}: {why}" for name, why in faults.items()], 3)
         good = [task.name for task in manifest.tasks if task.name not in faults]
@@ -283,6 +340,13 @@ def _check_files(manifest: Manifest, policy: str) -> None:
     """Refuse files that training would refuse: missing ones, and broken ones among the first 100.
 
     `kerasmtl check` looks at all of them.
+
+    Args:
+        manifest: of the user's labels.
+        policy: "error" or "skip", what training does with such rows.
+
+    Raises:
+        ValueError: such files with "error", or nothing but such files.
     """
     absent = manifest.missing_files()
     gone = {fault.line for fault in absent}

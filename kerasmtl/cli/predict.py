@@ -1,5 +1,9 @@
 """`kerasmtl evaluate` and `kerasmtl predict`, with the trained model or an export.
 
+Both take the model of the newest run by default, which `trained_model` loads with its record, and
+an export with --model. Either becomes a `Predictor` (`evaluate`: an `ExportScorer`), so that what
+follows does not depend on it. `export` and `convert` load the trained model here as well.
+
 Modules that import TensorFlow are imported in functions, after options and files are checked: what
 is wrong with a call is said at once.
 """
@@ -113,7 +117,23 @@ def evaluate(
 
 
 def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest, Any, Any]:
-    """Return an export to score, the rows of a part of its run, their batches, its thresholds."""
+    """Return what `evaluate` needs to score an export.
+
+    The rows are those of the run that the export was made of, which model.json names: a later run
+    may have drawn another test split, which has rows that this model was trained on.
+
+    Args:
+        project: whose labels are the truth.
+        folder: of the exported version.
+        part: "train", "val" or "test".
+
+    Returns:
+        The export in place of a model, the rows, their batches, and the thresholds by binary task.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such export, or its tasks are not those of the
+            rows.
+    """
     from kerasmtl.export.description import check_version_folder, read_description
     from kerasmtl.serving.predictor import ExportScorer, export_predictor
 
@@ -180,9 +200,11 @@ def predict(
       kerasmtl predict photos --out predictions.parquet
     """
     absent = [file for file in files if not Path(file).exists()]
+    # Where some exist, those are predicted first, and the others reported with what is invalid.
     if len(absent) == len(files):  # said before TensorFlow and the model are loaded
         _fail([(file, "missing") for file in absent])
     if out is None:
+        # --resume has a default, so that its value cannot tell whether the user gave it.
         context = click.get_current_context()
         for name, option in (("resume", "--no-resume"), ("overwrite", "--overwrite")):
             if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
@@ -206,6 +228,8 @@ def predict(
             progress=not json_,
         )
     except KeyboardInterrupt:
+        # Shards are complete or absent: nothing needs to be cleaned up. 130 is what shells expect
+        # of a command that was interrupted.
         kept = f"What is finished is in {parts_of(out)}; the same command continues from there."
         click.echo(f"\nInterrupted. {kept}", err=True)
         raise SystemExit(130) from None
@@ -230,7 +254,11 @@ def _open(
         image_column: of CSVs that list images.
         id_column: of tables.
 
+    Returns:
+        The model, and the inputs as it takes them.
+
     Raises:
+        FileNotFoundError: the model, its record or a file is absent.
         ValueError: a column that the model's kind of input does not have.
     """
     from kerasmtl.data.inputs import Input
@@ -247,6 +275,7 @@ def _open(
     options = {"column": "--image-column", "id_column": "--id-column"}
     given = {"column": image_column, "id_column": id_column}
     given = {name: column for name, column in given.items() if column is not None}
+    # Only the model says which kind it takes, so that the option cannot be refused any earlier.
     if wrong := set(given) - {*Input.options(predictor.input.kind)}:
         option = options[wrong.pop()]
         raise ValueError(f"{option} must be left out: the model takes {predictor.input.noun}")
@@ -256,7 +285,16 @@ def _open(
 def _predict_all(
     predictor: Predictor, source: Source, batch_size: int
 ) -> list[tuple[str, Prediction | str]]:
-    """Return the name of each input, and what is predicted or why it cannot be used."""
+    """Predict for all inputs in memory, for the terminal.
+
+    Args:
+        predictor: of the model.
+        source: the inputs.
+        batch_size: inputs in one call of the model.
+
+    Returns:
+        In order, the name of each input, and what is predicted or why it cannot be used.
+    """
     from kerasmtl.serving.batch_predict import predict_chunk
     from kerasmtl.serving.predictor import predictions
 
@@ -271,6 +309,15 @@ def _predict_all(
 def _show(
     first: str, predictor: Predictor, found: Sequence[tuple[str, Any]], as_json: bool
 ) -> None:
+    """Print predictions as a table or JSON, then the invalid inputs; with any of those exit with
+    status 1.
+
+    Args:
+        first: the heading of the names.
+        predictor: of the model.
+        found: as `_predict_all` returns it.
+        as_json: JSON has the invalid inputs as well, with their error.
+    """
     good = [(name, each) for name, each in found if not isinstance(each, str)]
     if as_json:
         values = "probabilities" if predictor.input.kind == "image" else "predictions"
@@ -289,7 +336,12 @@ def _show(
 
 
 def _fail(faults: Sequence[tuple[str, str]]) -> None:
-    """Say which inputs cannot be used, by name, and exit with status 1."""
+    """Say which inputs cannot be used, by name, and exit with status 1.
+
+    Args:
+        faults: names, and why. They are printed after all results: a script that reads those has
+            them even if some inputs fail.
+    """
     for name, reason in faults:
         click.echo(f"Error: {name}: {reason}", err=True)
     raise SystemExit(1)
@@ -306,7 +358,18 @@ def _summary(done: Summary) -> str:
 
 
 def trained_model(project: Project, trust: bool) -> keras.Model:
-    """Load the model of the newest run; `trust` runs whatever graph its file brings.
+    """Load the model of the newest run.
+
+    A model file can bring a SavedModel along, whose graph may read and write files of whoever runs
+    it. It is run if its content has the hash that the record of the run has, which start_run wrote
+    beside it from the project's own backbone. Warns if project.toml names another backbone by now.
+
+    Args:
+        project: whose run.
+        trust: run whatever graph the file brings.
+
+    Returns:
+        The model, not compiled.
 
     Raises:
         FileNotFoundError: nothing has been trained yet, or the run has no record.
@@ -319,6 +382,7 @@ def trained_model(project: Project, trust: bool) -> keras.Model:
         )
     of, pin = project.trained().backbone or {}, (settings.backbone_sha256 or "").lower()
     sha256 = of.get("sha256", "").lower()
+    # By content where both are known: the same module may have moved to another folder.
     same = pin == sha256 if pin and sha256 else settings.backbone == of.get("handle")
     if of and not same:
         click.echo(
@@ -334,6 +398,7 @@ def trained_model(project: Project, trust: bool) -> keras.Model:
     try:
         return load_model(path, trust=[f"sha256:{sha256}"] if sha256 else [], compile=False)
     except ValueError as error:
+        # Keras raises the same class for a file that is damaged; only its message tells them apart.
         if "safe_mode" not in str(error):
             raise
         raise ValueError(

@@ -1,6 +1,8 @@
 """The commands around servers: `serve`, `client` and `deploy`.
 
-The options of `serve` are the fields of `ServerConfig`, so that each limit is defined once.
+The options of `serve` are the fields of `ServerConfig`, so that each limit is defined once. `serve`
+needs the packages of kerasmtl[serve], which are imported when it is called; `client` needs neither
+those nor TensorFlow, and `deploy` writes texts alone.
 """
 
 from __future__ import annotations
@@ -38,7 +40,14 @@ USED = {
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for each field of ServerConfig."""
+    """Add an option for each field of ServerConfig.
+
+    Args:
+        command: a function that takes them as keyword arguments.
+
+    Returns:
+        The same function; in the help, options stand in the order of the fields.
+    """
     for field in reversed(fields(ServerConfig)):
         kind, least = type(field.default), field.metadata["min"]
         ranged = click.IntRange if kind is int else click.FloatRange
@@ -72,14 +81,17 @@ def serve(folder: Path | None, project: str, name: str | None, **settings: Any) 
       kerasmtl serve
       kerasmtl serve saved_models/street --port 8080 --access-log
     """
+    # Before the server is imported: it does nothing once a library has set up logging.
     logging.basicConfig(format="%(asctime)s %(levelname)s: %(message)s", level=logging.WARNING)
     config = ServerConfig(**settings)
     logging.getLogger("kerasmtl.serving.access").setLevel(config.access_log and logging.INFO)
     base = folder or load_project(project).export_folder
     chosen = name or _plain_name(base)
+    # The name is a part of paths, in which "/" and ":" mean something else.
     if not re.fullmatch(r"\w[\w.-]*", chosen, flags=re.ASCII):
         raise ValueError(f"`name` must have letters, digits, . _ - alone, got {chosen!r}")
     try:
+        # TensorFlow and the web server are only loaded once all options are right.
         from kerasmtl.serving.server import run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -141,6 +153,7 @@ def client(
     """
     from kerasmtl.serving.client import model_url, predict, protocol_of
 
+    # A URL with a name says its protocol; where both are given they must agree.
     target = model_url(url, protocol or protocol_of(url), name, version)
     names, examples = _examples(target, files, asking)
     rows = predict(target, examples, **asking) if examples else []
@@ -155,7 +168,20 @@ def client(
 def _examples(
     target: str, files: Sequence[str], asking: Mapping[str, Any]
 ) -> tuple[Sequence[str], Sequence[Any]]:
-    """Return the name of each example, and the examples."""
+    """Return what to ask the server about.
+
+    Args:
+        target: the URL of the model.
+        files: of the user, all images or all tables.
+        asking: the options `signature` and `timeout`, among others.
+
+    Returns:
+        The name of each example (the path of an image, FILE:LINE of a row), and the examples as
+        `kerasmtl.serving.client.predict` takes them.
+
+    Raises:
+        ValueError: images and tables are mixed, or tables do not have what the model takes.
+    """
     from kerasmtl.serving.client import is_table, read_rows, table_inputs
 
     tables = [file for file in files if is_table(file)]
@@ -164,6 +190,7 @@ def _examples(
     if len(tables) < len(files):
         other = next(file for file in files if file not in tables)
         raise ValueError(f"`files` must be all tables or all images, got {tables[0]} and {other}")
+    # Only the server knows which columns a row has.
     inputs = table_inputs(target, asking["signature"], asking["timeout"])
     names, rows = [], []
     for file in tables:
@@ -174,7 +201,14 @@ def _examples(
 
 
 def _print(first: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print answers; classes are called by their numbers, since servers do not send names."""
+    """Print answers; classes are called by their numbers, since servers do not send names.
+
+    Args:
+        first: the heading of the names.
+        names: one per answer.
+        rows: by output, a number, a text, or a list of probabilities; "<task>_decision" is shown
+            beside its task.
+    """
 
     def shown(value: Any) -> Any:
         return {str(n): one for n, one in enumerate(value)} if isinstance(value, list) else value
@@ -241,6 +275,8 @@ def deploy(
         raise ValueError(f"{flags(sorted(unused))} cannot be used with --for {target}.")
     chosen = name or _plain_name(base)
     if target == "kserve" and name is None:
+        # Kubernetes' rules for names are stricter than those for folders. A name that the user
+        # gives is not changed, but refused where it breaks them.
         chosen = re.sub(r"[^a-z0-9]+", "-", chosen.lower()).strip("-")
     deployment = Deployment(base, chosen, labels=dict(map(read_label, labels)), **given)
     made = write_deployment(deployment, target, out)
@@ -248,7 +284,17 @@ def deploy(
 
 
 def read_label(text: str) -> tuple[str, int]:
-    """Parse NAME=VERSION; raises ValueError for anything else."""
+    """Parse NAME=VERSION.
+
+    Args:
+        text: one value of --label.
+
+    Returns:
+        The label, and the number of the version.
+
+    Raises:
+        ValueError: anything else.
+    """
     found = re.fullmatch(r"([A-Za-z0-9][\w.-]*)=([0-9]+)", text, flags=re.ASCII)
     if not found:
         raise ValueError(f"`labels` must be NAME=VERSION, such as stable=3, got {text!r}")

@@ -1,4 +1,10 @@
-"""Commands on backbones: `kerasmtl vendor` and `kerasmtl inspect`."""
+"""Commands on backbones: `kerasmtl vendor` and `kerasmtl inspect`.
+
+To vendor a module is to keep its files beside the project, with the hash of their content in
+project.toml: a training next year then starts from the same numbers, whatever becomes of the
+publisher's address, and a file that was exchanged is refused. `vendor` is a function for Python as
+well; the command of this name is `vendor_module`.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +65,7 @@ def vendor(
         ValueError: the handle is wrong or cannot be fetched, its content is another, or
             project.toml cannot be read.
     """
+    # All that can be refused is refused before the download, which may be of gigabytes.
     target = Path(os.path.abspath(os.path.expanduser(directory)))
     if os.path.lexists(target):
         raise FileExistsError(f"`directory` must be a new folder, got {target}, which exists")
@@ -72,12 +79,16 @@ def vendor(
     document = _read(settings) if settings else None
     source = resolve_handle(handle, sha256)
     digest = content_sha256(source)
+    # The copy must have the hash of the source: the cache may be shared, and change meanwhile.
     with atomic_folder(target) as made:
         copy_module(source, made)
         check_content(made, digest, handle)
         sizes = [path.stat().st_size for path in made.rglob("*") if path.is_file()]
+        # Last, so that the sizes are those of the module, and the listing does not list itself.
         (made / SUMS).write_bytes(listing(made))
     if settings and document is not None:
+        # Relative, so that the project can be moved; with "./" where the path would be read as the
+        # name of an embedded module.
         path = Path(os.path.relpath(target, settings.parent)).as_posix()
         _pin(document, handle, f"./{path}" if path in EXTRACTORS else path, digest)
         with atomic_file(settings.resolve()) as written:
@@ -86,7 +97,20 @@ def vendor(
 
 
 def _settings(target: Path, project: str | os.PathLike[str] | None) -> Path | None:
-    """Find the project.toml that is to be pinned."""
+    """Find the project.toml that is to be pinned.
+
+    Args:
+        target: the folder to make.
+        project: the folder of a project, as the user gave it.
+
+    Returns:
+        The file; None if no project is named and there is none above `target`. Folders above the
+        working
+        folder are left alone: they are not what the user is looking at.
+
+    Raises:
+        FileNotFoundError: `project` has no project.toml.
+    """
     if project is None:
         above = [path / FILE for path in target.parents if path.is_relative_to(Path.cwd())]
         return next((path for path in above if path.is_file()), None)
@@ -100,7 +124,13 @@ def _settings(target: Path, project: str | os.PathLike[str] | None) -> Path | No
 
 
 def _read(settings: Path) -> tomlkit.TOMLDocument:
-    """Parse project.toml with its comments and layout; adds [model] if it is absent."""
+    """Parse project.toml with its comments and layout; adds [model] if it is absent.
+
+    tomllib would do for the values, but only tomlkit can write a file back as its author wrote it.
+
+    Raises:
+        ValueError: it is not TOML, or `model` is a single value.
+    """
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
 
@@ -114,7 +144,14 @@ def _read(settings: Path) -> tomlkit.TOMLDocument:
 
 
 def _pin(document: tomlkit.TOMLDocument, handle: str, path: str, sha256: str) -> None:
-    """Set backbone and hash, and the pixel range where the publisher tells it by convention."""
+    """Set backbone and hash, and the pixel range where the publisher tells it by convention.
+
+    Args:
+        document: of project.toml, which is changed.
+        handle: of the module, as the user gave it.
+        path: of its copy, from the folder of project.toml.
+        sha256: of its content.
+    """
     model = document["model"]
     # The lines behind a section's last setting are comments on the next section: they stay last.
     body = getattr(getattr(model, "value", None), "body", [])

@@ -11,8 +11,8 @@
 
 Commands read options, call the library, and print. Two things are theirs alone: errors as one line,
 in the words of the command line (`common.plain_errors`), and speed before the work begins:
-`kerasmtl --help` must not import pandas or TensorFlow, which take seconds, so that `COMMANDS` has its
-lines as text.
+`kerasmtl --help` must not import pandas or TensorFlow, which take seconds, so that `COMMANDS` has
+its lines as text.
 
 Results go to standard output, errors and warnings to standard error, so that results can be piped.
 """

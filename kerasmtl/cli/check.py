@@ -151,8 +151,8 @@ class Check:
     def text(self) -> str:
         """Return tables and sentences, for a terminal.
 
-        What concerns all rows stands first, single rows stand last, where a long list pushes
-        nothing out of sight.
+        From what concerns all rows to single ones; the last line counts the rows that cannot be
+        used.
         """
         count, noun = len(self.manifest), self.manifest.input.noun
         grouped = self.audit.tasks.groupby(["policy", "reason"], sort=False)

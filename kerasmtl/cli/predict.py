@@ -1,8 +1,9 @@
 """`kerasmtl evaluate` and `kerasmtl predict`, with the trained model or an export.
 
 Both take the model of the newest run by default, which `trained_model` loads with its record, and
-an export with --model. Either becomes a `Predictor` (`evaluate`: an `ExportScorer`), so that what
-follows does not depend on it. `export` and `convert` load the trained model here as well.
+an export with --model. `predict` makes a `Predictor` of either, and `evaluate` scores an export by
+an `ExportScorer`, so that what follows does not depend on it. `export` and `convert` load the
+trained model with `trained_model` as well.
 
 Modules that import TensorFlow are imported in functions, after options and files are checked: what
 is wrong with a call is said at once.
@@ -309,8 +310,7 @@ def _predict_all(
 def _show(
     first: str, predictor: Predictor, found: Sequence[tuple[str, Any]], as_json: bool
 ) -> None:
-    """Print predictions as a table or JSON, then the invalid inputs; with any of those exit with
-    status 1.
+    """Print predictions as a table or JSON; exit with status 1 if there are invalid inputs.
 
     Args:
         first: the heading of the names.

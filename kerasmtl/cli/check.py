@@ -1,9 +1,9 @@
 """`kerasmtl check` finds what is wrong with a labels file, and says what its labels suffice for.
 
-`Check` collects everything first, then prints it as text or JSON, so that both say the same. What
-is wrong with single rows or tasks makes the exit status 1, for scripts; leaks and advice do not,
-since only the user knows whether they matter. A file that cannot be read at all is an error as in
-training.
+`Check` collects everything first, then shows it as text or JSON, so that both say the same. Rows
+and tasks that cannot be used make the exit status 1, for scripts (rows do not where training skips
+them); leaks and advice do not, since only the user knows whether they matter. A file that cannot be
+read at all is an error as in training.
 """
 
 from __future__ import annotations

@@ -251,8 +251,8 @@ def _context(
         tell(columns_text(manifest))
         _check_files(manifest, given.get("_on_invalid_image", "error"))
         _check_tasks(manifest)
-        # Written out though they could be inferred again: a column that is added later does
-        # not become a task.
+        # Written out though they could be inferred again: a column that is added later does not
+        # become a task.
         given.setdefault("_tasks", [task.name for task in manifest.tasks])
     if "backbone" in template.context:
         handle = _backbone(given.pop("backbone", None), own, tell)

@@ -2,7 +2,7 @@
 
 The options of `serve` are the fields of `ServerConfig`, so that each limit is defined once. `serve`
 needs the packages of kerasmtl[serve], which are imported when it is called; `client` needs neither
-those nor TensorFlow, and `deploy` writes texts alone.
+those nor TensorFlow, and `deploy` only writes text files.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def serve(folder: Path | None, project: str, name: str | None, **settings: Any) 
       kerasmtl serve
       kerasmtl serve saved_models/street --port 8080 --access-log
     """
-    # Before the server is imported: it does nothing once a library has set up logging.
+    # Before the server is imported: `basicConfig` does nothing once a library has set up logging.
     logging.basicConfig(format="%(asctime)s %(levelname)s: %(message)s", level=logging.WARNING)
     config = ServerConfig(**settings)
     logging.getLogger("kerasmtl.serving.access").setLevel(config.access_log and logging.INFO)

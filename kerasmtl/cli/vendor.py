@@ -105,8 +105,7 @@ def _settings(target: Path, project: str | os.PathLike[str] | None) -> Path | No
 
     Returns:
         The file; None if no project is named and there is none above `target`. Folders above the
-        working
-        folder are left alone: they are not what the user is looking at.
+        working folder are left alone: they are not what the user is looking at.
 
     Raises:
         FileNotFoundError: `project` has no project.toml.

@@ -31,10 +31,9 @@ def coverage(labels: np.ndarray, tasks: Sequence[Task]) -> pd.DataFrame:
         tasks: of the columns of `labels`.
 
     Returns:
-        Indexed by task: kind, known, positive, negative, share. With tasks of other kinds than
-            binary,
-        also `classes`, the rows of each by name, `mean` and `std`; what a kind does not have is NA.
-        A soft label is neither positive nor negative.
+        A row per task, with kind, known, positive, negative and share (0 to 1). With tasks of other
+        kinds than binary, also `classes`, the rows of each by name, `mean` and `std`; what a kind
+        does not have is NA. A soft label is neither positive nor negative.
     """
     known = (~np.isnan(labels)).sum(axis=0)
     table = pd.DataFrame(

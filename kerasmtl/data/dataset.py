@@ -4,9 +4,9 @@
 
 The order is not that of `Dataset.shuffle`, whose buffer cannot be restored and which never mixes
 more rows than it holds: `permutation` computes it from seed and epoch, and a `tf.Variable` counts
-the epochs. Row numbers travel with the inputs, so that labels are gathered last, and errors and
-augmentation know the row. `Source` describes a data set to those who need more than its batches:
-the feature cache, the resuming of runs, and messages of bad images.
+the epochs. Row numbers travel with the inputs: labels are gathered last, and errors name the row.
+`Source` describes a data set to those who need more than its batches: the feature cache, the
+resuming of runs, and messages of bad images.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Source(ABC):
         """Return `inputs`, each row augmented: the same in every call with this view, from 0.
 
         Args:
-            view: which of the variations; views differ in their draws alone.
+            view: the number of the variation; views differ only in their draws.
             batch_size: rows per batch; changes nothing else.
         """
 
@@ -98,7 +98,7 @@ _SOURCES: weakref.WeakKeyDictionary[Any, Source] = weakref.WeakKeyDictionary()
 
 
 def register(dataset: tf.data.Dataset, source: Source) -> tf.data.Dataset:
-    """Return the data set, of which `source_of` henceforth knows the source.
+    """Register the source of a data set, for `source_of`, and return the data set.
 
     The entry lives as long as the object does: the keys are weak references.
     """
@@ -379,8 +379,8 @@ def _on_disk(source: ManifestSource, folder: str | os.PathLike[str]) -> tf.data.
     stored, spec = _stored(source, Path(folder)), source.input.spec
 
     def read(epochs: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # By NumPy's memory map, which reads the rows of a batch alone; what it has read takes no
-        # memory that the system could not have back.
+        # By NumPy's memory map, which reads only the rows of a batch; the system may drop the pages
+        # again when it needs memory.
         inputs = tf.numpy_function(lambda at: stored[at], [rows], spec.dtype, stateful=False)
         return epochs, tf.ensure_shape(inputs, spec.shape), rows
 

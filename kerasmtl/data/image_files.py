@@ -77,7 +77,7 @@ def image_fault(image: str | os.PathLike[str] | bytes) -> str | None:
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
-    """Read a file; an OSError is told apart by `image_fault`."""
+    """Read a file whole."""
     with open(path, "rb") as file:
         return file.read()
 

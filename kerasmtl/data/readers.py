@@ -358,7 +358,7 @@ def read_npz(path: Path, packed_bits: bool = False) -> LabelsFile:
     """
     file_format(path)
     try:
-        # A pickle runs code when it is read: files of strangers are data alone.
+        # A pickle runs code when it is read; a file from a stranger must not.
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
     except Exception as error:  # NumPy, zipfile and zlib each raise errors of their own

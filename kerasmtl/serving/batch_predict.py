@@ -106,7 +106,7 @@ class FileSource:
     def chunks(self, size: int) -> Iterator[Chunk]:
         """Yield all inputs, at most `size` at a time.
 
-        The files are listed lazily: a folder of millions is never in memory as a whole.
+        Folders and lists are read as chunks are asked for, and not all at once.
 
         Args:
             size: inputs per chunk; only the last one has fewer.
@@ -361,8 +361,7 @@ def predict_chunk(
 
     for start in range(0, len(chunk), batch_size):
         predict(start, min(start + batch_size, len(chunk)))
-    # A call of the model is only known to have worked once its outputs are here: where all inputs
-    # are invalid, there are not even names of outputs.
+    # Where all inputs are invalid, there are no outputs, and their names are not known either.
     names = parts[0] if parts else ()
     return rows, {n: np.concatenate([part[n] for part in parts]) for n in names}, reasons
 
@@ -424,8 +423,8 @@ def predict_to_file(
     batch_size = check_count("batch_size", batch_size or predictor.batch_size)
     size = check_count("shard_size", shard_size or source.shard)
     columns = _columns(predictor, source)
-    # Listed twice: once to be counted, which checks all tables before the model is called, and once
-    # to be predicted. Nothing but the counts is kept.
+    # Listed twice: once to be counted, which finds malformed files before the model is called, and
+    # once to be predicted. Nothing but the counts is kept.
     total = sum(map(len, source.chunks(size)))
     if not total:
         raise ValueError("`files` must have at least one input, got none")

@@ -29,8 +29,7 @@ class ServerConfig:
     """Address, limits, batching and reloading of a server.
 
     The command line is generated from these fields: their names, types, defaults and texts. The
-    defaults suit a server that strangers can reach: `max_body` times `max_queue` bounds the memory
-    that requests take.
+    request bodies in memory are bounded by `max_body` times `max_queue`, whoever sends them.
 
     Example:
         >>> config = ServerConfig(max_body=0.5, batch_size=8)

@@ -1,8 +1,8 @@
 """Errors of requests, with their HTTP status and one sentence for the client.
 
-`protocols` and `versions` raise them, `batching` splits batches by them, and `server` turns them
-into answers. Anything else that is raised is an error of the server: status 500, a traceback in the
-log, and nothing of it in the answer.
+`served_model`, `protocols` and `versions` raise them, `batching` splits batches by them, and
+`server` turns them into answers. Anything else that is raised is an error of the server: status
+500, a traceback in the log, and nothing of it in the answer.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ whose script asks `:predict` of this server as any client does. What the page kn
 (inputs, tasks, examples) travels in it as JSON.
 
 Names of models, tasks and columns may come from strangers' files: as text they are escaped, and a
-script among them would not run, since the headers allow the page's own script alone.
+script among them would not run, since the headers allow only the page's own script.
 """
 
 from __future__ import annotations

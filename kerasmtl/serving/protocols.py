@@ -137,9 +137,9 @@ def to_numbers(value: Any, dtype: np.dtype, where: str) -> np.ndarray:
         array([ 1., nan], dtype=float32)
     """
     try:
-        # NumPy finds the type: a list that mixes numbers with text becomes text, one with null
-        # objects, and lists of unequal lengths raise. So the kind of the array tells whether all
-        # values were numbers.
+        # NumPy finds the type: numbers among which there is text become text, with null among them
+        # they become objects, and lists of unequal lengths raise. So the kind of the array says
+        # whether all values are numbers, where true and false among numbers count as 1 and 0.
         found = np.asarray(value)
     except (ValueError, OverflowError):
         raise RequestError(f"{where} must hold numbers, in lists of equal lengths.") from None
@@ -208,7 +208,7 @@ def to_examples(signature: Signature, inputs: Arrays) -> Examples:
 
 
 def _values(value: Any, tensor: Tensor, where: str, base64_text: bool = False) -> np.ndarray:
-    """Convert the JSON value of an input by its type; nested as deep as its shape and the batch."""
+    """Convert the JSON value of an input by its type; its shape is checked by `to_examples`."""
     if tensor.dtype == "string":
         return to_strings(value, where, 1 + len(tensor.shape), base64_text)
     return to_numbers(value, np.dtype(tensor.dtype), where)

@@ -203,8 +203,8 @@ class ModelServer:
         if self.busy >= self.config.max_queue:
             message = f"The server is busy with {self.busy} requests. Try again."
             raise RequestError(message, 503, retry_after=1)
-        # Counted before the body is read, so that memory is bounded by `max_queue` times
-        # `max_body`. No await lies between the check and this line.
+        # Counted before the body is read, so that the bodies in memory are bounded by `max_queue`
+        # times `max_body`. No await lies between the check and this line.
         self.busy += 1
         try:
             data = await read_body(request, self.config.max_bytes)

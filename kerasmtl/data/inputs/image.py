@@ -1,9 +1,9 @@
 """`Image`, the input kind of image files.
 
 It ties together what concerns images: `image_files` finds invalid ones with Pillow, `images`
-decodes in the graph, `leaks` looks for near-duplicates, and `augmentation` varies them. Paths, and
-not pixels, are the values of a manifest; pixels exist per batch alone. TensorFlow is imported in
-the methods that need it, so that to read and check a labels file takes no seconds of import.
+decodes in the graph, `leaks` looks for near-duplicates, and `augmentation` varies them. The values
+of a manifest are paths; pixels are only in memory batch by batch, or in a cache. TensorFlow is
+imported in the methods that need it: a labels file is read and checked without it.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class Image(Input):
         root = self._root(file.source.parent)
         wrong, must = images[images == ""], "the path of an image"
         if wrong.empty and not self.allow_outside:
-            # With a separator at the end, or /data would count as the root of /database. Links are
-            # followed: what is compared is the path as written, without "..".
+            # With a separator at the end, or /data would count as the root of /database. Symbolic
+            # links are not resolved: what is compared is the path as written, without "..".
             inside = os.path.join(root, "")
             whole = [os.path.normpath(os.path.join(root, image)) for image in images]
             wrong = images[[not path.startswith(inside) for path in whole]]

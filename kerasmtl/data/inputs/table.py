@@ -132,8 +132,7 @@ class Table(Input):
 
         Args:
             file: the cells of the labels file.
-            taken: its columns that are tasks, splits or groups; never features, unless they are
-                named so.
+            taken: its columns that are tasks, splits or groups, and thus not features.
 
         Returns:
             This input with the names of its columns; values (rows, columns) float32, NaN = missing;

@@ -1,4 +1,13 @@
-"""`Input`, the base class of all kinds of model input, from a labels file to a served model."""
+"""`Input`, the base class of all kinds of model input, from a labels file to a served model.
+
+`Image` and `Table` are the kinds that the library brings; a user's subclass is one more, without
+changes anywhere else. Who calls what:
+
+- `Manifest.from_csv`: `open`, `claimed`, `infer_tasks`, `read`, `known_by`, `columns`;
+- `Manifest`, for its checks: `identical`, `identities`, `near_duplicates`, `absent`, `faults`;
+- `make_dataset`: `sized`, `batches`, `augmentation`, and `load` and `prepare` by way of `batches`;
+- exports and predictors: `for_model`, `signatures`, `load`, `prepare`, `described`, `config`.
+"""
 
 from __future__ import annotations
 
@@ -118,15 +127,37 @@ class Input(ABC):
     # From a labels file to values.
 
     def open(self, source: Path, encoding: str = "utf-8") -> LabelsFile:
-        """Read the cells of a labels file."""
+        """Read the cells of a labels file.
+
+        Args:
+            source: the file.
+            encoding: of a CSV.
+
+        Raises:
+            FileNotFoundError: the file is absent.
+            ValueError: it is malformed.
+        """
         return read_labels_file(source, encoding)
 
     def claimed(self) -> dict[str, tuple[str, ...]]:
-        """Return the columns that the user named for this input, by the name of the argument."""
+        """Return the columns that the user named for this input.
+
+        Returns:
+            By the name of the argument, for messages. These columns are not tasks, and cannot be
+            splits or groups as well.
+        """
         return {}
 
     def infer_tasks(self, cells: pd.DataFrame, source: Path) -> tuple[Task, ...]:
-        """Find the tasks, where the user names none, among columns that nothing else claims."""
+        """Find the tasks, where the user names none, among columns that nothing else claims.
+
+        Args:
+            cells: (rows, columns) of these columns.
+            source: the file, for messages.
+
+        Raises:
+            ValueError: no column looks like a task.
+        """
         return infer_tasks(cells, source)
 
     @abstractmethod
@@ -142,7 +173,17 @@ class Input(ABC):
         """
 
     def adopt(self, values: Any) -> tuple[Self, np.ndarray]:
-        """Check values in memory, (rows, …); returns this input, completed, and the values."""
+        """Check values in memory, which do not come from a file.
+
+        Args:
+            values: (rows, …), what the user gives `Manifest.from_arrays`.
+
+        Returns:
+            This input, completed by what the values say, and the values, (rows, …).
+
+        Raises:
+            ValueError: the values are not inputs of this kind.
+        """
         return self, np.asarray(values)
 
     def like(self, trained: Input) -> Input:
@@ -162,13 +203,26 @@ class Input(ABC):
         return trained
 
     def select(self, values: np.ndarray, trained: Input) -> np.ndarray:
-        """Return the part of these values that a trained model's input takes."""
+        """Return the part of these values that a trained model's input takes.
+
+        Args:
+            values: (rows, …) of this input.
+            trained: the input of the model.
+        """
         return values
 
     # Rows and their content.
 
     def known_by(self, names: np.ndarray) -> np.ndarray:
-        """Return one key for all ways to write the name of a row, (rows,)."""
+        """Return one key for all ways to write the name of a row.
+
+        Args:
+            names: (rows,) str.
+
+        Returns:
+            (rows,), the same for rows that are the same; it must not depend on the machine, as a
+            split by hash and the record of a run go by it.
+        """
         return names
 
     def identical(self, values: np.ndarray) -> np.ndarray:
@@ -184,7 +238,16 @@ class Input(ABC):
     def near_duplicates(
         self, values: np.ndarray, parts: np.ndarray, progress: Callable[[], None] | None
     ) -> Iterable[tuple[int, int]]:
-        """Find pairs of rows in different parts that are nearly the same."""
+        """Find pairs of rows in different parts that are nearly the same.
+
+        Args:
+            values: (rows, …).
+            parts: (rows,), the part of each row.
+            progress: called once per row that is looked at; None where nobody looks.
+
+        Returns:
+            Pairs of row numbers.
+        """
         return ()
 
     def columns(self, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -199,17 +262,39 @@ class Input(ABC):
         return {}
 
     def absent(self, values: np.ndarray) -> dict[int, str]:
-        """Say why rows cannot be used, by row, as far as no file must be opened for it."""
+        """Say why rows cannot be used, as far as no file must be opened for it.
+
+        Args:
+            values: (rows, …).
+
+        Returns:
+            By row, the reason; other rows are left out.
+        """
         return {}
 
     def faults(
         self, values: np.ndarray, progress: Callable[[], None] | None = None
     ) -> dict[int, str]:
-        """Say why rows cannot be used, by row; opens all, and calls `progress` per row."""
+        """Say why rows cannot be used; opens every file.
+
+        Args:
+            values: (rows, …).
+            progress: called per row.
+
+        Returns:
+            By row, the reason, which completes "the file is …"; other rows are left out.
+        """
         return {}
 
     def content_sha256(self, values: np.ndarray) -> str:
-        """Hash the content of all rows, in order, and what prepares them."""
+        """Hash the content of all rows, in order, and what prepares them.
+
+        The hash is the key of cached inputs and features, and tells a resumed run whether its data
+        are the same.
+
+        Args:
+            values: (rows, …).
+        """
         whole = hashlib.sha256(repr((self.config(), values.shape, str(values.dtype))).encode())
         if values.dtype == object:
             for row in values.ravel():
@@ -221,13 +306,23 @@ class Input(ABC):
     # From values to model input.
 
     def sized(self, size: Any) -> Input:
-        """Return this input at a size, of kinds that have one."""
+        """Return this input at a size, of kinds that have one.
+
+        Args:
+            size: as the user gives it to `make_dataset`; None for the default.
+
+        Raises:
+            ValueError: an invalid size, or any for a kind without one.
+        """
         if size is not None:
             raise ValueError(f"`size` must be None for {self.noun}, got {size!r}")
         return self
 
     def for_model(self, model: keras.Model) -> Input:
         """Return this input as a model takes it.
+
+        Args:
+            model: with one input.
 
         Raises:
             ValueError: the model takes something else.
@@ -246,11 +341,25 @@ class Input(ABC):
         """The shape and dtype of one batch of model input; the first axis is None."""
 
     def load(self, values: np.ndarray) -> np.ndarray:
-        """Return raw inputs, (rows, …), as a client sends them, such as the bytes of files."""
+        """Read raw inputs, as a client sends them.
+
+        Args:
+            values: (rows, …), as `read` or `adopt` returned them.
+
+        Returns:
+            (rows, …), such as the bytes of files as objects.
+        """
         return values
 
     def prepare(self, raw: tf.Tensor) -> tf.Tensor:
-        """Turn a batch of raw inputs into model input, in the graph of training and of exports."""
+        """Turn raw inputs into model input, in the graph of training and of exports alike.
+
+        Args:
+            raw: (batch, …), a tensor of what `load` returns.
+
+        Returns:
+            A tensor of the shape and dtype of `spec`.
+        """
         return raw
 
     def batches(
@@ -281,7 +390,14 @@ class Input(ABC):
         return rows.map(as_written(gather), tf.data.AUTOTUNE, deterministic=deterministic)
 
     def augmentation(self, augment: Any) -> keras.layers.Layer | None:
-        """Return the layer that varies model input in training; None for None."""
+        """Return the layer that varies model input in training; None for None.
+
+        Args:
+            augment: as the user gives it to `make_dataset`.
+
+        Raises:
+            TypeError, ValueError: this kind cannot be augmented like that.
+        """
         if augment is not None:
             raise ValueError(f"`augment` must be None for {self.noun}, got {augment!r}")
         return None
@@ -293,7 +409,7 @@ class Input(ABC):
         """Return the signatures of an exported model, "serving_default" first."""
 
     def signature(self, name: str) -> Signature:
-        """Return the signature of this name."""
+        """Return the signature of an exported model by its name, one of `signatures`."""
         return next(each for each in self.signatures() if each.name == name)
 
     @property
@@ -308,7 +424,10 @@ class Input(ABC):
     # Persistence.
 
     def config(self) -> dict[str, Any]:
-        """Return this input as JSON takes it, for model.json and a run's record."""
+        """Return this input as JSON takes it, for model.json and a run's record.
+
+        `from_config` makes the same input of it; "arguments" is for servers, and not read again.
+        """
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
         return {"kind": self.kind, **plain, "arguments": self.arguments}
@@ -332,6 +451,13 @@ class Input(ABC):
 
     @staticmethod
     def options(kind: str | None) -> tuple[str, ...]:
-        """Return the names of the options of a kind; raises ValueError for unknown ones."""
+        """Return the names of the options of a kind, which are the fields of its class.
+
+        Args:
+            kind: such as "image".
+
+        Raises:
+            ValueError: there is no such kind.
+        """
         check_choice("kind", kind, Input._kinds)
         return tuple(field.name for field in fields(Input._kinds[kind]))

@@ -211,6 +211,9 @@ class Project(Settings):
         Args:
             trainable: whether fitting changes it.
 
+        Returns:
+            A `HubLayer` of a SavedModel, or a model of keras.applications or KerasHub.
+
         Raises:
             ValueError: it is unknown or unreachable, cannot be trained, or differs from the pin.
         """
@@ -362,6 +365,9 @@ class Project(Settings):
             rows: of the manifest.
             model: whose input decides the size of images.
             training: shuffle them, and augment them if project.toml says so.
+
+        Returns:
+            Batches of inputs and labels, as `make_dataset` describes them.
 
         Raises:
             ValueError: the model takes another kind of input.

@@ -53,11 +53,14 @@ def vendor(
     also `input_range = [0, 1]`, the convention of their image modules, unless it is there.
 
     Args:
-        handle: what `resolve_handle` takes; no keras.applications name.
+        handle: what `resolve_handle` takes; not a keras.applications name.
         directory: the folder to make.
         project: the folder of the project.toml to pin; by default it is looked for above
             `directory`, up to the working folder. Its comments and layout are kept.
         sha256: what the module's content hash must be, if it is known.
+
+    Returns:
+        The copy: its folder, hash and size, and the project.toml that was pinned, if any.
 
     Raises:
         FileExistsError: `directory` exists; nothing is changed.

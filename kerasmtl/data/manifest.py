@@ -240,7 +240,11 @@ class Manifest:
         return replace(self, **{n: a if a is None else a[rows] for n, a in arrays.items()})
 
     def where(self, row: int) -> str:
-        """Return the place of a row, for messages: file, line and name."""
+        """Return the place of a row, for messages: file, line and name.
+
+        Args:
+            row: its number in this manifest, from 0.
+        """
         return f"{self.source}, {place(self.source)} {self.lines[row]}: {self.names[row]!r}"
 
     def keys(self) -> np.ndarray:
@@ -262,7 +266,8 @@ class Manifest:
     def audit(self) -> Audit:
         """Find what the known labels say about the missing ones, and what to do about it.
 
-        The first split is that of the file's own column, if it has one.
+        Where the file has a split column, it also tells whether the part predicts that a label is
+        missing.
         """
         return audit(self.labels, self.tasks, self.splits)
 
@@ -271,7 +276,11 @@ class Manifest:
         return class_faults(self.labels, self.tasks)
 
     def check_classes(self) -> None:
-        """Warn of tasks with one class only; raise ValueError for tasks with no known label."""
+        """Warn of tasks with one class only.
+
+        Raises:
+            ValueError: a task has no known label.
+        """
         check_classes(self.labels, self.tasks, self.source)
 
     def missing_files(self) -> list[Fault]:
@@ -279,7 +288,16 @@ class Manifest:
         return self._faults(self.input.absent(self.values))
 
     def faults(self, progress: Callable[[], None] | None = None) -> list[Fault]:
-        """Find the rows whose input cannot be used; calls `progress` per row looked at."""
+        """Find the rows whose input cannot be used.
+
+        Of images, every file is read and decoded.
+
+        Args:
+            progress: called per row, from several threads.
+
+        Returns:
+            Line, name and reason of each such row, in the order of the rows.
+        """
         return self._faults(self.input.faults(self.values, progress))
 
     def _faults(self, found: dict[int, str]) -> list[Fault]:

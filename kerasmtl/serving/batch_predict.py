@@ -173,7 +173,7 @@ class FileSource:
 
 
 class RowSource:
-    """The rows of CSV, Parquet and NPZ files: CSV and Parquet bit by bit, NPZ at once.
+    """The rows of CSV, Parquet and NPZ files: CSV and Parquet piece by piece, NPZ at once.
 
     Rows are called by the input's `id_column`, if it has one, or else FILE:LINE. Has the methods
     and attributes of `FileSource`.
@@ -368,7 +368,7 @@ def predict_chunk(
 
 @dataclass(frozen=True)
 class Summary:
-    """What `predict_to_file` did.
+    """The result of `predict_to_file`.
 
     Attributes:
         out: the file.

@@ -35,7 +35,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is to be served, and how.
+    """Describes what is to be served, and how.
 
     Args:
         base: the folder of the versions.
@@ -43,7 +43,8 @@ class Deployment:
         labels: by label the number of a version; the versions that have one are loaded. By default
             "stable", the newest version.
         tag: of the image tensorflow/serving.
-        port: of REST on this machine; `grpc_port` of gRPC.
+        port: of REST on this machine.
+        grpc_port: of gRPC on this machine.
         batch_size: examples in one call of the model; 1 calls it for each request alone.
         storage_uri: where KServe finds the folder: gs://…, s3://…, pvc://CLAIM/PATH.
 

@@ -95,7 +95,7 @@ def _template() -> Template:
 
 
 def _takes_files(model: ServedModel, signature: Signature) -> bool:
-    """Whether an example is an image file; without model.json, whether it is bytes."""
+    """Return whether an example is an image file; without model.json, whether it is bytes."""
     given = model.description.get("input")
     if given:
         return given.get("kind") == "image"
@@ -120,7 +120,7 @@ def _inputs(model: ServedModel, signature: Signature) -> list[dict[str, Any]]:
 
 
 def _several(task: Mapping[str, Any], signature: Signature) -> bool:
-    """Whether the task has a probability for each of its classes."""
+    """Return whether the task has a probability for each of its classes."""
     output = signature.outputs.get(task["name"])
     return output is not None and len(output.shape) == 1 and output.shape[0] != 1
 

@@ -56,7 +56,7 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """How many inputs are predicted in one call by default."""
+        """The number of inputs that are predicted in one call by default."""
         return 1024 if self.input.in_memory else 32
 
 

@@ -39,6 +39,10 @@ TF_TYPES = {"float16": "HALF", "float32": "FLOAT", "float64": "DOUBLE"}
 def parse_body(body: bytes) -> dict[str, Any]:
     """Parse the JSON object of a request.
 
+    Args:
+        body: as it arrived; deeply nested JSON is refused like malformed JSON, and not an error of
+            the server.
+
     Raises:
         RequestError: the body is not JSON, or another value than an object.
     """
@@ -114,7 +118,15 @@ def _to_bytes(value: Any, where: str, depth: int, base64_text: bool) -> Any:
 
 
 def from_base64(text: Any, where: str) -> bytes:
-    """Decode base64 of the standard alphabet; raises RequestError for anything else."""
+    """Decode base64 of the standard alphabet.
+
+    Args:
+        text: from JSON, of any type.
+        where: the name of the value in messages.
+
+    Raises:
+        RequestError: anything else.
+    """
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError):
@@ -226,7 +238,7 @@ def _with_nan(found: np.ndarray) -> np.ndarray:
 
 
 def _dims(tensor: Tensor) -> list[int]:
-    """The shape with the batch, -1 = any length."""
+    """Return the shape with the batch, -1 = any length."""
     return [-1, *(-1 if length is None else length for length in tensor.shape)]
 
 
@@ -475,7 +487,7 @@ def _array(given: Mapping[str, Any], tensor: Tensor) -> np.ndarray:
 
 
 def _is_base64(given: Mapping[str, Any], tensor: Tensor) -> bool:
-    """Whether the strings of a tensor are base64, as its content_type says."""
+    """Return whether the strings of a tensor are base64, as its content_type says."""
     kind = _parameters(given).get("content_type", "str")
     # Names that end in _bytes hold bytes, as in TensorFlow Serving: as text they would be garbage.
     allowed = ("base64",) if tensor.name.endswith("_bytes") else ("base64", "str")

@@ -58,7 +58,7 @@ def prepare(model: ServedModel) -> None:
 
 
 def _close(received: Any, wanted: Any) -> bool:
-    """Whether JSON values are the same, numbers within TOLERANCE; more outputs do not matter."""
+    """Return whether JSON values agree, numbers within TOLERANCE; further outputs do not matter."""
     try:
         if isinstance(wanted, dict):
             return all(_close(received[key], value) for key, value in wanted.items())

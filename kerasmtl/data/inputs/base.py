@@ -1,7 +1,7 @@
 """`Input`, the base class of all kinds of model input, from a labels file to a served model.
 
-`Image` and `Table` are the kinds that the library brings; a user's subclass is one more, without
-changes anywhere else. Who calls what:
+`Image` and `Table` are the kinds that the library brings; a user's subclass is found by its `kind`
+as they are. Who calls what:
 
 - `Manifest.from_csv`: `open`, `claimed`, `infer_tasks`, `read`, `known_by`, `columns`;
 - `Manifest`, for its checks: `identical`, `identities`, `near_duplicates`, `absent`, `faults`;

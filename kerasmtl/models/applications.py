@@ -1,4 +1,10 @@
-"""Backbones from keras.applications, with the preprocessing of the family built in."""
+"""Backbones from keras.applications, with the preprocessing of the family built in.
+
+Their `preprocess_input` differs from family to family (scaling to [-1, 1], ImageNet means, none at
+all) and all of them expect pixels in [0, 255]. `application` puts it into the graph, so that every
+model of this package takes [0, 1] and no caller has to know the family. `backbones.load_backbone`
+and `inspection.summary` call it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +28,10 @@ IMAGENET_SPREAD = (0.229, 0.224, 0.225)
 
 
 def is_application(name: str) -> bool:
-    """Return whether keras.applications has a model of that name."""
+    """Return whether keras.applications has a model of that name.
+
+    Functions only: `keras.applications` also has modules, such as `mobilenet_v2`.
+    """
     return name.isidentifier() and callable(getattr(keras.applications, name, None))
 
 
@@ -46,7 +55,11 @@ def parse_application(handle: str) -> tuple[str, str] | None:
 
 
 def application_size(name: str) -> tuple[int, int]:
-    """Return the (height, width) that a keras.applications model was trained for."""
+    """Return the (height, width) that a keras.applications model was trained for.
+
+    224 where the table of exceptions says nothing. The network takes other sizes as well (NASNet's
+    excepted), but its features are best near the size of its training.
+    """
     return (SIZES.get(name, IMAGE_SIZE),) * 2
 
 
@@ -65,6 +78,10 @@ def application(
             function returned.
         trainable: whether fitting changes it.
 
+    Returns:
+        A model of two parts, `preprocess_input` and the network with its average pooling. Both have
+        the same `trainable`.
+
     Raises:
         ValueError: no such model, or weights that cannot be downloaded or do not fit.
     """
@@ -82,7 +99,11 @@ def application(
 
 
 def _network(name: str, weights: str | None) -> keras.Model:
-    """Build the bare network, with its ImageNet weights if asked for."""
+    """Build the bare network, with its ImageNet weights if asked for.
+
+    Raises:
+        ValueError: the weights cannot be downloaded. Other errors are those of Keras.
+    """
     build = getattr(keras.applications, name)
     try:
         with warnings.catch_warnings():
@@ -100,7 +121,11 @@ def _network(name: str, weights: str | None) -> keras.Model:
 
 
 def _load(file: str, network: keras.Model, model: keras.Model, name: str) -> None:
-    """Load a file of the network's weights or of the whole model's."""
+    """Load a file of the network's weights or of the whole model's.
+
+    The network is tried first, since that is the form of Keras' own files; a file of the whole
+    model, as `save_weights` writes it, has one more level of names.
+    """
     if not os.path.isfile(file):
         raise ValueError(
             f"`weights` of keras.applications.{name} must be 'imagenet' or a file, got {file!r}"
@@ -129,7 +154,10 @@ def _load(file: str, network: keras.Model, model: keras.Model, name: str) -> Non
 
 
 def _family(name: str) -> ModuleType:
-    """Return the module of the model's `preprocess_input`."""
+    """Return the module of the model's `preprocess_input`.
+
+    The function is looked up by its module, since `keras.applications` itself does not list it.
+    """
     if name.startswith("MobileNetV3"):  # whose module lacks the models
         return keras.applications.mobilenet_v3
     for _, module in inspect.getmembers(keras.applications, inspect.ismodule):

@@ -1,4 +1,10 @@
-"""Backbones by handle: embedded, keras.applications, KerasHub presets, or a SavedModel."""
+"""Backbones by handle: embedded, keras.applications, KerasHub presets, or a SavedModel.
+
+`load_backbone` is the one place that tells handles apart: `build_model`, `Project.load_backbone`
+and `kerasmtl inspect` all call it. What it returns is a `HubLayer` or a `keras.Model`, and the
+functions that follow find such backbones again inside a built model, for freezing, layer groups and
+the feature cache.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +44,10 @@ def load_backbone(
         trainable: whether fitting changes it; only for a handle.
         sha256: of the content of a SavedModel, as `kerasmtl vendor` pins it; any other is refused.
         input_range: (low, high) of the pixels of a SavedModel, as for `HubLayer`.
+
+    Returns:
+        A `HubLayer` for a SavedModel, else a `keras.Model`, which gets the attributes `handle` and,
+        where it is known, `image_size`. Neither attribute is saved with a model.
 
     Raises:
         ValueError: the handle is unknown, unreachable, or cannot be trained.
@@ -87,6 +97,9 @@ def default_image_size(backbone: keras.Model | HubLayer) -> tuple[int, int] | No
 def backbone_layers(model: keras.Model) -> list[keras.Model | HubLayer]:
     """Return the backbones inside a model: its hub layers, or the nested model with weights.
 
+    Args:
+        model: as `build_model` makes it.
+
     Raises:
         ValueError: there is none, or several nested models could be it.
 
@@ -106,7 +119,17 @@ def backbone_layers(model: keras.Model) -> list[keras.Model | HubLayer]:
 
 
 def backbones_in(model: keras.Model) -> list[keras.Model | HubLayer]:
-    """Return the backbones as `backbone_layers` does; an empty list if there is none."""
+    """Return the backbones as `backbone_layers` does; an empty list if there is none.
+
+    Hub layers come first: a model that has some may also contain other nested models with weights,
+    such as a head. Layers inside nested models are not searched.
+
+    Args:
+        model: as `build_model` makes it, or any other.
+
+    Raises:
+        ValueError: several nested models with weights, and no `HubLayer`.
+    """
     hubs = [layer for layer in model.layers if isinstance(layer, HubLayer)]
     if hubs:
         return hubs
@@ -120,7 +143,10 @@ def backbones_in(model: keras.Model) -> list[keras.Model | HubLayer]:
 
 
 def backbone_names(model: keras.Model) -> list[str]:
-    """Name the backbones inside a model: by handle, or else by layer name."""
+    """Name the backbones inside a model: by handle, or else by layer name.
+
+    Unlike `backbones_in` it does not raise where there are several: the names are for people only.
+    """
     return [
         getattr(layer, "handle", layer.name)
         for layer in model.layers
@@ -142,6 +168,9 @@ def preset(handle: str, trainable: bool = False) -> keras.Model:
         handle: "keras_hub:" and a preset's name, a kaggle:// or hf:// URL, or a local folder; for
             example "keras_hub:resnet_50_imagenet".
         trainable: whether fitting changes it.
+
+    Returns:
+        The model, called "keras_hub", with the attribute `image_size`.
 
     Raises:
         ImportError: keras-hub is not installed.
@@ -173,7 +202,12 @@ def preset(handle: str, trainable: bool = False) -> keras.Model:
 
 
 def _from_preset(kind: Any, handle: str) -> Any:
-    """Load a part of a preset; raise ValueError whatever the clients raise."""
+    """Load a part of a preset; raise ValueError whatever the clients raise.
+
+    Args:
+        kind: a class of KerasHub with `from_preset`.
+        handle: with "keras_hub:" before the name.
+    """
     try:
         return kind.from_preset(handle.removeprefix(PRESET))
     except Exception as error:

@@ -1,4 +1,11 @@
-"""Models for tasks: `build_model`, its heads, and `load_model`."""
+"""Models for tasks: `build_model`, its heads, and `load_model`.
+
+A model is one functional graph: inputs, `Rescaling` to the pixels that the backbone takes, the
+backbone, `pool`, and `task_head`. Being a plain graph of layers, it can be compiled and fitted as
+any Keras model, split into backbone and head by the feature cache, and traced by the export.
+Outputs are laid out by `tasks.output_columns`; `check_outputs` is how the export and the predictor
+make sure that a model has that layout.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +61,10 @@ def build_model(
             network then learns standardized labels, and predicts in the labels' unit. Its loss is
             `losses.for_tasks(tasks, labels)`.
 
+    Returns:
+        The model, not compiled. Its backbone is a layer, or a nested model, of it: `kt.freeze` and
+        `kt.unfreeze` find it there.
+
     Raises:
         ValueError: unknown backbone, tasks that are not distinct, labels that do not fit them, a
             size that the backbone does not take, a backbone whose output is not a feature vector,
@@ -100,6 +111,9 @@ def load_model(
         trust: handles of modules that may run, or "sha256:" and the hash of one's content.
         kwargs: as in `keras.models.load_model`; `safe_mode=False` trusts the whole file.
 
+    Returns:
+        The model, compiled if it was when it was saved, unless `compile=False` is passed on.
+
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a model, contains a graph that is not trusted, lacks its
@@ -123,7 +137,10 @@ def load_model(
 
 
 def _sha256_of(trusted: str) -> str:
-    """Return the content hash of a module that is trusted, by handle or by hash."""
+    """Return the content hash of a module that is trusted, by handle or by hash.
+
+    A handle is resolved, which may download it; then all of its files are hashed.
+    """
     if trusted.startswith("sha256:"):
         return valid_sha256(trusted.removeprefix("sha256:"))
     return content_sha256(resolve_handle(trusted))
@@ -133,7 +150,11 @@ def _sha256_of(trusted: str) -> str:
 
 
 def _takes_images(layer: keras.Model | HubLayer) -> bool:
-    """Return whether a backbone takes a batch of RGB images."""
+    """Return whether a backbone takes a batch of RGB images.
+
+    A Keras model takes images if it has one input of rank 4 with three channels, or with any
+    number.
+    """
     if isinstance(layer, HubLayer):
         return layer.spec.takes_images
     declared = getattr(layer, "inputs", None)
@@ -144,7 +165,11 @@ def _takes_images(layer: keras.Model | HubLayer) -> bool:
 
 
 def _features(layer: keras.Model | HubLayer, image: Any, size: tuple[int, int]) -> Any:
-    """Call a backbone on images in [0, 1], scaled to what it takes."""
+    """Call a backbone on images in [0, 1], scaled to what it takes.
+
+    The error of a wrong image size comes from inside the backbone, and need not name a size; it is
+    replaced where the size that the backbone was made for is known.
+    """
     if isinstance(layer, HubLayer):
         if layer.range_source == "assumed":
             warn(
@@ -164,7 +189,13 @@ def _features(layer: keras.Model | HubLayer, image: Any, size: tuple[int, int]) 
 
 
 def _in_range(image: Any, low: float, high: float, dtype: str) -> Any:
-    """Scale images from [0, 1] to [low, high]; rounds them where the module takes integers."""
+    """Scale images from [0, 1] to [low, high]; rounds them where the module takes integers.
+
+    Args:
+        image: (batch, height, width, 3) float32, symbolic.
+        low, high: the pixels of black and of white that the backbone takes.
+        dtype: of the pixels that the backbone takes, such as "uint8".
+    """
     if (low, high) != (0.0, 1.0):
         # float32 under any policy: half precision cannot tell 255 levels apart near 255.
         scale = keras.layers.Rescaling(high - low, low, dtype="float32", name="to_backbone_range")
@@ -175,7 +206,12 @@ def _in_range(image: Any, low: float, high: float, dtype: str) -> Any:
 
 
 def _declared_inputs(layer: keras.Model | HubLayer) -> Any:
-    """Make inputs of the names, shapes and types that a backbone declares."""
+    """Make inputs of the names, shapes and types that a backbone declares.
+
+    Returns:
+        A `keras.Input` or a nest of them as the backbone's own: of a `HubLayer` with several inputs
+        a dict or a list, of a Keras model whatever nest it was built with.
+    """
 
     def symbol(spec: keras.KerasTensor, name: str) -> Any:
         return keras.Input(spec.shape[1:], dtype=spec.dtype, name=name)
@@ -197,6 +233,12 @@ def _declared_inputs(layer: keras.Model | HubLayer) -> Any:
 
 def pool(features: Any) -> Any:
     """Make features a vector per row: a map (batch, height, width, features) is averaged.
+
+    Args:
+        features: the output of a backbone, (batch, features) or (batch, height, width, features).
+
+    Returns:
+        (batch, features).
 
     Raises:
         ValueError: several outputs, or an output that is neither a vector nor a map.
@@ -249,6 +291,8 @@ def task_head(
         features = keras.layers.Dropout(dropout, name="head_dropout")(features)
     if all_binary(tasks):
         return _output(features, len(tasks), "sigmoid", "head")
+    # With other kinds among the tasks the outputs are a dict: Keras then looks up losses, metrics
+    # and labels by its keys, which are those of `make_dataset`'s labels.
     outputs = {}
     for key, columns in output_columns(tasks).items():
         # Layers are numbered: a task's name may have characters that a layer's must not have.
@@ -260,6 +304,7 @@ def task_head(
         outputs[key] = _output(features, task.outputs, activation, name)
         if scales and key in scales:
             mean, std = scales[key]
+            # The loss divides by the same deviation, so that tasks in different units weigh alike.
             rescale = keras.layers.Rescaling(std, mean, dtype="float32", name=f"{name}_scale")
             outputs[key] = rescale(outputs[key])
     return outputs
@@ -272,7 +317,12 @@ def _output(features: Any, units: int, activation: str, name: str) -> Any:
 
 
 def check_outputs(model: keras.Model, tasks: Sequence[Task]) -> None:
-    """Raise ValueError unless the model has the outputs that `task_head` makes for the tasks."""
+    """Raise ValueError unless the model has the outputs that `task_head` makes for the tasks.
+
+    Args:
+        model: with a known `output_shape`.
+        tasks: in the order of the output's columns.
+    """
     widths = {
         key: (None, sum(tasks[column].outputs for column in columns))
         for key, columns in output_columns(tasks).items()

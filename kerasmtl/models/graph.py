@@ -1,4 +1,9 @@
-"""Order of a SavedModel's variables from input to output, read from the graph of its call."""
+"""Order of a SavedModel's variables from input to output, read from the graph of its call.
+
+`ModuleSpec.of` calls `variable_order` once for each module that is loaded; `layer_groups` then cuts
+the order into layers. It is static analysis: a graph is flattened into nodes (`FlatGraph`), depths
+are computed along its edges, and nothing is run.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +60,19 @@ def captured_as(variable: tf.Variable) -> Any:
 
     That is its handle; in the scope of a `tf.distribute` strategy, where a variable has a handle
     on each device, it is the variable itself.
+
+    Args:
+        variable: one that loading has created.
     """
     return variable if isinstance(variable, tf.distribute.DistributedValues) else variable.handle
 
 
 def _depths(flat: FlatGraph, order: Sequence[int]) -> list[int | None]:
-    """Return the length of the longest path from an argument to each node; None: no path."""
+    """Return the length of the longest path from an argument to each node; None: no path.
+
+    "Identity" nodes, which calls of functions are replaced by, add nothing: nesting a layer in more
+    functions must not move it towards the output.
+    """
     depths: list[int | None] = [None] * len(flat.ops)
     for number in flat.arguments:
         depths[number] = 0
@@ -111,7 +123,10 @@ class FlatGraph:
         return list(TopologicalSorter(before).static_order())
 
     def _add(self, op: str, sources: Iterable[int] = ()) -> int:
-        """Add a node; return its number."""
+        """Add a node; return its number.
+
+        Its sources may be added later: a graph may use a name before it is defined.
+        """
         self.ops.append(op)
         self.sources.append(list(sources))
         return len(self.ops) - 1
@@ -119,7 +134,13 @@ class FlatGraph:
     def _expand(
         self, body: Iterable[tf.compat.v1.NodeDef], found: dict[str, list[int]]
     ) -> dict[str, list[int]]:
-        """Add the nodes of a graph or function; returns the nodes of each name, one per result."""
+        """Add the nodes of a graph or function; returns the nodes of each name, one per result.
+
+        Args:
+            body: the nodes of a GraphDef, or of a function in its library.
+            found: the nodes of each name that are known before, such as the arguments of a
+                function.
+        """
         waiting: list[tuple[int, list[str]]] = []  # inputs by name: they may be defined later
         for node in body:
             sources = [text for text in node.input if not text.startswith("^")]
@@ -134,7 +155,11 @@ class FlatGraph:
         return found
 
     def _called(self, node: tf.compat.v1.NodeDef) -> list[Any]:
-        """Return the functions that a node calls, by its name or in its attributes."""
+        """Return the functions that a node calls, by its name or in its attributes.
+
+        All attributes are searched, since the name of the attribute differs: "f" of a call,
+        "then_branch" of an If, "body" of a While.
+        """
         names = [node.op]
         for value in node.attr.values():
             names += [value.func.name, *(entry.name for entry in value.list.func)]
@@ -143,7 +168,18 @@ class FlatGraph:
     def _enter(
         self, op: str, called: list[Any], sources: list[str], waiting: list[tuple[int, list[str]]]
     ) -> list[int]:
-        """Add the functions of a call, a choice or a loop; returns the nodes of its results."""
+        """Add the functions of a call, a choice or a loop; returns the nodes of its results.
+
+        Args:
+            op: the type of the operation that calls.
+            called: the functions, from the graph's library; several for a choice or a loop.
+            sources: what the operation takes, by name.
+            waiting: gets the nodes whose sources are to be looked up when all names are known.
+
+        Returns:
+            The numbers of the nodes of its results; a single one for an operation such as a data
+            set, which calls a function and returns something else than its results.
+        """
         plain = op in CALLS or op in self._library
         results = []
         for function in called:
@@ -172,7 +208,11 @@ class FlatGraph:
 
 
 def _pick(found: dict[str, list[int]], text: str) -> int:
-    """Return the node of an input as graphs ("name:1") or functions ("name:out:1") write it."""
+    """Return the node of an input as graphs ("name:1") or functions ("name:out:1") write it.
+
+    Graphs count outputs within the operation, functions within a named output of it; where an
+    operation is one node for all of its outputs, that node stands for each.
+    """
     name, *place = text.split(":")
     numbers = found[name]
     position = int(place[-1]) if place else 0

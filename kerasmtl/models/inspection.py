@@ -1,6 +1,8 @@
 """Summaries of backbones: inputs, outputs, weights, and whether they can be trained.
 
 What `kerasmtl inspect` prints, so that a backbone can be judged before anything is trained on it.
+
+It reads what `HubLayer`, `Module` and `layer_groups` know, and computes nothing on images.
 """
 
 from __future__ import annotations
@@ -61,11 +63,21 @@ class Summary:
     signatures: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts for JSON."""
+        """Return the facts for JSON.
+
+        Tuples become lists once it is written as JSON; nothing in it is an array.
+        """
         return asdict(self)
 
     def table(self) -> Group:
-        """Return tables for the terminal."""
+        """Return tables for the terminal.
+
+        Two of them: the facts, and the layer groups if there are any. Facts that are unknown or do
+        not apply are left out.
+
+        Returns:
+            A renderable of rich, for `Console.print`.
+        """
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -108,6 +120,10 @@ def summary(backbone: str | HubLayer | keras.Model) -> Summary:
         backbone: what `load_backbone` takes. For a keras.applications name no weights are
             downloaded.
 
+    Returns:
+        The facts. Counts of trainable parameters are those if all of the backbone were trained,
+        whatever is frozen now.
+
     Raises:
         ValueError: the handle is unknown or unreachable, or contains no SavedModel.
 
@@ -131,7 +147,10 @@ def summary(backbone: str | HubLayer | keras.Model) -> Summary:
 
 
 def _of_layer(layer: HubLayer) -> Summary:
-    """Summarize a SavedModel: as the layer sees it, plus what is in its folder."""
+    """Summarize a SavedModel: as the layer sees it, plus what is in its folder.
+
+    Of several traced calls, inputs and outputs are those of the call for inference.
+    """
     module, spec = layer.module, layer.spec
     call = module.inference_call
     return Summary(
@@ -171,7 +190,15 @@ def _of_model(
 
 
 def _counts(backbone: HubLayer | keras.Model, why_not: str | None) -> dict[str, Any]:
-    """Count parameters, in all and by layer group; `why_not` says why none can be trained."""
+    """Count parameters, in all and by layer group; `why_not` says why none can be trained.
+
+    Args:
+        backbone: whose groups are listed, including batch normalization.
+        why_not: None if the backbone can be trained.
+
+    Returns:
+        The fields of `Summary` of these names.
+    """
     groups = [
         {
             **{key: getattr(group, key) for key in ("name", "depth", "parameters")},
@@ -189,7 +216,11 @@ def _counts(backbone: HubLayer | keras.Model, why_not: str | None) -> dict[str, 
 
 
 def _kind(module: Module) -> str:
-    """Name the form in which a module was published."""
+    """Name the form in which a module was published.
+
+    The file tfhub_module.pb marks the TF1 Hub format; without it, only the signature says how it is
+    run.
+    """
     if module.signature is None:
         return "TF2 reusable SavedModel" if callable(module.loaded) else "export of a Keras model"
     if (module.folder / "tfhub_module.pb").is_file():

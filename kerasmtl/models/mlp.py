@@ -1,4 +1,9 @@
-"""MLP backbone for tables: standardized columns, then dense layers."""
+"""MLP backbone for tables: standardized columns, then dense layers.
+
+`mlp` gives a model that `build_model` takes in place of an image backbone. Its first layer,
+`ColumnNormalization`, holds the statistics of the training rows, so that they are saved, exported
+and served with the model and need no file beside it.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +43,10 @@ def mlp(
             the value is missing.
         l2: weight of the sum of squares of the dense weights in the loss.
         name: of the model.
+
+    Returns:
+        A functional model that is not compiled. As it was never trained on anything else,
+        `plan="auto"` trains it as a whole.
 
     Raises:
         ValueError: no hidden layer, a width below 1, dropout outside [0, 1), a negative l2, rows
@@ -100,6 +109,9 @@ class ColumnNormalization(keras.layers.Layer):
     centered and not divided: otherwise a bit would weigh the more the rarer it is. So is a column
     that is constant in the training rows.
 
+    It is not `keras.layers.Normalization`, which has no notion of missing values and makes NaN of a
+    whole column that contains one.
+
     Args:
         indicators: positions of columns that get an input for "is missing", 1 where it is.
         kwargs: as in `keras.layers.Layer`.
@@ -110,13 +122,19 @@ class ColumnNormalization(keras.layers.Layer):
         self.indicators = [int(column) for column in indicators]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make the two vectors that `adapt` fills; until then, columns are not changed."""
+        """Make the two vectors that `adapt` fills; until then, columns are not changed.
+
+        Args:
+            input_shape: (batch, columns).
+        """
         shape = (input_shape[-1],)
         self.center = self.add_weight(shape, "zeros", trainable=False, name="center")
         self.spread = self.add_weight(shape, "ones", trainable=False, name="spread")
 
     def adapt(self, rows: np.ndarray) -> None:
         """Learn mean and spread of every column from training rows, ignoring NaN.
+
+        A second call replaces what the first has learned.
 
         Args:
             rows: (rows, columns).
@@ -136,7 +154,14 @@ class ColumnNormalization(keras.layers.Layer):
         self.spread.assign(spread)
 
     def call(self, inputs: Any) -> Any:
-        """Standardize a batch; append the indicators."""
+        """Standardize a batch; append the indicators.
+
+        Args:
+            inputs: (batch, columns) float, NaN = missing.
+
+        Returns:
+            (batch, columns + indicators) float.
+        """
         missing = ops.isnan(inputs)
         # Replaced before the arithmetic: NaN in a gradient outlives a `where` after it.
         filled = ops.where(missing, ops.broadcast_to(self.center, ops.shape(inputs)), inputs)
@@ -157,6 +182,9 @@ class ColumnNormalization(keras.layers.Layer):
 def column_statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute the mean of every column, and what to divide it by.
 
+    Computed in float64: in float32 the deviation of a column such as a time stamp, whose mean is
+    far larger, would be lost to rounding.
+
     Args:
         rows: (rows, columns), NaN = missing.
 
@@ -174,6 +202,7 @@ def column_statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         binary = np.isin(cells, (0.0, 1.0)).all()
         if not binary and cells.min() < cells.max():
             spread[column] = cells.std()
+    # A tiny deviation may become 0 in float32, and dividing by it infinity.
     return center.astype("float32"), np.maximum(spread, 1e-30).astype("float32")
 
 

@@ -189,7 +189,7 @@ def _features(layer: keras.Model | HubLayer, image: Any, size: tuple[int, int]) 
 
 
 def _in_range(image: Any, low: float, high: float, dtype: str) -> Any:
-    """Scale images from [0, 1] to [low, high]; rounds them where the module takes integers.
+    """Scale images from [0, 1] to [low, high], and round them where the module takes integers.
 
     Args:
         image: (batch, height, width, 3) float32, symbolic.

@@ -134,7 +134,7 @@ class FlatGraph:
     def _expand(
         self, body: Iterable[tf.compat.v1.NodeDef], found: dict[str, list[int]]
     ) -> dict[str, list[int]]:
-        """Add the nodes of a graph or function; returns the nodes of each name, one per result.
+        """Add the nodes of a graph or function; return the nodes of each name, one per result.
 
         Args:
             body: the nodes of a GraphDef, or of a function in its library.
@@ -168,7 +168,7 @@ class FlatGraph:
     def _enter(
         self, op: str, called: list[Any], sources: list[str], waiting: list[tuple[int, list[str]]]
     ) -> list[int]:
-        """Add the functions of a call, a choice or a loop; returns the nodes of its results.
+        """Add the functions of a call, a choice or a loop; return the nodes of its results.
 
         Args:
             op: the type of the operation that calls.

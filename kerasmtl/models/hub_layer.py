@@ -1,4 +1,13 @@
-"""HubLayer: a reusable SavedModel as a Keras 3 layer that any optimizer can train."""
+"""HubLayer: a reusable SavedModel as a Keras 3 layer that any optimizer can train.
+
+The layer is made in two ways. From a handle, the SavedModel is loaded at once. From a .keras file,
+Keras first builds the whole model, and hands out the files that travel with it last: until then the
+layer has only a `ModuleSpec`, with empty variables and remembered output shapes. What runs and
+loads the graph is `saved_model.Module`; what finds the folder is the package `hub`.
+
+A SavedModel can contain any operation of TensorFlow, file access included, so that loading a file
+of somebody else's is guarded by Keras' safe mode: see `refuse_in_safe_mode` and `trusting`.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +140,16 @@ class HubLayer(keras.layers.Layer):
         self.built = True
 
     def _open(self, folder: Path, sha256: str, given: dict[int, tf.Variable] | None = None) -> None:
-        """Load the module; `given` are variables to use, by order of creation."""
+        """Load the module; `given` are variables to use, by order of creation.
+
+        In a process that has opened a module, the same content counts as trusted and is found again
+        by its hash, which is why its folder is recorded.
+
+        Args:
+            folder: of the SavedModel.
+            sha256: the hash of its content.
+            given: variables to use in place of new ones, by order of creation.
+        """
         self._module = Module(folder, self.handle, self.signature, self.arguments, given)
         self._loaded_module = self._module.loaded  # an export looks for its tables here
         self.signature = self._module.signature
@@ -182,7 +200,10 @@ class HubLayer(keras.layers.Layer):
 
     @property
     def module_variables(self) -> list[keras.Variable]:
-        """The module's variables in the order of its publisher."""
+        """The module's variables in the order of its publisher.
+
+        Trained or not; their `trainable` says which ones fitting changes.
+        """
         return list(self._adopted)
 
     # TensorFlow's attribute tracking drops the assignment of a value that is there already, so that
@@ -233,7 +254,19 @@ class HubLayer(keras.layers.Layer):
     # ------------------------------------------------------------ calls
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Run the module; adds the regularization losses of what is trained."""
+        """Run the module; adds the regularization losses of what is trained.
+
+        Args:
+            inputs: nested as the module declares them; the first axis is the batch.
+            training: as Keras passes it. The module itself runs in training mode only if the layer
+                is trainable as well, and `select_variables` has not turned that mode off.
+
+        Returns:
+            The module's outputs, nested as it gives them, or the one that `output_key` names.
+
+        Raises:
+            ValueError: the inputs do not fit, or `output_key` names no output.
+        """
         if self._module is None and not tf.executing_eagerly():
             return self._placeholders(inputs)
         outputs = self._outputs(inputs, training)
@@ -253,7 +286,10 @@ class HubLayer(keras.layers.Layer):
         return tf.ensure_shape(outputs, (None, *self.declared_shape))
 
     def _placeholders(self, inputs: Any) -> Any:
-        """Return zeros: Keras traces a model to build it before the module is loaded."""
+        """Return zeros: Keras traces a model to build it before the module is loaded.
+
+        The values are never used: the model is called for real when its module is there.
+        """
         batch = tf.shape(tf.nest.flatten(inputs)[0])[0]
         return tf.nest.map_structure(
             lambda o: tf.zeros([batch, *o.shape[1:]], o.dtype),
@@ -261,7 +297,11 @@ class HubLayer(keras.layers.Layer):
         )
 
     def _pick(self, outputs: Any) -> Any:
-        """Return the output that `output_key` names."""
+        """Return the output that `output_key` names.
+
+        A signature gives a dict even for one output; without `output_key` that output is taken out
+        of it.
+        """
         if self.output_key is None:
             single = self.signature and isinstance(outputs, Mapping) and len(outputs) == 1
             return next(iter(outputs.values())) if single else outputs
@@ -279,7 +319,18 @@ class HubLayer(keras.layers.Layer):
         return outputs
 
     def compute_output_spec(self, inputs: Any, training: bool | None = None) -> Any:
-        """Return the outputs' shapes and types; `training` does not change them."""
+        """Return the outputs' shapes and types; `training` does not change them.
+
+        Args:
+            inputs: nested symbolic tensors.
+            training: as of `call`.
+
+        Returns:
+            Nested `keras.KerasTensor`s.
+
+        Raises:
+            ValueError: an output has no known rank, or is not a dense tensor.
+        """
         if self._module is None:
             return self.spec.outputs_of(inputs, self.name)
         specs = [tf.TensorSpec(leaf.shape, leaf.dtype) for leaf in tf.nest.flatten(inputs)]
@@ -293,7 +344,11 @@ class HubLayer(keras.layers.Layer):
         return outputs
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """Return the outputs' shapes, nested as the outputs are."""
+        """Return the outputs' shapes, nested as the outputs are.
+
+        Args:
+            input_shape: with the batch, nested as the inputs are.
+        """
         inputs = keras.tree.map_structure_up_to(
             self.spec.inputs,
             lambda spec, shape: keras.KerasTensor(tuple(shape), dtype=spec.dtype),
@@ -303,7 +358,11 @@ class HubLayer(keras.layers.Layer):
         return tf.nest.map_structure(lambda o: tuple(o.shape), self.compute_output_spec(inputs))
 
     def _symbol(self, tensor: Any) -> keras.KerasTensor:
-        """Return what Keras knows of an output: shape and type."""
+        """Return what Keras knows of an output: shape and type.
+
+        Raises:
+            ValueError: the output is sparse or ragged, or its rank is not known.
+        """
         if not isinstance(tensor, tf.Tensor | tf.TensorSpec):
             raise ValueError(
                 f"`output_key` must choose a dense tensor, got a {type(tensor).__name__}"
@@ -327,6 +386,9 @@ class HubLayer(keras.layers.Layer):
 
         If it was changed or deleted since it was loaded, the file is written without it, with a
         warning, so that the trained weights are not lost.
+
+        Args:
+            dir_path: a folder of the layer's own, which Keras packs into the file.
         """
         folder = _module_at_hand(self.handle, self.sha256, self.module.folder)
         if folder is not None:
@@ -342,6 +404,13 @@ class HubLayer(keras.layers.Layer):
     def load_assets(self, dir_path: str) -> None:
         """Take the module from the file that Keras is reading, unless it is loaded already.
 
+        Keras calls it after it has assigned the weights. Loading the module overwrites the
+        variables that it is given with the publisher's values, so the trained values are read
+        before and assigned again after.
+
+        Args:
+            dir_path: the layer's folder of the unpacked file; None if it has none.
+
         Raises:
             ValueError: the file's module is absent or not what the layer was saved with.
         """
@@ -355,6 +424,8 @@ class HubLayer(keras.layers.Layer):
                 f"`handle` {self.handle!r} is gone, and the file contains {received}. Expected "
                 f"SHA-256 {self.sha256}. Restore the folder, or get the file again."
             )
+        # Keras deletes its folder once the file is loaded, and assets may be read only when the
+        # model runs.
         folder = _kept(carried, self.sha256)
         values = [variable.numpy() for variable in self._adopted]
         adopted = [variable.value for variable in self._adopted]
@@ -370,7 +441,11 @@ class HubLayer(keras.layers.Layer):
             variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments, and the description of the module under "module"."""
+        """Return the arguments, and the description of the module under "module".
+
+        "module" is enough to build the layer without its SavedModel, and to know which of its
+        variables were trained.
+        """
         return {
             "name": self.name,
             "handle": self.handle,
@@ -422,7 +497,13 @@ class HubLayer(keras.layers.Layer):
 
 @contextmanager
 def trusting(hashes: Iterable[str]) -> Iterator[None]:
-    """Let modules with these SHA-256 sums run in safe mode, inside the block."""
+    """Let modules with these SHA-256 sums run in safe mode, inside the block.
+
+    It holds for the thread or task that has entered the block, and ends with it.
+
+    Args:
+        hashes: content hashes, as `content_sha256` returns them.
+    """
     token = _TRUSTED.set(_TRUSTED.get() | frozenset(hashes))
     try:
         yield
@@ -435,6 +516,13 @@ def refuse_in_safe_mode(handle: str, sha256: str) -> None:
 
     A SavedModel is a program: like the Python code of a lambda, for which Keras has its safe mode,
     it must not run unasked from a file of somebody else.
+
+    Trusted are the embedded modules, those that `trusting` names, and those that this process has
+    loaded already.
+
+    Args:
+        handle: of the module, for the message.
+        sha256: the hash of its content.
 
     Raises:
         ValueError: says how to trust the file knowingly.
@@ -470,7 +558,13 @@ def _in_safe_mode() -> bool:
 
 
 def _module_at_hand(handle: str, sha256: str, loaded: Path | None = None) -> Path | None:
-    """Find the folder of a module with that content, or None; nothing is downloaded."""
+    """Find the folder of a module with that content, or None; nothing is downloaded.
+
+    Args:
+        handle: as the user wrote it; a remote one is not asked.
+        sha256: the hash that the content must have. A folder that was changed since does not count.
+        loaded: the folder that the layer has loaded, if any, which is looked at first.
+    """
     candidates = [loaded, _loaded.get(sha256)]
     if not is_remote(handle):
         with suppress(ValueError):  # the folder is gone: the copy in the file is for that
@@ -480,7 +574,15 @@ def _module_at_hand(handle: str, sha256: str, loaded: Path | None = None) -> Pat
 
 
 def _kept(carried: Path, sha256: str) -> Path:
-    """Copy a module to where it outlives the loading: the cache, or else a temporary folder."""
+    """Copy a module to where it outlives the loading: the cache, or else a temporary folder.
+
+    Args:
+        carried: the module's folder in the unpacked file, which Keras deletes.
+        sha256: the hash of its content.
+
+    Returns:
+        A folder that is there as long as this process, at least.
+    """
     try:
         return keep_module(carried, sha256)
     except OSError:  # no cache that can be written to
@@ -491,7 +593,11 @@ def _kept(carried: Path, sha256: str) -> Path:
 
 
 def _as_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return further arguments of a call, which must fit into a file."""
+    """Return further arguments of a call, which must fit into a file.
+
+    Raises:
+        ValueError: not a mapping, or a value that JSON cannot hold.
+    """
     try:
         found = dict(arguments or {})
         json.dumps(found)
@@ -504,7 +610,11 @@ def _as_arguments(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _as_range(pixels: Sequence[float] | None) -> tuple[float, float] | None:
-    """Return (low, high) as floats, or None."""
+    """Return (low, high) as floats, or None.
+
+    Raises:
+        ValueError: not two numbers, or the second is not above the first.
+    """
     if pixels is None:
         return None
     if not isinstance(pixels, list | tuple) or len(pixels) != 2:

@@ -4,6 +4,12 @@ A group is a layer with weights, together with the scalings and the batch normal
 it. Groups are the unit of partial fine-tuning (`unfreeze(last=2)`) and of layer-wise learning
 rates. They are found in Keras models by the layers, in a `HubLayer` by the names of its variables
 and the graph of its call.
+
+`layer_groups`, `freeze` and `unfreeze` are public; a stage of a plan calls the latter two, and
+`optimizers.layerwise_factors` reads the groups. Two traps of Keras shape the code: an assignment of
+`trainable` that changes nothing is dropped, although layers or variables inside may differ
+(`_set_trainable`), and a model whose own `trainable` is False lists no trainable variables at all,
+whatever its layers say (`_open_outer_model`).
 """
 
 from __future__ import annotations
@@ -68,7 +74,10 @@ class LayerGroup:
 
     @property
     def trainable(self) -> int:
-        """The number of parameters that fitting changes now."""
+        """The number of parameters that fitting changes now.
+
+        Each layer is asked, not the model around it.
+        """
         trained = {id(v) for layer in self.layers for v in layer.trainable_variables}
         return sum(math.prod(v.shape) for v in self.variables if id(v) in trained)
 
@@ -90,6 +99,9 @@ class LayerGroup:
 
 def layer_groups(target: Target) -> list[LayerGroup]:
     """List the layer groups of a backbone, from input to output.
+
+    Batch normalization and scalings have no groups of their own, so that `last=2` means two layers
+    that compute something.
 
     Args:
         target: a `HubLayer`; a model with a backbone in it, as `build_model` makes it (its hub
@@ -120,6 +132,10 @@ def freeze(target: Target) -> None:
     Args:
         target: as for `layer_groups`.
 
+    Raises:
+        ValueError: the target is neither a `HubLayer` nor a model, or several nested models could
+            be the backbone.
+
     Example:
         >>> import kerasmtl as kt
         >>> model = kt.build_model("tiny", ["car", "person"], trainable=True)
@@ -141,7 +157,7 @@ def unfreeze(
     match: str | None = None,
     normalization: bool = False,
 ) -> list[LayerGroup]:
-    """Train chosen groups of a backbone and freezes its other groups.
+    """Train chosen groups of a backbone, and freeze its other groups.
 
     Compile the model afterwards. Batch normalization stays frozen, in inference mode, which
     fine-tuning on little data needs. A SavedModel has one switch for training mode: without
@@ -189,7 +205,12 @@ def unfreeze(
 
 
 def backbones_of(target: Target) -> list[Target]:
-    """Return the backbones inside a model, or the target itself if there is none inside."""
+    """Return the backbones inside a model, or the target itself if there is none inside.
+
+    Raises:
+        ValueError: neither a `HubLayer` nor a model, or several nested models could be the
+            backbone.
+    """
     if isinstance(target, HubLayer):
         return [target]
     if not isinstance(target, keras.Model):
@@ -198,7 +219,11 @@ def backbones_of(target: Target) -> list[Target]:
 
 
 def groups_of(part: Target) -> list[LayerGroup]:
-    """List the groups of one backbone, also those of other backbones nested in it."""
+    """List the groups of one backbone, also those of other backbones nested in it.
+
+    Depths count on through nested backbones, 1 at the input. An empty list means that there are no
+    weights.
+    """
     found: list[LayerGroup] = []
     plain: list[keras.layers.Layer] = []
     for layer in [part] if isinstance(part, HubLayer) else leaves(part):
@@ -224,6 +249,8 @@ def leaves(model: keras.Model) -> list[keras.layers.Layer]:
     """List the layers of a model, those of nested models in their place.
 
     A layer that wraps hub layers, such as `TimeDistributed`, is replaced by these.
+
+    The order is that of `model.layers`, which for a functional model is by depth, inputs first.
     """
     found: list[keras.layers.Layer] = []
     for layer in model.layers:
@@ -268,6 +295,9 @@ def scopes(paths: Sequence[str], order: Sequence[int]) -> dict[str, tuple[list[i
     waiting: list[tuple[int, bool]] = []  # normalization and scales before the first weights
     for index, scope, own in placed:
         beside_statistics = any(map(STATISTICS.search, names[scope]))
+        # "gamma" and "beta" alone may be those of layer normalization, which is trained with its
+        # layer; beside moving statistics they are those of batch normalization, which stays frozen
+        # by default.
         norm = bool(STATISTICS.search(own) or SCALES.fullmatch(own) and beside_statistics)
         if scope not in found and (norm or all(map(SCALES.fullmatch, names[scope]))):
             if not found:
@@ -283,7 +313,11 @@ def scopes(paths: Sequence[str], order: Sequence[int]) -> dict[str, tuple[list[i
 
 
 def _placed(paths: Sequence[str], order: Sequence[int]) -> list[tuple[int, str, str]]:
-    """Return each variable's index, scope and own name, in the order of first use."""
+    """Return each variable's index, scope and own name, in the order of first use.
+
+    Without scopes, "kernel", "bias", "kernel", … a name that comes again begins the next layer, and
+    the layers are called "layer_1", "layer_2", ….
+    """
     placed = []
     seen: set[str] = set()
     number = 1
@@ -302,7 +336,11 @@ def _placed(paths: Sequence[str], order: Sequence[int]) -> list[tuple[int, str, 
 
 
 def _most_alike(scope: str, found: Iterable[str]) -> str:
-    """Return the last of the scopes that share most of the beginning of their names."""
+    """Return the last of the scopes that share most of the beginning of their names.
+
+    Names are compared part by part, split at "/" and "_", so that "block_1/bn" is nearer to
+    "block_1/conv" than to "block_2/conv".
+    """
 
     def shared(other: str) -> int:
         return len(os.path.commonprefix([re.split(r"[/_]", name) for name in (scope, other)]))
@@ -311,7 +349,10 @@ def _most_alike(scope: str, found: Iterable[str]) -> str:
 
 
 def _groups_of_hub(layer: HubLayer) -> list[LayerGroup]:
-    """Group the variables of a SavedModel."""
+    """Group the variables of a SavedModel.
+
+    Integer variables, such as step counters, are in no group.
+    """
     variables, spec = layer.module_variables, layer.spec
     floating = [index for index, variable in enumerate(variables) if "float" in variable.dtype]
     order = sorted(floating, key=spec.depths.__getitem__)
@@ -361,7 +402,10 @@ def _groups_of_layers(layers: Iterable[keras.layers.Layer]) -> list[LayerGroup]:
 
 
 def _tensor_id(layer: keras.layers.Layer, side: str) -> int:
-    """Return the identity of the one tensor that a layer takes or gives; 0 for several or none."""
+    """Return the identity of the one tensor that a layer takes or gives; 0 for several or none.
+
+    Keras raises where a layer was called several times, or never.
+    """
     try:
         return id(getattr(layer, side))
     except (AttributeError, ValueError):
@@ -375,7 +419,11 @@ def _choose(
     normalization: bool,
     owner: str,
 ) -> list[LayerGroup]:
-    """Return the groups that `unfreeze` means, of those that can be trained."""
+    """Return the groups that `unfreeze` means, of those that can be trained.
+
+    Raises:
+        ValueError: as in `unfreeze`.
+    """
     groups = [group for group in groups if group.learnable(normalization)]
     if last is not None and match is not None:
         raise ValueError(f"`last` or `match` must be None, got last={last!r}, match={match!r}")
@@ -402,7 +450,11 @@ def _choose(
 
 
 def _train(groups: Sequence[LayerGroup], chosen: Sequence[LayerGroup], normalization: bool) -> None:
-    """Train the chosen groups and freezes the others."""
+    """Train the chosen groups, and freeze the others.
+
+    A Keras layer is trained or frozen as a whole, its batch normalization apart; of a `HubLayer`
+    single variables are, since all of its groups are one layer.
+    """
     trained = {id(v) for group in chosen for v in group.learnable(normalization)}
     for group in groups:
         for layer in group.layers:
@@ -411,6 +463,7 @@ def _train(groups: Sequence[LayerGroup], chosen: Sequence[LayerGroup], normaliza
                 layer.select_variables(held, normalization)
                 continue
             _set_trainable(layer, group in chosen)
+            # A wrapper, such as TimeDistributed, may hold batch normalization of its own.
             for inner in () if normalization else (layer, *sublayers(layer)):
                 if is_batch_normalization(inner):
                     _set_trainable(inner, False)

@@ -122,7 +122,7 @@ class ColumnNormalization(keras.layers.Layer):
         self.indicators = [int(column) for column in indicators]
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make the two vectors that `adapt` fills; until then, columns are not changed.
+        """Make the two vectors that `adapt` fills; until then, only NaN changes, to 0.
 
         Args:
             input_shape: (batch, columns).

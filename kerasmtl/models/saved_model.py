@@ -3,6 +3,11 @@
 `Module` is what TensorFlow loads, seen through the reusable-SavedModel interface: which of the
 traced calls fits given inputs and a mode, and which variables a layer holds. `ModuleSpec` is what a
 `HubLayer` must know of it while the SavedModel itself is not at hand.
+
+`HubLayer` is the caller of both; `inspection` shows what a `Module` has. Functions further down
+deal with what differs from publisher to publisher: optimizer state that only tf_keras can load, TF1
+modules with several graphs, training switches that are tensors or Python values, and inputs that
+are positional, by name, or nested.
 """
 
 from __future__ import annotations
@@ -59,17 +64,29 @@ class Call:
         return next(iter(self.inputs.values())) if len(self.inputs) == 1 else self.inputs
 
     def trains(self, training: bool) -> bool:
-        """Return whether this call serves that mode."""
+        """Return whether this call serves that mode.
+
+        A call that was traced without a switch serves neither mode: `Module.__call__` falls back on
+        it.
+        """
         return self.training is training or isinstance(self.training, tf.TensorSpec)
 
     def takes_values(self, arguments: Mapping[str, Any]) -> bool:
-        """Return whether the arguments were traced with these values, or with tensors."""
+        """Return whether the arguments were traced with these values, or with tensors.
+
+        Args:
+            arguments: values by name of an argument, as the user gave them.
+        """
         traced = {name: self.arguments.get(name, self) for name in arguments}  # self: of no value
         return all(is_tensors(t) or bool(t == arguments[name]) for name, t in traced.items())
 
 
 def describe(specs: Any) -> str:
-    """Describe shapes and types in words: float32 (None, 224, 224, 3)."""
+    """Describe shapes and types in words: float32 (None, 224, 224, 3).
+
+    Args:
+        specs: tensors, symbolic tensors or specs, nested in dicts and lists.
+    """
     if isinstance(specs, Mapping):
         # Sorted: a SavedModel keeps no order, and gives another in each process.
         parts = [f"{name!r}: {describe(specs[name])}" for name in sorted(specs, key=str)]
@@ -144,7 +161,15 @@ class Module:
         return {i for i, v in enumerate(self.variables) if id(captured_as(v)) in captured}
 
     def _find_calls(self) -> list[Call]:
-        """Find the calls that take the arguments; refuses arguments that no call takes."""
+        """Find the calls that take the arguments; refuses arguments that no call takes.
+
+        Returns:
+            The calls in the order of the module's traces; a signature is a single one.
+
+        Raises:
+            ValueError: an argument that the module does not have, or that no trace has with this
+                value.
+        """
         if self.signature:
             inputs = dict(self._run.structured_input_signature[1])
             outputs = self._run.structured_outputs
@@ -166,7 +191,13 @@ class Module:
         return [call for call in calls if call.takes_values(self.arguments)]
 
     def _find_variables(self) -> tuple[list[tf.Variable], list[bool]]:
-        """Find the variables that a layer can hold, and which ones the publisher trains."""
+        """Find the variables that a layer can hold, and which ones the publisher trains.
+
+        Returns:
+            The variables, each once, and for each whether it is in the publisher's
+            `trainable_variables`. Lookup tables and other resources are left out; so are variables
+            that loading did not create.
+        """
         trained = [] if self.signature else self._listed("trainable_variables")
         captured = {id(t) for call in self.calls for t in call.function.captured_inputs}
         used = [v for v in self.created if id(captured_as(v)) in captured]
@@ -186,12 +217,20 @@ class Module:
 
     @property
     def inference_call(self) -> Call:
-        """The call for inference."""
+        """The call for inference.
+
+        The first that serves inference or has no switch; where all were traced for training, the
+        first.
+        """
         return next((c for c in self.calls if not c.trains(True) or c.trains(False)), self.calls[0])
 
     @property
     def image(self) -> tf.TensorSpec | None:
-        """The one input, if it is a batch of images, or None."""
+        """The one input, if it is a batch of images, or None.
+
+        "Images" are a tensor of rank 4 with three channels or any number, in every one of the
+        calls.
+        """
         inputs = [tf.nest.flatten(call.inputs) for call in self.calls]
         shapes = [specs[0].shape if len(specs) == 1 else tf.TensorShape(()) for specs in inputs]
         images = all(shape.rank == 4 and shape[3] in (None, 3) for shape in shapes)
@@ -199,6 +238,13 @@ class Module:
 
     def __call__(self, inputs: Any, training: bool) -> Any:
         """Run the module; without a call for training, the one for inference.
+
+        Args:
+            inputs: nested as the module takes them, first axis = batch.
+            training: the mode; a module that was traced for one mode only runs in that one.
+
+        Returns:
+            The outputs, nested as the module gives them.
 
         Raises:
             ValueError: the inputs fit none of its calls.
@@ -212,7 +258,13 @@ class Module:
         raise ValueError(f"`inputs` must be {takes} for {self.handle!r}, got {describe(inputs)}")
 
     def _apply(self, call: Call, bound: dict[str, Any], training: bool) -> Any:
-        """Run a call on bound inputs."""
+        """Run a call on bound inputs.
+
+        Args:
+            call: of this module.
+            bound: the inputs by argument, as `_bind` returns them.
+            training: passed on only where the call has a switch.
+        """
         values = {**call.arguments, **self.arguments, **bound}
         if call.training is not None:
             # A switch that was traced as a tensor has to be one again.
@@ -222,12 +274,26 @@ class Module:
         return self._run(*(values[name] for name in call.layout), **by_name)
 
     def penalties(self, trained: set[int]) -> list[tf.Tensor]:
-        """Compute the regularization losses that depend on one of these variables (indices)."""
+        """Compute the regularization losses that depend on one of these variables (indices).
+
+        Those that depend on no variable at all count as well.
+
+        Returns:
+            A scalar for each loss that counts.
+        """
         return [loss() for loss, used in self.losses if used & trained or not used]
 
 
 def over_replicas(dtype: tf.DType) -> dict[str, Any]:
-    """Return how `tf.distribute` keeps moving statistics: one per device, read as their mean."""
+    """Return how `tf.distribute` keeps moving statistics: one per device, read as their mean.
+
+    Args:
+        dtype: of the statistics. Those that are not floating-point, such as counters, have no mean,
+            and are read from the first replica.
+
+    Returns:
+        Keyword arguments of `tf.Variable`; none outside of a strategy's scope.
+    """
     if not tf.distribute.has_strategy():
         return {}
     kinds = tf.VariableAggregation
@@ -244,7 +310,19 @@ def over_replicas(dtype: tf.DType) -> dict[str, Any]:
 def _load(
     folder: Path, handle: str, given: Mapping[int, tf.Variable]
 ) -> tuple[Any, list[tf.Variable]]:
-    """Load a SavedModel; return it and the variables that were created, in order."""
+    """Load a SavedModel; return it and the variables that were created, in order.
+
+    Variables are told apart by the order in which they are created: names need not be unique, and
+    may be lost in loading. `ModuleSpec.order` refers to that order.
+
+    Args:
+        folder: of the SavedModel.
+        handle: for messages.
+        given: variables to use in place of new ones, by order of creation.
+
+    Raises:
+        ValueError: TensorFlow cannot load it; with a hint where an operation is not registered.
+    """
     created: list[tf.Variable] = []
 
     def creator(next_creator: Any, **kwargs: Any) -> tf.Variable:
@@ -278,6 +356,9 @@ def _without_slots(folder: Path) -> Iterator[tuple[Path, tf.saved_model.LoadOpti
     TensorFlow cannot load an optimizer's slot variables (momentum and the like) unless tf_keras has
     registered the optimizer's class. A layer has no use for them, and leaving them out makes the
     variables that are created the same with and without tf_keras.
+
+    Yields:
+        The folder to load, and the options to load it with.
     """
     file = folder / "saved_model.pb"
     graph = saved_model_pb2.SavedModel()
@@ -313,7 +394,10 @@ def _without_slots(folder: Path) -> Iterator[tuple[Path, tf.saved_model.LoadOpti
 
 
 def _load_any(folder: str, options: tf.saved_model.LoadOptions) -> Any:
-    """Load a SavedModel; of a TF1 module with a graph for training beside it, that for serving."""
+    """Load a SavedModel; of a TF1 module with a graph for training beside it, that for serving.
+
+    `tags=[]` picks the graph without tags, which is the one for inference of a TF1 Hub module.
+    """
     try:
         return tf.saved_model.load(folder, options=options)
     except ValueError as error:
@@ -344,7 +428,13 @@ def _find_call(loaded: Any, handle: str, signature: str | None) -> tuple[str | N
 
 
 def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> Call:
-    """Describe a concrete function; what `arguments` names is not among its inputs."""
+    """Describe a concrete function; what `arguments` names is not among its inputs.
+
+    Args:
+        function: a concrete function of the module's call.
+        names: of the positional arguments of the Python function that was traced.
+        arguments: what the user gave for further arguments.
+    """
     positional, by_name = function.structured_input_signature
     layout = tuple(names[i] if i < len(names) else f"argument_{i}" for i in range(len(positional)))
     values = {**dict(zip(layout, positional, strict=True)), **by_name}
@@ -356,7 +446,10 @@ def _call(function: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> 
 
 
 def _bind(call: Call, inputs: Any) -> dict[str, Any] | None:
-    """Pack and cast inputs by argument, as they were traced; None if they do not fit."""
+    """Pack and cast inputs by argument, as they were traced; None if they do not fit.
+
+    Inputs may come as the module declares them, by name or in order; a single argument also bare.
+    """
     names, parts = list(call.inputs), inputs
     if not isinstance(inputs, Mapping) or set(inputs) != set(names):
         if len(names) == 1:
@@ -369,7 +462,11 @@ def _bind(call: Call, inputs: Any) -> dict[str, Any] | None:
 
 
 def _fit(specs: Any, values: Any) -> Any | None:
-    """Cast nested tensors to the traced types, among floats or among integers; None if not so."""
+    """Cast nested tensors to the traced types, among floats or among integers; None if not so.
+
+    Floats are not cast to integers, nor integers to floats: pixels of 0 to 255 would be taken for
+    numbers in [0, 1], or the reverse.
+    """
     if isinstance(specs, Mapping) and not (
         isinstance(values, Mapping) and specs.keys() == {*values}
     ):
@@ -470,7 +567,13 @@ class ModuleSpec:
         return found
 
     def remember(self, inputs: Any, outputs: Any) -> None:
-        """Keep the shapes of a call, for a loaded model whose module is not there yet."""
+        """Keep the shapes of a call, for a loaded model whose module is not there yet.
+
+        At most `MOST_CALLS` are kept: text or images of many sizes would fill the file's config.
+
+        Args:
+            inputs, outputs: tensors or symbols, nested, of one call.
+        """
         new = all(_shapes(inputs) != _shapes(known) for known, _ in self.calls)
         if new and len(self.calls) < MOST_CALLS:
             pair = (tf.nest.map_structure(_bare, each) for each in (inputs, outputs))
@@ -478,6 +581,9 @@ class ModuleSpec:
 
     def outputs_of(self, inputs: Any, name: str) -> Any:
         """Return the outputs that a call with inputs of these shapes gave.
+
+        Returns:
+            Nested `keras.KerasTensor`s with the batch size of the inputs.
 
         Raises:
             ValueError: there was no such call.
@@ -492,7 +598,10 @@ class ModuleSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the description for JSON."""
+        """Return the description for JSON.
+
+        `format` is raised when an older kerasmtl could not read it; `version` says which one can.
+        """
         plain = {key: value for key, value in vars(self).items() if key not in ("inputs", "calls")}
         return {
             "format": FORMAT,

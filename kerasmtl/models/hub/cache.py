@@ -1,4 +1,10 @@
-"""Folders with a SavedModel: found, kept in the cache, and known by the hash of their content."""
+"""Folders with a SavedModel: found, kept in the cache, and known by the hash of their content.
+
+A module's identity is its content hash, which `kerasmtl vendor` pins in project.toml and a .keras
+file records: handles may move, content may not. Entries are written aside and renamed
+(`atomic_folder`), so that a process that is killed leaves either nothing or a whole module, and two
+that fetch the same module do not disturb each other.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +25,21 @@ SUMS = "SHA256SUMS"
 
 
 def is_module(folder: Path) -> bool:
-    """Return whether a folder is a SavedModel."""
+    """Return whether a folder is a SavedModel.
+
+    In its binary or its text form; without reading it.
+    """
     return any((folder / name).is_file() for name in SAVED_MODELS)
 
 
 def find_module(folder: Path, handle: str) -> Path:
     """Return a folder that is a SavedModel, or the only one below it that is.
+
+    Only one level below is searched, as archives often have one folder around their content.
+
+    Args:
+        folder: unpacked, downloaded or the user's own.
+        handle: as the user wrote it, for messages.
 
     Raises:
         ValueError: there is none, or more than one, such as several versions; names them.
@@ -71,6 +86,9 @@ def cached_module(target: Path, handle: str, fill: Callable[[Path], None]) -> Pa
         handle: as the user wrote it.
         fill: writes the module into the empty folder that it is given.
 
+    Returns:
+        The folder of the module: the entry, or the one folder with a SavedModel in it.
+
     Raises:
         ValueError: what was filled in, or what is kept there, is not a SavedModel.
     """
@@ -93,6 +111,14 @@ def _is_filled(folder: Path) -> bool:
 
 def keep_module(folder: Path, sha256: str) -> Path:
     """Copy a module into the cache under its content hash, unless it is kept already.
+
+    Args:
+        folder: of the module.
+        sha256: what the content hash of the copy must be. It is hashed after copying, so that a
+            change in between is noticed.
+
+    Returns:
+        The folder of the copy, or of the one that was there.
 
     Raises:
         ValueError: the content has another hash; nothing is kept.
@@ -177,7 +203,12 @@ def _raise(error: OSError) -> None:
 
 
 def _check_link(path: Path, root: Path) -> None:
-    """Raise ValueError for a link to anything but a file of the module."""
+    """Raise ValueError for a link to anything but a file of the module.
+
+    huggingface_hub keeps files as blobs/HASH, and links to them from snapshots/REVISION; all other
+    links that lead out of the folder are refused, or a module could carry any file of this machine
+    along.
+    """
     real = path.resolve()
     stores = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
     if not real.is_file() or not any(real.is_relative_to(place) for place in [root, *stores]):
@@ -188,7 +219,11 @@ def _check_link(path: Path, root: Path) -> None:
 
 
 def listing(folder: Path) -> bytes:
-    """Return the text that a module's hash is taken of: what `sha256sum` prints for its files."""
+    """Return the text that a module's hash is taken of: what `sha256sum` prints for its files.
+
+    It has the format of SHA256SUMS, which `kerasmtl vendor` writes beside the module: `sha256sum
+    --check` verifies a folder without Python.
+    """
     sums = [f"{file_sha256(path)}  {name}\n" for name, path in module_files(folder).items()]
     return os.fsencode("".join(sums))
 

@@ -33,6 +33,10 @@ _CHUNK = 2**20
 def check_size(size: int, handle: str) -> None:
     """Check that a module has no more bytes than `KERASMTL_MAX_BYTES` permits, by default 20 GB.
 
+    Args:
+        size: in bytes, announced or received so far.
+        handle: as the user wrote it, for the message.
+
     Raises:
         ValueError: it has, or `KERASMTL_MAX_BYTES` is not a positive number.
     """
@@ -64,6 +68,8 @@ def unpack(archive: Path, folder: Path, handle: str) -> None:
             gzipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw) if gzipped else raw as stream:
+                # As a stream, "r|": sizes add up member by member, before the next one is written
+                # to disk.
                 with tarfile.open(fileobj=stream, mode="r|") as tar:
                     for member in tar:
                         size += member.size
@@ -117,7 +123,13 @@ def _without_secrets(url: str) -> str:
 
 
 def _fault(response: requests.Response) -> str | None:
-    """Return what is wrong with an answer, before its content is read."""
+    """Return what is wrong with an answer, before its content is read.
+
+    Of redirects only those to http after https are refused.
+
+    Returns:
+        What the answer is, for a message, or None if it may be read.
+    """
     hops = [urlsplit(answer.url).scheme for answer in (*response.history, response)]
     if response.status_code >= 400:
         return f"HTTP {response.status_code} {response.reason}"
@@ -128,7 +140,11 @@ def _fault(response: requests.Response) -> str | None:
 
 
 def _write(response: requests.Response, file: Path, handle: str) -> str | None:
-    """Write the raw bytes: a server may call the archive's own compression that of the transfer."""
+    """Write the raw bytes: a server may call the archive's own compression that of the transfer.
+
+    Returns:
+        What is wrong, for a message: fewer bytes than announced. None if all came.
+    """
     announced = response.headers.get("Content-Length", "")
     total = int(announced) if announced.isdecimal() else None
     check_size(total or 0, handle)

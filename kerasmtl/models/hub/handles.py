@@ -8,6 +8,11 @@
 | http(s)://…, gs://… | in the cache, under the SHA-1 of the handle, as tensorflow_hub does |
 | kaggle:…, https://www.kaggle.com/models/… | in the cache of kagglehub |
 | hf:owner/repo | in the cache of huggingface_hub |
+
+`resolve_handle` is what `HubLayer`, projects and `kerasmtl vendor` call. Around it are checks that
+need neither the network nor Keras: `check_backbone` and `trained_backbones` for `kerasmtl new`,
+which must judge and suggest handles at once. Caches come first, so that what was fetched once works
+offline.
 """
 
 from __future__ import annotations
@@ -90,6 +95,10 @@ def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) ->
             archives are kept, and those of kagglehub and huggingface_hub.
         sha256: what the module's content hash must be, as `kerasmtl vendor` prints it.
 
+    Returns:
+        A folder with a saved_model.pb, which may belong to another program's cache: do not write
+        there.
+
     Raises:
         ValueError: the handle names nothing, cannot be reached, has no SavedModel, or has another
             content than `sha256`.
@@ -112,6 +121,9 @@ def is_published(handle: str) -> bool:
     """Return whether a handle is of TF-Hub or Kaggle, whose image modules take pixels in [0, 1].
 
     Source: https://www.tensorflow.org/hub/common_signatures/images#input
+
+    Args:
+        handle: as the user wrote it; a local copy of such a module is not recognized.
     """
     return handle.startswith(PUBLISHERS)
 
@@ -182,7 +194,11 @@ def _imported(client: str, handle: str) -> ModuleType:
 
 
 def _local(handle: str) -> Path:
-    """Return the folder of an embedded module, a folder or an unpacked archive."""
+    """Return the folder of an embedded module, a folder or an unpacked archive.
+
+    Raises:
+        ValueError: there is nothing of that name, or a file that is not an archive.
+    """
     if handle in EXTRACTORS:
         return extractor_folder(handle)
     path = Path(handle).expanduser()
@@ -204,7 +220,11 @@ def _local(handle: str) -> Path:
 
 
 def _fetch(handle: str) -> Path:
-    """Return the folder of a module that is kept in a cache, after its download."""
+    """Return the folder of a module that is kept in a cache, after its download.
+
+    Archives and folders of buckets go to this package's cache; the clients of Kaggle and Hugging
+    Face have caches of their own, which other programs share.
+    """
     if is_kaggle(handle):
         return _fetch_kaggle(handle)
     if handle.startswith(HF):
@@ -224,7 +244,11 @@ def _download(handle: str, made: Path) -> None:
 
 
 def _address(url: str) -> str:
-    """Return where the archive is: servers of the TF-Hub protocol want to be asked for it."""
+    """Return where the archive is: servers of the TF-Hub protocol want to be asked for it.
+
+    "?tf-hub-format=compressed" is the protocol of TF-Hub: without it servers answer with a web
+    page. Source: https://www.tensorflow.org/hub/hosting
+    """
     parts = urlsplit(url)
     archive = parts.path.endswith(SUFFIXES) or (parts.query and parts.hostname != "tfhub.dev")
     if archive or "tf-hub-format=" in parts.query:
@@ -240,6 +264,8 @@ def is_kaggle(handle: str) -> bool:
 
 def parse_kaggle(handle: str) -> str:
     """Return owner/model/framework/variation/version of a Kaggle handle or page.
+
+    The version is required: without one, the same handle would mean another model tomorrow.
 
     Raises:
         ValueError: it has no version, or other parts.
@@ -284,7 +310,11 @@ def _fetch_kaggle(handle: str) -> Path:
 
 
 def _fetch_hf(handle: str) -> Path:
-    """Return the folder in the cache of huggingface_hub, which downloads it if absent."""
+    """Return the folder in the cache of huggingface_hub, which downloads it if absent.
+
+    Without a revision huggingface_hub takes the main branch, and asks for its newest commit;
+    offline it takes what is in its cache.
+    """
     parts = _HF.fullmatch(handle)
     if parts is None or ".." in handle:
         raise ValueError(

@@ -1,4 +1,12 @@
-"""Trained models as SavedModels, LiteRT and ONNX files, each verified before it appears."""
+"""Trained models as SavedModels, LiteRT and ONNX files, each verified before it appears.
+
+`saved_model.export_saved_model` writes numbered versions for a server, `convert.convert_model`
+single files for LiteRT and ONNX Runtime. Both name the outputs after the tasks (`signatures`),
+describe themselves by `description`, and compare their answers with those of
+`verify.reference_answers`, an implementation in NumPy, before anything is at its final path.
+`serving` and the commands `kerasmtl export`, `convert` and `predict` build on this package; it
+imports neither of them.
+"""
 
 from kerasmtl.utils.lazy import lazy_names
 

@@ -1,4 +1,8 @@
-"""Converts a trained model to a LiteRT or ONNX file, verified in the target runtime."""
+"""Conversion of a trained model to a LiteRT or ONNX file, verified in the target runtime.
+
+`convert_model` draws samples, converts (`litert`, `onnx`), writes a file aside, compares it with
+the model (`compare`), adds the description, and renames it at the end. `kerasmtl convert` calls it.
+"""
 
 from __future__ import annotations
 
@@ -129,6 +133,7 @@ def convert_model(
         file.write_bytes(made)
         check = compare(model, runner(file, interface.name), interface, checked, uint8, kind.exact)
         check["on"] = "noise" if rows is None else "samples"
+        # After the check, whose result it contains; the runtimes ignore it.
         write_file_description(file, _describe(interface, to, uint8, check))
         _check_new(target)
     agree = check["decisions_agree"]
@@ -144,6 +149,9 @@ def draw_samples(
     source: Any, interface: ModelInterface, count: int = COUNT, seed: int = 0
 ) -> np.ndarray:
     """Draw inputs from a source.
+
+    Test rows are left out, so that scores on them stay honest: the samples set the ranges of the
+    integers.
 
     Args:
         source: as `samples` of `convert_model`. Of an array or a data set the first rows are taken.
@@ -249,6 +257,11 @@ def decisions_agree(
 
     A binary task's decision is whether its probability reaches the threshold, a multiclass task's
     is the most probable class; a regression task has none.
+
+    Args:
+        got: outputs of the converted model by task.
+        wanted: those of the original.
+        interface: of both.
     """
     same = []
     for task in interface.tasks:
@@ -262,7 +275,16 @@ def decisions_agree(
 
 
 def _difference(name: str, got: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the largest |got - wanted| / max(1, |wanted|) where the model gives a number."""
+    """Return the largest |got - wanted| / max(1, |wanted|) where the model gives a number.
+
+    Args:
+        name: of the task, for the message.
+        got: of the converted model.
+        wanted: of the original, which may contain NaN.
+
+    Raises:
+        ValueError: another shape, or no finite number where the original gives one.
+    """
     known = np.isfinite(wanted)
     if got.shape != wanted.shape or not np.isfinite(got[known]).all():
         raise ValueError(

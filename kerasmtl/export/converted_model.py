@@ -1,6 +1,11 @@
 """The file formats of `convert_model`, and `ConvertedModel`, which runs such a file.
 
 Needs neither TensorFlow nor Keras.
+
+A file describes itself, so that `ConvertedModel` needs nothing besides it and its runtime: an .onnx
+file in its metadata, a .tflite file in a zip archive at its end, which readers of the flatbuffer
+ignore. `convert.convert_model` writes and returns it; on a device the file is used by the runtime
+alone.
 """
 
 from __future__ import annotations
@@ -103,6 +108,9 @@ class ConvertedModel:
     def predict(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Return the outputs by task, float32.
 
+        Inputs are run in batches of 32, so that the activations of all of them are never in memory
+        at once.
+
         Args:
             inputs: (batch, height, width, 3) float in [0, 1], or uint8 0 to 255 if the file takes
                 uint8 (floats are then rounded to it); or (batch, columns) numbers, NaN = missing.
@@ -145,6 +153,11 @@ class ConvertedModel:
 def check_runtime(runtime: str, *modules: str) -> None:
     """Check that what a runtime needs is installed, or else these of its modules.
 
+    Args:
+        runtime: "litert" or "onnx".
+        modules: what is needed instead of the modules that run a file, for example those that write
+            one.
+
     Raises:
         ImportError: a module is absent; says what to install.
     """
@@ -159,7 +172,16 @@ def check_runtime(runtime: str, *modules: str) -> None:
 
 
 def runner(path: Path, name: str, threads: int | None = None) -> Run:
-    """Return a file as a function of its input, which is called `name`."""
+    """Return a file as a function of its input, which is called `name`.
+
+    Args:
+        path: of the file.
+        name: of its input.
+        threads: for the runtime; None: its own choice.
+
+    Returns:
+        From (batch, *shape) in the file's own type to arrays by output.
+    """
     if path.suffix == FORMATS["onnx"].suffix:
         import onnxruntime
 
@@ -177,7 +199,12 @@ def runner(path: Path, name: str, threads: int | None = None) -> Run:
 
 
 def write_file_description(path: Path, description: dict[str, Any]) -> None:
-    """Add a description to a file; its runtime ignores it."""
+    """Add a description to a file; its runtime ignores it.
+
+    Args:
+        path: of the file, which is changed in place: one that is not yet at its final path.
+        description: for JSON, without NaN.
+    """
     text = json.dumps(description, sort_keys=True, ensure_ascii=False, allow_nan=False)
     if path.suffix == FORMATS["onnx"].suffix:
         import onnx

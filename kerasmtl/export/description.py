@@ -3,6 +3,9 @@
 A version is a SavedModel folder; everything below `assets.extra` is ours, and TensorFlow ignores
 it. This module is the one definition of that layout: the server, the client's page and the
 predictor read exports through it.
+
+`signatures_in` reads types and shapes from the SavedModel itself, so that the description cannot
+contradict it. Later formats are refused (`FORMAT`), unknown keys are ignored.
 """
 
 from __future__ import annotations
@@ -36,7 +39,11 @@ FORMAT = 1
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of what writes an export."""
+    """Return the versions of what writes an export.
+
+    For whoever has to find out later why an export behaves as it does; no code depends on the
+    numbers.
+    """
     return {
         "kerasmtl": __version__,
         "keras": keras.__version__,
@@ -46,7 +53,15 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_task(task: Task, decision: Decision) -> dict[str, Any]:
-    """Return what a description says of a task; "decision" is how its threshold was fitted."""
+    """Return what a description says of a task; "decision" is how its threshold was fitted.
+
+    Args:
+        task: with its classes, if it has some.
+        decision: its threshold and temperature; without a rule, nothing was fitted.
+
+    Returns:
+        A dict for JSON: numbers, text, lists and None.
+    """
     fitted = {"rule": decision.rule, "known": decision.known, "notes": list(decision.notes)}
     return {
         "name": task.name,
@@ -59,7 +74,12 @@ def describe_task(task: Task, decision: Decision) -> dict[str, Any]:
 
 
 def write_description(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write model.json: UTF-8, sorted, strict JSON (NaN and infinity become null)."""
+    """Write model.json: UTF-8, sorted, strict JSON (NaN and infinity become null).
+
+    Args:
+        folder: of the version.
+        content: nested dicts and lists; numbers of NumPy become plain ones, other objects text.
+    """
     file = folder / MODEL_JSON
     file.parent.mkdir(exist_ok=True)
 
@@ -115,6 +135,12 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def check_version_folder(folder: str | os.PathLike[str]) -> Path:
     """Check that a path is one version of an exported model.
+
+    Args:
+        folder: such as saved_models/NAME/1.
+
+    Returns:
+        The folder as a `Path`.
 
     Raises:
         FileNotFoundError: the path is absent.
@@ -174,7 +200,13 @@ def read_decisions(folder: str | os.PathLike[str]) -> dict[str, Decision]:
 
 
 def signatures_in(folder: Path) -> dict[str, Any]:
-    """Return dtype and shape of all inputs and outputs, by signature; None = any length."""
+    """Return dtype and shape of all inputs and outputs, by signature; None = any length.
+
+    Nothing is loaded or run: only the protobuf in saved_model.pb is read.
+
+    Args:
+        folder: of a SavedModel.
+    """
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     return {
         name: {"inputs": _tensors(signature.inputs), "outputs": _tensors(signature.outputs)}

@@ -1,4 +1,9 @@
-"""Conversion to LiteRT, formerly TensorFlow Lite: float32, 8-bit weights, or 8-bit integers."""
+"""Conversion to LiteRT, formerly TensorFlow Lite: float32, 8-bit weights, or 8-bit integers.
+
+`convert.convert_model` calls it, and verifies the file in the interpreter of LiteRT. TensorFlow's
+converter reads a SavedModel from a temporary folder, whose signature has the names of the input and
+the outputs.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +39,9 @@ def litert_bytes(
         samples: for "int8", inputs (rows, *interface.shape) that set the ranges of the integers.
         uint8: for "int8", the input is uint8 pixels 0 to 255, not float32 in [0, 1].
 
+    Returns:
+        The file's content, with one signature, `serving_default`.
+
     Raises:
         ValueError: LiteRT lacks an operation, or has it not in the precision of a layer; the
             message names it.
@@ -65,7 +73,12 @@ def litert_bytes(
 def _one_by_one(
     interface: ModelInterface, samples: np.ndarray
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield samples as the calibrator takes them."""
+    """Yield samples as the calibrator takes them.
+
+    Args:
+        interface: whose input's `bounds` the first row is made to reach.
+        samples: (rows, *interface.shape) float32.
+    """
     for number in range(len(samples)):
         row = samples[number : number + 1]
         if number == 0:
@@ -78,7 +91,13 @@ def _one_by_one(
 
 
 def _reason(error: Exception, model: keras.Model, quantize: str | None) -> str:
-    """Explain a failed conversion: half precision, or the operations that LiteRT lacks."""
+    """Explain a failed conversion: half precision, or the operations that LiteRT lacks.
+
+    Args:
+        error: of the converter, whose text lists operations as 'tf.Name' op.
+        model: what was converted.
+        quantize: as in `litert_bytes`.
+    """
     for layer in sublayers(model):
         containers = keras.layers.InputLayer | keras.Model
         if "float16" in layer.compute_dtype and not isinstance(layer, containers):

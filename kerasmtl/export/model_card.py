@@ -1,6 +1,8 @@
 """MODEL_CARD.md, the description of an exported version for people.
 
 Source of the form: Mitchell et al. 2019, https://arxiv.org/abs/1810.03993
+
+`export_saved_model` writes it from the same content as model.json, so that the two never differ.
 """
 
 from __future__ import annotations
@@ -59,7 +61,10 @@ def model_card(about: Mapping[str, Any]) -> str:
 
 
 def _summary(about: Mapping[str, Any]) -> str:
-    """Return a list of who made the model, of what and when."""
+    """Return a list of who made the model, of what and when.
+
+    "not stated" where nobody said it: a licence or a source that is missing should be seen.
+    """
     data, versions = about["data"] or {}, about["versions"]
     rows = {
         "Created": about["created"],
@@ -88,7 +93,10 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _signatures(signatures: Mapping[str, Any]) -> str:
-    """Return a table of the signatures, with types and shapes."""
+    """Return a table of the signatures, with types and shapes.
+
+    At most ten tensors of a signature are listed; one of a table may have a hundred.
+    """
 
     def tensors(found: Mapping[str, Any]) -> str:
         shown = []
@@ -104,7 +112,10 @@ def _signatures(signatures: Mapping[str, Any]) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
-    """Return a table of scores for each kind of task."""
+    """Return a table of scores for each kind of task.
+
+    Tasks of a kind share a table, since each kind has scores of its own.
+    """
     if not metrics or not metrics.get("tasks"):
         return ["Not measured."]
     of = f" of {metrics['rows']} rows" if metrics.get("rows") else ""
@@ -130,6 +141,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Return a value as one line without markup: four digits of a number, "" for None."""
+    """Return a value as one line without markup: four digits of a number, "" for None.
+
+    Line breaks and markup in names would break the table, or let a task's name add links to the
+    card.
+    """
     text = f"{value:.4g}" if isinstance(value, float) else str("" if value is None else value)
     return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,7 @@
-"""Conversion to ONNX by tf2onnx, which reads TensorFlow's graph and does not need Keras."""
+"""Conversion to ONNX by tf2onnx, which reads TensorFlow's graph and does not need Keras.
+
+`convert.convert_model` calls it, verifies the file in ONNX Runtime, and adds the description.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ def onnx_bytes(model: keras.Model, interface: ModelInterface) -> bytes:
     Args:
         model: what is converted.
         interface: of the model.
+
+    Returns:
+        The serialized ModelProto, checked by onnx, with its shapes inferred.
 
     Raises:
         ImportError: tf2onnx is not installed.

@@ -1,4 +1,9 @@
-"""Exports a trained model as a SavedModel with named inputs and one named output per task."""
+"""Export of a trained model as a SavedModel with named inputs and one named output per task.
+
+`export_saved_model` goes from cheap to expensive: arguments, scores and the target are checked
+before anything is traced, and the version is written into a hidden folder (`versions.new_version`),
+described, verified in a fresh process, and renamed only then. Whatever fails, no version appears.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +51,10 @@ CARD = ("name", "licence", "data")
 
 
 class ScoreTooLow(ValueError):
-    """The model scores worse than `require` demands; no version was published."""
+    """The model scores worse than `require` demands; no version was published.
+
+    The message names each such score, and what was required.
+    """
 
 
 def export_saved_model(
@@ -161,10 +169,13 @@ def export_saved_model(
     decided = decide(chosen, cells, decisions, calibrate)
     signatures = traced_signatures(bound)
     cases = verification.make_cases(model, signatures, chosen, decided)
+    # Only now: a signature that cannot be traced, or a model that predicts NaN, reserves no number.
     with new_version(base, version) as (number, scratch):
         folder = scratch / "model"
         with _disk_errors(base):
             write_saved_model(model, folder, endpoints(model, signatures, chosen, decided))
+        # After the SavedModel, since the types and shapes of the signatures are read from the file
+        # itself.
         about |= {
             "format": FORMAT,
             "version": number,
@@ -185,7 +196,15 @@ def export_saved_model(
 
 
 def describe_data(labels: str | os.PathLike[str], rows: int | None = None) -> dict[str, Any]:
-    """Describe a labels file for `card={"data": …}`: its name, its SHA-256 and the rows used."""
+    """Describe a labels file for `card={"data": …}`: its name, its SHA-256 and the rows used.
+
+    Args:
+        labels: the file, of which all bytes are hashed.
+        rows: how many of its rows the model was trained on, if known.
+
+    Returns:
+        "sha256", "rows" and "source", the file's name without its folder.
+    """
     return {"sha256": file_sha256(labels), "rows": rows, "source": Path(labels).name}
 
 
@@ -213,6 +232,9 @@ def check_required(
 
 def check_scores(scores: Mapping[str, Any] | None, require: Mapping[str, float] | None) -> None:
     """Refuse a model that scores worse than required.
+
+    A macro score or a task's score that is not defined, for example an AUC of labels that are all
+    equal, counts as too low: it proves nothing.
 
     Args:
         scores: as `Report.to_dict` returns them.
@@ -243,7 +265,11 @@ def check_scores(scores: Mapping[str, Any] | None, require: Mapping[str, float] 
 
 
 def _by_name(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return scores by the names of `require`: "macro_SCORE" and "TASK.SCORE"."""
+    """Return scores by the names of `require`: "macro_SCORE" and "TASK.SCORE".
+
+    "macro_auc" is the mean over all tasks that have an AUC, also where the kinds of tasks have
+    macro scores of their own.
+    """
     found = {}
     for scores in reversed(metrics.get("macro", {}).values()):  # of equal names the first kind's
         found |= {f"macro_{score}": of["mean"] for score, of in scores.items()}
@@ -255,7 +281,12 @@ def _by_name(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError for a name that is not a score; says which scores or tasks there are."""
+    """Raise ValueError for a name that is not a score; says which scores or tasks there are.
+
+    Args:
+        names: of `require`.
+        known: the names of all scores that there are.
+    """
     by_task: dict[str, list[str]] = {}
     for score in known:
         by_task.setdefault(score.rpartition(".")[0], []).append(score)
@@ -269,7 +300,11 @@ def _check_known(names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _check_card(card: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
-    """Return the card's entries, the name by default that of the folder."""
+    """Return the card's entries, the name by default that of the folder.
+
+    Raises:
+        ValueError: not a dict, a key that is not one of `CARD`, or "data" that is not a dict.
+    """
     if not isinstance(card, Mapping | None) or set(card or ()) - set(CARD):
         raise ValueError(f"`card` must be a dict with keys of {list(CARD)}, got {card!r}")
     found = {"name": name, "licence": None, "data": None, **(card or {})}
@@ -279,7 +314,11 @@ def _check_card(card: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
 
 
 def _given_scores(metrics: Any) -> dict[str, Any] | None:
-    """Return the scores that were passed, as `Report.to_dict` returns them."""
+    """Return the scores that were passed, as `Report.to_dict` returns them.
+
+    Raises:
+        ValueError: neither a `Report` nor a dict.
+    """
     if isinstance(metrics, Report):
         return metrics.to_dict()
     if not isinstance(metrics, Mapping | None):
@@ -291,7 +330,13 @@ def _given_scores(metrics: Any) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _disk_errors(base: Path) -> Iterator[None]:
-    """Raise OSError where TensorFlow cannot write: above all when the disk is full."""
+    """Raise OSError where TensorFlow cannot write: above all when the disk is full.
+
+    TensorFlow's messages name nodes of the graph in double braces, which are removed.
+
+    Args:
+        base: the folder of all versions, for the message.
+    """
     try:
         yield
     except tf.errors.OpError as error:

@@ -1,4 +1,9 @@
-"""Inputs and outputs of exported and converted models: named, and by task."""
+"""Inputs and outputs of exported and converted models: named, and by task.
+
+`answers` and `endpoints` are the graph of every export: they name a model's outputs after the
+tasks, calibrate and decide, so that a client needs no code of this package. `ModelInterface` is the
+narrower view of converted models, which have one input, and outputs without decisions.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,9 @@ def traced_signatures(input: Input) -> list[Signature]:
     """Return the signatures of an input, the default one first.
 
     Their functions are traced once, and shared by verification and all functions of the export.
+
+    Args:
+        input: bound to the model, see `input_of`.
     """
     return [
         each._replace(
@@ -45,6 +53,15 @@ def endpoints(
     Each signature answers with a probability, number or class probabilities by task, and a
     decision. `features` takes what `serving_default` takes, and gives what the head is given, if
     the model has a head.
+
+    Args:
+        model: functional or sequential.
+        signatures: as `traced_signatures` returns them.
+        tasks: of the outputs, in order.
+        decisions: threshold and temperature by task.
+
+    Returns:
+        Name, function and input signature of each, as `ExportArchive.add_endpoint` takes them.
     """
 
     def serve(signature: Signature) -> Callable[[Tensors], Tensors]:
@@ -63,6 +80,9 @@ def endpoints(
 
 def answers(outputs: Any, tasks: Sequence[Task], decisions: Mapping[str, Decision]) -> Tensors:
     """Name a model's outputs after the tasks, calibrate them, and add decisions.
+
+    The cast to float32 comes first: the outputs of a head in half precision would else be compared
+    with the threshold in half precision.
 
     Args:
         outputs: of the model.
@@ -92,6 +112,16 @@ def at_temperature(values: tf.Tensor, task: Task, temperature: float | None) -> 
     """Calibrate probabilities: sigmoid(logit(p) / T), or softmax(log(p) / T) over classes.
 
     Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2.
+
+    Args:
+        values: (batch,) float32 probabilities of a binary task, (batch, classes) of a multiclass
+            task.
+        task: whose kind decides.
+        temperature: T > 0; 1 or None leaves `values` as they are, bit for bit.
+
+    Returns:
+        Values of the same shape. Probabilities nearer to 0 or 1 than `TINY` have no finite logit in
+        float32, and are moved to it.
     """
     if temperature in (None, 1.0):
         return values
@@ -103,7 +133,11 @@ def at_temperature(values: tf.Tensor, task: Task, temperature: float | None) -> 
 
 
 def check_names(tasks: Sequence[Task]) -> None:
-    """Raise ValueError if a task has the name of another task's decision."""
+    """Raise ValueError if a task has the name of another task's decision.
+
+    Signatures have one name space for outputs: task "car" with a decision, and a task
+    "car_decision".
+    """
     decided = {task.name + DECISION for task in tasks if task.kind != "regression"}
     clash = sorted(decided & {task.name for task in tasks})
     if clash:
@@ -114,6 +148,11 @@ def embedding_model(model: keras.Model) -> keras.Model | None:
     """Return the model up to its head, whose output is (batch, features); None if that is unclear.
 
     The head is what `task_head` made, or else the last layer.
+
+    Returns:
+        A model that shares its layers with `model`. It is unclear for a model that is not
+        functional, whose layer is called several times, or whose features are its input or not a
+        matrix.
     """
     heads = [
         layer
@@ -153,7 +192,13 @@ def input_of(model: keras.Model, input: Input | None) -> Input:
 def write_saved_model(
     model: keras.Model, folder: str | Path, functions: Sequence[Endpoint]
 ) -> None:
-    """Write functions of a model as the signatures of a SavedModel."""
+    """Write functions of a model as the signatures of a SavedModel.
+
+    Args:
+        model: whose variables the functions use.
+        folder: to be written.
+        functions: as `endpoints` or `ModelInterface.endpoint` return them.
+    """
     archive: Any = keras.export.ExportArchive()
     archive.track(model)
     for name, serve, signature in functions:
@@ -191,6 +236,12 @@ class ModelInterface:
         decisions: Mapping[str, Decision],
     ) -> ModelInterface:
         """Return the interface of a Keras model.
+
+        Args:
+            model: functional or sequential.
+            tasks: of the outputs, in order.
+            input: what the model takes; by default images.
+            decisions: threshold and temperature by task.
 
         Raises:
             ValueError: the model does not take this input, or not as floats, or its outputs are

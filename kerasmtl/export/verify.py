@@ -41,12 +41,22 @@ _BYTES = 2  # wire type of protobuf: length-delimited
 
 
 class VerificationError(ValueError):
-    """The export does not answer as the model does; no version was published."""
+    """The export does not answer as the model does; no version was published.
+
+    The message has the first difference that was found, or the end of what the process printed.
+    """
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request to a signature, and what the model answers outside the export."""
+    """A request to a signature, and what the model answers outside the export.
+
+    Attributes:
+        signature: its name.
+        inputs: arrays by argument, first axis = batch; text and image files as object arrays of
+            bytes.
+        outputs: arrays by output, likewise.
+    """
 
     signature: str
     inputs: Arrays
@@ -64,6 +74,10 @@ def reference_answers(
         outputs: of the Keras model.
         tasks: of the outputs, in order.
         decisions: threshold and temperature by task.
+
+    Returns:
+        "<task>" and "<task>_decision" as `signatures.answers` returns them, as arrays; text is
+        bytes.
     """
     found: Arrays = {}
     raw = by_task(tf.nest.map_structure(np.asarray, outputs), tasks)
@@ -82,7 +96,16 @@ def reference_answers(
 
 
 def is_clear(found: Arrays, tasks: Sequence[Task], decisions: Mapping[str, Decision]) -> bool:
-    """Return whether no decision depends on the last digits."""
+    """Return whether no decision depends on the last digits.
+
+    A probability at the threshold, or two classes that are equally probable, could be decided
+    either way by rounding, and would let a correct export fail.
+
+    Args:
+        found: as `reference_answers` returns it.
+        tasks: of the outputs, in order.
+        decisions: threshold by task.
+    """
     gaps = [np.inf]
     for task in tasks:
         values = found[task.name]
@@ -105,6 +128,15 @@ def make_cases(
     Of several draws, takes the first in which no decision depends on the last digits. The model
     answers on the CPU, where the export is verified.
 
+    Args:
+        model: the Keras model, whose answers are expected of the export.
+        signatures: as `traced_signatures` returns them.
+        tasks: of the outputs, in order.
+        decisions: threshold and temperature by task.
+
+    Returns:
+        A case per signature. If no draw is clear, the last one is used as it is.
+
     Raises:
         ValueError: the model predicts NaN or infinity.
     """
@@ -125,6 +157,7 @@ def make_cases(
         ]
         if all(is_clear(case.outputs, tasks, decisions) for case in cases):
             break
+    # Added last, and not part of the draws: features have no decisions that could be unclear.
     embedding = embedding_model(model)
     if embedding is not None:
         features = np.asarray(predict(embedding, inputs[0]))
@@ -194,6 +227,10 @@ def write_golden(folder: Path, case: Case) -> None:
 
     Source: https://www.tensorflow.org/tfx/serving/api_rest, "Specifying input tensors in row
     format".
+
+    Args:
+        folder: of the version.
+        case: of the default signature.
     """
     (folder / GOLDEN_REQUEST).parent.mkdir(parents=True, exist_ok=True)
     inputs = {key: _as_rest(values) for key, values in case.inputs.items()}
@@ -212,6 +249,14 @@ def write_warm_up(folder: Path, cases: Sequence[Case], name: str) -> None:
     Source: https://github.com/tensorflow/serving, g3doc/saved_model_warmup.md. The messages
     (apis/prediction_log.proto, predict.proto, model.proto) are encoded here, since the package
     that has them, tensorflow-serving-api, needs gRPC.
+
+    A server sends them to a new version before it takes requests, so that the first user does not
+    wait for the graph to be prepared.
+
+    Args:
+        folder: of the version.
+        cases: one for each signature.
+        name: of the model, by which the server addresses it.
     """
     with tf.io.TFRecordWriter(str(folder / WARM_UP)) as writer:
         for case in cases:
@@ -250,7 +295,10 @@ def _predict_request(name: str, signature: str, inputs: Mapping[str, np.ndarray]
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """Encode a field of a protobuf message: its number, its length and its content."""
+    """Encode a field of a protobuf message: its number, its length and its content.
+
+    Only fields of bytes, text and messages are needed, all of which have the same wire type.
+    """
     return _varint(number << 3 | _BYTES) + _varint(len(content)) + content
 
 

@@ -2,6 +2,9 @@
 
 Usage: python -c "$(cat verify_process.py)" FOLDER CASES. Prints "Fault: …" and exits with 1 where
 the export answers differently.
+
+It must stay independent of the package: it is passed to Python as text, and makes every import of
+kerasmtl and Keras fail before TensorFlow, whose import would else load Keras.
 """
 
 import gc
@@ -25,20 +28,34 @@ class Fault(Exception):
 
 
 def main(folder, cases):
-    """Ask the export all requests of a file of cases: signature, inputs and outputs by name."""
+    """Ask the export all requests of a file of cases: signature, inputs and outputs by name.
+
+    Args:
+        folder: the export.
+        cases: a pickle of (signature, inputs, outputs), which `verify.verify` has just written.
+    """
     loaded = tf.saved_model.load(folder)
     with open(cases, "rb") as file:
         for name, inputs, expected in pickle.load(file):
             if name not in loaded.signatures:
                 raise Fault(f"it has no signature {name!r}")
             compare(loaded.signatures[name], name, inputs, expected)
+    # The three names that are None are there in any case; a submodule means that something was
+    # loaded.
     needed = [name for name in sys.modules if name.split(".")[0] in FORBIDDEN]
     if len(needed) > len(FORBIDDEN):
         raise Fault(f"it needs {sorted(needed)[:5]}")
 
 
 def compare(serve, name, inputs, expected):
-    """Raise Fault unless a signature takes these inputs and answers as expected, to 1e-5."""
+    """Raise Fault unless a signature takes these inputs and answers as expected, to 1e-5.
+
+    Args:
+        serve: the signature's function.
+        name: of the signature.
+        inputs: arrays by argument.
+        expected: arrays by output; floats to 1e-5, absolute and relative, all others exactly.
+    """
     specs = serve.structured_input_signature[1]
     if set(inputs) != set(specs):
         raise Fault(f"{name} takes {sorted(specs)[:10]}, not {sorted(inputs)[:10]}")

@@ -3,6 +3,9 @@
 Below the folder of a model are `1`, `2`, … as TensorFlow Serving expects them, and while a version
 is being written `.export-3`, whose subfolder "model" is renamed to `3` at the end. A rename is
 atomic, so that a server sees a version as a whole, also if the exporting process is killed.
+
+`export_saved_model` writes through `new_version`; the server and `deploy` read through
+`versions_in`, `missing` and `stamp`. This module needs neither TensorFlow nor Keras.
 """
 
 from __future__ import annotations
@@ -22,6 +25,12 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 def check_target(base: Path, version: int | None) -> None:
     """Check that a version can be written below `base`, before anything takes time.
+
+    It only looks, and creates nothing; `new_version` checks again when it reserves the number.
+
+    Args:
+        base: the folder of all versions, which need not exist.
+        version: the number asked for; None takes the next one.
 
     Raises:
         NotADirectoryError: a file is in the way.
@@ -72,7 +81,11 @@ def new_version(base: Path, version: int | None = None) -> Iterator[tuple[int, P
 
 
 def versions_in(base: Path) -> list[int]:
-    """Return the numbers of the version folders in `base`, the newest first."""
+    """Return the numbers of the version folders in `base`, the newest first.
+
+    Args:
+        base: the folder of all versions; one that is absent or unreadable has none.
+    """
     try:
         found = [entry.name for entry in os.scandir(base) if entry.is_dir()]
     except OSError:
@@ -82,7 +95,14 @@ def versions_in(base: Path) -> list[int]:
 
 
 def missing(folder: Path) -> str | None:
-    """Say which file a version folder lacks; None if it is complete."""
+    """Say which file a version folder lacks; None if it is complete.
+
+    A SavedModel is copied or synchronized file by file, so that a folder may be there before its
+    content.
+
+    Args:
+        folder: of the version.
+    """
     for name in ("saved_model.pb", os.path.join("variables", "variables.index")):
         if not (folder / name).is_file():
             return f"{name} is not there"
@@ -90,7 +110,14 @@ def missing(folder: Path) -> str | None:
 
 
 def stamp(folder: Path) -> Stamp:
-    """Return name, size and time of each file: equal stamps mean that nobody is writing there."""
+    """Return name, size and time of each file: equal stamps mean that nobody is writing there.
+
+    Args:
+        folder: of the version.
+
+    Returns:
+        Sorted (path in the folder, bytes, nanoseconds) of each file.
+    """
     found = []
     for root, _, names in os.walk(folder):
         for name in names:
@@ -102,7 +129,11 @@ def stamp(folder: Path) -> Stamp:
 
 
 def _reserve(base: Path, version: int | None) -> tuple[int, Path]:
-    """Make the hidden folder of a version, which no other process has."""
+    """Make the hidden folder of a version, which no other process has.
+
+    Raises:
+        FileExistsError: the number that was asked for is taken.
+    """
     while True:
         _remove_stale(base)
         taken = _taken(base)
@@ -129,7 +160,10 @@ def _taken(base: Path) -> set[int]:
 
 
 def _remove_stale(base: Path) -> None:
-    """Remove the hidden folders of exports that were killed long ago."""
+    """Remove the hidden folders of exports that were killed long ago.
+
+    A folder younger than a day may belong to an export that is still running.
+    """
     for left in base.glob(f"{_HIDDEN}*"):
         with contextlib.suppress(OSError):  # another export has just removed it
             if time.time() - left.stat().st_mtime > _STALE:

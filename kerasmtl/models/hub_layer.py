@@ -254,7 +254,7 @@ class HubLayer(keras.layers.Layer):
     # ------------------------------------------------------------ calls
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Run the module; adds the regularization losses of what is trained.
+        """Run the module, and add the regularization losses of what is trained.
 
         Args:
             inputs: nested as the module declares them; the first axis is the batch.

@@ -161,7 +161,7 @@ class Module:
         return {i for i, v in enumerate(self.variables) if id(captured_as(v)) in captured}
 
     def _find_calls(self) -> list[Call]:
-        """Find the calls that take the arguments; refuses arguments that no call takes.
+        """Find the calls that take the arguments; refuse arguments that no call takes.
 
         Returns:
             The calls in the order of the module's traces; a signature is a single one.

@@ -281,7 +281,7 @@ def _by_name(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _check_known(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError for a name that is not a score; says which scores or tasks there are.
+    """Raise ValueError for a name that is not a score, and say which scores or tasks there are.
 
     Args:
         names: of `require`.

@@ -176,6 +176,7 @@ class ColumnNormalization(keras.layers.Layer):
         return (*input_shape[:-1], input_shape[-1] + len(self.indicators))
 
     def get_config(self) -> dict[str, Any]:
+        """Return the indicators and the settings of `Layer`; the statistics are weights."""
         return {**super().get_config(), "indicators": self.indicators}
 
 

@@ -1,4 +1,10 @@
-"""Callbacks for `model.fit`: checkpoints, the best epoch, and a guard."""
+"""Callbacks for `model.fit`: checkpoints, the best epoch, and a guard.
+
+`BestEpoch` and `TrainableGuard` work in any `fit`; `kt.callbacks.Resume` (in `resume`) hands the
+events of several `fit`s on to them as if they were one, and keeps the state of those that have
+`state()` and `restore(state)`. `Checkpoint` writes what people load, not what a run is resumed
+from.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +32,11 @@ SHOWN_ROWS = 5
 
 
 def direction(name: str) -> str | None:
-    """Return "max" or "min", what is better of a metric, or None if its name does not say it."""
+    """Return "max" or "min", what is better of a metric, or None if its name does not say it.
+
+    Args:
+        name: as in the logs, with or without "val_"; "a_task_auc" ends like "auc".
+    """
     plain = name.removeprefix("val_")
     for mode, endings in (("max", HIGHER), ("min", LOWER)):
         if any(plain == end or plain.endswith(f"_{end}") for end in endings):
@@ -35,7 +45,11 @@ def direction(name: str) -> str | None:
 
 
 def default_monitor(logs: Mapping[str, Any]) -> str | None:
-    """Return the first validation AUC, or metric of known direction, or the validation loss."""
+    """Return the first validation AUC, or metric of known direction, or the validation loss.
+
+    Args:
+        logs: of an epoch; without validation data none of them counts.
+    """
     names = [name for name in logs if name.startswith("val_")]
     areas = [name for name in names if name.endswith("_auc")]
     others = [n for n in names if not n.endswith("loss") and direction(n) is not None]
@@ -95,6 +109,7 @@ class BestEpoch(keras.callbacks.Callback):
         self.on_train_begin()
 
     def on_train_begin(self, logs: Logs = None) -> None:
+        """Forget an earlier training."""
         self.monitor = self._given
         self.best_epoch: int | None = None
         self._rank: float | None = None  # higher is better
@@ -103,7 +118,14 @@ class BestEpoch(keras.callbacks.Callback):
         self.begin_stage(self.patience)
 
     def begin_stage(self, patience: int | None) -> None:
-        """Count the patience of a stage from its first epoch on."""
+        """Count the patience of a stage from its first epoch on.
+
+        `kt.callbacks.Resume` calls it. The best epoch of all stages stays what it is: only the
+        waiting begins again.
+
+        Args:
+            patience: of the stage; None never stops it.
+        """
         self.patience = patience
         self._stage_rank: float | None = None
         self._waited = 0
@@ -114,6 +136,7 @@ class BestEpoch(keras.callbacks.Callback):
         return self.patience is not None and self._waited >= self.patience
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Rank the epoch, keep its weights if it is the best, and stop when patience ends."""
         self._epochs = epoch + 1
         rank = self._ranked(logs or {})
         if self.patience is not None and self.monitor is None:
@@ -121,17 +144,24 @@ class BestEpoch(keras.callbacks.Callback):
                 "`patience` must go with validation data or a monitor, got neither. Pass "
                 "validation data."
             )
+        # Two counts: the stage's best decides how long it waits, the best of all stages whose
+        # weights the model gets.
         better = rank is not None and (self._stage_rank is None or rank > self._stage_rank)
         self._stage_rank = rank if better else self._stage_rank
         self._waited = 0 if better else self._waited + 1
         if rank is not None and (self._rank is None or rank > self._rank):
             self._rank, self.best_epoch = rank, self._epochs
+            # Copied: TensorFlow may hand out the memory of the variable itself.
             self._weights = [np.array(weight) for weight in self.model.get_weights()]
         if self.out_of_patience:
             self.model.stop_training = True
 
     def _ranked(self, logs: Mapping[str, Any]) -> float | None:
-        """Return how good an epoch is, higher is better; None if nothing is monitored, or NaN."""
+        """Return how good an epoch is, higher is better; None if nothing is monitored, or NaN.
+
+        Raises:
+            ValueError: the logs do not have the metric.
+        """
         self.monitor = self.monitor or default_monitor(logs)
         if self.monitor is None:
             return None
@@ -146,6 +176,7 @@ class BestEpoch(keras.callbacks.Callback):
         return value if (self._mode or direction(self.monitor)) == "max" else -value
 
     def on_train_end(self, logs: Logs = None) -> None:
+        """Give the model the best weights, and print which epoch they are from."""
         if self._weights:
             self.model.set_weights(self._weights)
         if not self.verbose:
@@ -161,13 +192,21 @@ class BestEpoch(keras.callbacks.Callback):
         print(said, flush=True)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return what `kt.callbacks.Resume` keeps of it: counters and the best weights."""
+        """Return what `kt.callbacks.Resume` keeps of it: counters and the best weights.
+
+        Returns:
+            Arrays by name, for `np.savez`; what is None is left out.
+        """
         weights = {f"weights/{i}": weight for i, weight in enumerate(self._weights)}
         found = {name: getattr(self, name) for name in _COUNTERS}
         return {k: np.asarray(v) for k, v in found.items() if v is not None} | weights
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continue from a state."""
+        """Continue from a state.
+
+        Args:
+            state: what `state` returned, perhaps in another process.
+        """
         for name in _COUNTERS:
             setattr(self, name, state[name].item() if name in state else None)
         self._weights = [
@@ -175,6 +214,7 @@ class BestEpoch(keras.callbacks.Callback):
         ]
 
 
+# These names are in the files of runs: under a new one, a run that is resumed would lose the value.
 _COUNTERS = ("monitor", "best_epoch", "_rank", "_epochs", "_stage_rank", "_waited", "patience")
 
 
@@ -210,6 +250,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.path = _model_file(path)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Write the model; other callbacks of this epoch may not have run yet."""
         save_model(self.model, self.path)
 
 
@@ -243,6 +284,11 @@ def save_model(model: keras.Model, path: str | os.PathLike[str]) -> Path:
 
 
 def _model_file(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a .keras file.
+
+    Raises:
+        ValueError: another ending, which Keras would refuse, or take for another format.
+    """
     if Path(path).suffix != ".keras":
         raise ValueError(f"`path` must end in .keras, got {str(path)!r}")
     return Path(path)
@@ -250,7 +296,11 @@ def _model_file(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def _ctrl_c_later() -> Iterator[None]:
-    """Hold Ctrl-C back: an archive interrupted while open ends in an error about the archive."""
+    """Hold Ctrl-C back: an archive interrupted while open ends in an error about the archive.
+
+    The handler that was there is called once the file is written, so that Ctrl-C still ends the
+    training.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread receives signals
         return
@@ -294,6 +344,9 @@ class TrainableGuard(keras.callbacks.Callback):
         self._optimizer = getattr(model, "optimizer", None)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Check before a step, so that a change by another callback's `on_epoch_begin` is seen at
+        once.
+        """
         self.check()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
@@ -308,7 +361,11 @@ class TrainableGuard(keras.callbacks.Callback):
         self.check()
 
     def check(self) -> None:
-        """Raise RuntimeError if the model is no longer trained as it was at the start."""
+        """Raise RuntimeError if the model is no longer trained as it was at the start.
+
+        Called at the start and the end of each epoch and at the end of the training, and after a
+        batch if the model was compiled meanwhile.
+        """
         if self.model.optimizer is not self._optimizer:
             raise RuntimeError(f"`model` must not be compiled during training. {_STAGES}")
         trained = {id(variable): variable for variable in self.model.trainable_variables}

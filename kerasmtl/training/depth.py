@@ -1,6 +1,9 @@
 """How much of a network the labels are enough for: the rule behind `plan="auto"`.
 
 It knows neither Keras nor TensorFlow, so that `kerasmtl check` starts at once.
+
+`plans.choose_plan` asks `choose_depth`; `kerasmtl check` prints `advice` before anything is
+trained.
 """
 
 from __future__ import annotations
@@ -17,7 +20,13 @@ LAST_ALONE = 5_000
 
 
 def typical(known: Sequence[int]) -> int:
-    """Return the number of known labels of the median task."""
+    """Return the number of known labels of the median task.
+
+    The median, since one task with many labels does not help the others.
+
+    Args:
+        known: for each task, how many rows have a label; at least one task.
+    """
     return int(statistics.median(known))
 
 
@@ -27,6 +36,9 @@ def choose_depth(known: Sequence[int], parameters: int) -> tuple[str, str]:
     Args:
         known: for each task, how many rows of the training split have a label.
         parameters: number of weights of the backbone, 1 or more.
+
+    Returns:
+        "head", "last-layers" or "gradual", and the reason as the end of a sentence.
 
     Example:
         >>> choose_depth([40, 60], 1_000_000)[0]

@@ -2,6 +2,11 @@
 
 They are computed once per row (or once per augmented view of it), kept on disk in shards under a
 hash of everything that decides them, and found again by any run that needs the same ones.
+
+`FrozenPart` has the model in two, and computes; `feature_store.Entry` keeps; `FeatureSource` is a
+data set's `Source` with features in place of inputs, so that order, epochs and messages stay those
+of the data. `Stage.data` calls `cached_head`; `kt.features.cache_features` is for loops of one's
+own.
 """
 
 from __future__ import annotations
@@ -106,6 +111,10 @@ def cached_head(
         progress: as in `cache_features`.
         any_code: whether layers are accepted whose code the config does not hold.
 
+    Returns:
+        The head, training data and validation data as batches of features; None without validation
+        data.
+
     Raises:
         ValueError, OSError: as `cache_features`; or the code of a layer is not in its config.
     """
@@ -154,6 +163,9 @@ class FrozenPart:
             data, folder, views, progress: as in `cache_features`.
             name: what messages call the data set.
 
+        Returns:
+            The source, whose shards are memory-mapped: features need not fit into memory.
+
         Raises:
             ValueError, OSError: as in `cache_features`.
         """
@@ -186,7 +198,11 @@ class FrozenPart:
         return FeatureSource(of=source, entry=entry, shards=shards, output=output, **shared)
 
     def _shards(self, source: Source, entry: Entry, progress: bool) -> list[np.ndarray]:
-        """Return the shards of an entry, of which those that are absent are computed."""
+        """Return the shards of an entry, of which those that are absent are computed.
+
+        The first shard decides whether the entry is of this model: its first rows are computed
+        again. A key cannot see everything, such as the code of a custom layer.
+        """
         shards = entry.read(self.dtype)
         if shards[0] is not None:
             inputs = next(iter(_inputs(source, 0, TRIED)))
@@ -211,6 +227,13 @@ class FrozenPart:
 
         A row is computed in the same batch whichever shards are missing, so that its bits are the
         same in a run that was interrupted.
+
+        Args:
+            source: of the data set.
+            entry: gets the shards; its `shard_rows` is a multiple of `COMPUTED`, so that no batch
+                crosses the end of a shard.
+            missing: the numbers of the shards, in order.
+            progress: whether to print, and to show a bar.
         """
         rows = min(len(missing) * entry.shard_rows, entry.rows)
         if progress:
@@ -243,6 +266,7 @@ class FrozenPart:
         if self._is_checked:
             return
         inputs = tf.nest.map_structure(lambda each: each[:TRIED], inputs)
+        # What a call has changed is put back, so that a model that is refused is left as it was.
         variables = self.features.variables
         before = [np.array(variable.numpy()) for variable in variables]
         rows = self._rows(step(inputs))
@@ -263,7 +287,15 @@ class FrozenPart:
         self._is_checked = True
 
     def _alike(self, a: np.ndarray, b: np.ndarray) -> bool:
-        """Return whether rows are equal but for rounding, which an optimized graph does its way."""
+        """Return whether rows are equal but for rounding, which an optimized graph does its way.
+
+        Args:
+            a, b: structured rows (rows,).
+
+        Returns:
+            Whether they differ by at most 0.1 % (2 % in half precision) of each number plus the
+            same share of the largest.
+        """
         for name, tensor in named(self.features.output).items():
             share = 2e-2 if tensor.dtype in ("float16", "bfloat16") else 1e-3
             scale = np.nan_to_num(np.abs(a[name].astype("float64"))).max(initial=0.0)
@@ -286,6 +318,11 @@ def feature_key(identity: str, source: Source, views: int) -> str:
     Besides the identity of the frozen part these are the content of the inputs, what prepares and
     augments them, and how many augmented views of each row there are. Labels and paths do not
     count.
+
+    Args:
+        identity: `features_sha256` of the frozen part.
+        source: of the data set.
+        views: 1 without augmentation.
     """
     content = f"{FORMAT} {identity} {source.content_sha256()} {views}"
     return hashlib.sha256(content.encode()).hexdigest()
@@ -312,7 +349,10 @@ def _heeds_training(layer: keras.layers.Layer) -> bool:
 
 
 def _inputs(source: Source, view: int, batch_size: int) -> tf.data.Dataset:
-    """Return the inputs of a view, in the order of the rows."""
+    """Return the inputs of a view, in the order of the rows.
+
+    Without augmentation `view` has no effect.
+    """
     found = (
         source.augmented_inputs(view, batch_size) if source.random else source.inputs(batch_size)
     )
@@ -348,6 +388,14 @@ class FeatureSource(Source):
         """Return features and labels of rows, (n,) int64; only features if `labels` is None.
 
         One NumPy function does it all: every operation of a pipeline is prepared in each epoch.
+
+        Args:
+            rows: (n,) int64, numbered over all views.
+            labels: (count, tasks), or a dict of (count, columns), NaN = missing.
+
+        Returns:
+            Features (n, …), one tensor or several by name; with labels a pair, labels of the same n
+            rows.
         """
         outputs, dtype = named(self.output), self.shards[0].dtype
         known = [np.asarray(each) for each in tf.nest.flatten(labels) if each is not None]
@@ -395,9 +443,19 @@ class FeatureSource(Source):
 
 
 def feature_dataset(source: FeatureSource) -> tf.data.Dataset:
-    """Return batches of features and labels, in the order of the source; NaN = missing label."""
+    """Return batches of features and labels, in the order of the source; NaN = missing label.
+
+    Args:
+        source: with labels; its `epoch`, if it has one, counts up with each iteration of the data
+            set.
+
+    Returns:
+        Features (batch, …) and labels as in the source, in batches of its `batch_size`.
+    """
 
     def next_order() -> np.ndarray:
+        # Counted when an iterator begins, so that `fit` gets the next epoch's order without being
+        # told.
         number = source.epoch.assign_add(1, read_value=True) - 1  # type: ignore[union-attr]
         first = number % source.entry.views * source.count
         return (permutation(source.count, source.seed, number) + first).numpy()

@@ -1,4 +1,10 @@
-"""Features on disk: an entry per key, its rows in shards."""
+"""Features on disk: an entry per key, its rows in shards.
+
+`feature_cache` decides what is computed, and under which key; here an `Entry` is a folder of that
+name with entry.json and numbered .npy files. Each file is written aside and renamed, so that an
+interrupted run leaves whole shards, and the next one computes the others. `kerasmtl cache` lists
+and removes entries.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +36,12 @@ class Entry:
     The shards of a view follow those of the view before; the last shard of a view is shorter than
     `shard_rows` if `count` is not a multiple of it. A shard is a structured NumPy array (rows,)
     with a field per feature. `about` is for people, and `made` an ISO date.
+
+    Attributes:
+        path: the folder.
+        count: rows of the data set.
+        views: augmented views of each row; 1 without augmentation.
+        shard_rows: rows of a shard.
     """
 
     path: Path
@@ -70,7 +82,14 @@ class Entry:
         return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the shards of rows, which are numbered over all views, and their places there."""
+        """Return the shards of rows, which are numbered over all views, and their places there.
+
+        Args:
+            rows: (n,) int64, from 0 to `rows` - 1.
+
+        Returns:
+            Two (n,) int64: the number of the shard, and the row in it.
+        """
         view, row = np.divmod(rows, self.count)
         part, place = np.divmod(row, self.shard_rows)
         return view * self.per_view + part, place
@@ -78,10 +97,15 @@ class Entry:
     def write(self, number: int, rows: np.ndarray) -> None:
         """Write a shard, and before the first one entry.json.
 
+        Args:
+            number: of the shard, over all views.
+            rows: (rows of the shard,) structured.
+
         Raises:
             OSError: the folder cannot be written to, or is full; says how much is needed.
         """
         try:
+            # First: without it `kerasmtl cache` would not see the shards.
             if not (self.path / ENTRY).is_file():
                 content = {name: value for name, value in vars(self).items() if name != "path"}
                 write_text(self.path / ENTRY, json.dumps({"format": FORMAT, **content}, indent=1))
@@ -97,10 +121,16 @@ class Entry:
             ) from error
 
     def read(self, dtype: np.dtype) -> list[np.ndarray | None]:
-        """Return the shards, memory-mapped; None for one absent, damaged or of other features."""
+        """Return the shards, memory-mapped; None for one absent, damaged or of other features.
+
+        Args:
+            dtype: of the structured rows, with a field per feature. A shard of another one was
+                written for other features.
+        """
         return [self._read(number, dtype) for number in range(self.shards.count)]
 
     def _read(self, number: int, dtype: np.dtype) -> np.ndarray | None:
+        """Return a shard, or None if it cannot be used."""
         rows = min(self.shard_rows, self.count - number % self.per_view * self.shard_rows)
         try:
             found = np.load(self.shards.path(number), mmap_mode="r")
@@ -109,7 +139,11 @@ class Entry:
         return found if found.shape == (rows,) and found.dtype == dtype else None
 
     def lock(self, wait: bool = True) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which one process alone writes the entry; see `file_lock`."""
+        """Return the context in which one process alone writes the entry; see `file_lock`.
+
+        The lock file lies beside the folder, which may be removed and made again while the lock is
+        held.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         message = "Waiting for another process that computes the same features."
         return file_lock(self.path.with_name(f"{self.key}.lock"), wait, message)
@@ -129,6 +163,9 @@ def entry_at(path: Path, count: int, views: int, align: int, about: Mapping[str,
         views: how many views of each row there are.
         align: rows of a shard are a multiple of it.
         about: what is in it, for people.
+
+    Returns:
+        The entry. One that was found keeps its own `shard_rows`, by which its files were cut.
     """
     found = _read(path)
     if found is not None and (found.count, found.views) == (count, views):
@@ -155,6 +192,7 @@ def remove(entry: Entry) -> bool:
 
 
 def _read(path: Path) -> Entry | None:
+    """Return the entry in a folder; None if there is none, or one of another format."""
     try:
         content = json.loads((path / ENTRY).read_text(encoding="utf-8"))
         if content.pop("format") == FORMAT:

@@ -1,4 +1,11 @@
-"""A model in two parts: the frozen one, which computes features, and the head that is trained."""
+"""A model in two parts: the frozen one, which computes features, and the head that is trained.
+
+`split_model` walks over the graph of a functional model, and cuts where training begins to matter:
+`feature_cache` computes what lies before the cut once, and what lies after it is fitted on the
+result. `check_code`, `structure_of` and `features_sha256` decide when two frozen parts count as the
+same, which the cache's key and `resume` rely on. Nodes of the graph are private to Keras, and are
+used here alone (`nodes_of`).
+"""
 
 from __future__ import annotations
 
@@ -77,6 +84,9 @@ def nodes_of(model: keras.Model) -> list[Any]:
     Each is one use of a layer or operation, with `operation`, `arguments`, and the symbolic tensors
     `input_tensors` and `outputs`.
 
+    Args:
+        model: functional, or sequential and built.
+
     Raises:
         ValueError: the model is not a graph: it is subclassed, or not built.
     """
@@ -92,7 +102,13 @@ def nodes_of(model: keras.Model) -> list[Any]:
 
 
 def randomness(operation: Any) -> str | None:
-    """Return why an operation computes something else in training; None if it does not."""
+    """Return why an operation computes something else in training; None if it does not.
+
+    Layers inside a layer are looked at as well, such as dropout in a nested model.
+
+    Args:
+        operation: a layer, or an operation of `keras.ops`, which has no mode.
+    """
     if not isinstance(operation, keras.layers.Layer):
         return None
     for layer in [operation, *sublayers(operation)]:
@@ -111,12 +127,23 @@ def randomness(operation: Any) -> str | None:
 
 
 def _seeds(layer: keras.layers.Layer) -> set[int]:
-    """Return the states of random generators: variables that do not count as weights."""
+    """Return the states of random generators: variables that do not count as weights.
+
+    Keras counts a `SeedGenerator`'s state among `variables`, but not among `weights`.
+    """
     return {id(v) for v in layer.variables} - {id(v) for v in layer.weights}
 
 
 def _frozen_calls(model: keras.Model, calls: list[Any]) -> tuple[list[Any], list[str]]:
-    """Return the calls of the frozen part; and why the calls that end it do not belong to it."""
+    """Return the calls of the frozen part; and why the calls that end it do not belong to it.
+
+    It is repeated where a mask crosses the border: the call that passes it is then kept out, which
+    moves the border towards the input, until no mask crosses.
+
+    Args:
+        model: whose inputs are known from the start.
+        calls: as `nodes_of` returns them.
+    """
     kept_out: dict[int, str] = {}
     while True:
         obstacles: list[str] = []
@@ -146,6 +173,7 @@ def _frozen_calls(model: keras.Model, calls: list[Any]) -> tuple[list[Any], list
 
 
 def _has_weights(operation: Any) -> bool:
+    """Return whether a layer has weights; a `HubLayer` counts even if its module has none."""
     if not isinstance(operation, keras.layers.Layer):
         return False
     inside = [operation, *sublayers(operation)]
@@ -160,6 +188,7 @@ def _border(model: keras.Model, calls: list[Any], frozen: list[Any]) -> list[ker
 
 
 def _named(tensors: list[keras.KerasTensor]) -> Any:
+    """Return the one tensor, or several as a dict "features_0", "features_1", …."""
     if len(tensors) == 1:
         return tensors[0]
     return {f"features_{number}": tensor for number, tensor in enumerate(tensors)}
@@ -168,7 +197,14 @@ def _named(tensors: list[keras.KerasTensor]) -> Any:
 def _head(
     calls: list[Any], border: list[keras.KerasTensor], outputs: Any, name: str
 ) -> keras.Model:
-    """Return the model of these calls, repeated from new inputs in place of the border."""
+    """Return the model of these calls, repeated from new inputs in place of the border.
+
+    Args:
+        calls: those that are not frozen, in order.
+        border: the symbolic tensors that become inputs.
+        outputs: of the model, nested.
+        name: of the new model.
+    """
     names = ["features"] if len(border) == 1 else _named(border)
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=each)
@@ -187,6 +223,7 @@ def _head(
 
 
 def _tensors(structure: Any) -> list[keras.KerasTensor]:
+    """Return the symbolic tensors of a nest, in order."""
     return [t for t in keras.tree.flatten(structure) if isinstance(t, keras.KerasTensor)]
 
 
@@ -250,6 +287,11 @@ def features_sha256(features: keras.Model) -> str:
 
     Args:
         features: the frozen part, as `split_model` makes it.
+
+    Returns:
+        64 hexadecimal digits. Keras' version is part of it, since a layer may compute something
+        else in another one; TensorFlow's is not: `FrozenPart` computes the first rows again, and
+        tolerates rounding alone.
     """
     # An adapted layer has its vocabulary in neither config nor weights.
     words = [

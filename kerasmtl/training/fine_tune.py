@@ -1,4 +1,8 @@
-"""`fine_tune`: a loop over the stages of a plan, each a `compile` and a `fit`."""
+"""`fine_tune`: a loop over the stages of a plan, each a `compile` and a `fit`.
+
+The checks come first, since a mistake in the last stage should not show after hours of training.
+`Resume` does the bookkeeping; train.py of a project has the same loop without the checks.
+"""
 
 from __future__ import annotations
 
@@ -114,6 +118,8 @@ def fine_tune(
     best = BestEpoch(monitor, verbose=bool(verbose))
     resume = Resume(directory, model, [*callbacks, best], verbose=bool(verbose))
     for stage in resume.stages(stages, train, validation, **settings):
+        # In this order: Keras fixes at `compile` what is trained, and the head of a cached stage is
+        # compiled as the model is.
         stage.prepare(model)
         compile_like(model, model, stage.optimizer(model, steps, like=given))
         part, inputs, held = stage.data(model, train, validation, cache, verbose=bool(verbose))
@@ -133,6 +139,7 @@ def fine_tune(
 
 
 def _check_patience(plan: Plan, validation: Any, monitor: Any) -> None:
+    """Raise ValueError if something waits for validation data that is not given."""
     waits = any(stage.patience is not None for stage in plan)
     named = "val_" in str(monitor)
     if validation is None and (named or (waits and monitor is None)):
@@ -141,7 +148,11 @@ def _check_patience(plan: Plan, validation: Any, monitor: Any) -> None:
 
 
 def _check_model(model: Any) -> None:
-    """Raise ValueError if a model cannot be trained: not a model, not built, or no loss known."""
+    """Raise ValueError if a model cannot be trained: not a model, not built, or no loss known.
+
+    Args:
+        model: one that is not compiled gets a binary loss and metrics, so it must have one output.
+    """
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
             "`model` must be a keras.Model with weights, as kt.build_model(…) or kt.load_model(…) "
@@ -157,6 +168,11 @@ def _check_model(model: Any) -> None:
 
 def _check_data(name: str, data: Any, model: keras.Model) -> int | None:
     """Return how many batches the data has, None if that is not known.
+
+    Args:
+        name: of the argument, for messages.
+        data: a `tf.data.Dataset` or `PyDataset`; anything else is refused, with a hint.
+        model: whose input tells rows from batches.
 
     Raises:
         ValueError: it does not consist of batches of (inputs, labels), has none, or has no end.

@@ -1,4 +1,8 @@
-"""A learning rate, found by a short run in which it grows until the loss explodes."""
+"""Search for a learning rate: a short run in which it grows until the loss explodes.
+
+`find_learning_rate` trains the given model itself, and puts everything back (`_undone`). It is
+called by users, between `compile` and `fit`; no other part of the package does.
+"""
 
 from __future__ import annotations
 
@@ -168,7 +172,16 @@ def find_learning_rate(
 
 @contextmanager
 def _undone(model: keras.Model, data: Any, rate: float) -> Iterator[keras.optimizers.Optimizer]:
-    """Give the model a new optimizer of its kind; then everything the bits that it had before."""
+    """Give the model a new optimizer of its kind; then everything the bits that it had before.
+
+    Args:
+        model: built and compiled.
+        data: whose epoch is put back if `kt.make_dataset` made it.
+        rate: the first learning rate.
+
+    Yields:
+        The optimizer, built: a number is its rate, which may be set.
+    """
     moved = [*model.variables, *model.metrics_variables, *variables_of(model.loss)]
     before = [np.array(variable.numpy()) for variable in moved]
     source = source_of(data)
@@ -178,6 +191,8 @@ def _undone(model: keras.Model, data: Any, rate: float) -> Iterator[keras.optimi
         optimizer = optimizer_like(own, rate, getattr(own, "factors", None))
         optimizer.build(model.trainable_variables)
     try:
+        # Without its train function, which was traced with the other optimizer; Keras makes a new
+        # one.
         model.optimizer, model.train_function = optimizer, None
         yield optimizer
     finally:

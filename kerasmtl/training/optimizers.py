@@ -1,4 +1,10 @@
-"""Learning rates by layer: an optimizer whose updates are scaled per variable."""
+"""Learning rates by layer: an optimizer whose updates are scaled per variable.
+
+A stage makes its optimizer with `optimizer_like`, and, if it has a `backbone_decay`, the factors
+with `layerwise_factors`. `LayerwiseDecay` is an optimizer around an optimizer: the inner one has
+the slots and the update rule, the outer one the learning rate, weight decay, loss scale and the
+factors. `WarmupCosine` is there only so that files of version 0.1 load.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +34,13 @@ class _RateOf(Schedule):
         return self.owner.learning_rate
 
     def get_config(self) -> dict[str, Any]:
+        """Return nothing: the inner optimizer is never saved with this schedule."""
         return {}
 
 
 @keras.saving.register_keras_serializable(package="kerasmtl", name="ScaledUpdates")
 class LayerwiseDecay(keras.optimizers.Optimizer):
-    """Wrap a Keras optimizer, and multiplies the learning rate of each variable by a factor.
+    """Wrap a Keras optimizer, and multiply the learning rate of each variable by a factor.
 
     With rate η and factor f of a variable w: `w ← w - f · (η · direction(w) + η · decay · w)`. The
     update is scaled, weight decay with it, and not the gradient, since Adam and its like divide a
@@ -126,10 +133,18 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[Any]:
+        """The outer optimizer's variables, then the inner one's; a run's state has this order."""
         return super().variables + self.inner_optimizer.variables
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the slots of all variables that will be trained; a second call changes nothing."""
+        """Make the slots of all variables that will be trained; a second call changes nothing.
+
+        Args:
+            variables: those that are trained; `factors` may name others as well, which are ignored.
+
+        Raises:
+            ValueError: a path with a factor belongs to several of them.
+        """
         if self.built:
             return
         variables = list(variables)
@@ -146,7 +161,12 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         super().build(variables)
 
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
-        """Update these variables once, by default all that the optimizer was built for."""
+        """Update these variables once, by default all that the optimizer was built for.
+
+        Args:
+            grads: one for each variable, or None where it has none.
+            trainable_variables: in the order of `grads`.
+        """
         if not len(grads):
             return
         if not self.built and trainable_variables is not None:
@@ -157,12 +177,21 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         self.steps.assign_add(1)
 
     def _scaled_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable, in place of the inner optimizer's `update_step`.
+
+        Args:
+            gradient: of the loss with respect to the variable, not scaled.
+            variable: as the inner optimizer passes it.
+            learning_rate: of this step, before the factor.
+        """
         inner = self.inner_optimizer
         # The one way from what `update_step` receives to its variable, also on several replicas;
         # the docstring of keras.Optimizer shows it to those who write optimizers.
         factor = self._by_index[inner._get_variable_index(variable)]
         rate = learning_rate if factor == 1.0 else learning_rate * factor
         decays = self._given_decays(variable) and inner._use_weight_decay(variable)
+        # Decoupled decay, as Keras' optimizers apply it: before the update, and not through the
+        # slots.
         if self.weight_decay is not None and decays:
             decay = ops.cast(self.weight_decay, variable.dtype)
             variable.assign_sub(variable * decay * ops.cast(rate, variable.dtype))
@@ -173,7 +202,13 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """With `use_ema`, replace the values of these variables, and of no others, by averages."""
+        """With `use_ema`, replace the values of these variables, and of no others, by averages.
+
+        Keras calls it at the end of `fit`.
+
+        Args:
+            var_list: variables that this optimizer was built for.
+        """
         if not self.inner_optimizer.use_ema:
             return
         # Keras pairs the list with the averages of all variables by position.
@@ -185,6 +220,7 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
             variable.assign(value)
 
     def get_config(self) -> dict[str, Any]:
+        """Return the settings, the inner optimizer's with what was taken from it put back."""
         inner = keras.saving.serialize_keras_object(self.inner_optimizer)
         inner["config"].update(
             learning_rate=float(super().learning_rate.numpy())
@@ -197,12 +233,20 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> LayerwiseDecay:
+        """Make an optimizer from its config; it is not built."""
         inner = keras.saving.deserialize_keras_object(config["inner_optimizer"], custom_objects)
         return cls(**{**config, "inner_optimizer": inner})
 
 
 def _checked_rate(optimizer: Any) -> float | Schedule:
-    """Return the learning rate of an optimizer that can be wrapped."""
+    """Return the learning rate of an optimizer that can be wrapped.
+
+    Returns:
+        A number, or a schedule as a new object.
+
+    Raises:
+        ValueError: as in `LayerwiseDecay`.
+    """
     base = keras.optimizers.Optimizer
     if not isinstance(optimizer, base) or type(optimizer).update_step is base.update_step:
         raise ValueError(
@@ -271,6 +315,9 @@ def optimizer_like(
         learning_rate: its learning rate.
         factors: by path of a variable; if there are any, it is wrapped in `LayerwiseDecay`. They
             replace those of an optimizer that is wrapped already.
+
+    Returns:
+        An optimizer that is not built: its slots are new, and its count of steps begins at 0.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         inner = optimizer_like(optimizer.inner_optimizer, learning_rate, factors)
@@ -308,4 +355,5 @@ class WarmupCosine(Schedule):
         return rate * ops.where(passed < warmup, rising, share)
 
     def get_config(self) -> dict[str, Any]:
+        """Return what the file had."""
         return dict(self.config)

@@ -1,4 +1,10 @@
-"""Stages of a training, plans made of them, and the plan that fits how much data."""
+"""Stages of a training, plans made of them, and the plan that fits how much data.
+
+A `Stage` is one `compile` and one `fit`; a `Plan` is a sequence of them with a name. `make_plan`
+has the usual ones, `plan_for` chooses among them by `depth.choose_depth`. `fine_tune`,
+`resume.Resume` and `Project.plan` take them; everything a stage does is in its methods `prepare`,
+`optimizer` and `data`, so that a loop of one's own needs nothing else.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +82,7 @@ class Stage:
     schedule: Literal["constant", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
+        """Check the arguments, so that a wrong stage fails before any training."""
         if isinstance(self.train, str):
             check_choice("train", self.train, ("head", "all"))
         elif isinstance(self.train, Integral):
@@ -100,6 +107,10 @@ class Stage:
 
     def prepare(self, model: keras.Model) -> None:
         """Freeze and unfreeze as the stage wants it; compile the model afterwards.
+
+        Args:
+            model: as `kt.build_model` makes it; with "all", one without a backbone is left as it
+                is.
 
         Raises:
             ValueError: the model has no backbone, no group matches, or nothing is left to train.
@@ -130,6 +141,9 @@ class Stage:
             steps_per_epoch: batches per epoch, `len(data)`; a warm-up and a cosine need it.
             like: an optimizer whose kind and settings it has; by default Adam.
 
+        Returns:
+            An optimizer that is not built, made in the scope of the model's distribution strategy.
+
         Raises:
             ValueError: `steps_per_epoch` is not known, and the stage has a schedule.
         """
@@ -140,7 +154,17 @@ class Stage:
             return optimizer_like(like, self.rate(steps_per_epoch), factors)
 
     def rate(self, steps_per_epoch: int | None) -> float | CosineDecay:
-        """Return the learning rate, or the schedule of a stage that has one."""
+        """Return the learning rate, or the schedule of a stage that has one.
+
+        A warm-up rises in a line to `learning_rate`, over `warmup` epochs; the cosine falls over
+        the batches that are left.
+
+        Args:
+            steps_per_epoch: batches per epoch; None if that is not known.
+
+        Raises:
+            ValueError: it is not known, and the stage has a schedule.
+        """
         if self.schedule == "constant" and not self.warmup:
             return float(self.learning_rate)
         if steps_per_epoch is None:
@@ -182,6 +206,9 @@ class Stage:
                 cannot; False never.
             verbose: whether to say what is computed, or why nothing is.
 
+        Returns:
+            Model, training data, validation data (None if there is none).
+
         Raises:
             ValueError: `cache` is True, and the features cannot be cached.
         """
@@ -208,10 +235,18 @@ def compile_like(
     """Compile a model as another one, or itself, is compiled, with an optimizer.
 
     The loss is the same object, which may remember something; metrics are new ones.
+
+    Args:
+        target: is compiled.
+        model: compiled; its configuration is taken.
+        optimizer: of the target, in place of the model's.
+        changes: further arguments of `compile`, which replace the model's.
     """
     config = model.get_compile_config()
     for key in ("metrics", "weighted_metrics"):
         config[key] = keras.saving.deserialize_keras_object(config[key])
+    # The loss itself, not a copy from its config: a balancer's weights are learned over all stages.
+    # New metrics, so that two models do not count into the same ones.
     target.compile(**{**config, "optimizer": optimizer, "loss": model.loss, **changes})
 
 
@@ -251,6 +286,7 @@ class Plan(Sequence[Stage]):
         return sum(stage.epochs for stage in self.stages)
 
     def __str__(self) -> str:
+        """The plan as people read it; with `why` on a line of its own."""
         shown = "; ".join(
             f"{stage}, {counted(stage.epochs, 'epoch')} at {stage.learning_rate:g}"
             for stage in self
@@ -289,6 +325,9 @@ def make_plan(
         fine_learning_rate: of the stages after it.
         patience: of each stage; needs validation data.
         normalization, backbone_decay: of the stages after the first, as in `Stage`.
+
+    Returns:
+        The plan; its first stage is always the head.
 
     Raises:
         ValueError: an unknown name, or numbers that `Stage` does not take.
@@ -336,6 +375,9 @@ def choose_plan(
         settings: of the plan, as in `make_plan`. Without a backbone there is one stage, of the
             epochs of all stages together, at the `learning_rate` of the first.
 
+    Returns:
+        The plan, which says in `why` on what numbers the choice rests.
+
     Raises:
         ValueError: no examples, or no task.
         TypeError: a setting of another name.
@@ -368,6 +410,10 @@ def plan_for(model: keras.Model, train: Any, name: str = "auto", **settings: Any
         name: "auto", or as in `make_plan`.
         settings: as in `make_plan`; with "auto" `patience` is 5 if it is not given.
 
+    Returns:
+        The plan. With "auto" the labels are counted, which goes through `train` once unless
+        `kt.make_dataset` made it.
+
     Raises:
         ValueError: an unknown name, or data without labels.
 
@@ -394,6 +440,9 @@ def plan_for(model: keras.Model, train: Any, name: str = "auto", **settings: Any
 def as_plan(plan: Any) -> Plan:
     """Return a name, a Plan or stages as a Plan.
 
+    Args:
+        plan: a name of `make_plan`, a `Plan`, or stages.
+
     Raises:
         ValueError: an unknown name, or no stages.
     """
@@ -419,6 +468,12 @@ def backbone_parameters(model: keras.Model) -> int:
 
 def count_labels(data: Any) -> tuple[int, list[int]]:
     """Return how many rows a data set has, and how many of them have a label, by task.
+
+    Args:
+        data: batches of (inputs, labels), labels (batch, columns) or a dict of them, NaN = missing.
+
+    Returns:
+        The number of rows, and the known labels of each column.
 
     Raises:
         ValueError: it is not a tf.data.Dataset of (inputs, labels).

@@ -2,6 +2,9 @@
 
 split.csv says for each row in which part it was: "name,split" or "name,split,group". With it, rows
 that the model has seen never come into the test part, whatever becomes of the labels file.
+
+`begin_run` saves it before the training, `Project.trained` loads it; `evaluate`, `predict` and
+`export` use it to know tasks, input and parts as the model had them.
 """
 
 from __future__ import annotations
@@ -54,7 +57,14 @@ class TrainingRecord:
         labels: Path | None = None,
         backbone: dict[str, str] | None = None,
     ) -> TrainingRecord:
-        """Return the record of a training on these train, val and test rows of a labels file."""
+        """Return the record of a training on these train, val and test rows of a labels file.
+
+        Args:
+            split: the train, val and test rows, of one labels file.
+            seed: of the split, by which new rows are drawn later.
+            labels: the file, to be hashed; None without one.
+            backbone: its handle and content hash.
+        """
         frames = [
             _rows(part).assign(split=name).set_index(part.lines)
             for name, part in zip(SPLITS, split, strict=True)
@@ -67,7 +77,14 @@ class TrainingRecord:
         return cls(split[0].tasks, split[0].input, seed, rows, source, backbone)
 
     def changes_since(self, then: TrainingRecord) -> list[str]:
-        """Return what differs from another training: the labels file, its rows, the backbone."""
+        """Return what differs from another training: the labels file, its rows, the backbone.
+
+        Args:
+            then: of the run that was interrupted.
+
+        Returns:
+            Names for a message; empty if nothing changed.
+        """
         now, before = ((each.data or {}).get("sha256") for each in (self, then))
         same = {
             "the labels file": now == before,
@@ -82,6 +99,12 @@ class TrainingRecord:
         A row that was there is in the part that it was in, whatever its file says now; so is a
         row that is identical to one, and a row of a group that was there. A new row is where the
         file puts it: by its split column, or by drawing.
+
+        Args:
+            manifest: the rows of the labels file as it is now.
+
+        Returns:
+            The rows by the name of the part, and sentences for the user.
         """
         parts = self._known_parts(manifest)
         new = parts.isna().to_numpy()
@@ -91,7 +114,11 @@ class TrainingRecord:
         return found, self._notes(manifest, parts, new)
 
     def _known_parts(self, manifest: Manifest) -> pd.Series:
-        """The part of each row that was there, or whose like was there; NaN for a new one."""
+        """Return the part of each row that was there, or whose like was there; NaN for a new one.
+
+        From the surest sign to the weakest: the same rows in the same order, then equal names, then
+        names and groups of which some were there, then equal content.
+        """
         now, then = _rows(manifest), self.rows
         if now["name"].equals(then["name"]):
             return then["split"].copy()
@@ -109,6 +136,13 @@ class TrainingRecord:
         return parts
 
     def _notes(self, manifest: Manifest, parts: pd.Series, new: np.ndarray) -> list[str]:
+        """Return sentences on rows that are new, or that the file has moved into the test part.
+
+        Args:
+            manifest: the rows as they are now.
+            parts: the part of each row.
+            new: (rows,) bool, whether the training did not have it.
+        """
         if not len(self.rows):
             return []
         notes, count = [], int(new.sum())
@@ -135,7 +169,7 @@ class TrainingRecord:
 
 
 def _rows(manifest: Manifest) -> pd.DataFrame:
-    """The names of the rows, and their groups, as text."""
+    """Return the names of the rows, and their groups, as text."""
     columns = {"name": [str(key) for key in manifest.keys()]}
     if manifest.groups is not None:
         columns["group"] = [str(group) for group in manifest.groups]
@@ -143,13 +177,17 @@ def _rows(manifest: Manifest) -> pd.DataFrame:
 
 
 def _first(splits: pd.Series, keys: pd.Series) -> pd.Series:
-    """By key, the first of the parts, in the order of `SPLITS`, that its rows are in."""
+    """Return by key the first of the parts, in the order of `SPLITS`, that its rows are in.
+
+    Train comes before val and test: of a group that was in several parts, new rows are trained on,
+    not tested on.
+    """
     numbers = splits.map({name: number for number, name in enumerate(SPLITS)})
     return numbers.groupby(keys).min().map(dict(enumerate(SPLITS)))
 
 
 def _parts_now(manifest: Manifest, seed: int) -> pd.Series:
-    """The part of each row by the file's split column, or by drawing."""
+    """Return the part of each row by the file's split column, or by drawing."""
     if manifest.splits is not None:
         return pd.Series(manifest.splits)
     drawn = zip(SPLITS, manifest.split(seed=seed), strict=True)
@@ -163,7 +201,13 @@ def record_file(checkpoint: Path) -> Path:
 
 
 def save_record(record: TrainingRecord, checkpoint: Path) -> None:
-    """Write the record of a training that is about to write `checkpoint`."""
+    """Write the record of a training that is about to write `checkpoint`.
+
+    Args:
+        record: of the training.
+        checkpoint: the model file, beside which it is written. split.csv comes first: a model.json
+            is never without its rows.
+    """
     with atomic_file(checkpoint.with_name(SPLIT_FILE)) as written:
         record.rows.to_csv(written, index=False, lineterminator="\n")
     content = {
@@ -178,6 +222,9 @@ def save_record(record: TrainingRecord, checkpoint: Path) -> None:
 
 def load_record(checkpoint: Path) -> TrainingRecord | None:
     """Return the record of a model file; None if there is none.
+
+    Args:
+        checkpoint: the model file, which need not exist yet.
 
     Raises:
         ValueError: the record is broken, or without its rows.

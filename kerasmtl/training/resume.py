@@ -1,4 +1,22 @@
-"""`Resume`: several `fit`s as one training, which resumes after any interruption."""
+"""`Resume`: several `fit`s as one training, which resumes after any interruption.
+
+`fine_tune` and train.py loop over `Resume.stages` and pass the object itself to each `fit` as its
+only callback. Between the two it keeps count of stages and epochs, forwards events to the user's
+callbacks, watches for divergence, and writes one file after each epoch, `state.npz`:
+
+| entry | content |
+| --- | --- |
+| settings | JSON: stages, hashes of model and data, and what the caller adds |
+| progress | JSON: the fields of `Progress` |
+| model/0, … | the variables of the model, seeds among them, in its order |
+| optimizer/0, … | those of the stage's optimizer |
+| loss/0, … | what the loss remembers |
+| NAME 0/… | the state of a callback, by class and position |
+
+The file is replaced atomically and written last in an epoch. A process that is killed before does
+that epoch again, from the same values and with the same order of rows, and overwrites what the
+callbacks had written for it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +53,16 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Progress:
-    """Counters of a run: `epoch` epochs are finished, of which the stage's begin at `began`."""
+    """Counters of a run: `epoch` epochs are finished, of which the stage's begin at `began`.
+
+    Attributes:
+        stage: the number of the stage, from 0.
+        epoch: finished epochs over all stages.
+        began: finished epochs when the stage began.
+        stopped: whether a callback has asked for the end, other than by patience.
+        finished: whether the last stage is done and `on_train_end` was called.
+        history: values by metric, one per finished epoch.
+    """
 
     stage: int = 0
     epoch: int = 0
@@ -140,6 +167,8 @@ class Resume(Callback):
             stage.prepare(self.whole)
         self._source = source_of(train)
         progress = self.progress
+        # Held until the caller's loop ends: the generator waits inside this block while a stage is
+        # fitted.
         with _held(self.directory):
             if self.directory is not None:
                 data = {"train": train, "validation": validation}
@@ -170,24 +199,35 @@ class Resume(Callback):
 
     @property
     def until(self) -> int:
-        """The epoch at which the stage ends, over all stages."""
+        """The epoch at which the stage ends, over all stages.
+
+        It is equal to `epoch` where a run was killed between the end of a stage and the next: `fit`
+        then trains nothing, and the loop moves on.
+        """
         over = self.progress.stopped or self._is_out_of_patience
         return self.epoch if over else self.progress.began + self._stage.epochs
 
     @property
     def _is_out_of_patience(self) -> bool:
+        """Whether the stage has ended early, as `BestEpoch` counts."""
         return self._best is not None and self._best.out_of_patience
 
     @property
     def _stage(self) -> Stage:
+        """The stage that is trained now, or that was interrupted."""
         return self.plan[self.progress.stage]
 
     def _say(self, text: str) -> None:
+        """Print a line, if `verbose`."""
         if self.verbose:
             print(text, flush=True)
 
     def _begin_users(self) -> None:
-        """Begin the training of the callbacks, once in each process."""
+        """Begin the training of the callbacks, once in each process.
+
+        They are the callbacks that were given, the history and the guard. The guard comes last, so
+        that it sees what the others have changed.
+        """
         if self._users is not None:
             return
         self._users = keras.callbacks.CallbackList(
@@ -204,8 +244,10 @@ class Resume(Callback):
     # ------------------------------------------------------------ the callbacks of one fit
 
     def on_train_begin(self, logs: Logs = None) -> None:
+        """Begin a stage: restore what was saved, once per process, and remember the weights."""
         optimizer = self.model.optimizer
         with self.model.distribute_strategy.scope():
+            # Keras may build it only in the first step; its slots have to be there to be restored.
             optimizer.build(self.whole.trainable_variables)
         self.whole.stop_training = False
         self._guard.set_model(self.whole)  # as this stage trains it
@@ -225,15 +267,19 @@ class Resume(Callback):
         self._good = _values(self._moved)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Set the order of the rows for this epoch, and tell the callbacks."""
         if self._source is not None and self._source.epoch is not None:
             self._source.epoch.assign(epoch)  # which decides the order of the rows
         self._users.on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Remember the first batch of a call of the graph, and tell the callbacks."""
         self._first_batch = batch
         self._users.on_train_batch_begin(batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Raise if the loss is not finite, else tell the callbacks; one may ask to stop."""
+        # The mean of the epoch so far, which stays NaN or infinite after the first batch that was.
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             self._diverged(f"the loss is {loss}", self._first_batch, batch)
@@ -253,11 +299,13 @@ class Resume(Callback):
         self._users.on_test_end(logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """Check the weights, tell the callbacks, and write the state, in that order."""
         values = _values(self._moved)
         if any(v.dtype.kind == "f" and not np.isfinite(v).all() for v in values):
             # Of any batch: a loss stays finite that does not depend on the weight.
             self._diverged("weights are no longer finite")
         self._good = values
+        # Before `_save`: their state of this epoch belongs into the file.
         self._users.on_epoch_end(epoch, logs)
         self.progress.epoch = epoch + 1
         self.progress.stopped = bool(self.whole.stop_training) and not self._is_out_of_patience
@@ -273,6 +321,7 @@ class Resume(Callback):
             )
 
     def on_train_end(self, logs: Logs = None) -> None:
+        """Undo the swap of averaged weights; other callbacks see the end after the last stage."""
         for callback in self.callbacks:
             # The next stage has a new optimizer, whose averages are not there yet to swap with.
             if isinstance(callback, keras.callbacks.SwapEMAWeights):
@@ -305,6 +354,7 @@ class Resume(Callback):
     # ------------------------------------------------------------ the state on disk
 
     def _save(self) -> None:
+        """Write the state of the end of an epoch; without a directory do nothing."""
         if self.directory is None:
             return
         self.progress.history = self.history.history
@@ -327,6 +377,13 @@ class Resume(Callback):
             np.savez(file, **arrays)
 
     def _load(self) -> None:
+        """Read the state of an interrupted run, if there is one.
+
+        The values wait in `_saved` until model, optimizer and callbacks are there to take them.
+
+        Raises:
+            ValueError: the file is damaged, or of other settings or data.
+        """
         file = self.directory / STATE
         if not file.exists():
             return
@@ -357,11 +414,16 @@ class Resume(Callback):
 
     @property
     def _again(self) -> str:
+        """What to do where a run cannot be resumed, for messages."""
         path = str(self.directory)
         return f"To begin again: kt.plans.reset_run({path!r}), or another directory."
 
     def _restore(self) -> None:
-        """Give the model and the callbacks the values of the end of the last finished epoch."""
+        """Give the model and the callbacks the values of the end of the last finished epoch.
+
+        The optimizer and the loss follow in `on_train_begin`: those of the stage exist only after
+        `compile`.
+        """
         self.history.set_model(self.whole)
         self.history.epoch = list(range(self.progress.epoch))
         self.history.history = {k: list(v) for k, v in self.progress.history.items()}
@@ -379,10 +441,12 @@ class Resume(Callback):
         return [(f"{type(each).__name__} {place}", each) for place, each in enumerate(kept)]
 
     def _assign(self, variables: Sequence[Any], part: str) -> None:
+        """Give variables their saved values, by position."""
         for number, variable in enumerate(variables):
             variable.assign(self._saved[f"{part}/{number}"])
 
     def _part(self, part: str) -> Arrays:
+        """Return the saved arrays of a part, such as a callback, by name."""
         start = f"{part}/"
         return {k.removeprefix(start): v for k, v in self._saved.items() if k.startswith(start)}
 
@@ -414,7 +478,14 @@ def reset_run(directory: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _held(path: Path | None) -> Iterator[None]:
-    """Keep other runs out of a folder."""
+    """Keep other runs out of a folder.
+
+    Args:
+        path: the folder, which is made; None holds nothing.
+
+    Raises:
+        ValueError: it is a file, or another process holds it.
+    """
     with contextlib.ExitStack() as stack:
         try:
             if path is not None:
@@ -430,6 +501,7 @@ def _held(path: Path | None) -> Iterator[None]:
 
 
 def _values(variables: Sequence[Any]) -> list[np.ndarray]:
+    """Return the values of variables, as arrays of their own."""
     # Copied: TensorFlow may hand out the memory of the variable itself.
     return [np.array(variable.numpy()) for variable in variables]
 
@@ -444,7 +516,11 @@ def _rows_of(source: Any, epoch: int, batch: int) -> list[str]:
 
 
 def variables_of(loss: Any) -> list[keras.Variable]:
-    """Return what a loss, or a structure of losses, remembers: balancers' state, thresholds."""
+    """Return what a loss, or a structure of losses, remembers: balancers' state, thresholds.
+
+    Args:
+        loss: of `compile`: a loss, a name, or a dict or list of them.
+    """
     losses = {id(each): each for each in keras.tree.flatten(loss)}.values()
     return [variable for each in losses for variable in getattr(each, "variables", [])]
 
@@ -453,7 +529,15 @@ def variables_of(loss: Any) -> list[keras.Variable]:
 
 
 def _settings_of(model: keras.Model, plan: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run by name, as values that JSON knows."""
+    """Return the settings of a run by name, as values that JSON knows.
+
+    Values are compared one by one, so that a message can name what has changed.
+
+    Args:
+        model: whose structure and shapes count, not its weights: those come from the file.
+        plan: the stages.
+        data: data sets by name.
+    """
     shapes = [(list(v.shape), str(v.dtype)) for v in model.variables]
     about = json.dumps([structure_of(model), shapes], sort_keys=True)
     stages = {f"stage {number}": repr(stage) for number, stage in enumerate(plan, start=1)}
@@ -486,7 +570,14 @@ def _data_settings(data: Any) -> dict[str, Any]:
 
 
 def configuration(thing: Any) -> str:
-    """Return the settings of a loss or an optimizer, or of a structure of them, as JSON."""
+    """Return the settings of a loss or an optimizer, or of a structure of them, as JSON.
+
+    Learning rates and names are left out, since stages set them; of a `LayerwiseDecay` only the
+    inner optimizer counts.
+
+    Args:
+        thing: a Keras object, a name, or a nest of them.
+    """
     serialized = keras.tree.map_structure(
         lambda part: part if isinstance(part, str) else keras.saving.serialize_keras_object(part),
         thing,
@@ -495,6 +586,7 @@ def configuration(thing: Any) -> str:
 
 
 def _settled(value: Any) -> Any:
+    """Return a config without what changes in a training."""
     if isinstance(value, dict):
         if value.get("class_name") == "LayerwiseDecay":  # there or not as the stages need it
             return _settled(value["config"]["inner_optimizer"])

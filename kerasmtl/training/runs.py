@@ -2,6 +2,11 @@
 
 Free of TensorFlow and Keras, which `Run.callbacks` imports: commands that only look at runs start
 quickly.
+
+`Project.start_run` calls `begin_run`, which opens an interrupted run again or makes a new folder;
+train.py uses the run as a context, its `callbacks()` and `state` for the training, and `finish` at
+the end. The commands find a project's newest model with `last_run`. scores.json, history.csv and
+the model are written atomically; a run without scores.json counts as unfinished.
 """
 
 from __future__ import annotations
@@ -78,7 +83,10 @@ class Run:
         return 1 if sys.stdout.isatty() else 2
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """Return what keeps each finished epoch: the model, a line in history.csv, the metrics."""
+        """Return what keeps each finished epoch: the model, a line in history.csv, the metrics.
+
+        `kt.callbacks.Resume` is not among them, since it takes them.
+        """
         from kerasmtl.training.callbacks import Checkpoint
         from kerasmtl.training.tracking import HistoryFile, trackers
 
@@ -90,6 +98,9 @@ class Run:
 
     def finish(self, report: Report, decisions: Mapping[str, Decision] | None = None) -> None:
         """Write scores.json, and remove the state that the run would be resumed from.
+
+        Scores come before the state is removed: killed in between, the run counts as finished, and
+        nothing is trained again.
 
         Args:
             report: the scores of the test part.
@@ -113,7 +124,10 @@ class Run:
         shutil.rmtree(self.state, ignore_errors=True)
 
     def decisions(self) -> dict[str, Decision]:
-        """Return per task what `finish` was given; empty if the run is not finished."""
+        """Return per task what `finish` was given; empty if the run is not finished.
+
+        The commands use them in place of 0.5.
+        """
         from kerasmtl.evaluation.calibration import Decision
 
         if not self.finished:
@@ -127,6 +141,7 @@ class Run:
         return {name: threshold for name, threshold in found.items() if threshold is not None}
 
     def __enter__(self) -> Run:
+        """Begin to log; a run that is resumed continues its log."""
         log = self._open.enter_context(open(self.folder / LOG, "a", encoding="utf-8"))
         self._open.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, log)))  # type: ignore[type-var]
         self._open.enter_context(contextlib.redirect_stderr(_Tee(sys.stderr, log)))  # type: ignore[type-var]
@@ -136,6 +151,7 @@ class Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close the log; raise TensorFlow's errors about the data as a ValueError in words."""
         if error is not None:  # the traceback is printed after the log is closed
             said = str(error) or type(error).__name__
             with open(self.folder / LOG, "a", encoding="utf-8") as log:
@@ -148,6 +164,10 @@ class Run:
 
 def begin_run(project: Path, record: TrainingRecord, tracking: str = "none") -> Run:
     """Open the newest run, if it was interrupted and nothing has changed since, or else a new one.
+
+    A new run keeps copies of project.toml, model.py and train.py, which decide what it does, and
+    its record before anything is trained. What is compared is these files and the record, not the
+    code of packages.
 
     Args:
         project: its folder.
@@ -193,6 +213,11 @@ def begin_run(project: Path, record: TrainingRecord, tracking: str = "none") -> 
 def _changes(project: Path, last: Run, record: TrainingRecord) -> list[str]:
     """Return what differs from an interrupted run.
 
+    Args:
+        project: its folder.
+        last: the run that was interrupted.
+        record: what would be trained on now.
+
     Raises:
         ValueError: another process trains in it.
     """
@@ -237,6 +262,12 @@ def _new_folder(runs: Path) -> Path:
     """Make a folder named by the time, to which runs/latest points; those of a second are numbered.
 
     Where links are not allowed, names tell which is the latest.
+
+    Args:
+        runs: the folder of all runs, which is made.
+
+    Returns:
+        The new folder, empty.
     """
     runs.mkdir(exist_ok=True)
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -247,6 +278,7 @@ def _new_folder(runs: Path) -> Path:
             break
     aside = runs / f".{LATEST}-{folder.name}"
     try:
+        # Made aside and renamed: readers find the old run or the new one, never neither.
         aside.symlink_to(folder.name, target_is_directory=True)
         os.replace(aside, runs / LATEST)
     except OSError:
@@ -261,6 +293,11 @@ class _Tee:
         self._stream, self._log, self._line = stream, log, ""
 
     def write(self, text: str) -> int:
+        """Write to both; the log gets whole lines only.
+
+        Returns:
+            What the stream returns: the number of characters.
+        """
         *whole, self._line = (self._line + text).split("\n")
         for line in whole:
             self._log.write(_last_state(line) + "\n")
@@ -276,6 +313,6 @@ class _Tee:
 
 
 def _last_state(line: str) -> str:
-    """A line as a terminal shows it at its end, after bars were redrawn, without colours."""
+    """Return a line as a terminal shows it at its end, after bars were redrawn, without colours."""
     last = re.split(r"[\r\b]+", line.rstrip("\r\b"))[-1]
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last)

@@ -1,4 +1,8 @@
-"""What keeps the metrics of a run: history.csv, TensorBoard, MLflow."""
+"""Records of a run's metrics: history.csv, TensorBoard, MLflow.
+
+`Run.callbacks` puts them into a training, and `Run.finish` logs the final scores. mlflow is
+imported where it is used: it is an extra, and takes a while.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +35,17 @@ class HistoryFile(keras.callbacks.Callback):
         self.path = Path(path)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start the clock of the epoch."""
         self._began = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write the file with this epoch at its end; later ones, of a killed run, are dropped."""
         seconds = round(time.monotonic() - self._began, 3)
         values = {name: [float(value)] for name, value in (logs or {}).items()}
         frame = pd.DataFrame({"epoch": [epoch + 1], "seconds": [seconds], **values})
         if self.path.is_file():
+            # "round_trip": the numbers of earlier epochs keep every digit, however often the file
+            # is rewritten.
             before = pd.read_csv(self.path, float_precision="round_trip")
             frame = pd.concat([before[before["epoch"] <= epoch], frame])
         write_text(self.path, frame.to_csv(index=False, lineterminator="\n"))
@@ -58,14 +66,17 @@ class MLflow(keras.callbacks.Callback):
         self.folder = folder
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Open the run, or the one that was interrupted."""
         _start(self.folder)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Log the metrics; an epoch that is done again adds a second value."""
         import mlflow
 
         mlflow.log_metrics({k: float(v) for k, v in (logs or {}).items()}, step=epoch + 1)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """End MLflow's run; `log_scores` opens it again."""
         import mlflow
 
         mlflow.end_run()
@@ -79,7 +90,12 @@ def trackers(name: str, folder: Path) -> list[keras.callbacks.Callback]:
 
 
 def log_scores(folder: Path, scores: dict[str, float]) -> None:
-    """Log the final scores to the MLflow run of a training's folder."""
+    """Log the final scores to the MLflow run of a training's folder.
+
+    Args:
+        folder: of the training's run.
+        scores: numbers by name, without NaN.
+    """
     import mlflow
 
     with _start(folder):
@@ -87,7 +103,17 @@ def log_scores(folder: Path, scores: dict[str, float]) -> None:
 
 
 def _start(folder: Path) -> Any:
-    """Open the MLflow run of a training's folder, or make it with its settings as parameters."""
+    """Open the MLflow run of a training's folder, or make it with its settings as parameters.
+
+    The run's id is kept in a file of the folder, so that a training that is resumed continues the
+    same one.
+
+    Args:
+        folder: of the training's run, with its project.toml.
+
+    Returns:
+        MLflow's active run, which is a context that ends it.
+    """
     import mlflow
 
     if "MLFLOW_TRACKING_URI" not in os.environ:

@@ -1,7 +1,8 @@
 """Conversion of a trained model to a LiteRT or ONNX file, verified in the target runtime.
 
-`convert_model` draws samples, converts (`litert`, `onnx`), writes a file aside, compares it with
-the model (`compare`), adds the description, and renames it at the end. `kerasmtl convert` calls it.
+`convert_model` draws samples, converts (`litert`, `onnx`), writes a temporary file, compares it
+with the model (`compare`), adds the description, and renames it at the end. `kerasmtl convert`
+calls it.
 """
 
 from __future__ import annotations

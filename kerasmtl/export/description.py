@@ -41,8 +41,7 @@ FORMAT = 1
 def package_versions() -> dict[str, str]:
     """Return the versions of what writes an export.
 
-    For whoever has to find out later why an export behaves as it does; no code depends on the
-    numbers.
+    They help to find out later why an export behaves as it does; no code depends on the numbers.
     """
     return {
         "kerasmtl": __version__,

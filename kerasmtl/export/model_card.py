@@ -63,7 +63,7 @@ def model_card(about: Mapping[str, Any]) -> str:
 def _summary(about: Mapping[str, Any]) -> str:
     """Return a list of who made the model, of what and when.
 
-    "not stated" where nobody said it: a licence or a source that is missing should be seen.
+    A missing licence or source is shown as "not stated", so that it is noticed.
     """
     data, versions = about["data"] or {}, about["versions"]
     rows = {

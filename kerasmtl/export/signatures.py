@@ -81,8 +81,8 @@ def endpoints(
 def answers(outputs: Any, tasks: Sequence[Task], decisions: Mapping[str, Decision]) -> Tensors:
     """Name a model's outputs after the tasks, calibrate them, and add decisions.
 
-    The cast to float32 comes first: the outputs of a head in half precision would else be compared
-    with the threshold in half precision.
+    The cast to float32 comes first: the outputs of a head in half precision would otherwise be
+    compared with the threshold in half precision.
 
     Args:
         outputs: of the model.

@@ -4,7 +4,7 @@ Usage: python -c "$(cat verify_process.py)" FOLDER CASES. Prints "Fault: …" an
 the export answers differently.
 
 It must stay independent of the package: it is passed to Python as text, and makes every import of
-kerasmtl and Keras fail before TensorFlow, whose import would else load Keras.
+kerasmtl and Keras fail before TensorFlow is imported, which would otherwise load Keras.
 """
 
 import gc

@@ -209,7 +209,7 @@ class HubLayer(keras.layers.Layer):
     # TensorFlow's attribute tracking drops the assignment of a value that is there already, so that
     # a partly unfrozen layer could not be unfrozen as a whole.
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set `trainable` by its property, whatever value it has; all else as Keras does."""
+        """Set `trainable` by its property, whatever its value; other attributes as Keras does."""
         if name == "trainable":
             type(self).trainable.fset(self, value)
         else:

@@ -45,7 +45,7 @@ def mlp(
         name: of the model.
 
     Returns:
-        A functional model that is not compiled. As it was never trained on anything else,
+        A functional model that is not compiled. Its weights are random, so
         `plan="auto"` trains it as a whole.
 
     Raises:

@@ -5,8 +5,7 @@ hash of everything that decides them, and found again by any run that needs the 
 
 `FrozenPart` has the model in two, and computes; `feature_store.Entry` keeps; `FeatureSource` is a
 data set's `Source` with features in place of inputs, so that order, epochs and messages stay those
-of the data. `Stage.data` calls `cached_head`; `kt.features.cache_features` is for loops of one's
-own.
+of the data. `Stage.data` calls `cached_head`; `kt.features.cache_features` is for custom loops.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Features on disk: an entry per key, its rows in shards.
 
 `feature_cache` decides what is computed, and under which key; here an `Entry` is a folder of that
-name with entry.json and numbered .npy files. Each file is written aside and renamed, so that an
-interrupted run leaves whole shards, and the next one computes the others. `kerasmtl cache` lists
-and removes entries.
+name with entry.json and numbered .npy files. Each file is written under another name and renamed,
+so that an interrupted run leaves whole shards, and the next one computes the others. `kerasmtl
+cache` lists and removes entries.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Stages of a training, plans made of them, and the plan that fits how much data.
 
 A `Stage` is one `compile` and one `fit`; a `Plan` is a sequence of them with a name. `make_plan`
-has the usual ones, `plan_for` chooses among them by `depth.choose_depth`. `fine_tune`,
-`resume.Resume` and `Project.plan` take them; everything a stage does is in its methods `prepare`,
-`optimizer` and `data`, so that a loop of one's own needs nothing else.
+has the usual ones, `plan_for` chooses among them by `depth.choose_depth`. `fine_tune` and
+`resume.Resume` take them, `Project.plan` makes one; everything a stage does is in its methods
+`prepare`, `optimizer` and `data`, so that a custom loop needs nothing else.
 """
 
 from __future__ import annotations

@@ -278,7 +278,8 @@ def _new_folder(runs: Path) -> Path:
             break
     aside = runs / f".{LATEST}-{folder.name}"
     try:
-        # Made aside and renamed: readers find the old run or the new one, never neither.
+        # Made under another name and renamed: readers always find a link, to the old or the new
+        # run.
         aside.symlink_to(folder.name, target_is_directory=True)
         os.replace(aside, runs / LATEST)
     except OSError:

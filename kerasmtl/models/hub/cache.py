@@ -1,9 +1,9 @@
 """Folders with a SavedModel: found, kept in the cache, and known by the hash of their content.
 
 A module's identity is its content hash, which `kerasmtl vendor` pins in project.toml and a .keras
-file records: handles may move, content may not. Entries are written aside and renamed
-(`atomic_folder`), so that a process that is killed leaves either nothing or a whole module, and two
-that fetch the same module do not disturb each other.
+file records: handles may move, content may not. Entries are written to a temporary folder and
+renamed (`atomic_folder`), so that a process that is killed leaves either nothing or a whole module,
+and two that fetch the same module do not disturb each other.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Example data and a feature extractor that come with the package, found by name.
 
-"tiny" is for trying things out and for tests, since it needs no network; `TOY` is the note that a
-run prints which was trained on it. The data sets are those that `kerasmtl new` and project.toml
-know by name.
+"tiny" is for trying things out and for tests, since it needs no network; `TOY` is the note that
+`kerasmtl new` and a run print where it is used on other data. The data sets are those that
+`kerasmtl new` and project.toml know by name.
 """
 
 from __future__ import annotations

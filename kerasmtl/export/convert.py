@@ -151,8 +151,8 @@ def draw_samples(
 ) -> np.ndarray:
     """Draw inputs from a source.
 
-    Test rows are left out, so that scores on them stay honest: the samples set the ranges of the
-    integers.
+    Rows that a manifest or labels file calls test are left out: the samples set the ranges of the
+    integers, and scores on test rows should stay honest. A file without a split has no such rows.
 
     Args:
         source: as `samples` of `convert_model`. Of an array or a data set the first rows are taken.

@@ -1,9 +1,10 @@
 """HubLayer: a reusable SavedModel as a Keras 3 layer that any optimizer can train.
 
 The layer is made in two ways. From a handle, the SavedModel is loaded at once. From a .keras file,
-Keras first builds the whole model, and hands out the files that travel with it last: until then the
-layer has only a `ModuleSpec`, with empty variables and remembered output shapes. What runs and
-loads the graph is `saved_model.Module`; what finds the folder is the package `hub`.
+Keras first builds the whole model, and hands out the files that travel with it last: until then,
+unless the module is found on this machine, the layer has only a `ModuleSpec`, with empty variables
+and remembered output shapes. What runs and loads the graph is `saved_model.Module`; what finds the
+folder is the package `hub`.
 
 A SavedModel can contain any operation of TensorFlow, file access included, so that loading a file
 of somebody else's is guarded by Keras' safe mode: see `refuse_in_safe_mode` and `trusting`.

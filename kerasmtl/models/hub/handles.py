@@ -96,8 +96,7 @@ def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) ->
         sha256: what the module's content hash must be, as `kerasmtl vendor` prints it.
 
     Returns:
-        A folder with a saved_model.pb, which may belong to another program's cache: do not write
-        there.
+        The folder of a SavedModel. It may be in another program's cache: do not write there.
 
     Raises:
         ValueError: the handle names nothing, cannot be reached, has no SavedModel, or has another
@@ -265,7 +264,7 @@ def is_kaggle(handle: str) -> bool:
 def parse_kaggle(handle: str) -> str:
     """Return owner/model/framework/variation/version of a Kaggle handle or page.
 
-    The version is required: without one, the same handle would mean another model tomorrow.
+    The version is required: without one, the same handle could mean another model tomorrow.
 
     Raises:
         ValueError: it has no version, or other parts.

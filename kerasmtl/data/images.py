@@ -48,7 +48,8 @@ PLAIN = b"\xff\xd8\xff\xe0\x00\x10JFIF\0" + b"?" * 9 + b"\xff\xdb"
 ANY = [byte == ord("?") for byte in PLAIN]
 
 # A function that is called in a graph, not copied into it: as a branch that is rarely taken it
-# costs one operation, and not all of its own.
+# costs one operation, and not all of its own. Calls in a loop run one after the other, though: what
+# decodes JPEGs is copied.
 _called = partial(traced, on_call=True)
 
 
@@ -163,7 +164,6 @@ def decode_image(
     return tf.ensure_shape(pixels, (None, None, 3))
 
 
-@_called
 def _decode_any(
     data: tf.Tensor, size: tuple[int, int] | None, max_pixels: int, name: tf.Tensor
 ) -> tf.Tensor:

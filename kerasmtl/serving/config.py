@@ -53,7 +53,7 @@ class ServerConfig:
     )
     workers: int = setting(1, "Calls of the model that may run at the same time.", 1)
     keep: int = setting(2, "How many of the newest versions are served.", 1)
-    poll: float = setting(1.0, "Seconds between two looks for new versions.", 0)
+    poll: float = setting(1.0, "Seconds between two looks for new versions.", 0.01)
     drain: float = setting(30.0, "Seconds that running requests may take after SIGTERM.", 0)
     access_log: bool = setting(
         False, "Print a line for each request: client, path, status, time, X-Request-ID."

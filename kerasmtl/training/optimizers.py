@@ -189,10 +189,11 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         # the docstring of keras.Optimizer shows it to those who write optimizers.
         factor = self._by_index[inner._get_variable_index(variable)]
         rate = learning_rate if factor == 1.0 else learning_rate * factor
-        decays = self._given_decays(variable) and inner._use_weight_decay(variable)
         # Decoupled decay, as Keras' optimizers apply it: before the update, and not through the
         # slots.
-        if self.weight_decay is not None and decays:
+        if self.weight_decay is not None and (
+            self._given_decays(variable) and inner._use_weight_decay(variable)
+        ):
             decay = ops.cast(self.weight_decay, variable.dtype)
             variable.assign_sub(variable * decay * ops.cast(rate, variable.dtype))
         self._plain_step(gradient, variable, rate)

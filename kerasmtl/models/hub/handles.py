@@ -299,13 +299,14 @@ def _fetch_kaggle(handle: str) -> Path:
         return find_module(kept, handle)
     kagglehub = _imported("kagglehub", handle)
     try:
-        return find_module(Path(kagglehub.model_download(name)), handle)
+        folder = Path(kagglehub.model_download(name))
     except Exception as error:  # the client raises its own errors, and those of requests
         raise ValueError(
             f"`handle` must be a Kaggle model that you may download, got {handle!r}: "
             f"{type(error).__name__}: {error}. Accept its conditions on its page, and log in "
             "(KAGGLE_API_TOKEN)."
         ) from error
+    return find_module(folder, handle)
 
 
 def _fetch_hf(handle: str) -> Path:

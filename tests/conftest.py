@@ -1,4 +1,4 @@
-"""What all tests share: settings, the order of the files, and a small folder of pictures."""
+"""What all tests share: settings, the order of the files, and a small folder of images."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ _ROOMS = ("helpers", "losses", "metrics", "models", "training", "evaluation")
 os.environ["PYTHONPATH"] = os.pathsep.join(os.path.join(_HERE, room) for room in _ROOMS)
 
 import pytest  # noqa: E402
-from pictures import write_picture_folder  # noqa: E402
+from image_folder import write_image_folder  # noqa: E402
 
 # Background jobs, `nohup` and some CI runners ignore Ctrl-C, and whatever they start inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,12 +26,13 @@ FIRST = (
     "test_extras.py",
     "test_plain_install.py",
     "test_photographs.py",
-    "test_hub_laws.py",
-    "test_end_to_end.py",
     "test_resume.py",
+    "test_hub_layer.py",
+    "test_replicas.py",
+    "test_docs.py",
+    "test_dataset_replicas.py",
+    "test_end_to_end.py",
     "test_tabular_template.py",
-    "test_fine_tune.py",
-    "test_formats.py",
 )
 
 
@@ -41,15 +42,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def shared_pictures(tmp_path_factory):
-    """The folder of `write_picture_folder`, written once: for tests that only read."""
-    return write_picture_folder(tmp_path_factory.mktemp("pictures"))
+def shared_images(tmp_path_factory):
+    """The folder of `write_image_folder`, written once: for tests that only read."""
+    return write_image_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
-def picture_folder(tmp_path):
-    """A folder of `write_picture_folder` of the test's own: for tests that change it."""
-    return write_picture_folder(tmp_path)
+def image_folder(tmp_path):
+    """A folder of `write_image_folder` of the test's own: for tests that change it."""
+    return write_image_folder(tmp_path)
 
 
 @pytest.fixture(scope="session", autouse=True)

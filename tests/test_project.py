@@ -103,12 +103,12 @@ def test_the_backbone_is_loaded_with_its_pin(tmp_path):
 
 
 @pytest.fixture
-def pets(picture_folder):
+def pets(image_folder):
     """Twelve images, of which one is absent and one is cut short."""
-    (picture_folder / "00.jpg").unlink()
-    whole = (picture_folder / "04.jpg").read_bytes()
-    (picture_folder / "04.jpg").write_bytes(whole[: len(whole) // 2])
-    return picture_folder
+    (image_folder / "00.jpg").unlink()
+    whole = (image_folder / "04.jpg").read_bytes()
+    (image_folder / "04.jpg").write_bytes(whole[: len(whole) // 2])
+    return image_folder
 
 
 def test_absent_images_stop_a_training_before_it_begins(pets):
@@ -130,9 +130,9 @@ def test_invalid_images_are_skipped_counted_and_listed_where_that_is_wanted(pets
     assert listed == ["line,name,reason", "2,00.jpg,missing", "6,04.jpg,truncated"]
 
 
-def test_a_toy_backbone_is_noted_with_the_scores_of_own_images(picture_folder, capsys):
+def test_a_toy_backbone_is_noted_with_the_scores_of_own_images(image_folder, capsys):
     for text, noted in ((GOOD.replace("street_scenes", "labels.csv"), True), (GOOD, False)):
-        project = kt.Project.load(write(picture_folder, text))
+        project = kt.Project.load(write(image_folder, text))
         run = project.start_run(*project.manifest().split())
         run.finish(Report(rows=1, tasks={}))
         assert ("Note: tiny was trained on drawings" in capsys.readouterr().out) == noted

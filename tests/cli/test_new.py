@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
-from pictures import write_pictures
+from image_folder import write_images
 
 import kerasmtl as kt
 from kerasmtl.cli import main
@@ -49,7 +49,7 @@ def labels(tmp_path):
     path.write_text(
         'image,"car, parked",note,bus\na.jpg,1,x,0\nb.jpg,?,y,1\nc.jpg,0,z,\n', encoding="utf-8"
     )
-    write_pictures(path.parent, ["a.jpg", "b.jpg", "c.jpg"])
+    write_images(path.parent, ["a.jpg", "b.jpg", "c.jpg"])
     return path
 
 
@@ -181,7 +181,7 @@ def test_names_and_paths_of_any_characters_are_kept(tmp_path):
     (folder / "l.csv").write_text(
         f"image,{quoted}\na.jpg,1,0,1,0\nb.jpg,0,1,0,1\nc.jpg,?,?,1,1\n", "utf-8"
     )
-    write_pictures(folder, ["a.jpg", "b.jpg", "c.jpg"])
+    write_images(folder, ["a.jpg", "b.jpg", "c.jpg"])
     made = new_project("multitask-image", tmp_path / "p", {"labels": str(folder / "l.csv")})
     project = kt.Project.load(made)
     assert [task.name for task in project.data.tasks] == names
@@ -256,7 +256,7 @@ def test_the_names_of_keras_applications_are_known():
 
 
 def test_constant_columns_are_refused_with_the_call_that_leaves_them_out(tmp_path):
-    write_pictures(tmp_path, ["a.png", "b.png"])
+    write_images(tmp_path, ["a.png", "b.png"])
     labels = write_labels(tmp_path, ["a.png,1,1", "b.png,0,1"])
     with pytest.raises(ValueError, match="`tasks`.*'b'.*--task a"):
         new_project("multitask-image", tmp_path / "p", {"labels": str(labels)})
@@ -269,7 +269,7 @@ def test_constant_columns_are_refused_with_the_call_that_leaves_them_out(tmp_pat
 
 
 def test_too_few_rows_for_three_parts_are_refused_at_once(tmp_path):
-    write_pictures(tmp_path, ["a.png", "b.png"])
+    write_images(tmp_path, ["a.png", "b.png"])
     labels = write_labels(tmp_path, ["a.png,1,0", "b.png,0,1"])
     with pytest.raises(ValueError, match="2 rows"):
         new_project("multitask-image", tmp_path / "p", {"labels": str(labels)})
@@ -278,7 +278,7 @@ def test_too_few_rows_for_three_parts_are_refused_at_once(tmp_path):
 
 @pytest.mark.parametrize("name, reason", [("absent.png", "missing"), ("sound.wav", "not an image")])
 def test_images_that_training_would_refuse_are_refused_at_once(tmp_path, name, reason):
-    write_pictures(tmp_path, ["a.png", "b.png"])
+    write_images(tmp_path, ["a.png", "b.png"])
     (tmp_path / "sound.wav").write_bytes(b"RIFF" + bytes(100))
     labels = write_labels(tmp_path, ["a.png,1,0", f"{name},0,1", "b.png,0,1"])
     answers = {"labels": str(labels)}
@@ -289,7 +289,7 @@ def test_images_that_training_would_refuse_are_refused_at_once(tmp_path, name, r
 
 
 def test_images_outside_need_to_be_meant(tmp_path):
-    write_pictures(tmp_path, ["a.png", "b.png", "c.png"])
+    write_images(tmp_path, ["a.png", "b.png", "c.png"])
     (tmp_path / "labels").mkdir()
     rows = ["../a.png,1,0", "../b.png,0,1", "../c.png,0,0"]
     labels = write_labels(tmp_path / "labels", rows)
@@ -325,7 +325,7 @@ def own(folder, tell=None, **answers):
     images = folder / "images"
     if not images.exists():
         images.mkdir()
-        write_pictures(images, ["a.png", "b.png", "c.png"])
+        write_images(images, ["a.png", "b.png", "c.png"])
     labels = write_labels(images, ["a.png,1,0", "b.png,0,1", "c.png,0,0"])
     told = []
     made = new_project(

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from pictures import HEIGHT, WIDTH
+from image_folder import HEIGHT, WIDTH
 from PIL import Image
 from tables import table_of
 
@@ -25,7 +25,7 @@ ROWS, FEW = 17, 13
 
 @pytest.fixture(scope="module")
 def greys(tmp_path_factory):
-    """Pictures whose grey is 10 times the number of their row: the order can be read off them."""
+    """Images whose grey is 10 times the number of their row: the order can be read off them."""
     folder = tmp_path_factory.mktemp("greys")
     lines = ["image,a,b"]
     for row in range(ROWS):
@@ -36,8 +36,8 @@ def greys(tmp_path_factory):
 
 
 @pytest.fixture
-def manifest(shared_pictures):
-    return Manifest.from_csv(shared_pictures / "labels.csv")
+def manifest(shared_images):
+    return Manifest.from_csv(shared_images / "labels.csv")
 
 
 def order(dataset):
@@ -59,7 +59,7 @@ def test_batches_have_the_shapes_and_types_that_the_docstring_says(manifest):
     assert len(dataset) == 3
 
 
-def test_pictures_and_labels_are_those_of_the_manifest(manifest):
+def test_images_and_labels_are_those_of_the_manifest(manifest):
     images, labels = collected(make_dataset(manifest, (HEIGHT, WIDTH), batch_size=4))
     np.testing.assert_array_equal(labels, manifest.labels)
     assert np.isnan(labels).sum() == np.isnan(manifest.labels).sum() > 0
@@ -68,13 +68,13 @@ def test_pictures_and_labels_are_those_of_the_manifest(manifest):
         np.testing.assert_allclose(image, expected, atol=4 / 255)
 
 
-def test_mixed_kinds_come_as_a_dict_of_the_models_outputs(picture_folder):
+def test_mixed_kinds_come_as_a_dict_of_the_models_outputs(image_folder):
     files = ["00.jpg", "01.png", "02.jpg", "03.png", "04.jpg", "05.png"]
     rows = [
         f"{file},{i % 2},{'abc'[i % 3]},{i / 4},{i if i < 2 else '?'}"
         for i, file in enumerate(files)
     ]
-    path = picture_folder / "mixed.csv"
+    path = image_folder / "mixed.csv"
     path.write_text("image,x,grade,size,y\n" + "\n".join(rows) + "\n")
     tasks = ["x", Task("grade", "multiclass"), Task("size", "regression"), Task("y")]
     manifest = Manifest.from_csv(path, tasks)
@@ -112,14 +112,14 @@ def test_the_cache_changes_no_bit_of_any_batch(manifest):
     ("image", "line", "reason"),
     [("02.jpg", 4, "truncated"), ("04.jpg", 6, "empty")],
 )
-def test_a_damaged_picture_raises_an_error_with_its_name_and_line(
-    picture_folder, image, line, reason, cache
+def test_a_damaged_image_raises_an_error_with_its_name_and_line(
+    image_folder, image, line, reason, cache
 ):
-    path = picture_folder / image
+    path = image_folder / image
     data = path.read_bytes()
     path.write_bytes(b"" if reason == "empty" else data[: len(data) - 60])
     dataset = make_dataset(
-        Manifest.from_csv(picture_folder / "labels.csv"), 8, batch_size=2, cache=cache
+        Manifest.from_csv(image_folder / "labels.csv"), 8, batch_size=2, cache=cache
     )
     with pytest.raises(tf.errors.OpError) as error:
         list(dataset)
@@ -127,10 +127,10 @@ def test_a_damaged_picture_raises_an_error_with_its_name_and_line(
     assert "`kerasmtl check`" in graph_fault(error.value)
 
 
-def test_absent_pictures_are_refused_before_the_first_batch(picture_folder):
-    (picture_folder / "02.jpg").unlink()
-    (picture_folder / "05.png").unlink()
-    manifest = Manifest.from_csv(picture_folder / "labels.csv")
+def test_absent_images_are_refused_before_the_first_batch(image_folder):
+    (image_folder / "02.jpg").unlink()
+    (image_folder / "05.png").unlink()
+    manifest = Manifest.from_csv(image_folder / "labels.csv")
     with pytest.raises(FileNotFoundError, match=r"2 absent .*line 4: '02\.jpg'; line 7: '05"):
         make_dataset(manifest, 8)
 
@@ -156,13 +156,13 @@ def test_training_refuses_a_task_without_labels_and_validation_takes_it(greys):
 
 @pytest.fixture
 def own(manifest, tmp_path):
-    """The manifest with a copy of its pictures, to change."""
+    """The manifest with a copy of its images, to change."""
     folder = tmp_path / "own"
     shutil.copytree(manifest.input.root, folder)
     return Manifest.from_csv(folder / "labels.csv")
 
 
-def remove_pictures(manifest):
+def remove_images(manifest):
     for path in set(manifest.input.paths(manifest.values)):
         os.unlink(path)
 
@@ -170,7 +170,7 @@ def remove_pictures(manifest):
 def test_the_second_epoch_of_a_cached_data_set_reads_no_file(own):
     dataset = make_dataset(own, 8, batch_size=5, training=True, cache=True)
     first = collected(dataset)
-    remove_pictures(own)
+    remove_images(own)
     second = collected(dataset)
     assert sorted(map(np.ndarray.tobytes, first[0])) == sorted(map(np.ndarray.tobytes, second[0]))
     with pytest.raises(FileNotFoundError):
@@ -199,10 +199,10 @@ class Full(io.BytesIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("failure", ["picture", "disk"])
+@pytest.mark.parametrize("failure", ["image", "disk"])
 def test_a_cache_that_was_not_finished_leaves_nothing(own, tmp_path, monkeypatch, failure):
     folder = tmp_path / "cache"
-    if failure == "picture":
+    if failure == "image":
         path = own.source.parent / own.names[11]
         path.write_bytes(path.read_bytes()[:-60])
         with pytest.raises(tf.errors.OpError, match="line 13: '?11.png"):
@@ -227,26 +227,24 @@ def test_the_hash_is_that_of_all_bytes_in_order_and_of_the_size(own):
     assert hashed() != first
 
 
-def test_pictures_are_read_once_for_their_hash_while_they_stay_the_same(
-    picture_folder, monkeypatch
-):
-    from kerasmtl.data.inputs import image as picture_source
+def test_images_are_read_once_for_their_hash_while_they_stay_the_same(image_folder, monkeypatch):
+    from kerasmtl.data.inputs import image as image_input
 
-    read, plain = [], picture_source.file_sha256
-    monkeypatch.setattr(picture_source, "file_sha256", lambda p: (read.append(p), plain(p))[1])
-    source = source_of(make_dataset(Manifest.from_csv(picture_folder / "labels.csv"), 8))
+    read, plain = [], image_input.file_sha256
+    monkeypatch.setattr(image_input, "file_sha256", lambda p: (read.append(p), plain(p))[1])
+    source = source_of(make_dataset(Manifest.from_csv(image_folder / "labels.csv"), 8))
     before = source.content_sha256()
     assert source.content_sha256() == before and len(read) == source.count
-    picture = picture_folder / "03.png"
-    kept = picture.stat()
-    changed = bytearray(picture.read_bytes())
+    image = image_folder / "03.png"
+    kept = image.stat()
+    changed = bytearray(image.read_bytes())
     changed[-1] ^= 1
-    picture.write_bytes(bytes(changed))
-    os.utime(picture, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
+    image.write_bytes(bytes(changed))
+    os.utime(image, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
     assert source.content_sha256() != before and len(read) == source.count + 1
 
 
-def test_without_determinism_every_picture_still_comes_once_with_its_labels(greys):
+def test_without_determinism_every_image_still_comes_once_with_its_labels(greys):
     dataset = make_dataset(greys, 2, batch_size=4, training=True, cache=False, deterministic=False)
     assert not source_of(dataset).deterministic
     assert sorted(order(dataset)) == list(range(ROWS))

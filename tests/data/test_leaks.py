@@ -51,7 +51,7 @@ def test_the_same_file_under_two_names_is_found(folder):
     ]
 
 
-def test_the_same_bytes_are_found_without_a_look_at_the_pictures(folder):
+def test_the_same_bytes_are_found_without_a_look_at_the_images(folder):
     (folder / "copy.png").write_bytes((folder / "3.png").read_bytes())
     images = ["2.png", "3.png", "copy.png"]
     options = {"near": False}

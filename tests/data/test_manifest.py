@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from pictures import write_pictures
+from image_folder import write_images
 
 from kerasmtl.data.inputs import Fault, Image
 from kerasmtl.data.manifest import Manifest
@@ -314,11 +314,11 @@ def test_a_group_on_both_sides_of_the_split_column_is_a_leak(read):
     assert sorted(leaks.other_line) == [*range(7, 12), *range(27, 32)]
 
 
-# Pictures
+# Images
 
 
 def test_absent_files_are_named_by_line(read, tmp_path):
-    write_pictures(tmp_path, ["x.png"])
+    write_images(tmp_path, ["x.png"])
     (tmp_path / "folder").mkdir()
     manifest = read("image,a\nx.png,1\n\ngone.png,0\nfolder,1\n")
     assert manifest.missing_files() == [

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from exports import small_model, table_options
+from image_folder import write_image_folder
 from modules import save_reusable, save_text_module
-from pictures import write_picture_folder
 
 import kerasmtl as kt
 from kerasmtl.evaluation.calibration import Decision, decide
@@ -313,7 +313,7 @@ def test_changed_decisions_give_a_warning(model, tmp_path, monkeypatch):
 
 
 def test_samples_are_drawn_from_a_data_set_a_manifest_or_a_file(network, tmp_path):
-    folder = write_picture_folder(tmp_path)
+    folder = write_image_folder(tmp_path)
     lines = (folder / "labels.csv").read_text().splitlines()
     parts = ["split", *["test"] * 8, *["train"] * 3, "val"]
     text = "\n".join(f"{line},{part}" for line, part in zip(lines, parts, strict=True)) + "\n"

@@ -19,9 +19,9 @@ def image(height=HEIGHT, width=WIDTH, seed=0, noise=0.0):
     return Image.fromarray(pixels.clip(0, 255).astype("uint8"))
 
 
-def encoded(picture, suffix="JPEG", **options):
+def encoded(image, suffix="JPEG", **options):
     buffer = io.BytesIO()
-    picture.save(buffer, suffix, **options)
+    image.save(buffer, suffix, **options)
     return buffer.getvalue()
 
 

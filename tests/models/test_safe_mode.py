@@ -147,12 +147,10 @@ def test_a_layer_without_a_description_is_refused(file, tmp_path):
     "command",
     ["predict", *(pytest.param(c, marks=pytest.mark.slow) for c in ("evaluate", "export"))],
 )
-def test_commands_run_another_graph_only_with_trust(
-    tmp_path, shared_pictures, monkeypatch, command
-):
+def test_commands_run_another_graph_only_with_trust(tmp_path, shared_images, monkeypatch, command):
     monkeypatch.setattr("kerasmtl.export.verify.verify", lambda *args: None)
     backbone = save_reusable(tmp_path / "backbone")
-    labels = str(shared_pictures / "labels.csv")
+    labels = str(shared_images / "labels.csv")
     made = new_project(
         "multitask-image", tmp_path / "project", {"labels": labels, "backbone": str(backbone)}
     )
@@ -166,7 +164,7 @@ def test_commands_run_another_graph_only_with_trust(
         return CliRunner().invoke(main, [*map(str, words), "--project", str(made)])
 
     call = {
-        "predict": ("predict", shared_pictures / "01.png", "--json"),
+        "predict": ("predict", shared_images / "01.png", "--json"),
         "evaluate": ("evaluate", "--json"),
         "export": ("export", tmp_path / "out"),
     }[command]

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
-from pictures import write_pictures
+from image_folder import write_images
 from served import CLASSES, environment, mean_of, noise, save_image_model
 
 import kerasmtl as kt
@@ -111,7 +111,7 @@ def test_an_export_predicts_a_folder_with_its_decisions(served, folder, tmp_path
 def test_a_trained_model_gives_the_numbers_of_predict(folder, tmp_path):
     model = kt.build_model("tiny", ["cat", "dog"], 32)
     model.save(tmp_path / "model.keras")
-    write_pictures(folder, ["big.jpg", "small.png", "old.bmp", "new.webp"], size=(70, 50))
+    write_images(folder, ["big.jpg", "small.png", "old.bmp", "new.webp"], size=(70, 50))
     predictor = model_predictor(model, ["cat", "dog"], tmp_path / "model.keras")
     done = predict_to_file(
         predictor, FileSource([str(folder)], IMAGES), tmp_path / "p.csv", batch_size=5, shard_size=4

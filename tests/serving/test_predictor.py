@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
-from pictures import write_pictures
+from image_folder import write_images
 
 import kerasmtl as kt
 import kerasmtl.export.verify
@@ -38,7 +38,7 @@ def run(*words):
 def project(tmp_path_factory):
     """A finished run of a model of several kinds, and its export, whose thresholds are not 0.5."""
     folder = tmp_path_factory.mktemp("doors")
-    write_pictures(folder, NAMES)
+    write_images(folder, NAMES)
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"image": NAMES, "cat": [0, 1] * 12, "sky": ["clear", "grey"] * 12})
     frame["size"] = rng.normal(size=24).round(3)

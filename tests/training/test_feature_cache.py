@@ -174,14 +174,14 @@ def test_what_changes_the_features_computes_them_again(data, folder, tmp_path):
         assert len(entries(folder)) == number + 1
 
 
-def test_one_changed_pixel_computes_them_again(picture_folder, folder):
+def test_one_changed_pixel_computes_them_again(image_folder, folder):
     keys = []
     for color in (None, None, (1, 2, 3)):
         if color:
-            with Image.open(picture_folder / "05.png") as image:
+            with Image.open(image_folder / "05.png") as image:
                 image.putpixel((3, 3), color)
-                image.save(picture_folder / "05.png")
-        manifest = kt.Manifest.from_csv(picture_folder / "labels.csv")
+                image.save(image_folder / "05.png")
+        manifest = kt.Manifest.from_csv(image_folder / "labels.csv")
         data = kt.make_dataset(manifest, 32, batch_size=5, training=True, seed=1)
         keys.append(source_of(cached(image_model(), data, folder)).entry.key)
     assert keys[0] == keys[1] != keys[2]
@@ -242,9 +242,9 @@ def test_a_damaged_shard_is_computed_again(data, folder):
     same_batches(model, data, cached(model, data, folder), epochs=(0,))
 
 
-def test_augmented_images_are_refused_or_kept_in_views(shared_pictures, folder, monkeypatch):
+def test_augmented_images_are_refused_or_kept_in_views(shared_images, folder, monkeypatch):
     monkeypatch.setattr(feature_store, "SHARD_ROWS", 16)
-    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+    manifest = kt.Manifest.from_csv(shared_images / "labels.csv")
     model = image_model()
     data = kt.make_dataset(manifest, 32, batch_size=5, training=True, augment="default")
     with pytest.raises(ValueError, match="`data`.*augment=.*views=4"):
@@ -307,8 +307,8 @@ def test_features_that_do_not_stay_the_same_are_refused(data, folder, when, reas
     assert layer.count.numpy() == 0 and not entries(folder)
 
 
-def test_features_without_a_fixed_shape_are_refused(shared_pictures, folder):
-    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+def test_features_without_a_fixed_shape_are_refused(shared_images, folder):
+    manifest = kt.Manifest.from_csv(shared_images / "labels.csv")
     inputs = keras.Input((None, None, 3))
     features = L.Conv2D(2, 3, trainable=False)(inputs)
     model = keras.Model(inputs, L.Dense(3)(L.GlobalMaxPooling2D()(L.Conv2D(2, 3)(features))))
@@ -334,9 +334,9 @@ def test_the_head_ends_where_the_whole_model_does(tmp_path, folder):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-5)
 
 
-def test_an_entry_names_the_backbone(tmp_path, monkeypatch, shared_pictures):
+def test_an_entry_names_the_backbone(tmp_path, monkeypatch, shared_images):
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))  # with the folder by default
-    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+    manifest = kt.Manifest.from_csv(shared_images / "labels.csv")
     model = kt.build_model("tiny", manifest.tasks, 32)
     cache_features(model, kt.make_dataset(manifest, 32, 4))
     again = kt.build_model("tiny", manifest.tasks, 32)  # found again, however it was called before

@@ -356,8 +356,8 @@ def test_weights_that_are_not_finite_at_the_end_of_an_epoch_blame_no_rows():
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
-def test_the_files_of_the_batch_are_named(shared_pictures):
-    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+def test_the_files_of_the_batch_are_named(shared_images):
+    manifest = kt.Manifest.from_csv(shared_images / "labels.csv")
     train = kt.make_dataset(manifest, 8, 4, training=True, seed=3)
 
     class Spy(keras.callbacks.Callback):
@@ -415,9 +415,9 @@ def test_with_and_without_the_cache_a_run_is_the_same():
 
 
 def test_callbacks_see_the_whole_model_and_the_backbone_does_not_run(
-    shared_pictures, tmp_path, monkeypatch
+    shared_images, tmp_path, monkeypatch
 ):
-    tasks, train, validation = images(shared_pictures)
+    tasks, train, validation = images(shared_images)
     fine_tune(small(tasks), train, validation, HEAD, cache=True)  # computes the features
     model, calls, seen = small(tasks), [], []
     call = keras.layers.Conv2D.call
@@ -442,10 +442,10 @@ def test_callbacks_see_the_whole_model_and_the_backbone_does_not_run(
     assert kept.predict(arrays(2)[0], verbose=0).shape == (2, 3)
 
 
-def test_a_cache_that_is_asked_for_and_impossible_is_an_error(shared_pictures):
+def test_a_cache_that_is_asked_for_and_impossible_is_an_error(shared_images):
     with pytest.raises(ValueError, match="make_dataset"):
         fine_tune(small(), data(), plan=HEAD, cache=True)
-    tasks, train, _ = images(shared_pictures, augment="default")
+    tasks, train, _ = images(shared_images, augment="default")
     with pytest.raises(ValueError, match="augment"):
         fine_tune(small(tasks), train, plan=HEAD, cache=True)
 

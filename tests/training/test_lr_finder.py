@@ -100,8 +100,8 @@ def test_nothing_is_left_after_ctrl_c():
     assert_same(everything(model), before)
 
 
-def test_a_data_set_gives_the_same_epoch_next(shared_pictures):
-    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+def test_a_data_set_gives_the_same_epoch_next(shared_images):
+    manifest = kt.Manifest.from_csv(shared_images / "labels.csv")
     data = kt.make_dataset(manifest, 8, batch_size=4, training=True, seed=1)
     twin = kt.make_dataset(manifest, 8, batch_size=4, training=True, seed=1)
     image = keras.Input((8, 8, 3))

@@ -206,8 +206,8 @@ def test_labels_are_counted_by_task_in_batches(y, known):
     assert count_labels(data) == (3, known)
 
 
-def test_labels_of_a_known_source_are_counted_without_its_images(shared_pictures):
-    manifest = kt.Manifest.from_csv(shared_pictures / "labels.csv")
+def test_labels_of_a_known_source_are_counted_without_its_images(shared_images):
+    manifest = kt.Manifest.from_csv(shared_images / "labels.csv")
     examples, known = count_labels(kt.make_dataset(manifest, 32, training=True))
     assert examples == 12
     assert known == [int(n) for n in (~np.isnan(manifest.labels)).sum(0)]

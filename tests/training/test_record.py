@@ -132,15 +132,15 @@ def test_rows_with_ids_are_known_by_them(tmp_path):
     assert set(parts["test"].names) == set(before.split()[2].names) and notes == []
 
 
-def test_a_copy_of_a_trained_image_is_not_scored(picture_folder):
-    path = picture_folder / "labels.csv"
+def test_a_copy_of_a_trained_image_is_not_scored(image_folder):
+    path = image_folder / "labels.csv"
     manifest = kt.Manifest.from_csv(path)
     trained = trained_on(manifest)
     header, *lines = path.read_text().splitlines()
     for number, image in enumerate(manifest.names):
-        content = (picture_folder / image).read_bytes() + bytes([number])  # all fixtures differ
+        content = (image_folder / image).read_bytes() + bytes([number])  # all fixtures differ
         for name in (image, f"{image}-copy"):
-            (picture_folder / name).write_bytes(content)
+            (image_folder / name).write_bytes(content)
     copies = [line.replace(",", "-copy,", 1) for line in lines]
     path.write_text("\n".join([header, *lines, *copies]) + "\n")
     parts, _ = trained.parts_of(kt.Manifest.from_csv(path))
@@ -149,8 +149,8 @@ def test_a_copy_of_a_trained_image_is_not_scored(picture_folder):
         assert len(part) == 2 * len(before)
 
 
-def test_images_are_known_by_their_path(picture_folder):
-    path = picture_folder / "labels.csv"
+def test_images_are_known_by_their_path(image_folder):
+    path = image_folder / "labels.csv"
     manifest = kt.Manifest.from_csv(path)
     trained = trained_on(manifest)
     header, *lines = path.read_text().splitlines()

@@ -13,8 +13,8 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
+from image_folder import write_image_folder
 from modules import HELPERS
-from pictures import write_picture_folder
 
 import kerasmtl as kt
 
@@ -317,7 +317,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_as_the_whole_run(tmp_path)
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         (folder / "images").mkdir(parents=True)
-        write_picture_folder(folder / "images")
+        write_image_folder(folder / "images")
 
     def start(folder):
         environment = {**os.environ, "TFHUB_CACHE_DIR": str(folder / "cache")}

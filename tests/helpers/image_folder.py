@@ -1,4 +1,4 @@
-"""Small pictures of random colours, with labels, made where they are needed."""
+"""Small images of random colours, with labels, made where they are needed."""
 
 import numpy as np
 from PIL import Image
@@ -21,17 +21,17 @@ image,cat,dog,bird
 HEIGHT, WIDTH = 20, 24
 
 
-def write_pictures(folder, names, size=(HEIGHT, WIDTH), seed=0):
-    """Pictures of random smooth colours, in the formats of their names."""
+def write_images(folder, names, size=(HEIGHT, WIDTH), seed=0):
+    """Images of random smooth colours, in the formats of their names."""
     rng = np.random.default_rng(seed)
     for name in names:
         coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype="uint8"))
         coarse.resize(size[::-1], Image.Resampling.BILINEAR).save(folder / name)
 
 
-def write_picture_folder(folder):
-    """Twelve pictures, JPEG and PNG by turns, and `labels.csv`: three tasks, with holes."""
+def write_image_folder(folder):
+    """Twelve images, JPEG and PNG by turns, and `labels.csv`: three tasks, with missing labels."""
     names = [line.split(",")[0] for line in LABELS.splitlines()[1:]]
-    write_pictures(folder, names)
+    write_images(folder, names)
     (folder / "labels.csv").write_text(LABELS)
     return folder

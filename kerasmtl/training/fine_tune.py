@@ -75,8 +75,8 @@ def fine_tune(
             validation data, or a `directory` that holds a run of other settings or data; names what
             has changed.
         RuntimeError: a callback changed what is trainable, or compiled the model.
-        FloatingPointError: the loss is NaN or infinite; says epoch, batch and rows. The model has
-            the weights of the end of the last good epoch.
+        FloatingPointError: the loss is NaN or infinite; names the epoch and the batches and, if it
+            is one, its rows. The model has the weights of the end of the last good epoch.
         tf.errors.InvalidArgumentError: labels or predictions that the loss does not take.
 
     Example:

@@ -23,7 +23,6 @@ class Words(kt.data.Input):
 
     kind: ClassVar[str] = "words"
     noun: ClassVar[str] = "texts"
-
     column: str = "text"
     vocabulary: tuple[str, ...] = ()
 
@@ -64,13 +63,10 @@ def test_a_kind_goes_from_a_labels_file_to_served_predictions(tmp_path):
     train, _, test = manifest.split((0.5, 0.25, 0.25))
     assert not {*train.values} & {*test.values}  # identical texts stay together
     keras.utils.set_random_seed(0)
-    counts = keras.Input((len(WORDS),))
-    model = keras.Model(counts, keras.layers.Dense(2, "sigmoid")(counts))
+    model = keras.Sequential([keras.Input((len(WORDS),)), keras.layers.Dense(2, "sigmoid")])
     model.compile(keras.optimizers.Adam(0.1), loss=kt.losses.MaskedBinaryCrossentropy())
-    data = kt.make_dataset(manifest, batch_size=8, training=True)
-    model.fit(data, epochs=30, verbose=0)
-    report = kt.evaluate(model, kt.make_dataset(manifest), manifest.tasks)
-    assert report.tasks["cat"].auc == 1.0
+    model.fit(kt.make_dataset(manifest, batch_size=8, training=True), epochs=30, verbose=0)
+    assert kt.evaluate(model, kt.make_dataset(manifest), manifest.tasks).tasks["cat"].auc == 1.0
     folder = kt.export_saved_model(model, tmp_path / "served", manifest.tasks, manifest.input)
     raw = np.array(["my cat", "a dog"], dtype=object)
     model.save(tmp_path / "model.keras")

@@ -1,18 +1,22 @@
 """README and docs: their examples run as they are printed, their links and names exist."""
 
 import re
+from functools import cache, reduce
 from pathlib import Path
 
+import click
 import keras
 import numpy as np
 import pytest
 from loss_table import CASES
 
 import kerasmtl as kt
+from kerasmtl.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PYTHON = re.compile(r"```python\n(.*?)```", flags=re.S)
 
 
 def run_examples(page, folder, monkeypatch):
@@ -20,14 +24,23 @@ def run_examples(page, folder, monkeypatch):
     printed, names = [], {}
     monkeypatch.chdir(folder)
     monkeypatch.setattr("builtins.print", lambda *args, **kwargs: printed.append(str(args[0])))
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
+    blocks = PYTHON.findall(page.read_text(encoding="utf-8"))
+    assert blocks
+    for code in blocks:
         exec(compile(code, page.name, "exec"), names)
     return names, "\n".join(printed)
 
 
+@cache
+def options_of(command):
+    """The options of `kerasmtl COMMAND`."""
+    params = main.get_command(click.Context(main), command).params
+    return {"--help", *(option for param in params for option in param.opts)}
+
+
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 150
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    (example,) = PYTHON.findall(README)
     assert len([line for line in example.splitlines() if line.strip()]) <= 25
 
 
@@ -37,9 +50,7 @@ def test_the_library_example_trains_reports_and_exports(tmp_path, monkeypatch):
     assert (tmp_path / "saved_models" / "street" / "1" / "saved_model.pb").is_file()
 
 
-@pytest.mark.parametrize(
-    "name", ["conversion", "data", "losses-and-metrics", "projects", "serving"]
-)
+@pytest.mark.parametrize("name", ["data", "losses-and-metrics"])
 def test_the_examples_of_a_page_run(name, tmp_path, monkeypatch):
     run_examples(ROOT / "docs" / f"{name}.md", tmp_path, monkeypatch)
 
@@ -69,6 +80,20 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link]
     assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_commands_and_options_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"\bkt((?:\.[A-Za-z]\w*)+)", text):  # getattr raises if there is none
+        reduce(getattr, name[1:].split("."), kt)
+    for number, part in enumerate(PYTHON.sub("", text).split("```")):  # odd parts are blocks
+        command = r"^kerasmtl ([a-z]+)" if number % 2 else r"`kerasmtl ([a-z]+)"
+        for line in part.splitlines():
+            named = re.findall(command, line) or COMMANDS
+            known = set().union(*(options_of(name) for name in named))
+            foreign = "pip " in line or "docker " in line
+            assert foreign or set(re.findall(r"(?<![\w-])--[a-z][\w-]*", line)) <= known, line
 
 
 def test_the_losses_and_metrics_of_the_page_are_all_there_are():

@@ -47,6 +47,9 @@ def test_paths_start_from_the_project(tmp_path, monkeypatch):
         (GOOD + 'tasks = [{kind = "binary"}]\n', "data.tasks.0: must be a name"),
         (GOOD + 'tasks = [{name = "a", kinds = "binary"}]\n', "data.tasks.0: must be a name"),
         (GOOD + "[input]\nkind = 'tabel'\n", "input: `kind`"),
+        (GOOD + "[input]\nkind = 'table'\nfeatures = 3\n", "input: `features` must be Sequence"),
+        (GOOD + "[input]\nkind = 'image'\nsize = 5\n", "input: `size` must be tuple[int, int]"),
+        (GOOD + "[input]\nkind = 'image'\nallow_outside = 'inside'\n", "must be bool, got"),
         (GOOD + "[training]\nepochs = 0\n", "training.epochs"),
         (GOOD + "[training]\nlearning_rate = -1.0\n", "training.learning_rate"),
         (GOOD + "[model]\ndropout = 1.5\nhidden = [0]\n", "model.hidden.0"),
@@ -58,6 +61,12 @@ def test_wrong_settings_are_named(tmp_path, text, named):
     with pytest.raises(ValueError, match="project.toml") as error:
         kt.Project.load(write(tmp_path, text))
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["kind = 'image'\nallow_outside", "kind = 'table'\npacked_bits"])
+def test_the_word_false_is_not_true(tmp_path, option):
+    project = kt.Project.load(write(tmp_path, GOOD + f"[input]\n{option} = 'false'\n"))
+    assert getattr(project.input, option.rpartition("\n")[2]) is False
 
 
 def test_tasks_of_all_kinds_groups_and_the_split_are_settings(tmp_path):

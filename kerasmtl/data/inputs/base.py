@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,9 @@ from kerasmtl.utils.validation import check_choice
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+    from pydantic import ConfigDict
+
+_ANY_TYPE: ConfigDict = {"arbitrary_types_allowed": True, "protected_namespaces": ()}
 
 
 @dataclass(frozen=True)
@@ -437,7 +440,7 @@ class Input(ABC):
         """Return the input that `config` describes.
 
         Raises:
-            ValueError: an unknown kind or option.
+            ValueError: an unknown kind or option, or a value of another type.
         """
         if not isinstance(config, Mapping):
             raise ValueError(f"`input` must be a table with a `kind`, got {config!r}")
@@ -447,7 +450,7 @@ class Input(ABC):
         if wrong := sorted(set(given) - set(known)):
             raise ValueError(f"`input` of kind {kind!r} must have options of {known}, got {wrong}")
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        return Input._kinds[kind](**plain)
+        return Input._kinds[kind](**_checked(Input._kinds[kind], plain))
 
     @staticmethod
     def options(kind: str | None) -> tuple[str, ...]:
@@ -461,3 +464,21 @@ class Input(ABC):
         """
         check_choice("kind", kind, Input._kinds)
         return tuple(field.name for field in fields(Input._kinds[kind]))
+
+
+def _checked(kind: type[Input], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as their types want them; raises ValueError for what they do not take."""
+    from pydantic import ValidationError, create_model
+
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # a kind with types that only type checkers import
+        return dict(given)
+    types: dict[str, Any] = {name: (hints[name], ...) for name in given}
+    try:
+        return dict(create_model(kind.__name__, __config__=_ANY_TYPE, **types)(**given))
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        written = next(field.type for field in fields(kind) if field.name == name)
+        wanted = getattr(written, "__name__", written)
+        raise ValueError(f"`{name}` must be {wanted}, got {given[name]!r}") from None

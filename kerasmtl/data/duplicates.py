@@ -71,7 +71,10 @@ def merge_duplicates(
         if differ.any():
             row = again[np.argmax(differ)]
             pair = [values[leader[row]], values[row]]
-            said = [repr(v) if isinstance(v, str) else f"{v:g}" for v in pair]
+            said = [
+                "no value" if pd.isna(v) else repr(v) if isinstance(v, str) else f"{v:g}"
+                for v in pair
+            ]
             refuse(name, leader[row], row, said)
     # An uncertain label, which counts as 0 or 1, contradicts no certain one, and gives way to it.
     certain = np.where(doubtful, np.float32("nan"), labels)

@@ -136,7 +136,7 @@ class Manifest:
         text = as_text(cells[[name for name in cells if name in special]])
         chosen, labels = read_labels(text, chosen, source)
         used = special.union(*input.claimed().values())
-        lines = cells.index.to_numpy()
+        lines, groups = cells.index.to_numpy(), None
         read = cls(
             source=source,
             input=input,
@@ -152,11 +152,12 @@ class Manifest:
         )
         if group_column:
             groups = text[group_column].str.strip()
-            read = read._grouped(groups.mask(is_missing(groups), None))
+            groups = groups.mask(is_missing(groups), None).to_numpy(dtype=object)
+            read = read._grouped(groups)
         if names is None:
             warn_of_equal_rows(read)
             return read
-        special = {str(split_column): read.splits, str(group_column): read.groups}
+        special = {str(split_column): read.splits, str(group_column): groups}
         others = {name: column for name, column in special.items() if column is not None}
         others |= input.columns(values)
         return merge_duplicates(read, others, uncertain_cells(text, chosen))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kerasmtl.data import duplicates
 from kerasmtl.data.duplicates import identical_files, merge_duplicates, row_keys
+from kerasmtl.data.inputs import Input, Table
 from kerasmtl.data.manifest import Manifest
 from kerasmtl.tasks import Task
 from kerasmtl.utils.files import file_sha256
@@ -91,6 +92,17 @@ def test_an_image_without_a_group_may_be_written_in_many_ways(read, other):
             "x.jpg,1,0,", f"{other},?,0,NA", columns="image,a,b,video", group_column="video"
         )
     assert len(manifest) == 1
+
+
+def test_a_row_with_a_group_and_one_without_are_refused_in_plain_words(read):
+    with pytest.raises(ValueError, match="got for 'x.jpg' no value in line 2 and 'v' in line 3"):
+        read("x.jpg,1,0,", "x.jpg,1,0,v", columns="image,a,b,video", group_column="video")
+
+
+def test_rows_of_several_objects_are_the_same_by_their_content():
+    texts = [["red", "cat"], ["".join("red"), "".join("cat")], ["redcat", ""], ["cat", "red"]]
+    keys = Input.identical(Table(), np.array(texts, dtype=object))
+    assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
 @pytest.mark.parametrize("policy", ["zero", 0.5])

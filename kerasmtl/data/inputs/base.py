@@ -232,7 +232,13 @@ class Input(ABC):
         """Return a key of the content of each row, (rows,): the same for identical content."""
         if values.ndim == 1:
             return values
-        return np.array([hashlib.blake2b(row.tobytes()).hexdigest() for row in values], object)
+
+        def content(row: np.ndarray) -> bytes:
+            if row.dtype == object:  # its bytes are addresses
+                return b"".join(str(cell).encode() + b"\0" for cell in row.ravel())
+            return row.tobytes()
+
+        return np.array([hashlib.blake2b(content(row)).hexdigest() for row in values], object)
 
     def identities(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Return keys that should not be in two parts of a split, (rows,) each, by kind of leak."""

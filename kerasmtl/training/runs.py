@@ -237,7 +237,10 @@ def _changes(project: Path, last: Run, record: TrainingRecord) -> list[str]:
         for name in KEPT
     ]
     changed = [name for name, (now, then) in zip(KEPT, files, strict=True) if now != then]
-    before = load_record(last.checkpoint)
+    try:
+        before = load_record(last.checkpoint)
+    except ValueError:  # damaged, or of an older version
+        return [*changed, "its record"]
     return changed + ([] if before is None else record.changes_since(before))
 
 

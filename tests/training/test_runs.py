@@ -126,6 +126,15 @@ def test_other_labels_or_another_backbone_begin_a_new_run(project, tmp_path, cap
     assert "the backbone changed since" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", ["{}", '{"tasks"', '{"input": 3}'])
+def test_a_run_with_a_damaged_record_is_not_resumed(project, capsys, damage):
+    first = start(project)
+    first.state.mkdir()
+    (first.folder / "model.json").write_text(damage)
+    assert start(project).folder != first.folder
+    assert "its record changed since" in capsys.readouterr().out
+
+
 def test_a_run_that_is_under_way_is_left_alone(project):
     run = start(project)
     run.state.mkdir()

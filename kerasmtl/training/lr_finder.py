@@ -158,7 +158,7 @@ def find_learning_rate(
             losses.append(loss)
             weights = smoothing ** np.arange(len(losses))[::-1]
             smoothed.append(float(np.dot(weights, losses) / weights.sum()))
-            if smoothed[-1] > EXPLOSION * min(smoothed):
+            if _exploded(smoothed):
                 break
     if not losses:
         raise ValueError(
@@ -168,6 +168,11 @@ def find_learning_rate(
     lowest = int(np.argmin(smoothed))
     suggestion = float(rates[lowest] / BELOW_LOWEST) if lowest > 0 else None
     return LearningRateCurve(rates[: len(losses)], np.array(losses), np.array(smoothed), suggestion)
+
+
+def _exploded(smoothed: list[float]) -> bool:
+    lowest = min(smoothed)  # negative, too: some balancers add terms below zero
+    return smoothed[-1] > lowest + (EXPLOSION - 1) * abs(lowest)
 
 
 @contextmanager

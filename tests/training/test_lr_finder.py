@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import kerasmtl as kt
+from kerasmtl.training.lr_finder import _exploded
 
 LearningRateCurve, LayerwiseDecay = kt.optimizers.LearningRateCurve, kt.optimizers.LayerwiseDecay
 find_learning_rate = kt.optimizers.find_learning_rate
@@ -153,6 +154,15 @@ def test_infinite_losses_end_it_and_are_not_in_the_curve():
     model, data = quadratic(1.0, keras.optimizers.SGD(1.0))
     curve = find_learning_rate(model, data, low=1e-2, high=1e30, steps=12, smoothing=0.0)
     assert 2 < len(curve.rates) < 12 and np.isfinite(curve.losses).all()
+
+
+@pytest.mark.parametrize(
+    "losses, exploded",
+    [([2, 1, 4], False), ([2, 1, 4.1], True), ([-1, -2, 4], False), ([-1, -2, 4.1], True)],
+)
+def test_a_loss_explodes_by_its_size_whatever_its_sign(losses, exploded):
+    assert not _exploded([-1.0])
+    assert _exploded(losses) is exploded
 
 
 CURVE = LearningRateCurve(np.array([0.1, 1.0]), np.array([2.0, 1.0]), np.array([2.0, 1.5]), 0.1)

@@ -28,7 +28,7 @@ Logs = dict[str, Any] | None
 # Endings of metrics' names that say which direction is better.
 HIGHER = ("auc", "accuracy", "precision", "recall", "f1", "r2", "average_precision")
 LOWER = ("loss", "error", "mae", "mse", "rmse", "brier", "ece", "huber", "crossentropy")
-SHOWN_ROWS = 5
+SHOWN = 5  # variables, or rows, that a message names
 
 
 def direction(name: str) -> str | None:
@@ -171,9 +171,12 @@ class BestEpoch(keras.callbacks.Callback):
                 "Those that start with val_ need validation data."
             )
         value = float(logs[self.monitor])
-        if math.isnan(value):
-            return None
-        return value if (self._mode or direction(self.monitor)) == "max" else -value
+        return None if math.isnan(value) else self._sign * value
+
+    @property
+    def _sign(self) -> int:
+        """1 if the monitored metric is better the higher it is, else -1."""
+        return 1 if (self._mode or direction(self.monitor)) == "max" else -1
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Give the model the best weights, and print which epoch they are from."""
@@ -187,7 +190,7 @@ class BestEpoch(keras.callbacks.Callback):
         if self.best_epoch is not None:
             said = (
                 f"Best epoch: {self.best_epoch} of {self._epochs}, {self.monitor} "
-                f"{abs(self._rank):.4g}. The model has the weights of that epoch."
+                f"{self._sign * self._rank:.4g}. The model has the weights of that epoch."
             )
         print(said, flush=True)
 
@@ -373,7 +376,7 @@ class TrainableGuard(keras.callbacks.Callback):
             return
         more = [v.path for key, v in trained.items() if key not in self._trained]
         less = len(self._trained - trained.keys())
-        change = f"unfrozen: {', '.join(more[:SHOWN_ROWS])}" if more else f"{less} variables frozen"
+        change = f"unfrozen: {', '.join(more[:SHOWN])}" if more else f"{less} variables frozen"
         raise RuntimeError(f"`trainable` must not change during training, got {change}. {_STAGES}")
 
 

@@ -36,13 +36,12 @@ import keras
 import numpy as np
 
 from kerasmtl.data.dataset import permutation, source_of
-from kerasmtl.training.callbacks import BestEpoch, TrainableGuard
+from kerasmtl.training.callbacks import SHOWN, BestEpoch, TrainableGuard
 from kerasmtl.training.features import structure_of
 from kerasmtl.training.plans import Stage, as_plan, counted
 from kerasmtl.utils.files import WRITING, atomic_file, file_lock
 
 STATE, LOCK = "state.npz", ".lock"
-SHOWN_ROWS = 5
 # Of the configurations of losses and optimizers: what training, a stage or Keras itself sets.
 CHANGING = ("state", "threshold", "learning_rate", "name")
 
@@ -343,7 +342,7 @@ class Resume(Callback):
             )
         if first == last and self._source is not None and self._source.deterministic:
             rows = _rows_of(self._source, self.epoch, first)
-            where += f", which has {len(rows)} rows: {'; '.join(rows[:SHOWN_ROWS])}"
+            where += f", which has {len(rows)} rows: {'; '.join(rows[:SHOWN])}"
         raise FloatingPointError(
             f"`train` cannot be trained on: {what} in {where}. Expected finite inputs, labels and "
             "predictions that the loss takes (with jit_compile=False it says what is wrong with "

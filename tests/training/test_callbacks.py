@@ -63,6 +63,12 @@ def test_the_model_ends_with_the_weights_of_the_best_epoch(scores, monitor, best
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["val_r2", "val_loss"])
+def test_a_negative_score_is_shown_with_its_sign(name, capsys):
+    fit(network(), Scores([-0.4], name), BestEpoch(name))
+    assert f"{name} -0.4. The" in capsys.readouterr().out
+
+
 def test_it_waits_as_long_as_its_patience():
     assert (
         len(fit(network(), Scores([3, 2, 1, 4], "val_loss"), BestEpoch(patience=1), epochs=4).epoch)

@@ -143,7 +143,8 @@ class Batcher:
         version is, since a request is answered by the one that it began with.
         """
         loop = asyncio.get_running_loop()
-        key = (model, part.signature, *(array.shape[1:] for array in part.inputs.values()))
+        shapes = sorted((name, array.shape[1:]) for name, array in part.inputs.items())
+        key = (model, part.signature, *shapes)  # clients may name the inputs in any order
         if key not in self._queues:
             self._queues[key] = _Queue()
             # One task per queue, which ends with it: versions that are no longer served leave

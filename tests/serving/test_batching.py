@@ -91,6 +91,28 @@ def test_the_number_of_a_bad_example_is_that_in_its_request():
     assert shown.status == 400 and "`instances`[9]: negative" in str(shown)
 
 
+def test_the_order_of_the_inputs_cuts_no_batch_in_two():
+    class Adding(Doubling):
+        def call(self, signature, inputs):
+            self.batches.append(len(inputs["x"]))
+            return {"y": inputs["x"] - inputs["z"].sum(axis=1)}
+
+    one, pair, model = np.ones(1), np.ones((1, 2)), Adding()
+    orders = [{"x": one, "z": pair}, {"z": pair, "x": one}]
+    results = together(model, [Examples("s", inputs) for inputs in orders])
+    assert [result["y"].tolist() for result in results] == [[-1.0], [-1.0]]
+    assert model.batches == [2]
+
+
+def test_inputs_of_the_same_shape_and_other_names_are_apart():
+    class Naming(Doubling):
+        def call(self, signature, inputs):
+            return {name: array for name, array in inputs.items()}
+
+    requests = [Examples("s", {name: np.ones(1)}) for name in "xz"]
+    assert [list(result) for result in together(Naming(), requests)] == [["x"], ["z"]]
+
+
 def test_each_signature_shape_and_version_has_its_own_batch():
     first, second = Doubling(), Doubling()
 

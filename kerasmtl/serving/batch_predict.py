@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -228,7 +229,9 @@ class RowSource:
                 the file.
         """
         try:
-            return self._input.load(self._input.read(LabelsFile(Path("row"), items), {}).values)
+            with warnings.catch_warnings(action="ignore"):  # they are for training, not per batch
+                values = self._input.read(LabelsFile(Path("row"), items), {}).values
+            return self._input.load(values)
         except ValueError as error:
             # The reader's message is about a whole file ("`column` of FILE must …, got …"). Here
             # the name and line of the row are columns of their own, so that only what was found is

@@ -246,6 +246,14 @@ def test_cells_that_are_not_numbers_cost_their_row_alone(tmp_path):
     assert "column 'a': 'warm'" in errors[0]["reason"] and "1e99" in errors[1]["reason"]
 
 
+def test_numbers_that_float32_cannot_tell_apart_are_no_warning_per_batch(tmp_path, recwarn):
+    frame = pd.DataFrame({"a": 1_700_000_000 + np.arange(20), "b": 0})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    source = RowSource([str(tmp_path / "t.csv")], TABLE)
+    done = predict_to_file(Adding().predictor, source, tmp_path / "p.csv", batch_size=4)
+    assert done.rows == 20 and not [w for w in recwarn if "float32" in str(w.message)]
+
+
 def test_a_table_without_a_column_of_the_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`features`.*'zz'"):
         predict_to_file(

@@ -408,6 +408,11 @@ class _Model:
                 f"`url` {url} cannot be reached: {str(reason).rpartition(': ')[2]}. Start a "
                 "server, such as `kerasmtl serve`, or correct the URL."
             ) from error
+        except requests.exceptions.ChunkedEncodingError as error:
+            raise ConnectionError(
+                f"`url` {url} broke off in the middle of its answer. Ask again, or look at the "
+                "log of the server."
+            ) from error
         except requests.RequestException as error:
             raise ValueError(f"`url` must be one that can be asked, got {url}: {error}") from error
         try:

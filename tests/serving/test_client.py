@@ -192,6 +192,12 @@ def test_no_server_and_no_answer_are_named(files):
         thread.join()
 
 
+def test_a_server_that_dies_in_mid_answer_is_no_wrong_url():
+    with answering((200, {"Content-Length": "999", "Connection": "close"}, {})) as server:
+        with pytest.raises(ConnectionError, match="broke off in the middle of its answer"):
+            predict(model_url(server.url, name="street"), IMAGES[:1])
+
+
 def test_an_absent_image_is_named_before_anything_is_sent(tmp_path):
     with answering((200, {}, {})) as server:
         result = run(server.url, tmp_path / "no.png", "--name", "street")

@@ -42,7 +42,6 @@ from kerasmtl.export.signatures import (
 from kerasmtl.export.versions import check_target, new_version
 from kerasmtl.models.build import check_outputs
 from kerasmtl.tasks import Task, as_tasks
-from kerasmtl.utils.files import file_sha256
 from kerasmtl.utils.text import listed
 from kerasmtl.utils.validation import check_number
 
@@ -193,19 +192,6 @@ def export_saved_model(
         if verify:
             verification.verify(folder, cases, scratch)
     return base / str(number)
-
-
-def describe_data(labels: str | os.PathLike[str], rows: int | None = None) -> dict[str, Any]:
-    """Describe a labels file for `card={"data": …}`: its name, its SHA-256 and the rows used.
-
-    Args:
-        labels: the file, of which all bytes are hashed.
-        rows: how many of its rows the model was trained on, if known.
-
-    Returns:
-        "sha256", "rows" and "source", the file's name without its folder.
-    """
-    return {"sha256": file_sha256(labels), "rows": rows, "source": Path(labels).name}
 
 
 def check_required(

@@ -12,7 +12,6 @@ from exports import COLUMNS, export_table, mixed_model, small_model, validation
 import kerasmtl as kt
 from kerasmtl.export.description import GOLDEN_REQUEST, GOLDEN_RESPONSE, MODEL_CARD, WARM_UP
 from kerasmtl.export.model_card import model_card
-from kerasmtl.export.saved_model import describe_data
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +93,6 @@ def test_decisions_are_read_from_a_version_only(exported, tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path / "1"))
     with pytest.raises(ValueError, match="model.json"):
         kt.export.read_decisions(tmp_path / "1")
-
-
-def test_data_of_a_file_are_its_name_its_hash_and_its_rows(tmp_path):
-    (tmp_path / "labels.csv").write_bytes(b"image,a\n")
-    digest = "2b56e73bc0edae98ced7b8ccb9d5ec21a4bd4a2b8c4a6fb3f9f4b8f9d6fdea4d"
-    found = describe_data(tmp_path / "labels.csv", 7)
-    assert found.keys() == {"sha256", "rows", "source"} and len(found["sha256"]) == len(digest)
-    assert (found["rows"], found["source"]) == (7, "labels.csv")
 
 
 def test_the_card_is_a_table_by_task_and_no_name_breaks_it(exported):

@@ -346,7 +346,10 @@ class Manifest:
         warn_of_parts(self.labels, self.tasks, parts, self.source)
         of = _part_of(parts)
         if rows.groups is not None:
-            warn_of_cuts("groups", rows.groups, of, rows.groups, self.lines, self.source)
+            # Rows without a group that are one of their own are identical rows.
+            shared = np.array([not str(group).startswith("\0") for group in rows.groups], bool)
+            named, lines = rows.groups[shared], self.lines[shared]
+            warn_of_cuts("groups", named, of[shared], named, lines, self.source)
         warn_of_cuts("identical rows", alike, of, self.names, self.lines, self.source)
         return tuple(rows.take(part) for part in parts.values())
 

@@ -99,6 +99,15 @@ def test_a_row_with_a_group_and_one_without_are_refused_in_plain_words(read):
         read("x.jpg,1,0,", "x.jpg,1,0,v", columns="image,a,b,video", group_column="video")
 
 
+def test_identical_rows_without_a_group_are_not_called_a_group(tmp_path, recwarn):
+    rows = [f"{n}.5,{n % 2},{('train', 'val', 'test')[n % 3]},g{n}" for n in range(12)]
+    rows += ["99.5,1,train,", "99.5,1,test,"]
+    (tmp_path / "t.csv").write_text("\n".join(["x,a,split,g", *rows]) + "\n")
+    Manifest.from_csv(tmp_path / "t.csv", ["a"], Table(), group_column="g").split()
+    (said,) = [str(each.message) for each in recwarn if "two sides" in str(each.message)]
+    assert "has identical rows on" in said and "\0" not in said
+
+
 def test_rows_of_several_objects_are_the_same_by_their_content():
     texts = [["red", "cat"], ["".join("red"), "".join("cat")], ["redcat", ""], ["cat", "red"]]
     keys = Input.identical(Table(), np.array(texts, dtype=object))

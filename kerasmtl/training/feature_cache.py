@@ -463,10 +463,10 @@ def feature_dataset(source: FeatureSource) -> tf.data.Dataset:
         return tf.ensure_shape(tf.numpy_function(next_order, [], tf.int64), (source.count,))
 
     if source.epoch is None:
-        rows = tf.data.Dataset.range(source.count)
+        rows = tf.data.Dataset.range(source.count).batch(source.batch_size)
     else:
-        rows = tf.data.Dataset.from_tensors(0).map(as_written(ordered)).unbatch()
-    rows = rows.batch(source.batch_size)
+        order = tf.data.Dataset.from_tensors(0).map(as_written(ordered))
+        rows = order.rebatch(source.batch_size)
     rows = rows.apply(
         tf.data.experimental.assert_cardinality(-(-source.count // source.batch_size))
     )

@@ -29,7 +29,6 @@ PLANS = ("head", "last-layers", "full", "gradual")
 LAST_LAYERS = 0.3  # share of a backbone's groups that "last-layers" trains
 BACKBONE_DECAY = 0.9  # per group
 PATIENCE = 5
-MOST_STEPS = 256  # batches in one call of the graph, during which Ctrl-C waits
 
 CosineDecay = keras.optimizers.schedules.CosineDecay
 Cache = Literal["auto"] | bool
@@ -195,9 +194,8 @@ class Stage:
         """Return what to fit in this stage: a model, its training and its validation data.
 
         A stage of the head has its own: the head as a model, which shares its layers with the whole
-        one and is compiled as that is, and the frozen backbone's features, computed once. Several
-        batches then run in one call of its graph (`steps_per_execution`). Other stages have the
-        whole model and the data as they are.
+        one and is compiled as that is, and the frozen backbone's features, computed once. Other
+        stages have the whole model and the data as they are.
 
         Args:
             model: compiled for this stage.
@@ -224,8 +222,7 @@ class Stage:
                 print(f"Features are not cached: {error}", flush=True)
             return model, train, validation
         # XLA would take longer to compile so small a model than the model to train.
-        steps = min(len(sets[0]), MOST_STEPS)
-        compile_like(head, model, model.optimizer, jit_compile=False, steps_per_execution=steps)
+        compile_like(head, model, model.optimizer, jit_compile=False)
         return head, sets[0], sets[1]
 
 

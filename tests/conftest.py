@@ -27,6 +27,7 @@ FIRST = (
     "test_plain_install.py",
     "test_photographs.py",
     "test_resume.py",
+    "test_fine_tune.py",
     "test_hub_layer.py",
     "test_replicas.py",
     "test_docs.py",

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -33,20 +35,13 @@ if TYPE_CHECKING:  # Keras and TensorFlow are imported in methods: settings are 
     import tensorflow as tf
 
     from kerasmtl.data.manifest import Manifest
+    from kerasmtl.evaluation.report import Report
     from kerasmtl.models.hub_layer import HubLayer
     from kerasmtl.training.plans import Plan
     from kerasmtl.training.record import TrainingRecord
 
 Pixels = Annotated[int, Field(gt=0)]
 FILE = "project.toml"
-# Settings that only projects of one kind of input have; others refuse them.
-ONLY_FOR = {
-    "image": {
-        *("backbone", "backbone_sha256", "input_range", "image_size"),
-        *("plan", "fine_tune_epochs", "fine_tune_learning_rate", "augment", "flip"),
-    },
-    "table": {"input_dropout", "batch_norm", "indicators"},
-}
 
 
 class Settings(BaseModel):
@@ -135,12 +130,11 @@ class Project(Settings):
     def _settings_are_read(self) -> Project:
         """Refuse settings of another kind of input, which nothing would read."""
         given = self.model.model_fields_set | self.training.model_fields_set
-        for kind, names in ONLY_FOR.items():
-            if kind != self.input.kind and (wrong := sorted(given & names)):
-                raise ValueError(
-                    f"`{wrong[0]}` must be left out for input of kind {self.input.kind!r}: it is "
-                    f"for {kind!r}"
-                )
+        if wrong := sorted(given & Input.settings_of_others(self.input.kind)):
+            raise ValueError(
+                f"`{wrong[0]}` must be left out for input of kind {self.input.kind!r}, which has "
+                "no such setting"
+            )
         return self
 
     @classmethod
@@ -172,6 +166,30 @@ class Project(Settings):
             raise ValueError(f"`{path}` must have valid settings: {'; '.join(found)}.") from None
         project._folder = Path(folder).absolute()
         return project
+
+    @classmethod
+    @contextmanager
+    def script(cls, file: str) -> Iterator[Project]:
+        """Load the project that a script is in, and end the script in plain words where it fails.
+
+        An error of wrong input, files or packages is one line instead of a traceback, and Ctrl-C
+        says how to resume.
+
+        Args:
+            file: of the script: `__file__`.
+
+        Example: see train.py of a generated project.
+        """
+        try:
+            yield cls.load(Path(file).parent)
+        except KeyboardInterrupt:
+            raise SystemExit(
+                "\nStopped. `python train.py` resumes after the last finished epoch. If there was "
+                "one, it is in runs/latest/model.keras: kerasmtl evaluate, export and predict use "
+                "it."
+            ) from None
+        except (ValueError, OSError, ImportError, FloatingPointError) as error:
+            raise SystemExit(f"Error: {error}") from None
 
     @property
     def labels_csv(self) -> Path:
@@ -405,4 +423,53 @@ class Project(Settings):
             learning_rate=of.learning_rate,
             fine_learning_rate=of.fine_tune_learning_rate,
             patience=None if validation is None else PATIENCE,
+        )
+
+    def finish(
+        self, run: Run, model: keras.Model, test: Manifest, validation: Any = None
+    ) -> Report:
+        """Score a trained model, print its report, and close its run.
+
+        Args:
+            run: of the training; gets the scores, and the thresholds for the commands.
+            model: as trained.
+            test: the rows that it is scored on.
+            validation: batches, on which the threshold of each task is fitted, from which
+                probability on the answer is yes; 0.5 without them.
+
+        Returns:
+            The report, as `kt.evaluate` makes it.
+        """
+        from kerasmtl.evaluation.calibration import fit_decisions
+        from kerasmtl.evaluation.evaluate import evaluate
+
+        decisions = fit_decisions(model, validation, test.tasks)
+        report = evaluate(model, self.dataset(test, model), test.tasks, decisions)
+        print(report)
+        run.finish(report, decisions)
+        return report
+
+    def export(self, model: keras.Model, validation: Any = None, **options: Any) -> Path:
+        """Export a model as the next version in `export_folder`.
+
+        Args:
+            model: of the newest run.
+            validation: batches, whose scores come into its description.
+            options: of `kt.export_saved_model`, in place of the project's own: the tasks, the input
+                and the thresholds of the training.
+
+        Returns:
+            The folder of the version.
+
+        Raises:
+            ValueError, OSError: as `kt.export_saved_model`.
+        """
+        from kerasmtl.export.saved_model import export_saved_model
+
+        of = self.trained()
+        folder = options.pop("folder", self.export_folder)
+        card = {"name": self.name, "data": of.data, **options.pop("card", {})}
+        options = {"input": of.input, "decisions": self.run.decisions(), **options}
+        return export_saved_model(
+            model, folder, of.tasks, validation=validation, card=card, **options
         )

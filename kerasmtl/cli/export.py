@@ -78,7 +78,6 @@ def export(
     rules = dict(_parse_threshold(text) for text in thresholds)
     found = load_project(project)
     from kerasmtl.export.description import read_description
-    from kerasmtl.export.saved_model import export_saved_model
 
     model, of, validation = trained_model(found, trust), found.trained(), None
     # Exports can be made on a machine without the data; then nothing that needs labels may be asked
@@ -97,16 +96,14 @@ def export(
     fitted = {} if calibrate or None in rules else found.run.decisions()
     chosen = _rules_by_task(rules, of.tasks)
     # The thresholds of the training hold for tasks that --thresholds does not name.
-    made = export_saved_model(
+    made = found.export(
         model,
-        out or found.export_folder,
-        of.tasks,
-        input=of.input,
-        validation=validation,
+        validation,
+        folder=out or found.export_folder,
         decisions={**fitted, **(chosen or {})} if fitted else chosen,
         calibrate=calibrate,
         require=require or None,
-        card={"name": found.name, "licence": licence, "data": of.data},
+        card={"licence": licence},
     )
     for line in _summary(read_description(made) or {}):
         click.echo(line, err=True)  # the folder alone is the output

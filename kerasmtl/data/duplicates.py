@@ -181,7 +181,7 @@ def row_keys(features: np.ndarray, columns: Sequence[str]) -> np.ndarray:
 
 
 def identical_files(paths: Sequence[str]) -> np.ndarray:
-    """Number files by content, (rows,) int: the same number for the same bytes.
+    """Give files numbers by content, (rows,) int: the same number for the same bytes.
 
     Only files that have their size and their last 4 KiB in common with another one are read whole.
     A file that is empty, absent or cannot be read is like no other.

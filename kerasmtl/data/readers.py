@@ -399,7 +399,7 @@ def read_npz(path: Path, packed_bits: bool = False) -> LabelsFile:
 def _names(
     found: dict[str, np.ndarray], name: str, letter: str, count: int, path: Path
 ) -> list[str]:
-    """Take the names of `count` columns out of the arrays, or number them: x0, x1, …"""
+    """Take the names of `count` columns out of the arrays, or number them: x0, x1 and so on."""
     array = found.pop(name, None)
     if array is None or not count:
         return [f"{letter}{number}" for number in range(count)]

@@ -87,7 +87,7 @@ def split_rows(
 
 
 def units(groups: np.ndarray, alike: np.ndarray | None = None) -> np.ndarray:
-    """Number what stays together: groups, and groups that share identical rows.
+    """Give numbers to what stays together: groups, and groups that share identical rows.
 
     Args:
         groups: (rows,) of what belongs together; a row without a group has a value of its own.

@@ -118,14 +118,22 @@ def export_predictor(export: str | os.PathLike[str]) -> Predictor:
         version has the same.
 
     Raises:
-        FileNotFoundError, ValueError: the export does not exist.
+        FileNotFoundError, ValueError: the export does not exist, or has no signature that takes
+            raw inputs.
     """
     folder = check_version_folder(export)
     described = read_description(folder) or {}
     input = Input.from_config(described["input"]) if described.get("input") else Image()
     loaded = tf.saved_model.load(str(folder))
-    function = loaded.signatures[input.raw_signature]
-    ((argument, spec),) = function.structured_input_signature[1].items()
+    function = loaded.signatures.get(input.raw_signature)
+    given = function.structured_input_signature[1] if function else {}
+    if len(given) != 1:
+        got = f"arguments {sorted(given)} of it" if given else f"{sorted(loaded.signatures)}"
+        raise ValueError(
+            f"`export` must have a signature {input.raw_signature!r} with one argument, got {got} "
+            f"in {folder}. Export with kt.export_saved_model, or call the SavedModel itself."
+        )
+    ((argument, spec),) = given.items()
     outputs = function.structured_outputs
     tasks = _exported_tasks(described, outputs)
 

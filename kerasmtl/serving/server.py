@@ -44,6 +44,7 @@ from kerasmtl.serving.served_model import ServedModel
 from kerasmtl.serving.versions import Versions
 
 SMALL = 2**16  # bytes; to parse or write more on the event loop would delay other requests
+ARRIVAL = 300  # seconds in which the body of a request must have come
 KEEP_ALIVE = 75  # seconds; longer than load balancers keep theirs, or they meet a closed one
 
 log = logging.getLogger("kerasmtl.serving")
@@ -233,14 +234,19 @@ async def read_body(request: Request, most: int) -> bytes:
         most: bytes.
 
     Raises:
-        RequestError: with status 413, if it is larger than `most`; the rest is not read.
+        RequestError: with status 413, if it is larger than `most`; the rest is not read. With 408,
+            if it takes longer than `ARRIVAL`, since it has one of the `max_queue` places.
         starlette.requests.ClientDisconnect: the client left before all was sent.
     """
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > most:
-            raise RequestError(f"The body must have at most {most} bytes.", 413)
+    try:
+        async with asyncio.timeout(ARRIVAL):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > most:
+                    raise RequestError(f"The body must have at most {most} bytes.", 413)
+    except TimeoutError:
+        raise RequestError(f"The body must arrive within {ARRIVAL} seconds.", 408) from None
     return bytes(data)
 
 

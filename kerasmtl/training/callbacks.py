@@ -347,9 +347,7 @@ class TrainableGuard(keras.callbacks.Callback):
         self._optimizer = getattr(model, "optimizer", None)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Check before a step, so that a change by another callback's `on_epoch_begin` is seen at
-        once.
-        """
+        """Check before a step, to see what another `on_epoch_begin` has changed."""
         self.check()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:

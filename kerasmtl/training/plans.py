@@ -97,7 +97,7 @@ class Stage:
         check_choice("schedule", self.schedule, SCHEDULES)
 
     def __str__(self) -> str:
-        """What the stage trains, in words."""
+        """Say what the stage trains."""
         if isinstance(self.train, str):
             return {"head": "the head", "all": "everything"}[self.train]
         if isinstance(self.train, float):
@@ -283,7 +283,7 @@ class Plan(Sequence[Stage]):
         return sum(stage.epochs for stage in self.stages)
 
     def __str__(self) -> str:
-        """The plan as people read it; with `why` on a line of its own."""
+        """Show the plan as people read it; with `why` on a line of its own."""
         shown = "; ".join(
             f"{stage}, {counted(stage.epochs, 'epoch')} at {stage.learning_rate:g}"
             for stage in self

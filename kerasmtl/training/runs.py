@@ -143,8 +143,10 @@ class Run:
     def __enter__(self) -> Run:
         """Begin to log; a run that is resumed continues its log."""
         log = self._open.enter_context(open(self.folder / LOG, "a", encoding="utf-8"))
-        self._open.enter_context(contextlib.redirect_stdout(_Tee(sys.stdout, log)))  # type: ignore[type-var]
-        self._open.enter_context(contextlib.redirect_stderr(_Tee(sys.stderr, log)))  # type: ignore[type-var]
+        out, err = _Tee(sys.stdout, log), _Tee(sys.stderr, log)
+        self._open.callback(lambda: (out.end(), err.end()))
+        self._open.enter_context(contextlib.redirect_stdout(out))  # type: ignore[type-var]
+        self._open.enter_context(contextlib.redirect_stderr(err))  # type: ignore[type-var]
         self._open.enter_context(warnings.catch_warnings())
         # Warnings belong to the training's output: on stdout, without a line of code.
         warnings.showwarning = lambda message, *place: print(f"Note: {message}", flush=True)
@@ -311,6 +313,12 @@ class _Tee:
             end = "\r" if self._line.endswith(("\r", "\b")) else ""
             self._line = _last_state(self._line) + end
         return self._stream.write(text)
+
+    def end(self) -> None:
+        """Write the last line into the log, where it did not end."""
+        if self._line:
+            self._log.write(_last_state(self._line) + "\n")
+            self._line = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -128,6 +128,16 @@ def test_outputs_that_nothing_describes_are_sorted(tmp_path):
     assert [task.name for task in found.tasks] == list("abckmyz") and found.input.kind == "image"
 
 
+@pytest.mark.parametrize("signature", ["other", "serving_default"])
+def test_an_export_that_takes_no_raw_inputs_is_refused(tmp_path, signature):
+    module = tf.Module()
+    spec = tf.TensorSpec((None,), tf.float32)
+    module.run = tf.function(lambda a, b: {"sum": a + b}, input_signature=[spec, spec])
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures={signature: module.run})
+    with pytest.raises(ValueError, match="`export` must have a signature 'serving_default'"):
+        export_predictor(tmp_path / "1")
+
+
 def test_an_exported_table_gives_the_numbers_of_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(kerasmtl.export.verify, "verify", lambda *args: None)
     model = kt.build_model(kt.backbones.mlp(2, [4]), ["up", "down"])

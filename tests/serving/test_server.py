@@ -1,5 +1,6 @@
 """Bounds, who pays for whom, what is logged and counted, and `kerasmtl serve` as a process."""
 
+import asyncio
 import contextlib
 import doctest
 import importlib
@@ -25,6 +26,8 @@ pytest.importorskip("prometheus_client", reason="the extra `serve` is not instal
 from served import b64, environment, held, noise, predict, save_image_model, serving, tensor
 
 from kerasmtl.cli.serve import serve
+from kerasmtl.serving import server
+from kerasmtl.serving.errors import RequestError
 
 X = b64(noise(1))
 V1, V2 = "/v1/models/street", "/v2/models/street"
@@ -241,6 +244,17 @@ def connected(port):
     except ConnectionError:  # reset, if the listener closed at that moment
         return False
     return True
+
+
+def test_a_body_that_does_not_come_is_given_up(monkeypatch):
+    async def never():
+        yield b"{"
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(server, "ARRIVAL", 0)
+    with pytest.raises(RequestError) as error:
+        asyncio.run(server.read_body(SimpleNamespace(stream=never), 10))
+    assert error.value.status == 408
 
 
 @pytest.mark.slow

@@ -209,6 +209,12 @@ def test_a_bar_of_many_states_is_one_line_of_the_log(project):
     assert (run.folder / "train.log").read_text() == "4/4 loss 1\n"
 
 
+def test_a_last_line_without_an_end_is_in_the_log(project):
+    with start(project) as run:
+        print("half", end="")
+    assert (run.folder / "train.log").read_text() == "half\n"
+
+
 def test_the_history_has_a_line_per_epoch(project):
     run = start(project)
     history = fit(run, 3).history.history

@@ -100,6 +100,7 @@ class Input(ABC):
         model_signature: the one that takes model input itself, from which converters start; None
             if there is none.
         has_backbone: whether models of this kind are usually built on a pretrained network.
+        settings: of [model] and [training] in project.toml, those that only such kinds have.
         ignore: columns of a labels file that the user leaves out.
         bounds: the least and the largest number of model input, if there are any.
 
@@ -117,6 +118,7 @@ class Input(ABC):
     raw_signature: ClassVar[str] = "serving_default"
     model_signature: ClassVar[str | None] = None
     has_backbone: ClassVar[bool] = False
+    settings: ClassVar[frozenset[str]] = frozenset()
     bounds: ClassVar[tuple[float, float] | None] = None
     ignore: ClassVar[Sequence[str]] = ()
     _kinds: ClassVar[dict[str, type[Input]]] = {}
@@ -470,6 +472,12 @@ class Input(ABC):
         """
         check_choice("kind", kind, Input._kinds)
         return tuple(field.name for field in fields(Input._kinds[kind]))
+
+    @staticmethod
+    def settings_of_others(kind: str) -> frozenset[str]:
+        """Return the settings of project.toml that other kinds have, and this one has not."""
+        every = frozenset().union(*(each.settings for each in Input._kinds.values()))
+        return every - Input._kinds[kind].settings
 
 
 def _checked(kind: type[Input], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,12 @@ class Image(Input):
     )
     in_memory: ClassVar[bool] = False
     has_backbone: ClassVar[bool] = True
+    settings: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("backbone", "backbone_sha256", "input_range", "image_size"),
+            *("plan", "fine_tune_epochs", "fine_tune_learning_rate", "augment", "flip"),
+        }
+    )
     model_signature: ClassVar[str] = "pixels_float"
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
@@ -135,7 +141,7 @@ class Image(Input):
         return path_keys(names, Path(self.root or ""))
 
     def identical(self, values: np.ndarray) -> np.ndarray:
-        """Number files by their bytes, (rows,) int; an absent file is like no other."""
+        """Give files numbers by their bytes, (rows,) int; an absent file is like no other."""
         return identical_files(self.paths(values))
 
     def identities(self, values: np.ndarray) -> dict[str, np.ndarray]:

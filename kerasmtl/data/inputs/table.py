@@ -59,6 +59,7 @@ class Table(Input):
     """
 
     kind: ClassVar[str] = "table"
+    settings: ClassVar[frozenset[str]] = frozenset({"input_dropout", "batch_norm", "indicators"})
     raw_signature: ClassVar[str] = "matrix"
     model_signature: ClassVar[str] = "matrix"
 
@@ -153,7 +154,7 @@ class Table(Input):
         return Rows(replace(self, features=chosen), values, names)
 
     def adopt(self, values: Any) -> tuple[Table, np.ndarray]:
-        """Take a matrix of numbers; unnamed columns are called x0, x1, …
+        """Take a matrix of numbers; unnamed columns are called x0, x1 and so on.
 
         Args:
             values: (rows, columns), NaN = missing.

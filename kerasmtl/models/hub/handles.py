@@ -112,7 +112,7 @@ def resolve_handle(handle: str | os.PathLike[str], sha256: str | None = None) ->
 
 
 def is_remote(handle: str) -> bool:
-    """Return whether a handle is more than a name or a path: a URL, kaggle:… or hf:…"""
+    """Return whether a handle is more than a name or a path: a URL, "kaggle:…" or "hf:…"."""
     return "://" in handle or handle.startswith((KAGGLE, HF))
 
 

@@ -29,7 +29,7 @@ import kerasmtl as kt
 from kerasmtl.data.images import PARALLEL, RATIOS, SPARE, resize_image
 
 HEADING = "## Export: the bytes signature against decoding and the bare graph"
-PICTURES = Path(__file__).resolve().parent.parent / "datasets" / "street_scenes" / "images"
+IMAGES = Path(__file__).resolve().parent.parent / "datasets" / "street_scenes" / "images"
 TASKS = ["pedestrian", "stop_sign", "traffic_light"]
 BATCH = 32
 BATCHES = 4
@@ -37,7 +37,7 @@ BATCHES = 4
 
 def batches(sides: tuple[int, int] | None) -> list[tf.Tensor]:
     """JPEGs of the street scenes, as they are or enlarged to width and height."""
-    files = sorted(PICTURES.glob("*.jpg"))[: BATCH * BATCHES]
+    files = sorted(IMAGES.glob("*.jpg"))[: BATCH * BATCHES]
 
     def content(file: Path) -> bytes:
         if sides is None:
@@ -72,7 +72,7 @@ def apart(model: keras.Model, sides: tuple[int, int] | None) -> Callable[[tf.Ten
 
 
 def speed(call: Callable[[tf.Tensor], object], data: list[tf.Tensor]) -> float:
-    """Pictures a second."""
+    """Images a second."""
     began = time.perf_counter()
     for batch in data:
         call(batch)

@@ -60,10 +60,10 @@ def trainer(tasks: int, hidden: tuple[int, ...], loss: Any, metrics: list[Any]) 
     return model
 
 
-def batch(tasks: int, rows: int, holes: float) -> tuple[tf.Tensor, tf.Tensor]:
+def batch(tasks: int, rows: int, missing: float) -> tuple[tf.Tensor, tf.Tensor]:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, (rows, tasks)).astype("float32")
-    y[rng.random(y.shape) < holes] = np.nan
+    y[rng.random(y.shape) < missing] = np.nan
     x = rng.normal(size=(rows, FEATURES)).astype("float32")
     return tf.constant(x), tf.constant(y)
 

@@ -1,4 +1,4 @@
-"""Pictures a second through `make_dataset`, against keras.utils.image_dataset_from_directory.
+"""Images a second through `make_dataset`, against keras.utils.image_dataset_from_directory.
 
     python benchmarks/pipeline_speed.py [--rounds 9] [--photos FOLDER] [--write]
 

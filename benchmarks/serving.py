@@ -28,7 +28,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 HEADING = "## Serving: concurrent clients against one at a time"
-PICTURES = Path(__file__).resolve().parent.parent / "datasets" / "street_scenes" / "images"
+IMAGES = Path(__file__).resolve().parent.parent / "datasets" / "street_scenes" / "images"
 TASKS = ["pedestrian", "stop_sign", "traffic_light"]
 ROUNDS = 6
 WARM_UP = 10  # seconds
@@ -113,7 +113,7 @@ def measured(
     folder: Path, servers: dict[str, tuple[int, tuple[str, ...]]], seconds: float
 ) -> dict[str, dict[str, float]]:
     """What each server does with its clients, by turns, so that all meet the same machine."""
-    images = sorted(PICTURES.glob("*.jpg"))[:64]
+    images = sorted(IMAGES.glob("*.jpg"))[:64]
     requests = [request(image) for image in images]
     running = {name: Server(folder, "--name", "m", *given) for name, (_, given) in servers.items()}
     times: dict[str, list[float]] = {name: [] for name in servers}

@@ -44,7 +44,7 @@ def _one(seed: int, index: int) -> tuple[np.ndarray, list[int]]:
 
 
 def draw(seed: int, count: int, workers: int) -> Part:
-    """Pictures in [0, 1] and their full labels."""
+    """Images in [0, 1] and their full labels."""
     with multiprocessing.Pool(workers) as pool:
         pairs = pool.map(partial(_one, seed), range(count), chunksize=20)
     images, labels = zip(*pairs, strict=True)

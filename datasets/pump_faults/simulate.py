@@ -77,12 +77,12 @@ def table(seed: int, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     full = pd.concat(
         [pd.Series(rng.permutation(parts), name="split"), readings, faults], axis=1
     ).astype(object)
-    holes = full.copy()
+    labels = full.copy()
     for name, share in COVERAGE.items():
-        holes.loc[rng.random(count) >= share, name] = "?"
+        labels.loc[rng.random(count) >= share, name] = "?"
     for name, share in SENSOR_GAPS.items():
-        holes.loc[rng.random(count) < share, name] = ""
-    return holes, full
+        labels.loc[rng.random(count) < share, name] = ""
+    return labels, full
 
 
 def main() -> None:

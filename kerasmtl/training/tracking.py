@@ -44,10 +44,10 @@ class HistoryFile(keras.callbacks.Callback):
         values = {name: [float(value)] for name, value in (logs or {}).items()}
         frame = pd.DataFrame({"epoch": [epoch + 1], "seconds": [seconds], **values})
         if self.path.is_file():
-            # "round_trip": the numbers of earlier epochs keep every digit, however often the file
-            # is rewritten.
-            before = pd.read_csv(self.path, float_precision="round_trip")
-            frame = pd.concat([before[before["epoch"] <= epoch], frame])
+            # As text: the numbers of earlier epochs keep every digit, however often the file is
+            # rewritten.
+            before = pd.read_csv(self.path, dtype=str)
+            frame = pd.concat([before[before["epoch"].astype(int) <= epoch], frame])
         write_text(self.path, frame.to_csv(index=False, lineterminator="\n"))
 
 

@@ -100,6 +100,8 @@ def test_check_finds_the_project_in_order(project):
     assert found["rows"] == COUNT and not found["faults"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("project", ["binary"], indirect=True)
 def test_evaluate_writes_nothing_but_its_scores(project):
     kind, folder = project
     found = json.loads(run("-m", "kerasmtl", "evaluate", "--json", cwd=folder))
@@ -181,6 +183,8 @@ def test_cache_inspect_vendor_and_deploy(project, tmp_path):
     assert "multitask-image" in kerasmtl("templates")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("project", ["multiclass"], indirect=True)
 def test_the_projects_own_tests_pass(project):
     _, folder = project
     assert "4 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)

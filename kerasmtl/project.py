@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -449,14 +449,23 @@ class Project(Settings):
         run.finish(report, decisions)
         return report
 
-    def export(self, model: keras.Model, validation: Any = None, **options: Any) -> Path:
-        """Export a model as the next version in `export_folder`.
+    def export(
+        self,
+        model: keras.Model,
+        validation: Any = None,
+        folder: str | os.PathLike[str] | None = None,
+        card: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Path:
+        """Export the model of the newest run as the next version.
 
         Args:
-            model: of the newest run.
+            model: as trained.
             validation: batches, whose scores come into its description.
-            options: of `kt.export_saved_model`, in place of the project's own: the tasks, the input
-                and the thresholds of the training.
+            folder: of the versions; `export_folder` by default.
+            card: more for the model card than the project's name and its data.
+            options: further ones of `kt.export_saved_model`. By default `decisions` are the
+                thresholds of the training.
 
         Returns:
             The folder of the version.
@@ -467,9 +476,12 @@ class Project(Settings):
         from kerasmtl.export.saved_model import export_saved_model
 
         of = self.trained()
-        folder = options.pop("folder", self.export_folder)
-        card = {"name": self.name, "data": of.data, **options.pop("card", {})}
-        options = {"input": of.input, "decisions": self.run.decisions(), **options}
         return export_saved_model(
-            model, folder, of.tasks, validation=validation, card=card, **options
+            model,
+            folder or self.export_folder,
+            of.tasks,
+            input=of.input,
+            validation=validation,
+            card={"name": self.name, "data": of.data, **(card or {})},
+            **{"decisions": self.run.decisions() or None, **options},
         )

@@ -99,7 +99,7 @@ def export(
     made = found.export(
         model,
         validation,
-        folder=out or found.export_folder,
+        out,
         decisions={**fitted, **(chosen or {})} if fitted else chosen,
         calibrate=calibrate,
         require=require or None,

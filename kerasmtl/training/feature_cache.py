@@ -34,6 +34,7 @@ from kerasmtl.utils.validation import check_count
 
 COMPUTED = 64  # rows that the frozen part is given at a time
 TRIED = 8  # rows of what is found that are computed again, to see that they stay the same
+CHUNK = 2**26  # bytes of features that are read at a time
 MOST_CORES = 16  # that tf.data uses without tuning itself
 # Layers that compute the same in training; so does a `HubLayer` that is frozen.
 SAME_IN_TRAINING = (keras.layers.InputLayer, keras.layers.Rescaling)
@@ -101,8 +102,8 @@ def cached_head(
     validation: Any = None,
     progress: bool = True,
     any_code: bool = False,
-) -> tuple[keras.Model, tf.data.Dataset, tf.data.Dataset | None]:
-    """Return the head of a model, and its data sets as features that are computed once.
+) -> tuple[keras.Model, dict[str, Any]]:
+    """Return the head of a model, and what to fit it on: features that are computed once.
 
     Args:
         model: with a frozen part.
@@ -111,19 +112,24 @@ def cached_head(
         any_code: whether layers are accepted whose code the config does not hold.
 
     Returns:
-        The head, training data and validation data as batches of features; None without validation
-        data.
+        The head; and arguments of `fit`, "x", "validation_data" and "steps_per_epoch".
 
     Raises:
         ValueError, OSError: as `cache_features`; or the code of a layer is not in its config.
     """
     with model.distribute_strategy.scope():
         part = FrozenPart(model, any_code)
-    features = feature_dataset(part.cached(train, progress=progress, name="train"))
-    if validation is None:
-        return part.head, features, None
-    held = part.cached(validation, progress=progress, name="validation")
-    return part.head, features, feature_dataset(held)
+    rows = part.cached(train, progress=progress, name="train")
+    held = None
+    if validation is not None:
+        held = feature_dataset(part.cached(validation, progress=progress, name="validation"))
+    # Replicas fetch batches ahead, and an epoch would begin before `Resume` has set its number.
+    endless = rows.epoch is not None and model.distribute_strategy.num_replicas_in_sync == 1
+    return part.head, {
+        "x": feature_dataset(rows, endless),
+        "validation_data": held,
+        "steps_per_epoch": -(-rows.count // rows.batch_size) if endless else None,
+    }
 
 
 class FrozenPart:
@@ -441,38 +447,49 @@ class FeatureSource(Source):
         return self.of.where(row)
 
 
-def feature_dataset(source: FeatureSource) -> tf.data.Dataset:
+def feature_dataset(source: FeatureSource, endless: bool = False) -> tf.data.Dataset:
     """Return batches of features and labels, in the order of the source; NaN = missing label.
 
     Args:
         source: with labels; its `epoch`, if it has one, counts up with each iteration of the data
             set.
+        endless: whether another epoch follows each, for `fit` with `steps_per_epoch`: to make an
+            iterator takes as long as ten batches, and `fit` makes two per epoch of a data set that
+            ends.
 
     Returns:
         Features (batch, …) and labels as in the source, in batches of its `batch_size`.
     """
+    # Many batches at once: a call of Python for each would wait for the training's own.
+    count, batch = source.count, source.batch_size
+    chunk = max(CHUNK // (batch * source.shards[0].dtype.itemsize), 1) * batch
+    look_up = as_written(partial(source.lookup, labels=source.labels))
 
     def next_order() -> np.ndarray:
-        # Counted when an iterator begins, so that `fit` gets the next epoch's order without being
-        # told.
+        # Counted when an epoch begins, so that `fit` gets the next one's order without being told.
         number = source.epoch.assign_add(1, read_value=True) - 1  # type: ignore[union-attr]
-        first = number % source.entry.views * source.count
-        return (permutation(source.count, source.seed, number) + first).numpy()
+        first = number % source.entry.views * count
+        return (permutation(count, source.seed, number) + first).numpy()
 
-    def ordered(_: Any) -> tf.Tensor:
-        return tf.ensure_shape(tf.numpy_function(next_order, [], tf.int64), (source.count,))
+    def ordered(_: Any) -> tf.data.Dataset:
+        order = tf.ensure_shape(tf.numpy_function(next_order, [], tf.int64), (count,))
+        return tf.data.Dataset.from_tensor_slices(order).batch(chunk)
 
-    if source.epoch is None:
-        rows = tf.data.Dataset.range(source.count).batch(source.batch_size)
+    def in_batches(*rows: Any) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(rows).batch(batch)
+
+    if source.epoch is not None:
+        epochs = tf.data.Dataset.from_tensors(0).repeat(None if endless else 1)
+        found = epochs.flat_map(as_written(ordered)).map(look_up).flat_map(as_written(in_batches))
+    elif count <= chunk:
+        found = in_batches(*look_up(tf.range(count, dtype=tf.int64)))
     else:
-        order = tf.data.Dataset.from_tensors(0).map(as_written(ordered))
-        rows = order.rebatch(source.batch_size)
-    rows = rows.apply(
-        tf.data.experimental.assert_cardinality(-(-source.count // source.batch_size))
-    )
+        rows = tf.data.Dataset.range(count).batch(chunk)
+        found = rows.map(look_up).flat_map(as_written(in_batches))
+    if not endless:
+        found = found.apply(tf.data.experimental.assert_cardinality(-(-count // batch)))
     # To optimize and tune so short a pipeline takes longer than to run it, in each epoch again.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
-    found = rows.map(as_written(partial(source.lookup, labels=source.labels)))
-    return register(found.prefetch(2).with_options(options), source)
+    return register(found.with_options(options), source)

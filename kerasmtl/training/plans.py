@@ -29,6 +29,8 @@ PLANS = ("head", "last-layers", "full", "gradual")
 LAST_LAYERS = 0.3  # share of a backbone's groups that "last-layers" trains
 BACKBONE_DECAY = 0.9  # per group
 PATIENCE = 5
+FEW = 16  # batches of features that are too few to run several in one call of the graph
+MOST_STEPS = 64  # of them in one call, during which Ctrl-C waits
 
 CosineDecay = keras.optimizers.schedules.CosineDecay
 Cache = Literal["auto"] | bool
@@ -190,12 +192,13 @@ class Stage:
         validation: Any = None,
         cache: Cache = "auto",
         verbose: bool = True,
-    ) -> tuple[keras.Model, Any, Any]:
-        """Return what to fit in this stage: a model, its training and its validation data.
+    ) -> tuple[keras.Model, dict[str, Any]]:
+        """Return what to fit in this stage: a model, and its data.
 
         A stage of the head has its own: the head as a model, which shares its layers with the whole
-        one and is compiled as that is, and the frozen backbone's features, computed once. Other
-        stages have the whole model and the data as they are.
+        one and is compiled as that is, and the frozen backbone's features, computed once. Several
+        batches then run in one call of its graph (`steps_per_execution`). Other stages have the
+        whole model and the data as they are.
 
         Args:
             model: compiled for this stage.
@@ -205,25 +208,31 @@ class Stage:
             verbose: whether to say what is computed, or why nothing is.
 
         Returns:
-            Model, training data, validation data (None if there is none).
+            The model; and arguments of its `fit`: "x", "validation_data" (None if there is none)
+            and "steps_per_epoch".
 
         Raises:
             ValueError: `cache` is True, and the features cannot be cached.
         """
         check_choice("cache", cache, ("auto", True, False))
+        whole = {"x": train, "validation_data": validation, "steps_per_epoch": None}
         if self.train != "head" or cache is False:
-            return model, train, validation
+            return model, whole
         try:
-            head, *sets = cached_head(model, train, validation, verbose, any_code=cache is True)
+            head, data = cached_head(model, train, validation, verbose, any_code=cache is True)
         except (ValueError, OSError) as error:  # not possible, or the disk is full
             if cache is True:
                 raise
             if verbose:
                 print(f"Features are not cached: {error}", flush=True)
-            return model, train, validation
+            return model, whole
+        # A call takes longer than a batch; but to trace a call of several takes as long as some
+        # hundred. Each has to end within its epoch.
+        count = data["steps_per_epoch"] or len(data["x"])
+        steps = max(n for n in range(1, MOST_STEPS + 1) if count % n == 0) if count >= FEW else 1
         # XLA would take longer to compile so small a model than the model to train.
-        compile_like(head, model, model.optimizer, jit_compile=False)
-        return head, sets[0], sets[1]
+        compile_like(head, model, model.optimizer, jit_compile=False, steps_per_execution=steps)
+        return head, data
 
 
 def compile_like(

@@ -316,7 +316,9 @@ def test_features_without_a_fixed_shape_are_refused(shared_images, folder):
         cached(model, kt.make_dataset(manifest, 32), folder)
 
 
-def test_the_head_ends_where_the_whole_model_does(tmp_path, folder):
+@pytest.mark.parametrize("chunk", [1, 2**26])
+def test_the_head_ends_where_the_whole_model_does(tmp_path, folder, monkeypatch, chunk):
+    monkeypatch.setattr(feature_cache, "CHUNK", chunk)  # a batch at a time, and all at once
     rows, histories, models = table(tmp_path), [], [model_of(), model_of()]
     for number, model in enumerate(models):
         sets = [dataset(rows, batch_size=32, training=True, seed=3), dataset(rows, batch_size=32)]
@@ -332,6 +334,23 @@ def test_the_head_ends_where_the_whole_model_does(tmp_path, folder):
         np.testing.assert_allclose(histories[1][name], values, rtol=0, atol=1e-5)
     for a, b in zip(models[0].weights, models[1].weights, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "size, steps, together", [(32, 5, 1), (8, 19, 19), (4, 38, 38), (2, 75, 25)]
+)
+def test_a_stage_fits_whole_epochs_on_features_without_an_end(tmp_path, size, steps, together):
+    rows, model = table(tmp_path), model_of()
+    model.compile("adam", kt.losses.MaskedBinaryCrossentropy())
+    data = dataset(rows, batch_size=size, training=True, seed=3)
+    part, found = kt.plans.Stage("head", 2, 1e-2).data(model, data, dataset(rows, batch_size=size))
+    assert found["steps_per_epoch"] == steps and part.steps_per_execution == together
+    batches = iter(found["x"])
+    for epoch in range(3):
+        labels = np.concatenate([next(batches)[1] for _ in range(steps)])
+        order = permutation(ROWS, 3, epoch).numpy()
+        np.testing.assert_array_equal(labels, source_of(data).labels[order])
+    assert len(found["validation_data"]) == steps
 
 
 def test_an_entry_names_the_backbone(tmp_path, monkeypatch, shared_images):

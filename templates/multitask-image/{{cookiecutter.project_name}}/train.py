@@ -29,10 +29,9 @@ def main(project: kt.Project) -> None:
                 metrics=kt.metrics.for_tasks(train.tasks),
             )
             # The model itself or, where the head alone is trained, the head on cached features.
-            part, inputs, val_inputs = stage.data(model, train_data, val_data)
+            part, data = stage.data(model, train_data, val_data)
             part.fit(
-                inputs,
-                validation_data=val_inputs,
+                **data,  # x, validation_data and steps_per_epoch
                 initial_epoch=resume.epoch,
                 epochs=resume.until,
                 callbacks=[resume],  # and through it those that it was given

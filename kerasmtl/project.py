@@ -184,9 +184,9 @@ class Project(Settings):
             yield cls.load(Path(file).parent)
         except KeyboardInterrupt:
             raise SystemExit(
-                "\nStopped. `python train.py` resumes after the last finished epoch. If there was "
-                "one, it is in runs/latest/model.keras: kerasmtl evaluate, export and predict use "
-                "it."
+                f"\nStopped. `python {Path(file).name}` resumes after the last finished epoch. If "
+                "there was one, it is in runs/latest/model.keras: kerasmtl evaluate, export and "
+                "predict use it."
             ) from None
         except (ValueError, OSError, ImportError, FloatingPointError) as error:
             raise SystemExit(f"Error: {error}") from None
@@ -434,8 +434,8 @@ class Project(Settings):
             run: of the training; gets the scores, and the thresholds for the commands.
             model: as trained.
             test: the rows that it is scored on.
-            validation: batches, on which the threshold of each task is fitted, from which
-                probability on the answer is yes; 0.5 without them.
+            validation: batches on which the threshold of each task is fitted; without them it is
+                0.5.
 
         Returns:
             The report, as `kt.evaluate` makes it.
@@ -465,7 +465,8 @@ class Project(Settings):
             folder: of the versions; `export_folder` by default.
             card: more for the model card than the project's name and its data.
             options: further ones of `kt.export_saved_model`. By default `decisions` are the
-                thresholds of the training.
+                thresholds of the training; with `calibrate` new ones are fitted, since those do
+                not hold for calibrated probabilities.
 
         Returns:
             The folder of the version.
@@ -476,6 +477,7 @@ class Project(Settings):
         from kerasmtl.export.saved_model import export_saved_model
 
         of = self.trained()
+        fitted = None if options.get("calibrate") else self.run.decisions() or None
         return export_saved_model(
             model,
             folder or self.export_folder,
@@ -483,5 +485,5 @@ class Project(Settings):
             input=of.input,
             validation=validation,
             card={"name": self.name, "data": of.data, **(card or {})},
-            **{"decisions": self.run.decisions() or None, **options},
+            **{"decisions": fitted, **options},
         )

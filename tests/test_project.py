@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import kerasmtl as kt
+from kerasmtl.evaluation.calibration import Decision
 from kerasmtl.evaluation.report import Report
 from kerasmtl.models.hub.cache import content_sha256
 from kerasmtl.models.hub.embedded import extractor_folder
@@ -145,3 +146,43 @@ def test_a_toy_backbone_is_noted_with_the_scores_of_own_images(image_folder, cap
         run = project.start_run(*project.manifest().split())
         run.finish(Report(rows=1, tasks={}))
         assert ("Note: tiny was trained on drawings" in capsys.readouterr().out) == noted
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (ValueError("`tasks` must be known"), "^Error: `tasks` must be known$"),
+        (FileNotFoundError("labels.csv"), "^Error: labels.csv$"),
+        (KeyboardInterrupt(), "^\nStopped. `python mine.py` resumes"),
+    ],
+)
+def test_a_script_ends_in_a_line_where_it_fails(tmp_path, error, said):
+    write(tmp_path, GOOD)
+    with pytest.raises(SystemExit, match=said):
+        with kt.Project.script(str(tmp_path / "mine.py")) as project:
+            assert project.name == "street"
+            raise error
+    with pytest.raises(SystemExit, match="^Error: `folder` must have a project.toml"):
+        with kt.Project.script(str(tmp_path / "elsewhere" / "mine.py")):
+            raise AssertionError
+
+
+def test_an_export_has_the_thresholds_of_the_training_unless_it_is_calibrated(
+    image_folder, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(
+        "kerasmtl.export.saved_model.export_saved_model", lambda *a, **k: calls.append((a, k))
+    )
+    project = kt.Project.load(write(image_folder, GOOD.replace("street_scenes", "labels.csv")))
+    run = project.start_run(*project.manifest().split())
+    decisions = {"cat": Decision(threshold=0.3)}
+    run.checkpoint.touch()
+    run.finish(Report(rows=1, tasks={}), decisions)
+    project.export("model", "batches", card={"licence": "MIT"})
+    project.export("model", folder="elsewhere", calibrate=True)
+    (first, named), (second, fitted) = calls
+    assert first[:2] == ("model", project.export_folder) and second[1] == "elsewhere"
+    assert named["decisions"]["cat"].threshold == 0.3 and fitted["decisions"] is None
+    assert named["card"].items() >= {"name": "street", "licence": "MIT"}.items()
+    assert named["validation"] == "batches" and named["input"].kind == "image"

@@ -128,7 +128,7 @@ def read_manifest(labels: str, kind: str, given: Mapping[str, Any]) -> Manifest:
     chosen = dict(given)
     tasks = [read_task(t) if isinstance(t, str) else t for t in chosen.pop("tasks", ())]
     columns = {n: chosen.pop(n) for n in ("split_column", "group_column") if n in chosen}
-    # `column` has a longer name here, where nothing else says of what it is: --image-column.
+    # `column` has a longer name here, where nothing else says what it is of: --image-column.
     options = {f"{kind}_column" if n == "column" else n: n for n in Input.options(kind)}
     if wrong := set(chosen) - set(options):
         raise ValueError(f"{flags(sorted(wrong))} must be left out: {labels} is read as {kind}s")

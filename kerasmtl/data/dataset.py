@@ -54,7 +54,7 @@ class Source(ABC):
         batch_size: rows per batch.
         training: whether each epoch has an order of its own.
         seed: of that order, and of augmentation.
-        epoch: the number of the epoch that the next iterator gives, or None without training.
+        epoch: the number of the epoch that begins next, or None without training.
         random: why the inputs of a row differ from epoch to epoch, None if they do not.
         deterministic: False if batches may come in another order than `permutation` says.
     """
@@ -124,7 +124,7 @@ def source_of(dataset: Any) -> Source | None:
 def new_epoch() -> tf.Variable:
     """Make the number of a data set's next epoch, shape (), int64, on the CPU, at first 0.
 
-    Each new iterator takes the number and adds 1; assign another to have that epoch next.
+    An epoch that begins takes the number and adds 1; assign another to have that one next.
     """
 
     def make() -> tf.Variable:

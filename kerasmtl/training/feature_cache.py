@@ -53,7 +53,7 @@ def cache_features(
     content, of what prepares them, and of the frozen part's config and weights: any run that needs
     the same finds them, and one changed pixel computes them again. The first rows of what is found
     are recomputed; if they differ, everything is. They are kept in shards, of which an interrupted
-    run computes those that are missing, and read from there batch by batch.
+    run computes those that are missing, and read from there in parts.
 
     The code of `Lambda` and of custom layers does not count: clear the cache (`kerasmtl cache
     --clear`) after changing it.
@@ -119,12 +119,14 @@ def cached_head(
     """
     with model.distribute_strategy.scope():
         part = FrozenPart(model, any_code)
+        alone = not tf.distribute.has_strategy()
     rows = part.cached(train, progress=progress, name="train")
     held = None
     if validation is not None:
         held = feature_dataset(part.cached(validation, progress=progress, name="validation"))
-    # Replicas fetch batches ahead, and an epoch would begin before `Resume` has set its number.
-    endless = rows.epoch is not None and model.distribute_strategy.num_replicas_in_sync == 1
+    # A strategy, also one of a single device, fetches batches ahead: an epoch would begin before
+    # `Resume` has set its number.
+    endless = rows.epoch is not None and alone
     return part.head, {
         "x": feature_dataset(rows, endless),
         "validation_data": held,
@@ -451,8 +453,7 @@ def feature_dataset(source: FeatureSource, endless: bool = False) -> tf.data.Dat
     """Return batches of features and labels, in the order of the source; NaN = missing label.
 
     Args:
-        source: with labels; its `epoch`, if it has one, counts up with each iteration of the data
-            set.
+        source: with labels; its `epoch`, if it has one, counts up with each epoch.
         endless: whether another epoch follows each, for `fit` with `steps_per_epoch`: to make an
             iterator takes as long as ten batches, and `fit` makes two per epoch of a data set that
             ends.

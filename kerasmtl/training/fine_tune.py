@@ -55,8 +55,8 @@ def fine_tune(
         plan: "auto" (`kt.plans.plan_for`, and prints why), a name as in `kt.plans.make_plan`, a
             Plan or stages.
         callbacks: Keras callbacks; their model is the whole one. One that stops the training ends
-            the run. A head on cached features, of 16 batches or more, runs several in one call of
-            the graph, of which callbacks see the last: `cache=False` shows each.
+            the run. A head on cached features may run several batches in one call of the graph, of
+            which callbacks see the last: `cache=False` shows each.
         verbose: 0: silent; 1: a bar per epoch; 2: a line per epoch; "auto": a bar on a terminal,
             else lines. Unless it is 0, each stage is announced, why it ends early, the best epoch,
             and that a run is resumed.

@@ -29,7 +29,7 @@ PLANS = ("head", "last-layers", "full", "gradual")
 LAST_LAYERS = 0.3  # share of a backbone's groups that "last-layers" trains
 BACKBONE_DECAY = 0.9  # per group
 PATIENCE = 5
-FEW = 16  # batches of features that are too few to run several in one call of the graph
+ENOUGH = 16  # batches of features, from which on several may run in one call of the graph
 MOST_STEPS = 64  # of them in one call, during which Ctrl-C waits
 
 CosineDecay = keras.optimizers.schedules.CosineDecay
@@ -197,7 +197,7 @@ class Stage:
 
         A stage of the head has its own: the head as a model, which shares its layers with the whole
         one and is compiled as that is, and the frozen backbone's features, computed once. Several
-        batches then run in one call of its graph (`steps_per_execution`). Other stages have the
+        batches may run in one call of its graph (`steps_per_execution`). Other stages have the
         whole model and the data as they are.
 
         Args:
@@ -226,10 +226,11 @@ class Stage:
             if verbose:
                 print(f"Features are not cached: {error}", flush=True)
             return model, whole
-        # A call takes longer than a batch; but to trace a call of several takes as long as some
-        # hundred. Each has to end within its epoch.
+        # A call takes longer than a batch, but to trace one of several takes as long as a hundred.
+        # It must not cross the end of an epoch: its size divides the number of batches.
         count = data["steps_per_epoch"] or len(data["x"])
-        steps = max(n for n in range(1, MOST_STEPS + 1) if count % n == 0) if count >= FEW else 1
+        sizes = range(1, MOST_STEPS + 1) if count >= ENOUGH else [1]
+        steps = max(size for size in sizes if count % size == 0)
         # XLA would take longer to compile so small a model than the model to train.
         compile_like(head, model, model.optimizer, jit_compile=False, steps_per_execution=steps)
         return head, data

@@ -154,11 +154,11 @@ class Run:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Close the log; raise TensorFlow's errors about the data as a ValueError in words."""
-        if error is not None:  # the traceback is printed after the log is closed
+        self._open.close()
+        if error is not None:  # its traceback is printed after the log is closed
             said = str(error) or type(error).__name__
             with open(self.folder / LOG, "a", encoding="utf-8") as log:
                 log.write(f"{type(error).__name__}: {said}\n")
-        self._open.close()
         reason = graph_fault(error)
         if reason is not None:
             raise ValueError(reason) from error

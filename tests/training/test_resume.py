@@ -8,15 +8,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from image_folder import write_image_folder
 from modules import HELPERS
 
 import kerasmtl as kt
+from kerasmtl.training import plans
 
 Stage, reset_run = kt.plans.Stage, kt.plans.reset_run
 
@@ -127,13 +130,32 @@ def test_it_says_that_it_resumes(begun, tmp_path, capsys):
     assert said.count("Epoch ") == 3 and history.epoch == [0, 1, 2, 3]
 
 
-def test_a_head_on_features_is_resumed(tmp_path):
-    options = {"plan": [Stage("head", 4, 1e-2)], "cache": True}
-    kept, history = train(tmp_path / "whole", **options)
-    interrupted(tmp_path / "part", epochs=2, **options)
-    model, after = train(tmp_path / "part", **options)
+@pytest.mark.parametrize("way", ["by batch", "several batches a call", "under a strategy"])
+def test_a_head_on_features_is_resumed(tmp_path, monkeypatch, way):
+    options, scope = {"plan": [Stage("head", 4, 1e-2)], "cache": True}, nullcontext()
+    if way == "several batches a call":
+        monkeypatch.setattr(plans, "ENOUGH", STEPS)
+        monkeypatch.setattr(sys.modules[__name__], "EAGER", False)
+    if way == "under a strategy":  # which fetches batches ahead, on one device as well
+        scope = tf.distribute.OneDeviceStrategy("CPU:0").scope()
+    with scope:
+        kept, history = train(tmp_path / "whole", **options)
+        interrupted(tmp_path / "part", epochs=2, **options)
+        model, after = train(tmp_path / "part", **options)
     assert_same(model, kept)
     assert after.history == history.history
+
+
+def test_a_loss_that_is_nan_is_among_the_batches_of_a_call(tmp_path, monkeypatch):
+    class Spoil(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                kernel = self.model.layers[-1].kernel
+                kernel.assign(np.full(kernel.shape, np.nan, "float32"))
+
+    monkeypatch.setattr(plans, "ENOUGH", STEPS)
+    with pytest.raises(FloatingPointError, match=f"nan in epoch 2, batches 1 to {STEPS}[.]"):
+        train(tmp_path, [Spoil()], plan=[Stage("head", 2, 1e-2)], cache=True)
 
 
 def test_moving_averages_are_resumed(tmp_path):

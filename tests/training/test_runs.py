@@ -210,9 +210,11 @@ def test_a_bar_of_many_states_is_one_line_of_the_log(project):
 
 
 def test_a_last_line_without_an_end_is_in_the_log(project):
-    with start(project) as run:
-        print("half", end="")
-    assert (run.folder / "train.log").read_text() == "half\n"
+    with pytest.raises(ValueError, match="broken"):
+        with start(project) as run:
+            print("half", end="")
+            raise ValueError("broken")
+    assert (run.folder / "train.log").read_text() == "half\nValueError: broken\n"
 
 
 def test_the_history_has_a_line_per_epoch(project):

@@ -89,7 +89,7 @@ def project_with(settings: Settings, folder: Path) -> tuple[kt.Project, Callable
     made = new_project("multitask-tabular", folder / "tox21", {"labels": str(labels)})
     path = made / "project.toml"
     decisions: Any = tomlkit.parse(path.read_text())
-    decisions["table"]["packed_bits"] = True
+    decisions["input"]["packed_bits"] = True
     for section, names in settings.sections.items():
         for name in names:
             value = getattr(settings, name)
@@ -161,13 +161,13 @@ def one_network(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) ->
 
 
 def missing_as_negative(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) -> np.ndarray:
-    """The same network, a hole counted as 0."""
+    """The same network, a missing label counted as 0."""
     filled = relabelled(train, np.nan_to_num(train.labels, nan=0.0))
     return scores(learn(filled, seed, len(train)), test)
 
 
 def missing_dropped(train: kt.Manifest, test: kt.Manifest, learn: Fit, seed: int) -> np.ndarray:
-    """The same network, on the rows without any hole."""
+    """The same network, on the rows without a missing label."""
     whole = train.take(np.flatnonzero(~np.isnan(train.labels).any(axis=1)))
     return scores(learn(whole, seed, len(train)), test)
 

@@ -267,7 +267,7 @@ def _plain_warning(message: Warning | str, *place: Any, **more: Any) -> None:
 def print_table(table: RenderableType) -> None:
     """Print a table with all its numbers, for a terminal, a pipe or a file.
 
-    rich would cut cells at 80 columns where there is no terminal.
+    rich would cut cells at 80 columns outside a terminal.
     """
     from rich.console import Console
 

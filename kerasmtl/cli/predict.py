@@ -132,7 +132,7 @@ def _of_export(project: Project, folder: str, part: str) -> tuple[Any, Manifest,
         The export in place of a model, the rows, their batches, and the thresholds by binary task.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such export, or its tasks are not those of the
+        FileNotFoundError, ValueError: the export does not exist, or its tasks are not those of the
             rows.
     """
     from kerasmtl.export.description import check_version_folder, read_description

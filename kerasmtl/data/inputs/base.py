@@ -468,7 +468,7 @@ class Input(ABC):
             kind: such as "image".
 
         Raises:
-            ValueError: there is no such kind.
+            ValueError: the kind is unknown.
         """
         check_choice("kind", kind, Input._kinds)
         return tuple(field.name for field in fields(Input._kinds[kind]))

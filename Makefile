@@ -10,7 +10,7 @@ WORKERS = 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-wheel test-lowest lint bench bench-plans bench-tox21 clean
+.PHONY: help demo test test-all test-wheel test-lowest lint bench bench-panel bench-plans bench-tox21 clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -48,6 +48,9 @@ bench: $(INSTALLED)  ## measure, and keep the tables in benchmarks/RESULTS.md
 	for name in cli_start export_speed formats head_training hub_speed metric_cost million_rows pipeline_speed \
 		positives_only resume serving street_photos transfer who_lies; do \
 		$(BIN)/python benchmarks/$$name.py --write || exit 1; done
+
+bench-panel: $(INSTALLED)  ## the default against linear models, forests and boosting on nine sets; it continues
+	$(BIN)/python benchmarks/panel.py --write
 
 bench-plans: $(INSTALLED)  ## which plan is best at which size, about two hours
 	$(BIN)/python benchmarks/plans.py --folder .plans --write

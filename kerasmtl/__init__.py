@@ -33,6 +33,7 @@ backbones = namespace(
     "Backbones, and what is known of them.",
     {
         "backbone_layers": "kerasmtl.models.backbones",
+        "columns": "kerasmtl.models.mlp",
         "default_image_size": "kerasmtl.models.backbones",
         "layer_groups": "kerasmtl.models.layer_groups",
         "mlp": "kerasmtl.models.mlp",
@@ -64,6 +65,7 @@ features = namespace(
     "Features of a frozen backbone, computed once.",
     {
         "cache_features": "kerasmtl.training.feature_cache",
+        "fit_head": "kerasmtl.training.heads",
         "split_model": "kerasmtl.training.features",
     },
 )
@@ -82,6 +84,7 @@ plans = namespace(
     "What is trained, stage by stage.",
     {
         "Plan": "kerasmtl.training.plans",
+        "keep_better": "kerasmtl.training.auto",
         "Stage": "kerasmtl.training.plans",
         "make_plan": "kerasmtl.training.plans",
         "plan_for": "kerasmtl.training.plans",

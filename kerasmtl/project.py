@@ -10,6 +10,7 @@ pydantic checks the settings, so that a typing error is a message before anythin
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # Keras and TensorFlow are imported in methods: settings are 
     from kerasmtl.data.manifest import Manifest
     from kerasmtl.evaluation.report import Report
     from kerasmtl.models.hub_layer import HubLayer
+    from kerasmtl.training.heads import FittedHead
     from kerasmtl.training.plans import Plan
     from kerasmtl.training.record import TrainingRecord
 
@@ -79,7 +81,7 @@ class ModelSettings(Settings):
     backbone_sha256: str | None = Field(None, pattern=r"^[0-9A-Fa-f]{64}$")
     input_range: tuple[float, float] | None = None
     image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = "auto"
-    hidden: list[Annotated[int, Field(gt=0)]] = [512]
+    hidden: Literal["auto"] | list[Annotated[int, Field(gt=0)]] = "auto"
     dropout: float = Field(0.5, ge=0, lt=1)
     input_dropout: float = Field(0.0, ge=0, lt=1)
     batch_norm: bool = False
@@ -207,6 +209,11 @@ class Project(Settings):
     def image_size(self) -> int | tuple[int, int] | None:
         """The image size, or None for the one that the backbone was made for."""
         return None if self.model.image_size == "auto" else self.model.image_size
+
+    @property
+    def hidden(self) -> list[int]:
+        """The widths of the head's dense layers; none with "auto"."""
+        return [] if self.model.hidden == "auto" else self.model.hidden
 
     @property
     def run(self) -> Run:
@@ -401,20 +408,66 @@ class Project(Settings):
             rows, batch_size=of.batch_size, training=training, seed=of.seed, augment=augment
         )
 
-    def plan(self, model: keras.Model, train: Any, validation: Any = None) -> Plan:
+    def fit_head(
+        self, model: keras.Model, train: Manifest, validation: Manifest, run: Run | None = None
+    ) -> FittedHead | None:
+        """Choose a head by folds, on the features of the frozen part of a model.
+
+        Args:
+            model: as model.py builds it.
+            train, validation: rows. Where the validation part is too small to judge epochs, its
+                labels take part in the folds.
+            run: gets the table of candidates, heads.json.
+
+        Returns:
+            The head; None where project.toml gives the widths of `hidden`, or the features of the
+            model cannot be computed once, which is said.
+        """
+        from kerasmtl.training.auto import head_for
+
+        if self.model.hidden != "auto":
+            return None
+        parts = [
+            (part, self.dataset(part, model) if len(part) else None) for part in (train, validation)
+        ]
+        try:
+            head = head_for(model, *parts, self.training.seed)
+        except (ValueError, OSError) as error:
+            print(f"The head is not chosen by folds: {error}", flush=True)
+            return None
+        print(head, "\n", flush=True)
+        if run is not None:
+            told = {"folds": head.folds, "why": head.why, "rows": len(head.labels)}
+            told |= {"fine_tuning": head.tune, "candidates": head.table()}
+            write_text(run.folder / "heads.json", json.dumps(told, indent=1) + "\n")
+        return head
+
+    def plan(
+        self,
+        model: keras.Model,
+        train: Any,
+        validation: Any = None,
+        head: FittedHead | None = None,
+    ) -> Plan:
         """Return the stages of the training, as [training] of project.toml says.
 
         Args:
             model: the network; one without a pretrained backbone has one stage.
             train: batches, of which plan = "auto" counts the labels.
             validation: batches; with them a stage ends early if its epochs no longer improve.
+            head: of the model, chosen by folds: the plan has no stage for it. With "auto" it has
+                none at all where the validation part cannot judge what more would bring.
         """
         from kerasmtl.training.plans import PATIENCE, Plan, Stage, plan_for
 
         of = self.training
+        if head is not None and (of.plan == "head" or not self.input.has_backbone):
+            return Plan(of.plan, ())
+        if head is not None and of.plan == "auto" and not head.tune:
+            return Plan("auto", (), "The validation part has too few labels to judge fine-tuning.")
         if not self.input.has_backbone:
             return Plan("all", (Stage("all", of.epochs, of.learning_rate, schedule="cosine"),))
-        return plan_for(
+        found = plan_for(
             model,
             train,
             of.plan,
@@ -424,9 +477,15 @@ class Project(Settings):
             fine_learning_rate=of.fine_tune_learning_rate,
             patience=None if validation is None else PATIENCE,
         )
+        return found if head is None else Plan(found.name, found.stages[1:], found.why)
 
     def finish(
-        self, run: Run, model: keras.Model, test: Manifest, validation: Any = None
+        self,
+        run: Run,
+        model: keras.Model,
+        test: Manifest,
+        validation: Any = None,
+        head: FittedHead | None = None,
     ) -> Report:
         """Score a trained model, print its report, and close its run.
 
@@ -436,14 +495,19 @@ class Project(Settings):
             test: the rows that it is scored on.
             validation: batches on which the threshold of each task is fitted; without them it is
                 0.5.
+            head: that the model ends with as it was fitted: thresholds are then fitted on the
+                predictions of its folds, and not on rows that it has seen.
 
         Returns:
             The report, as `kt.evaluate` makes it.
         """
-        from kerasmtl.evaluation.calibration import fit_decisions
+        from kerasmtl.evaluation.calibration import decide, fit_decisions
         from kerasmtl.evaluation.evaluate import evaluate
 
-        decisions = fit_decisions(model, validation, test.tasks)
+        if head is None or not head.folds:
+            decisions = fit_decisions(model, validation, test.tasks)
+        else:
+            decisions = decide(test.tasks, head.cells(), None, calibrate=False)
         report = evaluate(model, self.dataset(test, model), test.tasks, decisions)
         print(report)
         run.finish(report, decisions)

@@ -237,7 +237,7 @@ def _known_cells(
 ) -> tuple[int, dict[str, Known]]:
     """Return the number of rows, and the known labels of each task with their predictions."""
     columns = output_columns(tasks)
-    labels, predictions = _collected(model, dataset, columns, progress)
+    labels, predictions = collected(model, dataset, columns, progress)
     cells = {}
     for key, positions in columns.items():
         served = [tasks[position] for position in positions]
@@ -250,7 +250,7 @@ def _known_cells(
     return rows, {task.name: cells[task.name] for task in tasks}
 
 
-def _collected(
+def collected(
     model: keras.Model, dataset: Any, columns: Mapping[str, Sequence[int]], progress: bool
 ) -> tuple[Arrays, Arrays]:
     """Return all labels and all predictions by output."""

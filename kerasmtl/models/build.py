@@ -261,6 +261,7 @@ def task_head(
     hidden: Sequence[int] = (),
     dropout: float = 0.0,
     scales: Mapping[str, tuple[float, float]] | None = None,
+    skip: bool = False,
 ) -> Any:
     """Add dense layers with ReLU and dropout, then the outputs of all tasks.
 
@@ -271,6 +272,7 @@ def task_head(
         dropout: fraction dropped in training, after each hidden layer, or of the features.
         scales: by regression task, mean and standard deviation of its labels (`target_scales`): the
             network then learns the standardized label, and a last layer returns to its unit.
+        skip: the outputs see the features beside the last dense layer.
 
     Returns:
         Binary tasks only: probabilities (batch, tasks). Other kinds among them: a dict as
@@ -283,12 +285,15 @@ def task_head(
             classes are not known yet.
     """
     check_number("dropout", dropout, 0.0, 1.0, open_high=True)
+    given = features
     for number, width in enumerate(hidden, start=1):
         units = check_count("hidden", width)
         dense = keras.layers.Dense(units, activation="relu", name=f"head_dense_{number}")
         features = keras.layers.Dropout(dropout, name=f"head_dropout_{number}")(dense(features))
     if not hidden and dropout:
         features = keras.layers.Dropout(dropout, name="head_dropout")(features)
+    if skip and hidden:
+        features = keras.layers.Concatenate(name="head_features")([given, features])
     if all_binary(tasks):
         return _output(features, len(tasks), "sigmoid", "head")
     # With other kinds among the tasks the outputs are a dict: Keras then looks up losses, metrics

@@ -1,8 +1,8 @@
-"""MLP backbone for tables: standardized columns, then dense layers.
+"""Backbones for tables: `mlp`, which is trained, and `columns`, a fixed encoding.
 
-`mlp` gives a model that `build_model` takes in place of an image backbone. Its first layer,
-`ColumnNormalization`, holds the statistics of the training rows, so that they are saved, exported
-and served with the model and need no file beside it.
+`build_model` takes both in place of an image backbone. Their first layer, `ColumnNormalization` or
+`ColumnEncoding`, holds the statistics of the training rows, so that they are saved, exported and
+served with the model and need no file beside it.
 """
 
 from __future__ import annotations
@@ -178,6 +178,165 @@ class ColumnNormalization(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the indicators and the settings of `Layer`; the statistics are weights."""
         return {**super().get_config(), "indicators": self.indicators}
+
+
+def columns(inputs: np.ndarray, bins: int = 16, name: str = "columns") -> keras.Model:
+    """Build a backbone without anything to train: an encoding of numbers, bits and counts.
+
+    Each column of more than two values is encoded piecewise linearly over the quantiles of the
+    training rows (Gorishniy et al. 2022, https://arxiv.org/abs/2203.05556), and standardized
+    beside it; columns of two values are bits, centered and multiplied by 2 alike, so that a rare
+    bit does not weigh more; a column with missing values gets a bit for "is missing". Constant
+    columns are left out. A linear head on it is an additive model of curves.
+
+    Shapes: (batch, columns) float32 in, NaN = missing; (batch, features) out.
+
+    Args:
+        inputs: the training rows (rows, columns), NaN = missing.
+        bins: pieces of a column, at most.
+        name: of the model.
+
+    Returns:
+        A functional model whose only layer, `ColumnEncoding`, has nothing to train.
+
+    Raises:
+        ValueError: rows that are not a matrix without infinity, or no bins.
+
+    Example:
+        >>> import numpy as np
+        >>> import kerasmtl as kt
+        >>> rows = np.array([[0, 1.0], [1, 2.0], [0, 4.0], [1, 8.0]], "float32")
+        >>> backbone = kt.backbones.columns(rows, bins=2)
+        >>> backbone.output_shape  # two pieces, one bit, one standardized column
+        (None, 4)
+        >>> backbone.layers[-1].views
+        {'piecewise linear': slice(0, 3, None), 'standardized': slice(2, 4, None)}
+    """
+    rows, count = _checked_rows(inputs), check_count("bins", bins)
+    pieces: list[tuple[int, list[float]]] = []
+    bits: list[tuple[int, list[float]]] = []
+    plain: list[tuple[int, list[float]]] = []
+    for column, cells in enumerate(rows.T):
+        known = cells[~np.isnan(cells)].astype("float64")
+        values = np.unique(known)
+        if len(values) == 2:
+            # (left, 1 / width, lowest, highest, shift, factor)
+            share = float((known == values[1]).mean())
+            width = float(values[1] - values[0])
+            bits.append((column, [float(values[0]), 1 / width, -1, 2, share, 2.0]))
+        elif len(values) > 2:
+            pieces += [(column, piece) for piece in _pieces(known, values, count)]
+            spread = float(known.std()) or 1.0
+            # Beyond every value by far: an outlier should not decide alone.
+            plain.append((column, [float(known.mean()), 1 / spread, -30, 30, 0.0, 1.0]))
+    flags = np.flatnonzero(np.isnan(rows).any(axis=0) & ~np.isnan(rows).all(axis=0))
+    found = [*pieces, *bits, *plain] or [(0, [0.0, 0.0, 0, 0, 0.0, 0.0])]  # constant rows: a 0
+    sizes = (len(pieces), len(bits), len(found) - len(pieces) - len(bits))
+    layer = ColumnEncoding(
+        [each for each, _ in found], sizes, flags, dtype="float32", name="encoding"
+    )
+    entry = keras.Input((rows.shape[1],), name="features")
+    model = keras.Model(entry, layer(entry), name=name)
+    layer.center.assign(column_statistics(rows)[0])
+    layer.numbers.assign(np.array([numbers for _, numbers in found], "float32").T)
+    layer.flag_shares.assign(np.isnan(rows[:, flags]).mean(axis=0))
+    return model
+
+
+def _pieces(known: np.ndarray, values: np.ndarray, bins: int) -> list[list[float]]:
+    """Return the pieces of a column, whose encoding has a variance of 1 in all."""
+    shares = np.linspace(0, 1, min(bins, len(values) - 1) + 1)
+    edges = np.unique(np.quantile(known, shares))
+    if len(edges) < 3:  # most cells are alike: by value, and not by row
+        edges = np.unique(np.quantile(values, shares))
+    left, width = edges[:-1], np.diff(edges)
+    lowest, highest = np.zeros(len(left)), np.ones(len(left))
+    lowest[0], highest[-1] = -1, 2
+    encoded = np.clip((known[:, None] - left) / width, lowest, highest)
+    factor = 1 / max(float(np.sqrt(encoded.var(axis=0).sum())), 1e-6)
+    shift = encoded.mean(axis=0)
+    stacked = np.stack([left, 1 / width, lowest, highest, shift, np.full(len(left), factor)])
+    return stacked.T.tolist()
+
+
+@keras.saving.register_keras_serializable(package="kerasmtl")
+class ColumnEncoding(keras.layers.Layer):
+    """Encode columns: `(clip((x - left) / width, lowest, highest) - shift) * factor`.
+
+    Shapes: (batch, columns) float in, NaN = missing; (batch, features) out, without NaN: a missing
+    value becomes the training mean. `columns` makes it, and sets its numbers.
+
+    Args:
+        sources: the column of each feature.
+        sizes: how many features are pieces, bits and standardized columns, in this order.
+        flags: columns with a bit for "is missing", among the bits.
+        kwargs: as in `keras.layers.Layer`.
+
+    Attributes:
+        views: the features that are piecewise linear with bits, and those standardized with bits.
+    """
+
+    def __init__(
+        self, sources: Sequence[int], sizes: Sequence[int], flags: Sequence[int] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(**{**kwargs, "trainable": False})
+        self.sources = [int(each) for each in sources]
+        self.sizes = tuple(int(each) for each in sizes)
+        self.flags = [int(each) for each in flags]
+
+    @property
+    def views(self) -> dict[str, slice]:
+        """The features of each way to see the columns; one way if all are bits."""
+        pieces, bits, plain = self.sizes
+        bits += len(self.flags)
+        if not pieces:
+            return {"standardized": slice(0, bits + plain)}
+        return {
+            "piecewise linear": slice(0, pieces + bits),
+            "standardized": slice(pieces, pieces + bits + plain),
+        }
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the numbers that `columns` fills.
+
+        Args:
+            input_shape: (batch, columns).
+        """
+        self.center = self.add_weight((input_shape[-1],), "zeros", trainable=False, name="center")
+        shape = (6, len(self.sources))
+        self.numbers = self.add_weight(shape, "zeros", trainable=False, name="numbers")
+        flags = (len(self.flags),)
+        self.flag_shares = self.add_weight(flags, "zeros", trainable=False, name="flag_shares")
+
+    def call(self, inputs: Any) -> Any:
+        """Encode a batch.
+
+        Args:
+            inputs: (batch, columns) float, NaN = missing.
+
+        Returns:
+            (batch, features) float.
+        """
+        missing = ops.isnan(inputs)
+        filled = ops.where(missing, ops.broadcast_to(self.center, ops.shape(inputs)), inputs)
+        left, inverse, lowest, highest, shift, factor = ops.unstack(self.numbers, axis=0)
+        x = (ops.take(filled, np.array(self.sources), axis=-1) - left) * inverse
+        x = (ops.minimum(ops.maximum(x, lowest), highest) - shift) * factor
+        if not self.flags:
+            return x
+        flags = ops.cast(ops.take(missing, np.array(self.flags), axis=-1), x.dtype)
+        split = self.sizes[0] + self.sizes[1]
+        flags = (flags - self.flag_shares) * 2
+        return ops.concatenate([x[:, :split], flags, x[:, split:]], axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Return (batch, features)."""
+        return (*input_shape[:-1], len(self.sources) + len(self.flags))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return which columns are encoded how; the statistics are weights."""
+        of = {"sources": self.sources, "sizes": self.sizes, "flags": self.flags}
+        return {**super().get_config(), **of}
 
 
 def column_statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,40 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
+
+from kerasmtl.tasks import Task
+
 # Known labels of the median task, and weights of the backbone for each known label of all tasks.
 # From benchmarks/plans.py, and from street photographs with 70 labels per task, on which training
 # the head alone was 0.005 better.
 LITTLE = 80
 HEAD_ALONE = 20_000
 LAST_ALONE = 5_000
+
+
+JUDGES = 20  # labels of the rarer answer in the validation part, from which on it can rank epochs
+
+
+def can_judge(labels: np.ndarray, tasks: Sequence[Task]) -> bool:
+    """Return whether a validation part can tell a better network from a worse one.
+
+    Args:
+        labels: of the validation part, (rows, tasks), NaN = missing.
+        tasks: of the columns.
+
+    Returns:
+        Whether the median task has 20 labels of its rarer answer (of each answer on average, where
+        there are more than two; 40 values of a regression task).
+    """
+    counts = []
+    for task, column in zip(tasks, labels.T, strict=True):
+        known = column[~np.isnan(column)]
+        if task.kind == "binary":
+            counts.append(min((known >= 0.5).sum(), (known < 0.5).sum()))
+        else:
+            counts.append(len(known) / (task.outputs if task.kind == "multiclass" else 2))
+    return float(np.median(counts)) >= JUDGES
 
 
 def typical(known: Sequence[int]) -> int:

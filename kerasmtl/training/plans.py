@@ -261,8 +261,10 @@ def compile_like(
 class Plan(Sequence[Stage]):
     """Stages in their order, under a name; `why` says what it was chosen for.
 
+    A plan without stages is that of a head that needs no more training (`kt.features.fit_head`).
+
     Raises:
-        ValueError: no stages, or something else among them.
+        ValueError: something else among the stages.
 
     Example:
         >>> import kerasmtl as kt
@@ -278,8 +280,8 @@ class Plan(Sequence[Stage]):
     why: str = ""
 
     def __post_init__(self) -> None:
-        if not self.stages or not all(isinstance(stage, Stage) for stage in self.stages):
-            raise ValueError(f"`plan` must be one Stage or more, got {self.stages!r}")
+        if not all(isinstance(stage, Stage) for stage in self.stages):
+            raise ValueError(f"`plan` must be stages, got {self.stages!r}")
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -298,6 +300,7 @@ class Plan(Sequence[Stage]):
             f"{stage}, {counted(stage.epochs, 'epoch')} at {stage.learning_rate:g}"
             for stage in self
         )
+        shown = shown or "the head as the folds have chosen it, and nothing after it"
         return f"Plan {self.name!r}: {shown}." + (f"\n{self.why}" if self.why else "")
 
 
@@ -457,7 +460,7 @@ def as_plan(plan: Any) -> Plan:
         return plan
     if isinstance(plan, str):
         return make_plan(check_choice("plan", plan, PLANS))
-    if isinstance(plan, Stage) or not hasattr(plan, "__iter__"):
+    if isinstance(plan, Stage) or not hasattr(plan, "__iter__") or not list(plan):
         raise ValueError(f"`plan` must be a list of stages, [Stage(…), …], got {plan!r}")
     return Plan("own", tuple(plan))
 

@@ -160,6 +160,8 @@ class Resume(Callback):
                 a `BestEpoch`; or the directory holds a run of other settings or data, or is in use.
         """
         self.plan = as_plan(plan)
+        if not len(self.plan):  # nothing is left to train after a head that was chosen by folds
+            return
         if self._best is None and any(stage.patience is not None for stage in self.plan):
             raise ValueError("`callbacks` must have a kt.callbacks.BestEpoch() for patience.")
         for stage in self.plan:  # before anything is trained

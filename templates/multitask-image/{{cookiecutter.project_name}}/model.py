@@ -11,7 +11,7 @@ def build(project: kt.Project, train: kt.Manifest) -> keras.Model:
         project.load_backbone(),
         train.tasks,
         image_size=project.image_size,
-        hidden=project.model.hidden,
+        hidden=project.hidden,  # none if train.py chooses the head
         dropout=project.model.dropout,
         labels=train.labels,
     )

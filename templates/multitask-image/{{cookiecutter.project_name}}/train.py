@@ -17,8 +17,11 @@ def main(project: kt.Project) -> None:
         model = build(project, train)
         train_data = project.dataset(train, model, training=True)
         val_data = project.dataset(val, model) if len(val) else None
-        plan = project.plan(model, train_data, val_data)
+        head = project.fit_head(model, train, val, run)  # by folds; None if you give hidden = [512]
+        model = head.attach(model) if head else model
+        plan = project.plan(model, train_data, val_data, head)
         print(plan, "\n")
+        before = model.get_weights()
         loss = kt.losses.for_tasks(train.tasks, train.labels)
         resume = kt.callbacks.Resume(run.state, model, [*run.callbacks(), kt.callbacks.BestEpoch()])
         for stage in resume.stages(plan, train_data, val_data):  # after the last finished epoch
@@ -37,9 +40,12 @@ def main(project: kt.Project) -> None:
                 callbacks=[resume],  # and through it those that it was given
                 verbose=run.verbose,
             )
+        if head and len(plan) and val_data:
+            kt.plans.keep_better(model, before, val_data, train.tasks)  # than the frozen backbone
+        unseen = val_data if len(plan) else None  # a head of all folds has seen validation rows
         kt.save_model(model, run.checkpoint)
-        project.finish(run, model, test, val_data)  # kt.evaluate, at thresholds fitted on val_data
-        print("SavedModel:", project.export(model, val_data))
+        project.finish(run, model, test, unseen, None if len(plan) else head)  # kt.evaluate
+        print("SavedModel:", project.export(model, unseen))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def main(project: kt.Project) -> None:
         model = build(project, train)
         train_data = project.dataset(train, model, training=True)
         val_data = project.dataset(val, model) if len(val) else None
-        plan = project.plan(model, train_data, val_data)
+        head = project.fit_head(model, train, val, run)  # by folds; None if you give hidden = [512]
+        model = head.attach(model) if head else model
+        plan = project.plan(model, train_data, val_data, head)
         print(plan, "\n")
         loss = kt.losses.for_tasks(train.tasks, train.labels)
         resume = kt.callbacks.Resume(run.state, model, [*run.callbacks(), kt.callbacks.BestEpoch()])
@@ -37,9 +39,10 @@ def main(project: kt.Project) -> None:
                 callbacks=[resume],  # and through it those that it was given
                 verbose=run.verbose,
             )
+        unseen = val_data if len(plan) else None  # a head of all folds has seen validation rows
         kt.save_model(model, run.checkpoint)
-        project.finish(run, model, test, val_data)  # kt.evaluate, at thresholds fitted on val_data
-        print("SavedModel:", project.export(model, val_data))
+        project.finish(run, model, test, unseen, None if len(plan) else head)  # kt.evaluate
+        print("SavedModel:", project.export(model, unseen))
 
 
 if __name__ == "__main__":

@@ -63,6 +63,14 @@ def _task(value: Any) -> Task:
     return Task(**given)
 
 
+def _hidden(value: Any) -> str | list[int]:
+    """Return "auto" or widths of layers."""
+    widths = isinstance(value, list) and all(type(each) is int and each > 0 for each in value)
+    if value != "auto" and not widths:
+        raise ValueError(f'must be "auto" or the widths of layers, such as [512], got {value!r}')
+    return value
+
+
 class DataSettings(Settings):
     """Section [data]: the labels file, and how it is read and split."""
 
@@ -81,7 +89,7 @@ class ModelSettings(Settings):
     backbone_sha256: str | None = Field(None, pattern=r"^[0-9A-Fa-f]{64}$")
     input_range: tuple[float, float] | None = None
     image_size: Literal["auto"] | Pixels | tuple[Pixels, Pixels] = "auto"
-    hidden: Literal["auto"] | list[Annotated[int, Field(gt=0)]] = "auto"
+    hidden: Annotated[Any, PlainValidator(_hidden)] = "auto"
     dropout: float = Field(0.5, ge=0, lt=1)
     input_dropout: float = Field(0.0, ge=0, lt=1)
     batch_norm: bool = False

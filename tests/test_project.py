@@ -53,7 +53,7 @@ def test_paths_start_from_the_project(tmp_path, monkeypatch):
         (GOOD + "[input]\nkind = 'image'\nallow_outside = 'inside'\n", "must be bool, got"),
         (GOOD + "[training]\nepochs = 0\n", "training.epochs"),
         (GOOD + "[training]\nlearning_rate = -1.0\n", "training.learning_rate"),
-        (GOOD + "[model]\ndropout = 1.5\nhidden = [0]\n", "model.hidden.0"),
+        (GOOD + "[model]\ndropout = 1.5\nhidden = [0]\n", "model.hidden: must"),
         (GOOD + "[model]\nimage_size = -1\n", "model.image_size"),
         (GOOD + '[model]\nbackbone_sha256 = "abc"\n', "model.backbone_sha256"),
     ],

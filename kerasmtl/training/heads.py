@@ -33,7 +33,7 @@ from kerasmtl.utils.validation import check_count, check_number
 
 FOLDS = 5
 FEW = 1_000  # rows up to which the folds are drawn twice, since one drawing decides by chance
-MANY = 4_000  # rows from which on three folds are enough
+MANY = 4_000  # rows from which on fewer strengths and steps of the solver are enough
 STRENGTHS = 10.0 ** np.arange(1.5, -3.6, -0.5)  # of a linear head's L2 penalty, the strongest first
 STEPS = (40, 80, 160, 320, 640)  # of a hidden layer's training, of which the folds choose one
 UNSURE = 15  # known labels of the median task, below which the constant always has a share
@@ -267,7 +267,7 @@ def fit_head(
         tasks: of the columns of `labels`; a string is the name of a binary task.
         groups: (rows,) what belongs together, and must not be on both sides of a fold.
         candidates: kinds of head that are tried; by default `Linear()` and `Hidden()`.
-        folds: at most that many; three from 4,000 rows on, fewer where there are fewer rows.
+        folds: at most that many; fewer where there are fewer rows (groups).
         seed: of the folds and of the networks.
         views: parts of the columns that candidates see one at a time, by name, as they are;
             without it they see all of them, standardized.
@@ -298,13 +298,13 @@ def fit_head(
         raise ValueError(
             f"`labels` must be ({len(x)}, {len(chosen)}) with a known label, got {labels.shape}"
         )
-    center, spread = np.zeros(x.shape[1]), np.ones(x.shape[1])
-    if views is None:
-        center, spread = x.mean(axis=0, dtype="float64"), x.std(axis=0, dtype="float64")
-        spread = np.where(spread > 1e-6 * np.maximum(np.abs(center), 1e-12), spread, np.inf)
-    x = ((x - center) / spread).astype("float32")
     # A row without labels can teach and judge nothing: left out, it has no influence.
     told = ~np.isnan(labels).all(axis=1)
+    center, spread = np.zeros(x.shape[1]), np.ones(x.shape[1])
+    if views is None:
+        center, spread = x[told].mean(axis=0, dtype="float64"), x[told].std(axis=0, dtype="float64")
+        spread = np.where(spread > 1e-6 * np.maximum(np.abs(center), 1e-12), spread, np.inf)
+    x = ((x - center) / spread).astype("float32")
     unit = units(np.arange(len(x)) if groups is None else np.asarray(groups))
     target = Target(labels[told], chosen)
     held = _held_out(labels[told], chosen, unit[told], folds, seed)
@@ -484,7 +484,7 @@ def _held_out(
     None if there are not two units to part.
     """
     there = len(np.unique(unit))
-    count = min(folds, there, FOLDS if len(labels) < MANY else 3)
+    count = min(folds, there)
     if count < 2:
         return []
     drawn = []
@@ -553,13 +553,14 @@ def _tried(
     for name, held_out, refit in path(kind, part, target, held, seed):
         loss = target.scaled(held_out)[1] if held else 0.0
         if best is None or loss < best[0]:
-            best, since = (loss, name, held_out, refit()), 0
+            best, since = (loss, name, held_out, refit), 0
         else:
             since += 1
         if since > WORSE or not held:
             break
     assert best is not None
-    _, name, held_out, found = best
+    _, name, held_out, refit = best
+    found = refit()
     wide = _Part(
         _widened(found.skip, span, x.shape[1]),
         _widened(found.hidden, span, x.shape[1]),
@@ -588,8 +589,10 @@ def _linear_path(
         rotated = u * s
     rotated = np.ascontiguousarray(rotated, "float64" if rows < MANY else "float32")
     splits = _splits(held, rows)
-    folds = all_rows = None
-    for strength in kind.strengths if held else [1.0]:
+    folds = None
+    # Of many rows every second strength: the loss is flat there, and a step takes long.
+    strengths = kind.strengths[:: 2 if rows >= MANY else 1]
+    for strength in strengths if held else [1.0]:
         if held:
             folds = _linear(rotated, target, splits, strength, folds)
             w = folds
@@ -602,8 +605,7 @@ def _linear_path(
             held_out = np.full((rows, target.columns), np.nan)
 
         def refit(strength: float = strength) -> _Part:
-            nonlocal all_rows
-            all_rows = _linear(rotated, target, np.ones((1, rows), bool), strength, all_rows)
+            all_rows = _linear(rotated, target, np.ones((1, rows), bool), strength, None)
             skip, bias = all_rows[:-1, 0], all_rows[-1, 0]
             skip = skip if back is None else back.T @ skip
             none = np.zeros((columns, 0))
@@ -651,7 +653,7 @@ def _linear(
         by_kernel = x.T @ flat_slope + strength * kernel
         return loss, np.concatenate([by_kernel.ravel(), slope.sum(axis=0, dtype="float64").ravel()])
 
-    options = {"maxiter": 60, "ftol": 1e-9, "gtol": 1e-6}
+    options = {"maxiter": 30 if len(x) >= MANY else 60, "ftol": 1e-9, "gtol": 1e-6}
     found = minimize(cost, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     return found.x.reshape(shape)
 
@@ -661,9 +663,8 @@ def _hidden_path(
 ) -> Iterator[tuple[str, np.ndarray, Any]]:
     """Yield the ensemble after each number of steps; nothing is fitted again on all rows."""
     splits = _splits(held, len(x)) if held else np.ones((4, len(x)), bool)
-    if held and len(held) == 1:  # two networks a fold
-        splits = np.repeat(splits, 2, axis=0)
-    each = 2 if held and len(held) == 1 else 1
+    each = 2 if len(held) == 1 and len(x) < MANY else 1  # networks of a fold
+    splits = np.repeat(splits, each, axis=0)
     nets = _Ensemble(kind, x, target, splits, seed)
     for steps in kind.steps if held else [160]:
         nets.train(steps - nets.steps)
@@ -675,7 +676,9 @@ def _hidden_path(
         found = np.full((len(x), target.columns), np.nan)
         if held:
             found = _out_of_fold(held, logits, target.columns)
-        yield f"hidden layer of {nets.members} x {kind.width}, {steps} steps", found, nets.joined
+        part = nets.joined()  # now: the next steps go on with the same weights
+        name = f"hidden layer of {nets.members} x {kind.width}, {steps} steps"
+        yield name, found, lambda part=part: part
 
 
 class _Ensemble:

@@ -114,3 +114,68 @@ def test_wrong_arguments_are_named(arguments, message):
         kt.backbones.mlp(**{"inputs": 3, **arguments})
     with pytest.raises(ValueError, match="`rows`.*3 columns, got 5"):
         kt.backbones.mlp(3).get_layer("columns").adapt(rows())
+
+
+# ---------------------------------------------------------------- the encoding of columns
+
+
+def table():
+    """Numbers, counts, bits, missing cells, a constant column and a rare bit."""
+    rng = np.random.default_rng(0)
+    rows = np.column_stack(
+        [
+            rng.normal(50, 10, 200),
+            rng.poisson(1.0, 200),
+            rng.random(200) < 0.4,
+            np.where(rng.random(200) < 0.9, 0, 5),
+            np.full(200, 3.0),
+            np.where(rng.random(200) < 0.2, np.nan, rng.random(200)),
+        ]
+    )
+    return rows.astype("float32")
+
+
+def test_columns_are_piecewise_linear_over_quantiles():
+    rows = table()
+    layer = kt.backbones.columns(rows, bins=4).layers[-1]
+    found = np.asarray(layer(rows))
+    views = layer.views
+    x, edges = rows[:, 0], np.quantile(rows[:, 0], [0, 0.25, 0.5, 0.75, 1])
+    expected = np.stack(
+        [np.clip((x - a) / (b - a), 0, 1) for a, b in zip(edges, edges[1:], strict=False)], axis=1
+    )
+    expected -= expected.mean(axis=0)
+    expected /= np.sqrt(expected.var(axis=0).sum())
+    np.testing.assert_allclose(found[:, :4], expected, atol=1e-4)
+    pieces, bits, plain = layer.sizes
+    assert (bits, plain, layer.flags) == (2, 3, [5])
+    bit = rows[:, 2]
+    np.testing.assert_allclose(found[:, pieces], (bit - bit.mean()) * 2, atol=1e-5)
+    np.testing.assert_allclose(
+        found[:, pieces + 1], (rows[:, 3] / 5 - (rows[:, 3] / 5).mean()) * 2, atol=1e-5
+    )
+    missing = np.isnan(rows[:, 5])
+    np.testing.assert_allclose(found[:, pieces + 2], (missing - missing.mean()) * 2, atol=1e-5)
+    np.testing.assert_allclose(found[:, views["standardized"]][:, 3:5].std(axis=0), 1, atol=1e-4)
+    assert found.shape[1] == views["standardized"].stop and np.isfinite(found).all()
+
+
+def test_an_encoding_is_saved_and_has_nothing_to_train(tmp_path):
+    rows = table()
+    model = kt.build_model(kt.backbones.columns(rows), ["a"])
+    kt.save_model(model, tmp_path / "m.keras")
+    loaded = kt.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.predict(rows, verbose=0), model.predict(rows, verbose=0))
+    assert len(model.trainable_weights) == 2  # of the head
+    assert loaded.layers[1].layers[-1].views == model.layers[1].layers[-1].views
+
+
+def test_an_encoding_takes_any_table():
+    constant = kt.backbones.columns(np.full((5, 2), 7.0))
+    assert np.asarray(constant(np.ones((2, 2)))).shape == (2, 1)
+    empty = kt.backbones.columns(np.array([[np.nan, 1.0], [np.nan, 2.0]]))
+    assert np.isfinite(np.asarray(empty(np.array([[3.0, np.nan], [np.inf, 9e9]])))).all()
+    with pytest.raises(ValueError, match="`rows`"):
+        kt.backbones.columns(np.array([[np.inf]]))
+    with pytest.raises(ValueError, match="`bins`"):
+        kt.backbones.columns(np.ones((2, 2)), bins=0)

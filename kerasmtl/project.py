@@ -26,7 +26,7 @@ from kerasmtl.data.inputs import Fault, Image, Input
 from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
 from kerasmtl.models.hub.handles import from_folder
 from kerasmtl.tasks import Task
-from kerasmtl.training.runs import CHECKPOINT, LATEST, Run, begin_run, last_run
+from kerasmtl.training.runs import CHECKPOINT, HEADS, LATEST, Run, begin_run, last_run
 from kerasmtl.utils.files import write_text
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.text import shortened, warn
@@ -382,6 +382,12 @@ class Project(Settings):
         parts, notes = trained.parts_of(self.manifest(trained))
         for note in notes:
             warn(note)
+        of = self.run if run is None else Run(self._folder / "runs" / run)
+        if name == "val" and of.saw_validation:
+            warn(
+                "the head of this model has learned from the validation rows as well: what is "
+                f"measured on them is too good. {of.folder / HEADS} has its scores out of fold."
+            )
         if not len(parts[name]):
             raise ValueError(
                 f"`part` {name} is empty: {self.labels_csv} has none of the rows that were in it "
@@ -446,8 +452,9 @@ class Project(Settings):
         print(head, "\n", flush=True)
         if run is not None:
             told = {"folds": head.folds, "why": head.why, "rows": len(head.labels)}
-            told |= {"fine_tuning": head.tune, "candidates": head.table()}
-            write_text(run.folder / "heads.json", json.dumps(told, indent=1) + "\n")
+            told |= {"validation": "unseen" if head.tune else "learned"}
+            told |= {"scores": head.scores(), "candidates": head.table()}
+            write_text(run.folder / HEADS, json.dumps(told, indent=1) + "\n")
         return head
 
     def plan(

@@ -82,7 +82,8 @@ def export(
     model, of, validation = trained_model(found, trust), found.trained(), None
     # Exports can be made on a machine without the data; then nothing that needs labels may be asked
     # for.
-    if found.labels_csv.is_file():
+    wanted = require or calibrate or rules
+    if found.labels_csv.is_file() and (wanted or not found.run.saw_validation):
         try:
             validation = found.dataset(found.part("val"), model)
         except ValueError as error:

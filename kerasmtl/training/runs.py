@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LATEST = "latest"
 CHECKPOINT, STATE, SCORES = "model.keras", "state", "scores.json"
-HISTORY, LOG = "history.csv", "train.log"
+HISTORY, LOG, HEADS = "history.csv", "train.log", "heads.json"
 KEPT = ("project.toml", "model.py", "train.py")  # copied into a run: they decide what it does
 
 
@@ -48,7 +48,8 @@ class Run:
     As a context it copies what is printed into the log, and prints warnings as plain lines.
 
     The folder holds project.toml, model.py and train.py as they were, `train.log`, `history.csv`
-    (a line per epoch), `model.keras` with its record, `scores.json`, and, while the training is
+    (a line per epoch), `heads.json` (the candidates of a head chosen by folds), `model.keras` with
+    its record, `scores.json`, and, while the training is
     unfinished, `state/`, from which it is resumed.
 
     Args:
@@ -134,6 +135,12 @@ class Run:
             return {}
         content = json.loads((self.folder / SCORES).read_text(encoding="utf-8"))
         return {name: Decision(**fields) for name, fields in content["decisions"].items()}
+
+    @property
+    def saw_validation(self) -> bool:
+        """Whether the model has learned from the validation rows, as a head of all folds has."""
+        file = self.folder / HEADS
+        return file.is_file() and json.loads(file.read_text())["validation"] == "learned"
 
     def thresholds(self) -> dict[str, float]:
         """Return the thresholds of the binary tasks by name; empty if not yet known."""

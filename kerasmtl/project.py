@@ -453,7 +453,10 @@ class Project(Settings):
         if run is not None:
             told = {"folds": head.folds, "why": head.why, "rows": len(head.labels)}
             told |= {"validation": "unseen" if head.tune else "learned"}
-            told |= {"scores": head.scores(), "candidates": head.table()}
+            told |= {
+                "scores": {k: None if v != v else v for k, v in head.scores().items()},
+                "candidates": head.table(),
+            }
             write_text(run.folder / HEADS, json.dumps(told, indent=1) + "\n")
         return head
 

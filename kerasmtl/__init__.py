@@ -91,6 +91,14 @@ plans = namespace(
         "reset_run": "kerasmtl.training.resume",
     },
 )
+reports = namespace(
+    "kerasmtl.reports",
+    "Reports as HTML, and labels that are likely wrong.",
+    {
+        "likely_wrong_labels": "kerasmtl.evaluation.explain",
+        "render_comparison": "kerasmtl.evaluation.html_report",
+    },
+)
 
 __all__ = [
     "__version__",
@@ -100,6 +108,7 @@ __all__ = [
     "features",
     "optimizers",
     "plans",
+    "reports",
     *_HOMES,
     *_PACKAGES,
 ]

@@ -19,15 +19,25 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_validator
 
 from kerasmtl.data.inputs import Fault, Image, Input
 from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
 from kerasmtl.models.hub.handles import from_folder
-from kerasmtl.tasks import Task
-from kerasmtl.training.runs import CHECKPOINT, HEADS, LATEST, Run, begin_run, last_run
-from kerasmtl.utils.files import write_text
+from kerasmtl.tasks import Task, by_task
+from kerasmtl.training.runs import (
+    CHECKPOINT,
+    HEADS,
+    LATEST,
+    OUT_OF_FOLD,
+    REPORT,
+    Run,
+    begin_run,
+    last_run,
+)
+from kerasmtl.utils.files import atomic_file, write_text
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.text import shortened, warn
 
@@ -36,6 +46,7 @@ if TYPE_CHECKING:  # Keras and TensorFlow are imported in methods: settings are 
     import tensorflow as tf
 
     from kerasmtl.data.manifest import Manifest
+    from kerasmtl.evaluation.evaluate import Known
     from kerasmtl.evaluation.report import Report
     from kerasmtl.models.hub_layer import HubLayer
     from kerasmtl.training.heads import FittedHead
@@ -135,6 +146,7 @@ class Project(Settings):
     training: TrainingSettings = TrainingSettings()
     _folder: Path = Path(".")
     _skipped: list[Fault] = []
+    _parts: dict[str, Manifest] | None = None
 
     @model_validator(mode="after")
     def _settings_are_read(self) -> Project:
@@ -228,6 +240,17 @@ class Project(Settings):
         """The newest run that has a model; without one, what will be runs/latest."""
         return last_run(self._folder, with_model=True) or Run(self._folder / "runs" / LATEST)
 
+    def run_of(self, name: str | None) -> Run:
+        """Return the run of a name, the folder's in runs/; for None the newest with a model.
+
+        Raises:
+            FileNotFoundError: there is no such run with a model.
+        """
+        run = self.run if name is None else Run(self._folder / "runs" / name)
+        if name is not None and not run.checkpoint.is_file():
+            raise FileNotFoundError(f"`run` must be a folder in runs/ with a model, got {name!r}")
+        return run
+
     @property
     def checkpoint(self) -> Path:
         """The model of the newest run that has one."""
@@ -313,6 +336,7 @@ class Project(Settings):
 
         Example: see train.py of a generated project.
         """
+        from kerasmtl.data.manifest import SPLITS
         from kerasmtl.training.record import TrainingRecord
 
         parts, pretrained = (train, val, test), self.input.has_backbone
@@ -326,6 +350,7 @@ class Project(Settings):
         backbone = self._backbone_identity() if pretrained else None
         record = TrainingRecord.of(parts, self.training.seed, self.labels_csv, backbone)
         run = begin_run(self._folder, record, self.training.tracking)
+        self._parts = dict(zip(SPLITS, parts, strict=True))
         if self._skipped:
             skipped = pd.DataFrame([asdict(fault) for fault in self._skipped])
             write_text(run.folder / "skipped.csv", skipped.to_csv(index=False))
@@ -505,7 +530,7 @@ class Project(Settings):
         validation: Any = None,
         head: FittedHead | None = None,
     ) -> Report:
-        """Score a trained model, print its report, and close its run.
+        """Score a trained model, print its report and write it as HTML, and close its run.
 
         Args:
             run: of the training; gets the scores, and the thresholds for the commands.
@@ -520,16 +545,81 @@ class Project(Settings):
             The report, as `kt.evaluate` makes it.
         """
         from kerasmtl.evaluation.calibration import decide, fit_decisions
-        from kerasmtl.evaluation.evaluate import evaluate
+        from kerasmtl.evaluation.evaluate import evaluated
 
         if head is None or not head.folds:
             decisions = fit_decisions(model, validation, test.tasks)
         else:
             decisions = decide(test.tasks, head.cells(), None, calibrate=False)
-        report = evaluate(model, self.dataset(test, model), test.tasks, decisions)
+        report, cells = evaluated(model, self.dataset(test, model), test.tasks, decisions)
         print(report)
         run.finish(report, decisions)
+        if head is not None and head.folds:
+            with atomic_file(run.folder / OUT_OF_FOLD) as written, written.open("wb") as file:
+                np.savez(file, *by_task(head.out_of_fold, head.tasks).values())
+        try:
+            print("Report:", os.path.relpath(self.write_report(model, run, scored=(report, cells))))
+        except Exception as error:  # the training is worth more than its report
+            print(f"Note: there is no report.html: {type(error).__name__}: {error}")
         return report
+
+    def write_report(
+        self,
+        model: keras.Model,
+        run: Run | None = None,
+        output: str | os.PathLike[str] | None = None,
+        compare: bool = False,
+        scored: tuple[Report, Mapping[str, Known]] | None = None,
+    ) -> Path:
+        """Write the report of a training as one HTML file, which needs no other.
+
+        Args:
+            model: as trained.
+            run: of the training; by default the newest one with a model.
+            output: the file; by default report.html in the folder of the run.
+            compare: include what `kerasmtl compare` has kept in runs/compare.
+            scored: the scores and cells of the test part, as `evaluated` returns them, where they
+                are known.
+
+        Returns:
+            The file. What could not be shown is printed, a line for each section.
+        """
+        from kerasmtl.evaluation.evaluate import evaluated
+        from kerasmtl.evaluation.html_report import Results, render_report
+
+        run = run or self.run
+        of, decisions = self.trained(run.folder.name), run.decisions()
+        parts = (scored and self._parts) or of.parts_of(self.manifest(of))[0]
+        if scored is None:
+            batches = self.dataset(parts["test"], model)
+            scored = evaluated(model, batches, of.tasks, decisions)
+        kept = sorted((self._folder / "runs" / "compare").glob("*.json")) if compare else []
+        unseen = run.folder / OUT_OF_FOLD
+        about = {"run": run.folder.name, "seed of the split": of.seed, **(of.data or {})}
+        if of.backbone:  # without the folders of this machine
+            handle = of.backbone["handle"]
+            about["backbone"] = Path(handle).name if os.path.isabs(handle) else handle
+            about["backbone: sha256"] = of.backbone["sha256"]
+        page, failed = render_report(
+            Results(
+                name=self.name,
+                model=model,
+                parts=parts,
+                report=scored[0],
+                cells=scored[1],
+                decisions=decisions,
+                inputs=lambda rows: self.dataset(rows, model),
+                about=about,
+                folder=run.folder,
+                out_of_fold=list(np.load(unseen).values()) if unseen.is_file() else (),
+                comparisons=[json.loads(file.read_text(encoding="utf-8")) for file in kept],
+            )
+        )
+        for section in failed:
+            print(f"Note: left out of the report: {section}")
+        file = run.folder / REPORT if output is None else Path(output)
+        write_text(file, page)
+        return file
 
     def export(
         self,

@@ -3,6 +3,7 @@
     common     options, errors and tables that commands share
     new        projects from templates
     check      labels files
+    report     the report of a training, as HTML
     predict    evaluate and predict, with a trained model or an export
     export     SavedModels, LiteRT and ONNX
     vendor     backbones: copied and pinned, or described
@@ -33,6 +34,7 @@ COMMANDS = {
     "templates": ("new:list_templates", "List the templates."),
     "check": ("check:check", "Check a labels file: rows, broken images, missing labels."),
     "evaluate": ("predict:evaluate", "Score the trained model, or an export, on known labels."),
+    "report": ("report:report", "Write the report of a training as one HTML file."),
     "export": ("export:export", "Write the trained model as a SavedModel."),
     "predict": ("predict:predict", "Predict for files, with the trained model or an export."),
     "vendor": ("vendor:vendor_module", "Copy a TF-Hub or Kaggle module into the project."),

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kerasmtl.project import Project
     from kerasmtl.serving.batch_predict import Source, Summary
     from kerasmtl.serving.predictor import Prediction, Predictor
+    from kerasmtl.training.runs import Run
 
 trusting = click.option(
     "--trust",
@@ -357,8 +358,8 @@ def _summary(done: Summary) -> str:
     return text
 
 
-def trained_model(project: Project, trust: bool) -> keras.Model:
-    """Load the model of the newest run.
+def trained_model(project: Project, trust: bool, run: Run | None = None) -> keras.Model:
+    """Load the model of a run, by default of the newest one.
 
     A model file can bring a SavedModel along, whose graph may read and write files of whoever runs
     it. It is run if its content has the hash that the record of the run has, which start_run wrote
@@ -367,6 +368,7 @@ def trained_model(project: Project, trust: bool) -> keras.Model:
     Args:
         project: whose run.
         trust: run whatever graph the file brings.
+        run: of the project.
 
     Returns:
         The model, not compiled.
@@ -375,12 +377,15 @@ def trained_model(project: Project, trust: bool) -> keras.Model:
         FileNotFoundError: nothing has been trained yet, or the run has no record.
         ValueError: the file brings a graph that is not the one that the run was made with.
     """
-    path, settings = project.checkpoint, project.model
+    path, settings = (run or project.run).checkpoint, project.model
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist: nothing has been trained yet. Run: python train.py"
         )
-    of, pin = project.trained().backbone or {}, (settings.backbone_sha256 or "").lower()
+    of, pin = (
+        project.trained(run and run.folder.name).backbone or {},
+        (settings.backbone_sha256 or "").lower(),
+    )
     sha256 = of.get("sha256", "").lower()
     # By content where both are known: the same module may have moved to another folder.
     same = pin == sha256 if pin and sha256 else settings.backbone == of.get("handle")

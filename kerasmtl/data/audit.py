@@ -9,6 +9,7 @@ what they find. Nothing is changed by it: a policy is advice, and the user choos
 
 from __future__ import annotations
 
+import html
 import math
 import warnings
 from collections.abc import Sequence
@@ -170,6 +171,10 @@ class Audit:
             "co_known": self.co_known.to_dict(orient="index"),
             "advice": self.advice,
         }
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.advice)
+        return said + self.tasks[["policy", "reason"]].to_html()
 
 
 def plain_rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:

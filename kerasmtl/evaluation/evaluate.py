@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from sklearn import config_context
 
 from kerasmtl.evaluation.report import Bootstrap, Interval, Report, scores_of
 from kerasmtl.tasks import Task, as_tasks, output_columns
@@ -102,26 +103,50 @@ def evaluate(
         >>> report.tasks["dog"].known
         2
     """
-    chosen = as_tasks(tasks)
-    bootstrap = check_count("bootstrap", bootstrap, 0)
+    chosen, bootstrap = as_tasks(tasks), check_count("bootstrap", bootstrap, 0)
     if recall is not None:
         recall = check_number("recall", recall, 0.0, 1.0, open_low=True)
-    thresholds = _thresholds(threshold, chosen)
-    rows, cells = _known_cells(model, dataset, chosen, progress)
-    unit = np.arange(rows)
-    if groups is not None:
-        if len(groups) != rows:
-            raise ValueError(f"`groups` must have one entry per row, {rows}, got {len(groups)}")
-        unit = np.unique([str(group) for group in groups], return_inverse=True)[1]
-    report = _report(chosen, rows, cells, thresholds, recall)
+    report, cells = evaluated(model, dataset, chosen, threshold, progress, recall)
+    if groups is not None and len(groups) != report.rows:
+        raise ValueError(f"`groups` must have one entry per row, {report.rows}, got {len(groups)}")
     if not bootstrap:
         return report
+    return with_intervals(report, cells, chosen, groups, bootstrap, seed, progress)
+
+
+def evaluated(
+    model: keras.Model,
+    dataset: Any,
+    tasks: Sequence[Task],
+    threshold: float | Mapping[str, Any] = DEFAULT,
+    progress: bool = False,
+    recall: float | None = None,
+) -> tuple[Report, dict[str, Known]]:
+    """Return the report of `evaluate`, and known labels and their predictions by task name."""
+    thresholds = _thresholds(threshold, tasks)
+    rows, cells = _known_cells(model, dataset, tasks, progress)
+    return _report(tasks, rows, cells, thresholds, recall), cells
+
+
+def with_intervals(
+    report: Report,
+    cells: Mapping[str, Known],
+    tasks: Sequence[Task],
+    groups: Sequence[object] | np.ndarray | None,
+    draws: int,
+    seed: int = 0,
+    progress: bool = False,
+) -> Report:
+    """Return a report with intervals; the arguments are those of `evaluate`."""
+    unit = np.arange(report.rows)
+    if groups is not None:
+        unit = np.unique([str(group) for group in groups], return_inverse=True)[1]
 
     def drawn(counts: np.ndarray) -> Report:
         resampled = {name: known.drawn(counts) for name, known in cells.items()}
-        return _report(chosen, rows, resampled, thresholds, recall)
+        return _report(tasks, report.rows, resampled, report.thresholds, report.recall)
 
-    return replace(report, bootstrap=intervals(drawn, unit, bootstrap, seed, progress))
+    return replace(report, bootstrap=intervals(drawn, unit, draws, seed, progress))
 
 
 def intervals(
@@ -146,7 +171,9 @@ def intervals(
     """
     units, rng = int(unit.max()) + 1, np.random.default_rng(seed)
     reports = []
-    with progress_bar("resampling", draws, progress) as advance:
+    # The labels are those of the report, which scikit-learn has checked.
+    checked = config_context(skip_parameter_validation=True, assume_finite=True)
+    with checked, progress_bar("resampling", draws, progress) as advance:
         for _ in range(draws):
             counts = np.bincount(rng.integers(0, units, units), minlength=units)
             reports.append(report_of(counts[unit]))
@@ -185,9 +212,7 @@ def scores_and_cells(
     Raises:
         ValueError: as `evaluate`.
     """
-    chosen = as_tasks(tasks)
-    rows, cells = _known_cells(model, dataset, chosen, progress=False)
-    report = _report(chosen, rows, cells, _thresholds(DEFAULT, chosen), None)
+    report, cells = evaluated(model, dataset, as_tasks(tasks))
     return report, {name: (known.y, known.p) for name, known in cells.items()}
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from sklearn import metrics
 
 from kerasmtl.utils.tables import Name, print_whole
@@ -341,6 +342,15 @@ class Report:
         if kind in self.micro:
             add("pooled", asdict(self.micro[kind]), "micro", kind)
         return table
+
+    def _repr_html_(self) -> str:
+        tables = []
+        for kind, tasks in self.by_kind().items():
+            rows = {name: asdict(of) for name, of in tasks.items()}
+            mean = {"mean": {score: self.macro(score, kind) for score in self.scores(kind)}}
+            table = pd.DataFrame.from_dict(rows | (mean if len(rows) > 1 else {}), orient="index")
+            tables.append(table[self._columns(kind)].to_html(na_rep="–", float_format="%.3f"))
+        return f"<p>{self.rows} rows</p>{''.join(tables)}"
 
     def __str__(self) -> str:
         from rich.console import Console

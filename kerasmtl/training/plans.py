@@ -8,6 +8,7 @@ has the usual ones, `plan_for` chooses among them by `depth.choose_depth`. `fine
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import keras
 import numpy as np
+import pandas as pd
 
 from kerasmtl.data.dataset import source_of
 from kerasmtl.models.backbones import backbone_layers, backbones_in
@@ -302,6 +304,13 @@ class Plan(Sequence[Stage]):
         )
         shown = shown or "the head as the folds have chosen it, and nothing after it"
         return f"Plan {self.name!r}: {shown}." + (f"\n{self.why}" if self.why else "")
+
+    def _repr_html_(self) -> str:
+        rows = [[str(stage), stage.epochs, stage.learning_rate] for stage in self]
+        table = pd.DataFrame(rows, columns=["train", "epochs", "learning rate"]).to_html(
+            index=False
+        )
+        return f"<p>Plan {html.escape(repr(self.name))}. {html.escape(self.why)}</p>{table}"
 
 
 def counted(number: int, what: str) -> str:

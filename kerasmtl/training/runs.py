@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 LATEST = "latest"
 CHECKPOINT, STATE, SCORES = "model.keras", "state", "scores.json"
-HISTORY, LOG, HEADS = "history.csv", "train.log", "heads.json"
+HISTORY, LOG, HEADS, REPORT = "history.csv", "train.log", "heads.json", "report.html"
+OUT_OF_FOLD = "out_of_fold.npz"  # what models that had not seen a row predicted for it
 KEPT = ("project.toml", "model.py", "train.py")  # copied into a run: they decide what it does
 
 

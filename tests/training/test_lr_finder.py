@@ -1,7 +1,5 @@
 """The learning-rate finder: its curve, its suggestion, and that nothing is left of it."""
 
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -169,17 +167,9 @@ CURVE = LearningRateCurve(np.array([0.1, 1.0]), np.array([2.0, 1.0]), np.array([
 
 
 def test_the_plot_is_an_image(tmp_path):
-    pytest.importorskip("matplotlib")
     CURVE.plot(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes()[:5] == b"\x89PNG\r"
     assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]
-
-
-def test_without_matplotlib_the_plot_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'kerasmtl\[plot\]'"):
-        CURVE.plot(tmp_path / "curve.png")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,230 @@
+"""Labels that are likely wrong, where a model looks in an image, and which columns it goes by.
+
+`html_report` shows all three. They ask a model that is trained, and change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from sklearn.inspection import permutation_importance
+from sklearn.metrics import r2_score, roc_auc_score
+
+from kerasmtl.evaluation.evaluate import Known
+from kerasmtl.tasks import Task, by_task
+from kerasmtl.training.features import nodes_of
+
+MOST_COLUMNS = 60  # whose importance is measured: each costs several predictions of all rows
+MOST_ROWS = 500  # that it is measured on
+REPEATS = 3
+
+
+def likely_wrong_labels(labels: Any, p: Any) -> pd.DataFrame:
+    """Find known labels that are likely wrong, by confident learning.
+
+    The threshold of a class is the mean probability of that class over the rows that have it as
+    their label, `t_j = mean of p_j(x) over {x: y = j}`. Among the classes with `p_j(x) >= t_j` the
+    likeliest is what the label should be; where it is another one than y, the label is likely
+    wrong. The rows must be ones that the model has not seen: it knows those it was trained on by
+    heart, their errors included.
+
+    Args:
+        labels: (rows,) 0 and 1, or positions of classes; NaN = missing, which plays no role.
+        p: (rows,) probabilities of 1, or (rows, classes).
+
+    Returns:
+        A row for each such label, the surest first: `row`, `label`, `suggested`, and `margin`, the
+        probability of the suggested class minus that of the label.
+
+    Raises:
+        ValueError: shapes that do not fit, or a known label that is not a class of `p`.
+
+    Source: Northcutt, Jiang and Chuang 2021, https://arxiv.org/abs/1911.00068, section 3.1.
+
+    Example:
+        >>> import numpy as np
+        >>> import kerasmtl as kt
+        >>> labels = np.array([1, 1, 1, 0, 0, 0, np.nan])
+        >>> p = np.array([0.9, 0.8, 0.1, 0.2, 0.1, 0.1, 0.9])
+        >>> kt.reports.likely_wrong_labels(labels, p)["row"].tolist()
+        [2]
+    """
+    y, p = np.asarray(labels, "float64"), np.asarray(p, "float64")
+    if y.ndim != 1 or p.ndim not in (1, 2) or len(p) != len(y):
+        raise ValueError(
+            f"`p` must be of shape {y.shape} or ({len(y)}, classes), got {p.shape} for labels of "
+            f"shape {y.shape}"
+        )
+    rows = np.flatnonzero(~np.isnan(y))
+    q = np.column_stack([1 - p, p])[rows] if p.ndim == 1 else p[rows]
+    if not np.isin(y[rows], range(q.shape[1])).all():
+        raise ValueError(f"`labels` must be 0 to {q.shape[1] - 1} or NaN, got others")
+    y = y[rows].astype(int)
+    # A class that no label has has no threshold, and is never suggested.
+    least = [q[y == c, c].mean() if (y == c).any() else np.inf for c in range(q.shape[1])]
+    eligible = np.where(q >= least, q, -np.inf)
+    suggested = eligible.argmax(axis=1)
+    wrong = np.isfinite(eligible.max(axis=1, initial=-np.inf)) & (suggested != y)
+    each = np.arange(len(y))
+    margin = q[each, suggested] - q[each, y]
+    found = {"row": rows, "label": y, "suggested": suggested, "margin": margin}
+    table = pd.DataFrame(found)[wrong]
+    return table.sort_values("margin", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def attention_maps(
+    model: keras.Model, images: Any, tasks: Sequence[Task], wanted: Sequence[tuple[str, int]]
+) -> tuple[np.ndarray, str]:
+    """Return which parts of images speak for a prediction, and by which method.
+
+    Grad-CAM, `relu(Σ_c mean(∂p/∂A_c) A_c)`, of the last map of features A that layers with weights
+    compute (https://arxiv.org/abs/1610.02391). Where there is none, as inside a `HubLayer`, the
+    gradient of the pixels, `max_c |∂p/∂x_c|` (https://arxiv.org/abs/1312.6034).
+
+    Args:
+        model: as `build_model` makes it.
+        images: (rows, height, width, 3), as the model takes them.
+        tasks: of the model.
+        wanted: per row, the name of a task, and the class of a multiclass one.
+
+    Returns:
+        Maps (rows, height, width), from 0 to 1 in each row, and the name of the method.
+
+    Raises:
+        ValueError: nothing of the prediction can be traced to the pixels.
+    """
+    x, kept = tf.convert_to_tensor(images), []
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        outputs = by_task(_run(model, x, tape, kept), tasks)
+        several = {task.name for task in tasks if task.kind == "multiclass"}
+        total = tf.add_n(
+            [
+                outputs[name][row, at] if name in several else outputs[name][row]
+                for row, (name, at) in enumerate(wanted)
+            ]
+        )
+    if kept:
+        features = tf.cast(kept[-1], tf.float32)
+        slope = tf.cast(tape.gradient(total, kept[-1], unconnected_gradients="zero"), tf.float32)
+        weights = tf.reduce_mean(slope, axis=(1, 2), keepdims=True)
+        maps, method = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1)), "Grad-CAM"
+    else:
+        slope = tape.gradient(total, x, unconnected_gradients="zero")
+        maps, method = tf.reduce_max(tf.abs(slope), axis=-1), "gradient of the pixels"
+    maps = np.nan_to_num(maps.numpy().astype("float64"))
+    highest = maps.max(axis=(1, 2), keepdims=True)
+    if not highest.any():
+        raise ValueError("`model` must have gradients from predictions to pixels, got zeros")
+    return maps / np.where(highest > 0, highest, 1), method
+
+
+def _run(model: keras.Model, x: Any, tape: tf.GradientTape, kept: list[Any]) -> Any:
+    """Call a model layer by layer, also those nested in it, and keep its maps of features.
+
+    Args:
+        model: a graph of layers with one input.
+        x: the input.
+        tape: watches what is kept.
+        kept: gets the maps, (batch, height, width, channels), that come after layers with weights.
+    """
+    values, learned = {id(model.inputs[0]): x}, False
+
+    def valued(value: Any) -> Any:
+        return values[id(value)] if isinstance(value, keras.KerasTensor) else value
+
+    for call in nodes_of(model):
+        arguments = (call.arguments.args, call.arguments.kwargs)
+        args, kwargs = keras.tree.map_structure(valued, arguments)
+        layer = call.operation
+        if isinstance(layer, keras.Model) and len(layer.inputs) == 1:
+            result = _run(layer, keras.tree.flatten(args)[0], tape, kept)
+        else:
+            learned |= bool(getattr(layer, "weights", None))
+            result = layer(*args, **kwargs)
+            if learned and getattr(result, "shape", None) is not None and len(result.shape) == 4:
+                if result.shape[1] * result.shape[2] > 1:
+                    tape.watch(result)
+                    kept.append(result)
+        for symbol, value in zip(call.outputs, keras.tree.flatten(result), strict=True):
+            values[id(symbol)] = value
+    outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    return keras.tree.map_structure(valued, outputs)
+
+
+def column_importance(
+    model: keras.Model, values: np.ndarray, tasks: Sequence[Task], cells: Mapping[str, Known]
+) -> pd.DataFrame:
+    """Return by how much each task's score falls if a column's values are shuffled among the rows.
+
+    The score is the AUC (binary), the accuracy (multiclass) or R2 (regression). Of many columns,
+    those with the largest mean gradient times standard deviation are looked at.
+
+    Args:
+        model: takes (rows, columns).
+        values: (rows, columns), rows that the model has not seen.
+        tasks: of the model.
+        cells: known labels by task name, of these rows.
+
+    Returns:
+        (columns, tasks) mean of three shuffles, indexed by the position of the column; tasks that
+        the labels cannot score are left out.
+
+    Source: Breiman 2001, https://doi.org/10.1023/A:1010933404324, section 10.
+    """
+    chosen = np.random.default_rng(0).permutation(len(values))[:MOST_ROWS]
+    x = values[chosen].astype("float32")
+    place = np.full(len(values), -1)
+    place[chosen] = np.arange(len(chosen))
+    truth = {}
+    for task in tasks:
+        known = cells[task.name]
+        here = place[known.rows] >= 0
+        if len(np.unique(known.y[here])) > 1:
+            truth[task] = place[known.rows][here], known.y[here]
+    columns = np.arange(x.shape[1])
+    if len(columns) > MOST_COLUMNS:
+        symbols = tf.convert_to_tensor(x)
+        with tf.GradientTape() as tape:
+            tape.watch(symbols)
+            total = tf.add_n([tf.reduce_sum(o) for o in tf.nest.flatten(model(symbols))])
+        slope = tape.gradient(total, symbols, unconnected_gradients="zero").numpy()
+        size = np.nan_to_num(np.abs(slope).mean(axis=0) * pd.DataFrame(x).std().to_numpy())
+        columns = np.sort(np.argsort(-size, kind="stable")[:MOST_COLUMNS])
+
+    class Scored:
+        """What scikit-learn shuffles the columns for; the others keep their values."""
+
+        def fit(self) -> None: ...
+
+    def scores(_: Any, some: np.ndarray, __: Any) -> dict[str, float]:
+        whole = x.copy()
+        whole[:, columns] = some
+        outputs = by_task(model.predict_on_batch(whole), tasks)
+        return {
+            task.name: _score(task, y, np.asarray(outputs[task.name])[rows])
+            for task, (rows, y) in truth.items()
+        }
+
+    found = (
+        permutation_importance(
+            Scored(), x[:, columns], None, scoring=scores, n_repeats=REPEATS, random_state=0
+        )
+        if truth
+        else {}
+    )
+    return pd.DataFrame({name: each.importances_mean for name, each in found.items()}, columns)
+
+
+def _score(task: Task, y: np.ndarray, p: np.ndarray) -> float:
+    """Return the score of a task that falls where its predictions get worse."""
+    if task.kind == "binary":
+        return float(roc_auc_score(y, p))
+    if task.kind == "multiclass":
+        return float((p.argmax(axis=1) == y).mean())
+    return float(r2_score(y, p))

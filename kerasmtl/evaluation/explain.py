@@ -19,7 +19,7 @@ from kerasmtl.evaluation.evaluate import Known
 from kerasmtl.tasks import Task, by_task
 from kerasmtl.training.features import nodes_of
 
-MOST_COLUMNS = 60  # whose importance is measured: each costs several predictions of all rows
+MOST_COLUMNS = 40  # whose importance is measured: each costs several predictions of all rows
 MOST_ROWS = 500  # that it is measured on
 REPEATS = 3
 

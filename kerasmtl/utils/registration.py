@@ -55,6 +55,7 @@ PACKAGE = "kerasmtl"
 REGISTERED = {
     "AssumeNegative": "kerasmtl.losses",
     "AsymmetricLoss": "kerasmtl.losses",
+    "ColumnEncoding": "kerasmtl.models.mlp",
     "ColumnNormalization": "kerasmtl.models.mlp",
     "DynamicWeightAverage": "kerasmtl.losses.balancing",
     "ExpectedPositives": "kerasmtl.losses",

@@ -1,8 +1,7 @@
 """From a CSV with missing labels to a served model: transfer and multi-task learning on Keras 3.
 
 Names are imported on first use, so that `import kerasmtl` and the command line start without
-TensorFlow. `kt.losses`, `kt.metrics`, `kt.data` and `kt.export` are packages; the other namespaces
-are listed here.
+TensorFlow. Packages of public names are in `_PACKAGES`; the other namespaces are listed here.
 """
 
 from kerasmtl._version import __version__
@@ -15,6 +14,7 @@ _HOMES = {
     "Project": "kerasmtl.project",
     "Task": "kerasmtl.tasks",
     "build_model": "kerasmtl.models.build",
+    "compare": "kerasmtl.advice.compare",
     "evaluate": "kerasmtl.evaluation.evaluate",
     "export_saved_model": "kerasmtl.export.saved_model",
     "fine_tune": "kerasmtl.training.fine_tune",
@@ -26,7 +26,7 @@ _HOMES = {
     "save_model": "kerasmtl.training.callbacks",
     "unfreeze": "kerasmtl.models.layer_groups",
 }
-_PACKAGES = ("data", "export", "losses", "metrics")
+_PACKAGES = ("advice", "data", "export", "losses", "metrics")
 
 backbones = namespace(
     "kerasmtl.backbones",

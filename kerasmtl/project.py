@@ -214,6 +214,11 @@ class Project(Settings):
             raise SystemExit(f"Error: {error}") from None
 
     @property
+    def folder(self) -> Path:
+        """The folder of project.toml."""
+        return self._folder
+
+    @property
     def labels_csv(self) -> Path:
         """The labels file; "street_scenes" means the embedded example data."""
         if self.data.labels in DATASETS:

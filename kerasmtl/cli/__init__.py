@@ -4,6 +4,7 @@
     new        projects from templates
     check      labels files
     report     the report of a training, as HTML
+    compare    advice, and trainings that measure what transfer and several tasks bring
     predict    evaluate and predict, with a trained model or an export
     export     SavedModels, LiteRT and ONNX
     vendor     backbones: copied and pinned, or described
@@ -33,6 +34,8 @@ COMMANDS = {
     "new": ("new:new", "Make a project FOLDER from TEMPLATE."),
     "templates": ("new:list_templates", "List the templates."),
     "check": ("check:check", "Check a labels file: rows, broken images, missing labels."),
+    "advise": ("compare:advise", "Say what labels and features suffice for, before training."),
+    "compare": ("compare:compare", "Measure whether transfer, several tasks, or width pays."),
     "evaluate": ("predict:evaluate", "Score the trained model, or an export, on known labels."),
     "report": ("report:report", "Write the report of a training as one HTML file."),
     "export": ("export:export", "Write the trained model as a SavedModel."),

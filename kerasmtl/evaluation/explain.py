@@ -125,13 +125,9 @@ def attention_maps(
 
 
 def _run(model: keras.Model, x: Any, tape: tf.GradientTape, kept: list[Any]) -> Any:
-    """Call a model layer by layer, also those nested in it, and keep its maps of features.
+    """Call a model of one input layer by layer, also those nested in it.
 
-    Args:
-        model: a graph of layers with one input.
-        x: the input.
-        tape: watches what is kept.
-        kept: gets the maps, (batch, height, width, channels), that come after layers with weights.
+    The tape watches, and `kept` gets, the maps of features that come after layers with weights.
     """
     values, learned = {id(model.inputs[0]): x}, False
 

@@ -529,15 +529,7 @@ def _curve(x: Any, y: Any, style: str = "-", label: str = "") -> dict[str, Any]:
 def _chart(
     title: str, curves: Iterable[Mapping[str, Any]], x: str, y: str, marks: Iterable[float] = ()
 ) -> tuple[str, Markup]:
-    """Draw curves as SVG that is the same each time, and takes its colours from the page.
-
-    Args:
-        title: of the chart.
-        curves: with "x" and "y", and perhaps "label", "style" (of `_curve`; points with a
-            line by default), and the ends "low" and "high".
-        x, y: the labels of the axes.
-        marks: of x, for vertical lines.
-    """
+    """Draw curves as SVG that is the same each time; `x`, `y` are labels, `marks` lines at x."""
     import matplotlib  # half a second, which `import` of this module need not take
     from matplotlib.figure import Figure
 
@@ -600,15 +592,7 @@ def _interval(value: float, ends: Any) -> Any:
 def _card(
     rows: Manifest, row: int, said: str, task: Task | None = None, p: Any = None
 ) -> dict[str, Any]:
-    """Return a card of a row: its image, or its most unusual columns, and what is said of it.
-
-    Args:
-        rows: of which it is one.
-        row: the number of the row.
-        said: a line on it, to which a prediction is added.
-        task: of the prediction.
-        p: the prediction.
-    """
+    """Return a card of a row: its image, or its most unusual columns; a line, a prediction."""
     images, lines = [], [said + ("" if task is None else _predicted(task, p))]
     if rows.input.kind == "image":
         with contextlib.suppress(OSError):  # it has been moved away since

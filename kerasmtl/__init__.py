@@ -24,6 +24,7 @@ _HOMES = {
     "make_dataset": "kerasmtl.data.dataset",
     "quiet_tensorflow": "kerasmtl.utils.tf",
     "save_model": "kerasmtl.training.callbacks",
+    "tune": "kerasmtl.advice.tune",
     "unfreeze": "kerasmtl.models.layer_groups",
 }
 _PACKAGES = ("advice", "data", "export", "losses", "metrics")

@@ -144,7 +144,9 @@ class Project(Settings):
     input: Annotated[Input, PlainValidator(Input.from_config)] = Image()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
+    tune: dict[str, list[Any] | dict[str, Any]] = {}  # what `kerasmtl tune` searches
     _folder: Path = Path(".")
+    _stand_in: Any = None
     _skipped: list[Fault] = []
     _parts: dict[str, Manifest] | None = None
 
@@ -218,6 +220,28 @@ class Project(Settings):
         """The folder of project.toml."""
         return self._folder
 
+    def changed(self, settings: Mapping[str, Any], backbone: Any = None) -> Project:
+        """Return this project with other settings of [model] and [training]; no file changes.
+
+        Args:
+            settings: by name.
+            backbone: what `load_backbone` returns then, in place of that of project.toml.
+
+        Raises:
+            ValueError: a setting is unknown or wrong.
+        """
+        parts = {name: getattr(self, name) for name in ("model", "training")}
+        own = {
+            name: {k: settings[k] for k in settings if hasattr(of, k)} for name, of in parts.items()
+        }
+        if unknown := sorted(set(settings) - set(own["model"]) - set(own["training"])):
+            raise ValueError(f"`settings` must be of [model] or [training], got {unknown[0]!r}")
+        made = self.model_copy(
+            update={n: type(of)(**{**of.model_dump(), **own[n]}) for n, of in parts.items()}
+        )
+        made._stand_in = backbone
+        return made
+
     @property
     def labels_csv(self) -> Path:
         """The labels file; "street_scenes" means the embedded example data."""
@@ -280,6 +304,8 @@ class Project(Settings):
         """
         from kerasmtl.models.backbones import load_backbone
 
+        if self._stand_in is not None:
+            return self._stand_in
         return load_backbone(
             self.backbone,
             trainable=trainable,

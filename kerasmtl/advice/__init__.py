@@ -6,6 +6,7 @@ compare          `kt.compare`: transfer, tasks or size, measured within a time b
 transfer         its cells of `transfer`: from scratch, frozen, the plan
 networks         its cells of `tasks` and `size`: heads on features that are computed once
 statistics       paired bootstrap intervals and power laws
+tune             `kt.tune`: settings of project.toml, searched by training
 rows             parts, features and network of a project, as `train.py` has them
 """
 

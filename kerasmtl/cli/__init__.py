@@ -3,6 +3,7 @@
     common     options, errors and tables that commands share
     new        projects from templates
     check      labels files
+    tune       a search of better settings
     report     the report of a training, as HTML
     compare    advice, and trainings that measure what transfer and several tasks bring
     predict    evaluate and predict, with a trained model or an export
@@ -36,6 +37,7 @@ COMMANDS = {
     "check": ("check:check", "Check a labels file: rows, broken images, missing labels."),
     "advise": ("compare:advise", "Say what labels and features suffice for, before training."),
     "compare": ("compare:compare", "Measure whether transfer, several tasks, or width pays."),
+    "tune": ("tune:tune", "Search better settings by training on the project's own data."),
     "evaluate": ("predict:evaluate", "Score the trained model, or an export, on known labels."),
     "report": ("report:report", "Write the report of a training as one HTML file."),
     "export": ("export:export", "Write the trained model as a SavedModel."),

@@ -17,7 +17,7 @@ import pandas as pd
 
 from kerasmtl.advice.cells import Cell, Cells, Predictions, Result
 from kerasmtl.advice.rows import Rows
-from kerasmtl.advice.statistics import Bootstrap, Estimate, curve, estimate, unit_of
+from kerasmtl.advice.statistics import Bootstrap, Estimate, curves, estimate, unit_of
 from kerasmtl.tasks import by_task
 from kerasmtl.training.heads import Hidden, fit_head
 from kerasmtl.utils.text import listed, shortened
@@ -310,7 +310,7 @@ def compare_size(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
             }
         ),
         "setting": setting,
-        "curves": (curve("one network for all tasks", one), curve("one network a task", each)),
+        "curves": curves({"one network for all tasks": one, "one network a task": each}),
         "x_label": "width of the hidden layer",
         "y_label": unit,
     }

@@ -143,11 +143,16 @@ def weighted_score(kind: str, y: np.ndarray, p: np.ndarray, weights: np.ndarray)
         return (yes * below).sum(axis=1) / (yes.sum(axis=1) * no.sum(axis=1))
 
 
-def curve(label: str, of: Mapping[float, np.ndarray]) -> dict[str, Any]:
-    """Return a curve with its 95 % band, of draws by x."""
-    each = [estimate(of[x]) for x in sorted(of)]
-    y, low, high = ([float(e[at]) for e in each] for at in range(3))
-    return {"label": label, "x": sorted(of), "y": y, "low": low, "high": high}
+def curves(of: Mapping[str, Mapping[float, np.ndarray]]) -> tuple[dict[str, Any], ...]:
+    """Return curves with their 95 % bands, of draws by label and x; those with a point."""
+    found = []
+    for label, draws in of.items():
+        points = [(x, *estimate(draws[x])) for x in sorted(draws) if np.isfinite(draws[x][0])]
+        names = ("x", "y", "low", "high")
+        if points:
+            columns = zip(names, map(list, zip(*points, strict=True)), strict=True)
+            found.append({"label": label, **dict(columns)})
+    return tuple(found)
 
 
 def unit_of(tasks: Sequence[Task]) -> str:

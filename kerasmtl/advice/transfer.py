@@ -19,7 +19,7 @@ import pandas as pd
 
 from kerasmtl.advice.cells import Cell, Cells, Result
 from kerasmtl.advice.rows import Rows, network, with_backbone
-from kerasmtl.advice.statistics import Bootstrap, catch_up, curve, estimate, unit_of
+from kerasmtl.advice.statistics import Bootstrap, catch_up, curves, estimate, unit_of
 from kerasmtl.advice.transferability import logme, mean_score, ridge_probe
 from kerasmtl.losses.defaults import for_tasks
 from kerasmtl.metrics.defaults import for_tasks as metrics_for_tasks
@@ -88,9 +88,11 @@ def compare_transfer(
         "table": pd.DataFrame(table),
         "details": ranked,
         "setting": setting,
-        "curves": tuple(
-            curve(label, {counts[share]: draws for share, draws in found[name].items()})
-            for name, label in METHODS.items()
+        "curves": curves(
+            {
+                label: {counts[share]: draws for share, draws in found[name].items()}
+                for name, label in METHODS.items()
+            }
         ),
         "x_label": f"{noun} to learn from",
         "y_label": unit,
@@ -132,8 +134,8 @@ def _answer(
         second = "Nothing shows that from scratch has anything to catch up."
     elif needed is None:
         second = (
-            f"How many {noun} would replace the backbone cannot be told: no falling power law fits "
-            f"the {len(sizes)} sizes that were trained from scratch."
+            f"How many {noun} would replace the backbone cannot be told: no falling power law through "
+            f"four sizes or more (trained from scratch: {len(sizes)})."
         )
     elif np.isfinite(needed.value):
         high = f"{needed.high:,.0f}" if np.isfinite(needed.high) else f"beyond {most}"

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
 import kerasmtl as kt
-from kerasmtl.advice.statistics import Bootstrap, Estimate, catch_up, estimate, power_law
+from kerasmtl.advice.statistics import Bootstrap, Estimate, catch_up, curves, estimate, power_law
 from kerasmtl.advice.statistics import weighted_score as weighted
 
 SIZES = np.array([50, 100, 200, 400, 800])
@@ -112,3 +112,10 @@ def test_catching_up_has_the_interval_of_its_draws():
     assert catch_up(SIZES, draws, np.full(101, 0.1)).value == np.inf  # that is the limit
     assert catch_up(SIZES, draws, np.full(101, 0.105)).value == np.inf  # 160,000: too far
     assert catch_up(SIZES[:3], draws[:, :3], np.full(101, 0.15)) is None
+
+
+def test_curves_have_the_points_that_are_defined():
+    draws, none = np.array([0.7, 0.6, 0.8]), np.full(3, np.nan)
+    (found,) = curves({"a": {4: draws, 2: draws, 8: none}, "b": {}, "c": {4: none}})
+    assert found["label"] == "a" and found["x"] == [2, 4] and found["y"] == [0.7, 0.7]
+    assert found["low"][0] < 0.7 < found["high"][0]

@@ -134,8 +134,8 @@ def _answer(
         second = "Nothing shows that from scratch has anything to catch up."
     elif needed is None:
         second = (
-            f"How many {noun} would replace the backbone cannot be told: no falling power law through "
-            f"four sizes or more (trained from scratch: {len(sizes)})."
+            f"How many {noun} would replace the backbone cannot be told: no falling power law "
+            f"goes through four sizes or more (trained from scratch: {len(sizes)})."
         )
     elif np.isfinite(needed.value):
         high = f"{needed.high:,.0f}" if np.isfinite(needed.high) else f"beyond {most}"

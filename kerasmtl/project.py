@@ -501,7 +501,7 @@ class Project(Settings):
             (part, self.dataset(part, model) if len(part) else None) for part in (train, validation)
         ]
         try:
-            head = head_for(model, *parts, self.training.seed)
+            head = head_for(model, *parts, self.training.seed, self.training.plan)
         except (ValueError, OSError) as error:
             print(f"The head is not chosen by folds: {error}", flush=True)
             return None
@@ -535,10 +535,9 @@ class Project(Settings):
         from kerasmtl.training.plans import PATIENCE, Plan, Stage, plan_for
 
         of = self.training
-        if head is not None and (of.plan == "head" or not self.input.has_backbone):
-            return Plan(of.plan, ())
-        if head is not None and of.plan == "auto" and not head.tune:
-            return Plan("auto", (), "The validation part has too few labels to judge fine-tuning.")
+        if head is not None and not head.tune:
+            why = "Labels or backbone allow no more." if of.plan == "auto" else ""
+            return Plan(of.plan, (), why if self.input.has_backbone else "")
         if not self.input.has_backbone:
             return Plan("all", (Stage("all", of.epochs, of.learning_rate, schedule="cosine"),))
         found = plan_for(

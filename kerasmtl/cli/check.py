@@ -14,7 +14,6 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -122,8 +121,8 @@ class Check:
             if manifest.input.has_backbone:
                 # Training says again what `split` warns of here.
                 with warnings.catch_warnings(action="ignore"):
-                    train, *_ = manifest.split(seed=seed)
-                self.training = advice((~np.isnan(train.labels)).sum(axis=0).tolist())
+                    train, val, _ = manifest.split(seed=seed)
+                self.training = advice(train.labels, val.labels, train.tasks)
         except ValueError as error:  # too few rows to split; all else is still worth showing
             self.no_leaks = str(error).rstrip(".") if leaks else ""
 

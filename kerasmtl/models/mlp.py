@@ -180,7 +180,7 @@ class ColumnNormalization(keras.layers.Layer):
         return {**super().get_config(), "indicators": self.indicators}
 
 
-def columns(inputs: np.ndarray, bins: int = 16, name: str = "columns") -> keras.Model:
+def columns(inputs: np.ndarray, bins: int = 16, name: str = "encoding") -> keras.Model:
     """Build a backbone without anything to train: an encoding of numbers, bits and counts.
 
     Each column of more than two values is encoded piecewise linearly over the quantiles of the
@@ -233,7 +233,7 @@ def columns(inputs: np.ndarray, bins: int = 16, name: str = "columns") -> keras.
     found = [*pieces, *bits, *plain] or [(0, [0.0, 0.0, 0, 0, 0.0, 0.0])]  # constant rows: a 0
     sizes = (len(pieces), len(bits), len(found) - len(pieces) - len(bits))
     layer = ColumnEncoding(
-        [each for each, _ in found], sizes, flags, dtype="float32", name="encoding"
+        [each for each, _ in found], sizes, flags, dtype="float32", name="columns"
     )
     entry = keras.Input((rows.shape[1],), name="features")
     model = keras.Model(entry, layer(entry), name=name)

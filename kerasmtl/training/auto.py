@@ -19,14 +19,19 @@ from kerasmtl.data.manifest import Manifest
 from kerasmtl.evaluation.evaluate import collected
 from kerasmtl.models.layer_groups import sublayers
 from kerasmtl.tasks import Task, output_columns
-from kerasmtl.training.depth import can_judge
+from kerasmtl.training.depth import after_the_head
 from kerasmtl.training.feature_cache import FrozenPart, named
 from kerasmtl.training.features import split_model
 from kerasmtl.training.heads import FittedHead, Linear, Target, fit_head
+from kerasmtl.training.plans import backbone_parameters
 
 
 def head_for(
-    model: keras.Model, train: tuple[Manifest, Any], validation: tuple[Manifest, Any], seed: int = 0
+    model: keras.Model,
+    train: tuple[Manifest, Any],
+    validation: tuple[Manifest, Any],
+    seed: int = 0,
+    plan: str = "auto",
 ) -> FittedHead:
     """Choose and fit the head of a model by folds, on the features of its frozen part.
 
@@ -34,6 +39,8 @@ def head_for(
         model: with a frozen part.
         train, validation: rows, and their data set without augmentation; validation may have none.
         seed: of the folds.
+        plan: "head" has nothing after the head, "auto" what the labels allow (`after_the_head`),
+            and any other name something.
 
     Returns:
         The head. With `tune` it has seen the training rows alone.
@@ -42,7 +49,11 @@ def head_for(
         ValueError: the model has no frozen part, or one whose features cannot be cached.
     """
     rows, held = train[0], validation[0]
-    tune = bool(len(held)) and rows.input.has_backbone and can_judge(held.labels, held.tasks)
+    name = plan if rows.input.has_backbone else "head"
+    if name == "auto":
+        name, _ = after_the_head(rows.labels, held.labels, rows.tasks, backbone_parameters(model))
+    tune = name != "head"
+    # Without a validation part nothing is held back, and nothing judges.
     parts = [train] if tune or not len(held) else [train, validation]
     features = np.concatenate([features_of(model, *part) for part in parts])
     labels = np.concatenate([part.labels for part, _ in parts])

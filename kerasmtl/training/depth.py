@@ -84,20 +84,46 @@ def choose_depth(known: Sequence[int], parameters: int) -> tuple[str, str]:
     return "gradual", "enough to train everything, from the last layers on"
 
 
-def advice(known: Sequence[int]) -> str:
-    """Say what `choose_depth` does with these labels, whatever the backbone.
+def after_the_head(
+    train: np.ndarray, validation: np.ndarray, tasks: Sequence[Task], parameters: int
+) -> tuple[str, str]:
+    """Return what follows a head that was chosen by folds: the name of a plan, and the reason.
 
     Args:
-        known: for each task, how many rows of the training split have a label.
+        train, validation: labels of the parts, (rows, tasks), NaN = missing.
+        tasks: of the columns.
+        parameters: number of weights of the backbone.
+
+    Returns:
+        As `choose_depth`; "head" where the validation part cannot judge what more would bring.
     """
+    if not can_judge(validation, tasks):
+        return "head", "the validation part has too few labels to judge fine-tuning"
+    return choose_depth((~np.isnan(train)).sum(axis=0).tolist(), parameters)
+
+
+def advice(train: np.ndarray, validation: np.ndarray, tasks: Sequence[Task]) -> str:
+    """Say what `plan="auto"` does with these labels, whatever the backbone.
+
+    Args:
+        train, validation: labels of the parts, (rows, tasks), NaN = missing.
+        tasks: of the columns.
+    """
+    if not can_judge(validation, tasks):
+        return (
+            'plan="auto" fits the head alone, by folds: the median task has fewer than '
+            f"{JUDGES} labels of its rarer answer in the validation part, too few to judge "
+            "fine-tuning."
+        )
+    known = (~np.isnan(train)).sum(axis=0).tolist()
     if typical(known) < LITTLE:
         return (
-            f'plan="auto" trains the head alone: the median task has {typical(known)} known labels '
+            f'plan="auto" fits the head alone: the median task has {typical(known)} known labels '
             f"in the train part, below {LITTLE}."
         )
     total = sum(known)
     return (
-        f'plan="auto" trains the head, and then everything if the backbone has at most '
+        f'plan="auto" fits the head, and then trains everything if the backbone has at most '
         f"{LAST_ALONE * total:,} weights, or its last layers if at most {HEAD_ALONE * total:,}; "
         f"the train part has {total:,} known labels."
     )

@@ -74,7 +74,7 @@ class Hidden:
     width: int = 64
     dropout: float = 0.3
     input_dropout: float = 0.1
-    weight_decay: float = 0.1
+    weight_decay: float = 1.0
     learning_rate: float = 2e-3
     steps: Sequence[int] = STEPS
 
@@ -308,7 +308,9 @@ def fit_head(
     unit = units(np.arange(len(x)) if groups is None else np.asarray(groups))
     target = Target(labels[told], chosen)
     held = _held_out(labels[told], chosen, unit[told], folds, seed)
-    paths = candidates if candidates is not None else (Linear(), Hidden())
+    # Many rows take many steps, in which only more dropout keeps a network from learning them.
+    many = {"dropout": 0.5, "input_dropout": 0.3} if len(x) >= MANY else {}
+    paths = candidates if candidates is not None else (Linear(), Hidden(**many))
     # More threads than this only wait for each other on matrices so small.
     with threadpool_limits(limits=None if len(x) >= MANY else 1, user_api="blas"):
         tried = [
@@ -835,12 +837,14 @@ def _chosen(
         np.bincount(each_unit, (target.losses(z) * target.weight).sum(axis=1)) for z in logits
     ]
     sums = np.array([each.sum() for each in losses])
-    best = int(sums.argmin())
+    order = np.argsort(sums, kind="stable").tolist()
+    best, last = order[0], len(tried) - 1
+    # Of a sum of differences, one a unit.
     spread = [float(np.std(each - losses[best]) * math.sqrt(len(each))) for each in losses]
-    alike = [i for i in range(len(tried)) if sums[i] - sums[best] <= spread[i] + 1e-12]
+    alike = [i for i in order if sums[i] - sums[best] <= spread[i] + 1e-12]
     few = np.median((~np.isnan(target.labels)).sum(axis=0)) < UNSURE
-    if few and len(tried) - 1 not in alike:  # so few labels make the folds themselves too sure
-        alike.append(len(tried) - 1)
+    if few and last not in alike:  # so few labels make the folds themselves too sure
+        alike.append(last)
     share = 1 / len(alike)
     parts = [tried[i].part for i in alike]
     factors = [scales[i] * share for i in alike]
@@ -857,13 +861,13 @@ def _chosen(
     )
     table = tuple(
         Candidate(tried[i].name, float(sums[i]), spread[i], round(scales[i], 4), i in alike)
-        for i in np.argsort(sums, kind="stable")
+        for i in order
     )
     out_of_fold = np.mean([logits[i] for i in alike], axis=0)
     names = [each.name for each in table if each.chosen]
     why = f"The head is {names[0]}, better than the others by more than a standard error."
     if len(names) > 1:
-        why = f"The head is the average of {len(names)} that folds cannot tell apart (*)."
+        why = f"The head is the average of the {len(names)} marked, which folds cannot tell apart."
     if names == ["constant"]:
         why = "The head is constant: the folds find nothing that the features say of the labels."
     return table, joined, out_of_fold, why

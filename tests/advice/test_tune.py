@@ -127,7 +127,7 @@ def test_auto_is_a_head_chosen_by_folds_of_the_train_part(tmp_path):
         features.predict(train.values, verbose=0),
         train.labels,
         train.tasks,
-        views=model.get_layer("columns").get_layer("encoding").views,
+        views=model.get_layer("encoding").get_layer("columns").views,
     )
     outputs = head.predict(features.predict(val.values, verbose=0))
     halves = np.array_split(np.random.default_rng(0).permutation(30), 2)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import kerasmtl as kt
-from kerasmtl.training.depth import HEAD_ALONE, LAST_ALONE, LITTLE, advice
+from kerasmtl.training.depth import HEAD_ALONE, LAST_ALONE, LITTLE, advice, after_the_head
 from kerasmtl.training.optimizers import LayerwiseDecay
 from kerasmtl.training.plans import PLANS, as_plan, backbone_parameters, choose_plan, count_labels
 
@@ -182,13 +182,18 @@ def promised(said, parameters):
     )
 
 
-@pytest.mark.parametrize(
-    "known", [[0], [LITTLE - 1], [LITTLE], [3, 900, 900], [60_000] * 14], ids=str
-)
-def test_what_check_says_is_what_the_automatic_plan_does_for_every_backbone(known):
+@pytest.mark.parametrize("held", [39, 40])
+@pytest.mark.parametrize("known", [[LITTLE - 1], [LITTLE], [3, 900, 900], [6_000] * 14], ids=str)
+def test_what_check_says_is_what_the_automatic_plan_does_for_every_backbone(known, held):
+    tasks = [kt.Task(f"task {number}") for number in range(len(known))]
+    labels = np.where(np.arange(max(known))[:, None] < known, 1.0, np.nan)
+    val = np.tile(np.arange(held)[:, None] % 2 == 0, (1, len(known))).astype(float)
     edges = [rate * sum(known) + more for rate in (LAST_ALONE, HEAD_ALONE) for more in (0, 1)]
-    for parameters in [10_000, 2_500_000, 10**12, *(edge for edge in edges if edge > 1)]:
-        assert promised(advice(known), parameters) == choose_plan(900, known, parameters).name
+    for parameters in [10_000, 2_500_000, 10**12, *edges]:
+        said = promised(advice(labels, val, tasks), parameters)
+        assert said == after_the_head(labels, val, tasks, parameters)[0]
+        if held == 40:
+            assert said == choose_plan(900, known, parameters).name
 
 
 NAN = np.nan

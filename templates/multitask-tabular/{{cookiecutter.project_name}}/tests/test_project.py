@@ -50,7 +50,7 @@ def test_training_moves_the_network_and_not_the_normalisation(model, rows):
     history = model.fit(data, epochs=1, shuffle=False, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
     after = [v.numpy() for v in model.non_trainable_variables if "columns" in v.path]
-    assert len(fixed) == 2 and all((a == b).all() for a, b in zip(fixed, after, strict=True))
+    assert fixed and all((a == b).all() for a, b in zip(fixed, after, strict=True))
     pairs = zip(moved, model.trainable_variables, strict=True)
     assert any((before != variable.numpy()).any() for before, variable in pairs)
 

@@ -25,6 +25,8 @@ from kerasmtl.training.features import split_model
 from kerasmtl.training.heads import FittedHead, Linear, Target, fit_head
 from kerasmtl.training.plans import backbone_parameters
 
+BATCH = 4096  # rows of a table that are encoded at a time
+
 
 def head_for(
     model: keras.Model,
@@ -81,7 +83,8 @@ def features_of(model: keras.Model, rows: Manifest, data: Any) -> np.ndarray:
     """
     if not rows.input.has_backbone:
         features, _ = split_model(model)
-        return np.asarray(features.predict(rows.values, batch_size=1024, verbose=0))
+        parts = range(0, len(rows), BATCH)
+        return np.concatenate([np.asarray(features(rows.values[i : i + BATCH])) for i in parts])
     part = FrozenPart(model)
     found = part.cached(data)
     shards = np.concatenate([np.asarray(shard) for shard in found.shards])

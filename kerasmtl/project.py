@@ -536,8 +536,7 @@ class Project(Settings):
 
         of = self.training
         if head is not None and not head.tune:
-            why = "Labels or backbone allow no more." if of.plan == "auto" else ""
-            return Plan(of.plan, (), why if self.input.has_backbone else "")
+            return Plan(of.plan, (), f"Nothing after it: {head.next}." if head.next else "")
         if not self.input.has_backbone:
             return Plan("all", (Stage("all", of.epochs, of.learning_rate, schedule="cosine"),))
         found = plan_for(

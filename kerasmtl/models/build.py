@@ -262,6 +262,7 @@ def task_head(
     dropout: float = 0.0,
     scales: Mapping[str, tuple[float, float]] | None = None,
     skip: bool = False,
+    dtype: str | None = None,
 ) -> Any:
     """Add dense layers with ReLU and dropout, then the outputs of all tasks.
 
@@ -273,6 +274,7 @@ def task_head(
         scales: by regression task, mean and standard deviation of its labels (`target_scales`): the
             network then learns the standardized label, and a last layer returns to its unit.
         skip: the outputs see the features beside the last dense layer.
+        dtype: of the layers before the outputs; None: the global policy's.
 
     Returns:
         Binary tasks only: probabilities (batch, tasks). Other kinds among them: a dict as
@@ -288,12 +290,13 @@ def task_head(
     given = features
     for number, width in enumerate(hidden, start=1):
         units = check_count("hidden", width)
-        dense = keras.layers.Dense(units, activation="relu", name=f"head_dense_{number}")
+        name = f"head_dense_{number}"
+        dense = keras.layers.Dense(units, activation="relu", name=name, dtype=dtype)
         features = keras.layers.Dropout(dropout, name=f"head_dropout_{number}")(dense(features))
     if not hidden and dropout:
         features = keras.layers.Dropout(dropout, name="head_dropout")(features)
     if skip and hidden:
-        features = keras.layers.Concatenate(name="head_features")([given, features])
+        features = keras.layers.Concatenate(name="head_features", dtype=dtype)([given, features])
     if all_binary(tasks):
         return _output(features, len(tasks), "sigmoid", "head")
     # With other kinds among the tasks the outputs are a dict: Keras then looks up losses, metrics

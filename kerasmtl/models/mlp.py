@@ -16,6 +16,8 @@ from keras import ops
 
 from kerasmtl.utils.validation import check_count, check_number
 
+TINY = 1e-30  # what is divided by at least: float32 has an inverse of it
+
 
 def mlp(
     inputs: int | np.ndarray,
@@ -222,11 +224,11 @@ def columns(inputs: np.ndarray, bins: int = 16, name: str = "encoding") -> keras
         if len(values) == 2:
             # (left, 1 / width, lowest, highest, shift, factor)
             share = float((known == values[1]).mean())
-            width = float(values[1] - values[0])
+            width = max(float(values[1] - values[0]), TINY)
             bits.append((column, [float(values[0]), 1 / width, -1, 2, share, 2.0]))
         elif len(values) > 2:
             pieces += [(column, piece) for piece in _pieces(known, values, count)]
-            spread = float(known.std()) or 1.0
+            spread = max(float(known.std()), TINY)
             # Beyond every value by far: an outlier should not decide alone.
             plain.append((column, [float(known.mean()), 1 / spread, -30, 30, 0.0, 1.0]))
     flags = np.flatnonzero(np.isnan(rows).any(axis=0) & ~np.isnan(rows).all(axis=0))
@@ -249,7 +251,7 @@ def _pieces(known: np.ndarray, values: np.ndarray, bins: int) -> list[list[float
     edges = np.unique(np.quantile(known, shares))
     if len(edges) < 3:  # most cells are alike: by value, and not by row
         edges = np.unique(np.quantile(values, shares))
-    left, width = edges[:-1], np.diff(edges)
+    left, width = edges[:-1], np.maximum(np.diff(edges), TINY)
     lowest, highest = np.zeros(len(left)), np.ones(len(left))
     lowest[0], highest[-1] = -1, 2
     encoded = np.clip((known[:, None] - left) / width, lowest, highest)
@@ -363,7 +365,7 @@ def column_statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not binary and cells.min() < cells.max():
             spread[column] = cells.std()
     # A tiny deviation may become 0 in float32, and dividing by it infinity.
-    return center.astype("float32"), np.maximum(spread, 1e-30).astype("float32")
+    return center.astype("float32"), np.maximum(spread, TINY).astype("float32")
 
 
 def _checked_rows(rows: Any) -> np.ndarray:

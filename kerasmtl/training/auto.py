@@ -16,9 +16,10 @@ import keras
 import numpy as np
 
 from kerasmtl.data.manifest import Manifest
+from kerasmtl.data.splits import units
 from kerasmtl.evaluation.evaluate import collected
 from kerasmtl.models.layer_groups import sublayers
-from kerasmtl.tasks import Task, output_columns
+from kerasmtl.tasks import BINARY, Task, all_binary, output_columns
 from kerasmtl.training.depth import after_the_head
 from kerasmtl.training.feature_cache import FrozenPart, named
 from kerasmtl.training.features import split_model
@@ -51,9 +52,12 @@ def head_for(
         ValueError: the model has no frozen part, or one whose features cannot be cached.
     """
     rows, held = train[0], validation[0]
-    name = plan if rows.input.has_backbone else "head"
-    if name == "auto":
-        name, _ = after_the_head(rows.labels, held.labels, rows.tasks, backbone_parameters(model))
+    weights = backbone_parameters(model)
+    name, why = plan, ""
+    if not weights:  # a table, or nothing in the backbone that could be trained
+        name = "head"
+    elif plan == "auto":
+        name, why = after_the_head(rows.labels, held.labels, rows.tasks, weights)
     tune = name != "head"
     # Without a validation part nothing is held back, and nothing judges.
     parts = [train] if tune or not len(held) else [train, validation]
@@ -61,16 +65,12 @@ def head_for(
     labels = np.concatenate([part.labels for part, _ in parts])
     groups = None
     if rows.groups is not None:
-        named_groups = [each for part, _ in parts for each in part.groups]
-        # A row without a group is alone.
-        groups = np.array(
-            [f"row {i}" if g is None else f"group {g}" for i, g in enumerate(named_groups)]
-        )
+        groups = np.concatenate([np.asarray(part.groups, object) for part, _ in parts])
     views = encoded_views(model)
     # A hidden layer that has fitted the rows leaves nothing to learn: fine-tuning starts linear.
     kinds = [Linear()] if tune else None
     head = fit_head(features, labels, rows.tasks, groups, kinds, seed=seed, views=views)
-    return replace(head, tune=tune)
+    return replace(head, tune=tune, next=why)
 
 
 def features_of(model: keras.Model, rows: Manifest, data: Any) -> np.ndarray:
@@ -85,11 +85,13 @@ def features_of(model: keras.Model, rows: Manifest, data: Any) -> np.ndarray:
         features, _ = split_model(model)
         parts = range(0, len(rows), BATCH)
         return np.concatenate([np.asarray(features(rows.values[i : i + BATCH])) for i in parts])
-    part = FrozenPart(model)
+    with model.distribute_strategy.scope():
+        part = FrozenPart(model)
+    names = list(named(part.features.output))
+    if len(names) > 1:
+        raise ValueError(f"`model` must have one frozen output, got {len(names)}")
     found = part.cached(data)
-    shards = np.concatenate([np.asarray(shard) for shard in found.shards])
-    (name,) = named(part.features.output)
-    return shards[name].astype("float32")
+    return np.concatenate([shard[names[0]] for shard in found.shards]).astype("float32")
 
 
 def encoded_views(model: keras.Model) -> dict[str, slice] | None:
@@ -103,13 +105,15 @@ def keep_better(
     validation: Any,
     tasks: Sequence[Task],
     verbose: bool = True,
+    groups: Sequence[Any] | np.ndarray | None = None,
 ) -> str:
     """Keep fine-tuned weights only where they are better by more than the error of that.
 
     Compared are the model as it is now, as it was before, and with the mean of both weights
     (Wortsman et al. 2022, https://arxiv.org/abs/2109.01903), by the losses of the same validation
     rows in pairs: the better of the two new ones stays if its loss is lower than before by more
-    than a standard error. Otherwise the model gets its former weights back.
+    than a standard error. Otherwise the model gets its former weights back. Where `BestEpoch` chose
+    the epoch by the same rows, the comparison is a little too kind to the new weights.
 
     Args:
         model: fine-tuned; its weights are changed.
@@ -117,6 +121,8 @@ def keep_better(
         validation: batches of (inputs, labels), NaN = missing.
         tasks: what the model predicts.
         verbose: whether to print what was kept.
+        groups: (rows,) of what belongs together, whose losses are added before their spread is
+            taken.
 
     Returns:
         "frozen", "average" or "fine-tuned".
@@ -148,13 +154,14 @@ def keep_better(
         flat = np.concatenate([labels[key] for key in columns], axis=1)
         order = np.argsort([column for key in columns for column in columns[key]])
         target = Target(flat[:, order].astype("float64"), tasks)
-        found = outputs if len(outputs) > 1 or None in outputs else next(iter(outputs.values()))
-        z = target.logits(found)
+        z = target.logits(outputs[BINARY] if all_binary(tasks) else outputs)
         # As for the head: at its best scale, since a network that is too sure can be made less so.
         z = target.prior + target.scaled(z)[0] * (z - target.prior)
         losses[name] = (target.losses(z) * target.weight).sum(axis=1)
     best = min(("average", "fine-tuned"), key=lambda name: losses[name].sum())
     gain = losses["frozen"] - losses[best]
+    if groups is not None:
+        gain = np.bincount(units(np.asarray(groups)), gain)
     error = float(gain.std() * math.sqrt(len(gain)))
     kept = best if gain.sum() > error else "frozen"
     model.set_weights(tried[kept])

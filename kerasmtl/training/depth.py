@@ -39,12 +39,14 @@ def can_judge(labels: np.ndarray, tasks: Sequence[Task]) -> bool:
     """
     counts = []
     for task, column in zip(tasks, labels.T, strict=True):
+        if not task.weight:  # it has no loss, and judges nothing
+            continue
         known = column[~np.isnan(column)]
         if task.kind == "binary":
             counts.append(min((known >= 0.5).sum(), (known < 0.5).sum()))
         else:
             counts.append(len(known) / (task.outputs if task.kind == "multiclass" else 2))
-    return float(np.median(counts)) >= JUDGES
+    return bool(counts) and float(np.median(counts)) >= JUDGES
 
 
 def typical(known: Sequence[int]) -> int:

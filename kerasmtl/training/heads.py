@@ -12,6 +12,7 @@ Everything is NumPy and SciPy on features that are computed once: no graph is tr
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,17 +28,17 @@ from threadpoolctl import threadpool_limits
 from kerasmtl.data.splits import split_rows, units
 from kerasmtl.losses.defaults import target_scales
 from kerasmtl.models.build import task_head
-from kerasmtl.tasks import BINARY, Task, as_tasks, by_task, output_columns
+from kerasmtl.tasks import BINARY, Task, all_binary, as_tasks, by_task, output_columns
 from kerasmtl.training.features import split_model
 from kerasmtl.utils.validation import check_count, check_number
 
 FOLDS = 5
-FEW = 1_000  # rows up to which the folds are drawn twice, since one drawing decides by chance
+FEW = 1_000  # rows up to which folds are drawn twice, and four times up to a quarter of them
 MANY = 4_000  # rows from which on fewer strengths and steps of the solver are enough
 STRENGTHS = 10.0 ** np.arange(1.5, -3.6, -0.5)  # of a linear head's L2 penalty, the strongest first
 STEPS = (40, 80, 160, 320, 640)  # of a hidden layer's training, of which the folds choose one
 UNSURE = 15  # known labels of the median task, below which the constant always has a share
-WORSE = 2  # candidates in a row that are worse end a path
+WORSE = 2  # candidates in a row may be worse; the next one ends a path
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class Candidate:
         loss: mean over tasks of the mean loss of known labels out of fold: log loss, or half the
             squared error of standardized labels.
         error: the standard error of its difference from the best candidate; 0 for the best.
-        scale: what its logits are multiplied by, around the share of positives; below 1 where it
-            is too sure of itself.
+        scale: what its logits are multiplied by, around the share of positives (the mean); below 1
+            where it is too sure of itself, and at most 1 where a task is a regression.
         chosen: whether it is part of the head.
     """
 
@@ -123,7 +124,9 @@ class FittedHead:
         why: what was chosen, as a sentence.
         known: known labels by task.
         scales: mean and standard deviation of the labels of each regression task.
+        labels: those it was fitted on, (rows, tasks), NaN = missing.
         tune: whether fine-tuning goes on from it, judged by rows that it has not seen.
+        next: why it does, or why not.
     """
 
     tasks: tuple[Task, ...]
@@ -136,6 +139,7 @@ class FittedHead:
     _part: _Part = field(repr=False)
     _held_out: np.ndarray = field(repr=False)
     tune: bool = False
+    next: str = ""
 
     def __str__(self) -> str:
         """Show the candidates as a table, and what was chosen."""
@@ -215,10 +219,16 @@ class FittedHead:
             )
         part, hidden = self._part, self._part.hidden.shape[1]
         skip = bool(part.skip.any()) or not hidden
-        outputs = task_head(
-            rows, self.tasks, [hidden] if hidden else [], scales=self.scales, skip=skip
-        )
-        made = keras.Model(features.inputs if len(features.inputs) > 1 else features.input, outputs)
+        with model.distribute_strategy.scope():
+            outputs = task_head(
+                rows,
+                self.tasks,
+                [hidden] if hidden else [],
+                scales=self.scales,
+                skip=skip,
+                dtype="float32",  # standardization is part of the weights: half precision loses it
+            )
+            made = keras.Model(features.input, outputs)
         made.name = model.name
         if hidden:
             made.get_layer("head_dense_1").set_weights([part.hidden, part.hidden_bias])
@@ -226,11 +236,11 @@ class FittedHead:
             [part.skip, part.out] if skip and hidden else [part.skip if skip else part.out]
         )
         spans = _spans(self.tasks)
-        for key, columns in output_columns(self.tasks).items():
-            single = len(output_columns(self.tasks)) == 1 and key == BINARY
-            name = f"head_{BINARY}" if key == BINARY else f"head_{columns[0]}"
+        for columns in output_columns(self.tasks).values():
+            binary = self.tasks[columns[0]].kind == "binary"
+            name = f"head_{BINARY if binary else columns[0]}"
             chosen = np.concatenate([np.arange(spans[c].start, spans[c].stop) for c in columns])
-            layer = made.get_layer("head" if single else name)
+            layer = made.get_layer("head" if all_binary(self.tasks) else name)
             layer.set_weights([kernel[:, chosen], part.bias[chosen]])
         return made
 
@@ -245,7 +255,7 @@ class FittedHead:
                 found[key] = z * std + mean
             else:
                 found[key] = _softmax(z) if kind == "multiclass" else _sigmoid(z)
-        return found[BINARY] if list(found) == [BINARY] else found
+        return found[BINARY] if all_binary(self.tasks) else found
 
 
 def fit_head(
@@ -260,10 +270,10 @@ def fit_head(
 ) -> FittedHead:
     """Choose a head by folds over all known labels, and fit it on all of them.
 
-    The loss is the mean over tasks of the mean over known labels (log loss; half the squared error
-    of standardized labels). Each candidate's logits are scaled around the share of positives so
-    that they are neither too sure nor too timid; those whose loss is within one standard error of
-    the best one's, over rows (groups) in pairs, are averaged. Averaging was better than the
+    The loss is the mean over tasks, by their weights, of the mean over known labels (log loss; half
+    the squared error of standardized labels). Each candidate's logits are scaled around the share
+    of positives so that they are neither too sure nor too timid; those whose loss is within one
+    standard error of the best one's, over rows (groups) in pairs, are averaged. Averaging was better than the
     simplest of them on the sets of `benchmarks/panel.py`. One candidate is always "constant", the
     share of positives or the mean: where nothing can be learned, nothing is claimed.
 
@@ -271,7 +281,8 @@ def fit_head(
         features: (rows, columns) finite numbers.
         labels: (rows, tasks), NaN = missing; 0 to 1, the number of the class, or the value.
         tasks: of the columns of `labels`; a string is the name of a binary task.
-        groups: (rows,) what belongs together, and must not be on both sides of a fold.
+        groups: (rows,) what belongs together, and must not be on both sides of a fold; None is a
+            row of its own. Identical features belong together in any case.
         candidates: kinds of head that are tried; by default `Linear()` and `Hidden()`.
         folds: at most that many; fewer where there are fewer rows (groups).
         seed: of the folds and of the networks.
@@ -310,14 +321,23 @@ def fit_head(
     if views is None:
         center, spread = x[told].mean(axis=0, dtype="float64"), x[told].std(axis=0, dtype="float64")
         spread = np.where(spread > 1e-6 * np.maximum(np.abs(center), 1e-12), spread, np.inf)
-    x = ((x - center) / spread).astype("float32")
-    unit = units(np.arange(len(x)) if groups is None else np.asarray(groups))
+        x = (x - center) / spread
+    x = x.astype("float32", copy=False)
+    # A row without a group is alone; identical rows are never on two sides of a fold.
+    own = [f"row {row}" for row in range(len(x))]
+    if groups is not None:
+        own = [name if g is None else f"group {g}" for name, g in zip(own, groups, strict=True)]
+    alike = np.array([hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in x])
+    unit = units(np.array(own), alike)
     target = Target(labels[told], chosen)
     held = _held_out(labels[told], chosen, unit[told], folds, seed)
-    hidden = MANY_ROWS if len(x) >= MANY else Hidden()
-    paths = candidates if candidates is not None else (Linear(), hidden)
+    many = len(unit[told]) >= MANY
+    # Of many rows every second strength: the loss is flat there, and a step takes long.
+    default = (Linear(tuple(STRENGTHS[::2])), MANY_ROWS) if many else (Linear(), Hidden())
+    paths = default if candidates is None else candidates
+    paths = paths if held else paths[:1]
     # More threads than this only wait for each other on matrices so small.
-    with threadpool_limits(limits=None if len(x) >= MANY else 1, user_api="blas"):
+    with threadpool_limits(limits=None if many else 1, user_api="blas"):
         tried = [
             _tried(
                 each, name if views and len(views) > 1 else "", part, x[told], target, held, seed
@@ -370,10 +390,11 @@ class Target:
         self.y = np.zeros((len(labels), self.columns), "float32")
         self.weight = np.zeros((len(labels), self.columns), "float32")
         self.prior = np.zeros(self.columns)
-        judged = max(int((~np.isnan(labels)).any(axis=0).sum()), 1)
+        weights = [task.weight for task in tasks]
+        judged = float(np.dot(weights, (~np.isnan(labels)).any(axis=0))) or 1.0
         for task, span, column in zip(tasks, self.spans, labels.T, strict=True):
             known = ~np.isnan(column)
-            self.weight[known, span] = 1 / (max(known.sum(), 1) * judged)
+            self.weight[known, span] = task.weight / (max(known.sum(), 1) * judged)
             if task.kind == "multiclass":
                 self.y[known, span] = np.eye(task.outputs)[column[known].astype(int)]
                 count = self.y[known, span].sum(axis=0) + 0.5
@@ -597,9 +618,7 @@ def _linear_path(
     rotated = np.ascontiguousarray(rotated, "float64" if rows < MANY else "float32")
     splits = _splits(held, rows)
     folds = None
-    # Of many rows every second strength: the loss is flat there, and a step takes long.
-    strengths = kind.strengths[:: 2 if rows >= MANY else 1]
-    for strength in strengths if held else [1.0]:
+    for strength in kind.strengths if held else [1.0]:
         if held:
             folds = _linear(rotated, target, splits, strength, folds)
             w = folds
@@ -653,7 +672,7 @@ def _linear(
     def cost(flat: np.ndarray) -> tuple[float, np.ndarray]:
         w = flat.reshape(shape)
         kernel = w[:-1].reshape(len(w) - 1, -1)
-        z = (x @ kernel.astype(x.dtype)).reshape(-1, *shape[1:]) + w[-1]
+        z = (x @ kernel.astype(x.dtype)).reshape(-1, *shape[1:]) + w[-1].astype(x.dtype)
         loss = float((target.losses(z, y) * seen).sum()) + strength / 2 * float((kernel**2).sum())
         slope = (target.residuals(z, y) * seen).astype(x.dtype)
         flat_slope = slope.reshape(len(x), -1)
@@ -669,6 +688,7 @@ def _hidden_path(
     kind: Hidden, x: np.ndarray, target: Target, held: list[np.ndarray], seed: int
 ) -> Iterator[tuple[str, np.ndarray, Any]]:
     """Yield the ensemble after each number of steps; nothing is fitted again on all rows."""
+    held = held[:2]  # ten networks are enough
     splits = _splits(held, len(x)) if held else np.ones((4, len(x)), bool)
     each = 2 if len(held) == 1 and len(x) < MANY else 1  # networks of a fold
     splits = np.repeat(splits, each, axis=0)
@@ -705,7 +725,7 @@ class _Ensemble:
         self.rows = [np.flatnonzero(each) for each in splits]
         self.batch = int(np.clip(len(x) // 200, 32, 512))
         # Of each member's own rows: the weights of a task's known labels sum to the same.
-        weight = np.array([target.weight * each[:, None] for each in splits]).sum(axis=1)
+        weight = splits.astype("float32") @ target.weight
         rows = np.array([len(each) for each in self.rows])[:, None]
         share = target.weight.sum(axis=0) / np.where(weight > 0, weight, np.inf)
         self.balance = (share * rows)[:, None].astype("float32")
@@ -829,7 +849,7 @@ def _chosen(
     constant = _Tried("constant", np.tile(target.prior, (len(unit), 1)), prior)
     if not held:
         part = tried[0].part if tried else prior
-        why = "Too few rows for folds: the strongest candidate cannot be judged."
+        why = "There are fewer than two rows (groups) with labels: no fold judges this head."
         return (), part, np.full((len(unit), target.columns), np.nan), why
     tried = [*tried, constant]
     scales = [1.0 if each is constant else target.scaled(each.held_out)[0] for each in tried]

@@ -175,6 +175,8 @@ def test_an_encoding_takes_any_table():
     assert np.asarray(constant(np.ones((2, 2)))).shape == (2, 1)
     empty = kt.backbones.columns(np.array([[np.nan, 1.0], [np.nan, 2.0]]))
     assert np.isfinite(np.asarray(empty(np.array([[3.0, np.nan], [np.inf, 9e9]])))).all()
+    tiny = np.array([[0.0, 1e-40], [1e-39, 2e-40], [1.0, 3e-40]])
+    assert np.isfinite(np.asarray(kt.backbones.columns(tiny)(tiny))).all()
     with pytest.raises(ValueError, match="`rows`"):
         kt.backbones.columns(np.array([[np.inf]]))
     with pytest.raises(ValueError, match="`bins`"):

@@ -43,6 +43,19 @@ def test_the_mean_is_kept_where_it_is_better_than_both():
     np.testing.assert_allclose(model.get_weights()[0].ravel(), [2, 2])
 
 
+def test_a_single_multiclass_task_is_compared_by_its_classes():
+    task = kt.Task("c", "multiclass", classes=("x", "y", "z"))
+    x = np.eye(3)[np.arange(60) % 3].astype("float32")
+    inputs = keras.Input((3,))
+    outputs = {"c": keras.layers.Dense(3, "softmax", use_bias=False)(inputs)}
+    model = keras.Model(inputs, outputs)
+    before = [np.zeros((3, 3))]
+    model.set_weights([np.eye(3) * 9])
+    data = [(x, {"c": (np.arange(60) % 3)[:, None].astype("float32")})]
+    groups = np.arange(60) // 3
+    assert keep_better(model, before, data, [task], False, groups) == "fine-tuned"
+
+
 def test_every_kind_of_task_has_its_loss():
     tasks = [
         kt.Task("a"),

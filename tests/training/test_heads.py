@@ -100,6 +100,61 @@ def test_a_model_with_the_head_predicts_what_the_head_predicts(fitted):
     assert np.isnan(head.out_of_fold["grade"][~told]).all()
 
 
+def test_identical_rows_are_never_on_two_sides_of_a_fold():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(60, 40)), (rng.random((60, 1)) > 0.5).astype("float64")
+    head = kt.features.fit_head(np.tile(x, (2, 1)), np.tile(labels, (2, 1)), ["a"])
+    assert head.scores()["a"] < 0.75
+    assert {each.name: each.chosen for each in head.candidates}["constant"]
+
+
+def test_rows_without_a_group_are_alone():
+    x, labels = planted(40, 0.0)
+    alone = kt.features.fit_head(x, labels[:, :1], ["a"], [None] * 40, QUICK)
+    assert alone.folds == 5 and alone.table() == (
+        kt.features.fit_head(x, labels[:, :1], ["a"], None, QUICK).table()
+    )
+
+
+def test_a_task_without_weight_has_no_influence():
+    x, labels = planted(80)
+    one = kt.features.fit_head(x, labels[:, [0]], ["a"], candidates=[Linear()])
+    tasks = [kt.Task("a"), kt.Task("b", weight=0)]
+    labels = labels[:, [0, 3]]
+    labels[np.isnan(labels[:, 0]), 1] = np.nan
+    two = kt.features.fit_head(x, labels, tasks, candidates=[Linear()])
+    # Folds are stratified by both tasks: the strength may differ, but nothing is learned of b.
+    assert np.ptp(two.predict(x)[:, 1]) < 1e-6
+    assert one.scores()["a"] == pytest.approx(two.scores()["a"], abs=0.1)
+
+
+def test_a_number_may_be_named_binary():
+    x, labels = planted()
+    task = kt.Task("binary", "regression")
+    head = kt.features.fit_head(x, labels[:, 2:3], [task], candidates=QUICK)
+    assert head.scores()["binary"] > 0.5
+    frozen = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization(epsilon=0)])
+    frozen.trainable = False
+    found = head.attach(kt.build_model(frozen, [task], labels=labels[:, 2:3]))
+    expected = head.predict(x)["binary"]
+    np.testing.assert_allclose(found.predict(x, verbose=0)["binary"], expected, rtol=1e-4)
+
+
+def test_half_precision_keeps_the_head(fitted):
+    x, labels = planted()
+    head = kt.features.fit_head(x, labels[:, [0, 3]], ["a", "b"], candidates=QUICK)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        inputs = keras.Input((6,), dtype="float32")
+        frozen = keras.layers.BatchNormalization(epsilon=0, dtype="float32", trainable=False)
+        backbone = keras.Model(inputs, frozen(inputs))
+        model = head.attach(kt.build_model(backbone, ["a", "b"]))
+        found = model.predict(x, verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_allclose(found, head.predict(x), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [Linear((0.1,)), Hidden(width=4, steps=(30,))])
 def test_every_kind_alone_can_be_attached(kind):
     x, labels = planted()

@@ -41,7 +41,7 @@ def main(project: kt.Project) -> None:
                 verbose=run.verbose,
             )
         if head and len(plan) and val_data:
-            kt.plans.keep_better(model, before, val_data, train.tasks)  # than the frozen backbone
+            kt.plans.keep_better(model, before, val_data, val.tasks, groups=val.groups)
         unseen = val_data if len(plan) else None  # a head of all folds has seen validation rows
         kt.save_model(model, run.checkpoint)
         project.finish(run, model, test, unseen, None if len(plan) else head)  # kt.evaluate

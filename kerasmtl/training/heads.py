@@ -273,9 +273,10 @@ def fit_head(
     The loss is the mean over tasks, by their weights, of the mean over known labels (log loss; half
     the squared error of standardized labels). Each candidate's logits are scaled around the share
     of positives so that they are neither too sure nor too timid; those whose loss is within one
-    standard error of the best one's, over rows (groups) in pairs, are averaged. Averaging was better than the
-    simplest of them on the sets of `benchmarks/panel.py`. One candidate is always "constant", the
-    share of positives or the mean: where nothing can be learned, nothing is claimed.
+    standard error of the best one's, over rows (groups) in pairs, are averaged. On the sets of
+    `benchmarks/panel.py` averaging was better than the simplest of them. One candidate is always
+    "constant", the share of positives or the mean: where nothing can be learned, nothing is
+    claimed.
 
     Args:
         features: (rows, columns) finite numbers.

@@ -57,7 +57,7 @@ def test_parquet_is_written_and_read(environment, photos):
 
 
 def test_plot_draws_the_curve_of_learning_rates(environment):
-    plot = environment("plot")
+    plot = environment()
     plot.python(
         "import kerasmtl as kt\nkt.quiet_tensorflow()\n"
         "from kerasmtl.models.hub.embedded import dataset_csv\n"

@@ -441,7 +441,9 @@ def section(cells: Cells, args: argparse.Namespace) -> str:
             "RidgeCV per task on standardised columns; forest: 300 trees, leaves of 2, per task; "
             "boosting, lightgbm: HistGradientBoosting and LightGBM as they are by default, per "
             "task; kerasmtl: a new project, no setting changed. Image sets: frozen features of "
-            "MobileNetV1-0.25 (street_photos) and of the embedded extractor (street_scenes).",
+            "MobileNetV1-0.25 (street_photos) and of the embedded extractor (street_scenes); "
+            "kerasmtl may fine-tune them. The default was chosen with these test scores in view, "
+            "so that they flatter it: other data are the test.",
             "\n".join([*head, *lines]),
             f"Cells where kerasmtl is more than {MARGIN} below linear (R² counts where linear is "
             f"above 0): {missed}. Seconds a cell, on the mean: "

@@ -273,7 +273,7 @@ class Project(Settings):
         """Return the run of a name, the folder's in runs/; for None the newest with a model.
 
         Raises:
-            FileNotFoundError: there is no such run with a model.
+            FileNotFoundError: no run of that name has a model.
         """
         run = self.run if name is None else Run(self._folder / "runs" / name)
         if name is not None and not run.checkpoint.is_file():
@@ -589,7 +589,7 @@ class Project(Settings):
         try:
             print("Report:", os.path.relpath(self.write_report(model, run, scored=(report, cells))))
         except Exception as error:  # the training is worth more than its report
-            print(f"Note: there is no report.html: {type(error).__name__}: {error}")
+            print(f"Note: report.html was not written: {type(error).__name__}: {error}")
         return report
 
     def write_report(

@@ -40,7 +40,7 @@ class Advice:
         return "\n\n".join([*tables, self.plan])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON; None where there is no number."""
+        """Return plain values, for JSON; None for NaN."""
         found: dict[str, Any] = {"plan": self.plan}
         for name in ("tasks", "backbones"):
             table = getattr(self, name).astype(object)

@@ -42,7 +42,7 @@ class Comparison:
         details: a further table: the conditions of "tasks", the backbones of "transfer"; or None.
         curves: label, x, y, low and high of each.
         x_label, y_label: of the curves.
-        left: trainings that there was no time for; the same call goes on with them.
+        left: trainings that there was no time for; the same call continues with them.
 
     Example:
         >>> import pandas as pd
@@ -70,7 +70,7 @@ class Comparison:
 
     @property
     def _end(self) -> list[str]:
-        more = f"{self.left} trainings are left; the same command goes on with them."
+        more = f"{self.left} trainings are left; the same command continues with them."
         return [f"project.toml: {self.setting}", *([more] if self.left else [])]
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ def compare(
     Both sides of a comparison have the same rows, seeds, numbers of steps and selection. They are
     scored on the test rows; intervals are of 95 %, by a bootstrap over seeds and test rows (whole
     groups) in pairs, and where one holds 0 nothing is claimed. Cells that are finished are kept in
-    runs/compare, the answer in runs/compare/WHAT.json and runs/compare.html: the same call goes on
+    runs/compare, the answer in runs/compare/WHAT.json and runs/compare.html: the same call resumes
     where it was stopped.
 
     Args:

@@ -113,7 +113,7 @@ class Probe(NamedTuple):
         spread: the standard deviation over folds.
         folds: how many were possible.
         unit: "AUC", "accuracy" or "R2".
-        note: why there is no score; "" otherwise.
+        note: why it has no score; "" otherwise.
     """
 
     score: float

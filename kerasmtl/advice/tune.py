@@ -137,7 +137,7 @@ def tune(
     (Bergstra et al. 2011) with median pruning by epoch. `[tune]` of project.toml says what is
     searched: lists of values, or {low = …, high = …, log = true}.
 
-    Trials are kept in runs/tune.db: the same call, with the same data and space, goes on.
+    Trials are kept in runs/tune.db: the same call, with the same data and space, continues.
     project.toml is not changed; `apply_settings` does that.
 
     Args:
@@ -184,7 +184,7 @@ def tune(
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
         )
-        # A search that goes on draws other trials than those it began with.
+        # A search that continues draws other trials than those it began with.
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
         for trial in study.trials:
             if not trial.state.is_finished() and trial.params:  # under way as it was killed

@@ -1,6 +1,6 @@
 """`kerasmtl advise` and `kerasmtl compare`: what to expect of transfer and of several tasks.
 
-`advise` looks at labels and features; `compare` trains, within a time budget, and goes on where it
+`advise` looks at labels and features; `compare` trains, within a time budget, and resumes where it
 was stopped.
 """
 
@@ -42,7 +42,7 @@ def advise(backbones: tuple[str, ...], project: str, json_: bool) -> None:
     """
     from kerasmtl.advice.advise import advise as look
 
-    with contextlib.redirect_stdout(sys.stderr):  # what is computed is no part of the answer
+    with contextlib.redirect_stdout(sys.stderr):  # only the answer is on stdout
         found = look(load_project(project), backbones)
     click.echo(json.dumps(found.to_dict(), indent=2) if json_ else str(found))
 
@@ -70,7 +70,7 @@ def compare(
     transfer: random weights, the frozen backbone and the project's plan, on shares of the labels.
     tasks: one network for all tasks, one a task, and groups. size: from which width on one network
     for all no longer loses. Finished trainings are kept in runs/compare: after Ctrl-C, or when the
-    minutes are over, the same command goes on.
+    minutes are over, the same command resumes.
 
     \b
     Examples:
@@ -94,7 +94,7 @@ def compare(
             answer = measure(found, what, **options)
     except KeyboardInterrupt:
         click.echo(
-            "\nStopped. The same command goes on after the last finished training.", err=True
+            "\nStopped. The same command resumes after the last finished training.", err=True
         )
         raise SystemExit(130) from None
     click.echo(json.dumps(answer.to_dict(), indent=2) if json_ else str(answer))

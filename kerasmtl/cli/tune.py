@@ -25,7 +25,7 @@ def tune(
     """Search head, rates and batches by training, scored on the validation part.
 
     What is searched may be named in [tune] of project.toml. Trials are kept in runs/tune.db: the
-    same command goes on after an interruption. The test part is never looked at.
+    same command resumes after an interruption. The test part is never looked at.
 
     \b
     Examples:
@@ -42,7 +42,7 @@ def tune(
     try:
         found = search(loaded, trials, minutes, augment, seeds)
     except KeyboardInterrupt:
-        click.echo("Stopped. The same command goes on; finished trials are kept.", err=True)
+        click.echo("Stopped. The same command resumes; finished trials are kept.", err=True)
         raise SystemExit(130) from None
     click.echo(str(found))
     if apply and found.better:

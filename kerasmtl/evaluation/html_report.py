@@ -37,7 +37,7 @@ from kerasmtl.data.manifest import Manifest
 from kerasmtl.evaluation.calibration import Decision
 from kerasmtl.evaluation.evaluate import DEFAULT, Known, with_intervals
 from kerasmtl.evaluation.explain import attention_maps, column_importance, likely_wrong_labels
-from kerasmtl.evaluation.report import Report
+from kerasmtl.evaluation.report import MAIN, Report
 from kerasmtl.tasks import Task
 from kerasmtl.utils.text import listed
 
@@ -50,7 +50,6 @@ CARDS = 12  # of a gallery
 SIDE = 176  # pixels of an image
 INK = "#010203"  # stands for the colour of the text in a chart,
 COLOURS = [f"#0a0b{number:02x}" for number in range(6)]  # these for --c0 to --c5 of the page
-MAIN = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}  # the score that sums it up
 TITLES = {name: name.upper() for name in ("auc", "r2", "f1", "mae", "rmse", "ece")}
 
 Block = dict[str, Any]

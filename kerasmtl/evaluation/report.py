@@ -25,6 +25,8 @@ ECE_BINS = 15
 
 Threshold = float | np.ndarray
 
+MAIN = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}  # the score that sums it up
+
 
 @dataclass(frozen=True)
 class BinaryScores:

@@ -22,10 +22,10 @@ from typing import Any
 import keras
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
-from sklearn.metrics import r2_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from kerasmtl.data.splits import split_rows, units
+from kerasmtl.evaluation.report import MAIN, scores_of
 from kerasmtl.losses.defaults import target_scales
 from kerasmtl.models.build import task_head
 from kerasmtl.tasks import BINARY, Task, all_binary, as_tasks, by_task, output_columns
@@ -88,7 +88,7 @@ class Hidden:
         check_number("input_dropout", self.input_dropout, 0.0, 1.0, open_high=True)
 
 
-# More dropout, and weights that start small; see Tox21 in benchmarks/RESULTS.md.
+# More dropout, and weights that start small: of what was tried on Tox21, among the best.
 MANY_ROWS = Hidden(128, 0.6, 0.4, 0.0, 1e-3, 1 / 16, (200, 400, 800, 1200, 1600))
 
 
@@ -122,10 +122,9 @@ class FittedHead:
         candidates: as the folds scored them, the best first.
         folds: how many there were; 0 if there were too few rows to judge anything.
         why: what was chosen, as a sentence.
-        known: known labels by task.
         scales: mean and standard deviation of the labels of each regression task.
         labels: those it was fitted on, (rows, tasks), NaN = missing.
-        tune: whether fine-tuning goes on from it, judged by rows that it has not seen.
+        tune: whether fine-tuning starts from it, judged by rows that it has not seen.
         next: why it does, or why not.
     """
 
@@ -133,7 +132,6 @@ class FittedHead:
     candidates: tuple[Candidate, ...]
     folds: int
     why: str
-    known: tuple[int, ...]
     scales: Mapping[str, tuple[float, float]]
     labels: np.ndarray = field(repr=False)
     _part: _Part = field(repr=False)
@@ -189,14 +187,7 @@ class FittedHead:
         """Return each task's score out of fold: ROC-AUC, accuracy, or R²; NaN if it has none."""
         found = {}
         for task, (y, p) in zip(self.tasks, self.cells().values(), strict=True):
-            score = math.nan
-            if task.kind == "multiclass" and len(y):
-                score = float((p.argmax(axis=1) == y).mean())
-            elif task.kind == "binary" and len(np.unique(y)) == 2:
-                score = float(roc_auc_score(y, p))
-            elif task.kind == "regression" and len(np.unique(y)) > 1:
-                score = float(r2_score(y, p))
-            found[task.name] = score
+            found[task.name] = getattr(scores_of(task.kind, y, p), MAIN[task.kind])
         return found
 
     def attach(self, model: keras.Model) -> keras.Model:
@@ -355,13 +346,11 @@ def fit_head(
     final = _Part(part.skip / spread, part.hidden / spread, hidden_bias, part.out, bias)
     predictions = np.full((len(x), target.columns), np.nan)
     predictions[told] = out_of_fold
-    known = tuple((~np.isnan(labels)).sum(axis=0).tolist())
     return FittedHead(
         chosen,
         table,
         int(max((fold.max() + 1 for fold in held), default=0)),
         why,
-        known,
         target.scales,
         labels,
         final.as_float32(),
@@ -843,10 +832,8 @@ def _chosen(
         columns: of the features.
     """
     none = np.zeros((columns, 0))
-    prior = _Part(
-        np.zeros((columns, target.columns)), none, none[0], np.zeros((0, target.columns)),
-        target.prior,
-    )  # fmt: skip
+    blank = np.zeros((columns, target.columns))
+    prior = _Part(blank, none, none[0], np.zeros((0, target.columns)), target.prior)
     constant = _Tried("constant", np.tile(target.prior, (len(unit), 1)), prior)
     if not held:
         part = tried[0].part if tried else prior

@@ -48,7 +48,7 @@ def test_compare_answers_and_goes_on(folder):
 
 def test_compare_without_time_says_how_to_go_on(folder):
     shown = run(folder, "compare", "tasks", "--minutes", "0")
-    assert shown.exit_code == 0 and "the same command goes on" in shown.stdout
+    assert shown.exit_code == 0 and "the same command continues" in shown.stdout
 
 
 @pytest.mark.parametrize(

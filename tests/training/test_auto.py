@@ -1,4 +1,4 @@
-"""Fine-tuning goes on only where labels can judge it, and is kept only where it is better."""
+"""Fine-tuning happens only where labels can judge it, and is kept only where it is better."""
 
 import keras
 import numpy as np

@@ -101,8 +101,8 @@ class Candidate:
         loss: mean over tasks of the mean loss of known labels out of fold: log loss, or half the
             squared error of standardized labels.
         error: the standard error of its difference from the best candidate; 0 for the best.
-        scale: what its logits are multiplied by, around the share of positives (the mean); below 1
-            where it is too sure of itself, and at most 1 where a task is a regression.
+        scale: what its logits are multiplied by, around the share of positives; below 1 where it is
+            too sure of itself, and always 1 where a task is a regression.
         chosen: whether it is part of the head.
     """
 
@@ -435,11 +435,16 @@ class Target:
         return float((self.losses(z) * self.weight).sum())
 
     def scaled(self, z: np.ndarray) -> tuple[float, float]:
-        """Return the factor of the distance from the prior that costs least, and that loss."""
+        """Return the factor of the distance from the prior that costs least, and that loss.
+
+        It is 1 where a task is a regression, which an average of candidates shrinks enough.
+        """
+        if self.linear.any():
+            return 1.0, self.loss(z)
         away = z - self.prior
         found = minimize_scalar(
             lambda scale: self.loss(self.prior + scale * away),
-            bounds=(0.0, 1.0 if self.linear.any() else 3.0),
+            bounds=(0.0, 3.0),
             method="bounded",
         )
         return float(found.x), float(found.fun)
@@ -856,9 +861,12 @@ def _chosen(
     # Of a sum of differences, one a unit.
     spread = [float(np.std(each - losses[best]) * math.sqrt(len(each))) for each in losses]
     alike = [i for i in order if sums[i] - sums[best] <= spread[i] + 1e-12]
-    few = np.median((~np.isnan(target.labels)).sum(axis=0)) < UNSURE
-    if few and last not in alike:  # so few labels make the folds themselves too sure
-        alike.append(last)
+    if np.median((~np.isnan(target.labels)).sum(axis=0)) < UNSURE:
+        alike = [*(i for i in alike if i != last), last]  # so few make the folds too sure
+    elif (
+        best != last and target.linear.any()
+    ):  # a share of the constant costs R² more than it saves
+        alike = [i for i in alike if i != last]
     share = 1 / len(alike)
     parts = [tried[i].part for i in alike]
     factors = [scales[i] * share for i in alike]

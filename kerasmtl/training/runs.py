@@ -114,16 +114,28 @@ class Run:
         content = report.to_dict()
         content["decisions"] = {name: asdict(each) for name, each in (decisions or {}).items()}
         write_text(self.folder / SCORES, json.dumps(content, indent=1))
-        if self.tracking == "mlflow":
+        if self.tracking != "none":
             from kerasmtl.training.tracking import log_scores
 
             means = {
                 f"test_{kind}_{score}": of["mean"]
                 for kind, scores in content["macro"].items()
                 for score, of in scores.items()
-            }
-            log_scores(self.folder, {k: mean for k, mean in means.items() if mean is not None})
+            } | self._fold_scores(report)
+            given = {name: mean for name, mean in means.items() if mean is not None}
+            log_scores(self.tracking, self.folder, given)
         shutil.rmtree(self.state, ignore_errors=True)
+
+    def _fold_scores(self, report: Report) -> dict[str, float]:
+        """Return the mean scores out of fold of a head chosen by folds, by kind of task."""
+        from kerasmtl.evaluation.report import MAIN
+
+        file, found = self.folder / HEADS, {}
+        kept = json.loads(file.read_text(encoding="utf-8"))["scores"] if file.is_file() else {}
+        for kind, tasks in report.by_kind().items():
+            if values := [kept[task] for task in tasks if kept.get(task) is not None]:
+                found[f"folds_{kind}_{MAIN[kind]}"] = sum(values) / len(values)
+        return found
 
     def decisions(self) -> dict[str, Decision]:
         """Return per task what `finish` was given; empty if the run is not finished.

@@ -89,17 +89,25 @@ def trackers(name: str, folder: Path) -> list[keras.callbacks.Callback]:
     return [MLflow(folder)] if name == "mlflow" else []
 
 
-def log_scores(folder: Path, scores: dict[str, float]) -> None:
-    """Log the final scores to the MLflow run of a training's folder.
+def log_scores(name: str, folder: Path, scores: dict[str, float]) -> None:
+    """Log the final scores to the tracking of a training: a training may have no epoch but them.
 
     Args:
+        name: "tensorboard", "mlflow" or "none".
         folder: of the training's run.
         scores: numbers by name, without NaN.
     """
-    import mlflow
+    if name == "tensorboard":
+        import tensorflow as tf
 
-    with _start(folder):
-        mlflow.log_metrics(scores)
+        with tf.summary.create_file_writer(str(folder / name / "scores")).as_default(step=0):
+            for score, value in scores.items():
+                tf.summary.scalar(score, value)
+    elif name == "mlflow":
+        import mlflow
+
+        with _start(folder):
+            mlflow.log_metrics(scores)
 
 
 def _start(folder: Path) -> Any:

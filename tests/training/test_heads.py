@@ -5,7 +5,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -291,3 +292,21 @@ def test_the_default_is_not_worse_than_a_linear_model_per_task(name, hidden):
         peers.append(score(test["Y"][:, column], rate(test["X"])))
         own.append(score(test["Y"][:, column], found[:, column]))
     assert np.mean(own) > np.mean(peers) - 0.01
+
+
+def test_few_values_of_a_regression_are_not_shrunk_below_a_ridge_regression():
+    """Factors that are fitted to thirty values, and shares of the constant, cost a third of R²."""
+    values, y = load_diabetes(return_X_y=True)
+    task, own, peers = kt.Task("progression", "regression"), [], []
+    for seed in range(5):
+        rows = np.random.default_rng(seed).permutation(len(y))
+        train, test = rows[:30], rows[200:]
+        backbone = kt.backbones.columns(values[train].astype("float32"))
+        views = backbone.layers[-1].views
+        head = kt.features.fit_head(backbone(values[train]), y[train, None], [task], views=views)
+        assert {each.scale for each in head.candidates} == {1.0}
+        found = head.predict(np.asarray(backbone(values[test])))["progression"]
+        peer = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 15)))
+        peers.append(r2_score(y[test], peer.fit(values[train], y[train]).predict(values[test])))
+        own.append(r2_score(y[test], found[:, 0]))
+    assert np.mean(own) > np.mean(peers) + 0.01

@@ -261,6 +261,21 @@ def test_tensorboard_gets_the_metrics(project):
     np.testing.assert_allclose(tensors, history["loss"], rtol=1e-6)
 
 
+def test_tensorboard_gets_the_scores_of_a_training_without_epochs(project):
+    """A head that is chosen by folds has no epoch."""
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = runs.Run(start(project).folder, "tensorboard")
+    (run.folder / runs.HEADS).write_text(json.dumps({"scores": {"leak": 0.625}}))
+    run.finish(REPORT)
+    found = loader.EventAccumulator(str(run.folder / "tensorboard" / "scores"))
+    found.Reload()
+    scores = {
+        tag: tf.make_ndarray(found.Tensors(tag)[0].tensor_proto) for tag in found.Tags()["tensors"]
+    }
+    assert scores["test_binary_auc"] == 0.75
+    assert scores["folds_binary_auc"] == 0.625
+
+
 def test_mlflow_gets_settings_metrics_and_scores(project, monkeypatch):
     mlflow = pytest.importorskip(
         "mlflow", reason="mlflow is absent: pip install 'kerasmtl[mlflow]'"

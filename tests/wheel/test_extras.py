@@ -76,23 +76,26 @@ def test_a_tracker_gets_the_metrics_of_a_training(environment, name):
     tracker.run("kerasmtl", "new", "multitask-tabular", "pumps", "--no-input")
     folder = tracker.work / "pumps"
     settings = (folder / "project.toml").read_text()
-    settings = re.sub(r"epochs = \d+", "epochs = 2", settings)
-    (folder / "project.toml").write_text(
-        settings.replace('tracking = "none"', f'tracking = "{name}"')
-    )
-    # What MLflow itself says when it makes its database does not count.
-    tracker.run("python", "train.py", cwd=folder, quiet=name != "mlflow")
-    latest = folder / "runs" / "latest"
+    settings = settings.replace('tracking = "none"', f'tracking = "{name}"')
+    epochs = re.sub(r"epochs = \d+", "epochs = 2", settings)
+    epochs = epochs.replace('hidden = "auto"', "hidden = [8]")
+    for text in (epochs, settings):  # by epochs, and by folds, as it is by default
+        (folder / "project.toml").write_text(text)
+        # What MLflow itself says when it makes its database does not count.
+        tracker.run("python", "train.py", cwd=folder, quiet=name != "mlflow")
     if name == "tensorboard":
-        assert list((latest / "tensorboard" / "train").glob("events.out.*"))
+        by_epochs, by_folds = sorted((folder / "runs").glob("[0-9]*"))
+        assert list((by_epochs / "tensorboard" / "train").glob("events.out.*"))
+        assert list((by_folds / "tensorboard" / "scores").glob("events.out.*"))
         return
     code = (
         "import mlflow\nclient = mlflow.MlflowClient('sqlite:///runs/mlflow.db')\n"
-        "(run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])\n"
-        "print(sorted(run.data.metrics))"
+        "for run in client.search_runs([e.experiment_id for e in client.search_experiments()]):\n"
+        "    print(sorted(run.data.metrics))"
     )
-    said = tracker.run("python", "-c", code, cwd=folder, quiet=False)
-    assert "'val_auc'" in said and "'test_binary_auc'" in said
+    by_folds, by_epochs = tracker.run("python", "-c", code, cwd=folder, quiet=False).splitlines()
+    assert "'val_auc'" in by_epochs and "'test_binary_auc'" in by_epochs
+    assert "'folds_binary_auc'" in by_folds and "'test_binary_auc'" in by_folds
 
 
 def test_keras_hub_gives_a_backbone(environment):

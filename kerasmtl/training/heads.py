@@ -263,11 +263,11 @@ def fit_head(
 
     The loss is the mean over tasks, by their weights, of the mean over known labels (log loss; half
     the squared error of standardized labels). Each candidate's logits are scaled around the share
-    of positives so that they are neither too sure nor too timid; those whose loss is within one
-    standard error of the best one's, over rows (groups) in pairs, are averaged. On the sets of
-    `benchmarks/panel.py` averaging was better than the simplest of them. One candidate is always
-    "constant", the share of positives or the mean: where nothing can be learned, nothing is
-    claimed.
+    of positives so that they are neither too sure nor too timid, but for sets with a regression;
+    those whose loss is within one standard error of the best one's, over rows (groups) in pairs,
+    are averaged. On the sets of `benchmarks/panel.py` averaging was better than the simplest of
+    them. One candidate is always "constant", the share of positives or the mean: where nothing can
+    be learned, nothing is claimed.
 
     Args:
         features: (rows, columns) finite numbers.
@@ -685,7 +685,7 @@ def _hidden_path(
     """Yield the ensemble after each number of steps; nothing is fitted again on all rows."""
     held = held[:2]  # ten networks are enough
     splits = _splits(held, len(x)) if held else np.ones((4, len(x)), bool)
-    each = 2 if len(held) == 1 and len(x) < MANY else 1  # networks of a fold
+    each = 2 if len(held) == 1 else 1  # networks of a fold
     splits = np.repeat(splits, each, axis=0)
     nets = _Ensemble(kind, x, target, splits, seed)
     for steps in kind.steps if held else [160]:

@@ -26,18 +26,17 @@ from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_va
 from kerasmtl.data.inputs import Fault, Image, Input
 from kerasmtl.models.hub.embedded import DATASETS, TOY, dataset_csv
 from kerasmtl.models.hub.handles import from_folder
-from kerasmtl.tasks import Task, by_task
+from kerasmtl.tasks import Task
 from kerasmtl.training.runs import (
     CHECKPOINT,
     HEADS,
     LATEST,
-    OUT_OF_FOLD,
     REPORT,
     Run,
     begin_run,
     last_run,
 )
-from kerasmtl.utils.files import atomic_file, write_text
+from kerasmtl.utils.files import write_text
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.text import shortened, warn
 
@@ -584,8 +583,8 @@ class Project(Settings):
         print(report)
         run.finish(report, decisions)
         if head is not None and head.folds:
-            with atomic_file(run.folder / OUT_OF_FOLD) as written, written.open("wb") as file:
-                np.savez(file, *by_task(head.out_of_fold, head.tasks).values())
+            keys = [part.keys() for part in (self._parts["train"], self._parts["val"])]
+            run.keep_out_of_fold(head, np.concatenate(keys))
         try:
             print("Report:", os.path.relpath(self.write_report(model, run, scored=(report, cells))))
         except Exception as error:  # the training is worth more than its report
@@ -623,7 +622,13 @@ class Project(Settings):
             batches = self.dataset(parts["test"], model)
             scored = evaluated(model, batches, of.tasks, decisions)
         kept = sorted((self._folder / "runs" / "compare").glob("*.json")) if compare else []
-        unseen = run.folder / OUT_OF_FOLD
+        unseen, learned = [], run.out_of_fold(of.tasks)
+        if learned is not None:  # rows may have gone from the labels file, or moved in it, since
+            place = {key: row for row, key in enumerate(learned[0])}
+            keys = [key for name in ("train", "val") for key in parts[name].keys().astype(str)]
+            at = np.array([place.get(key, len(place)) for key in keys], int)
+            for p in learned[2].values():
+                unseen.append(np.concatenate([p, np.full_like(p[:1], np.nan)])[at])
         about = {"run": run.folder.name, "seed of the split": of.seed, **(of.data or {})}
         if of.backbone:  # without the folders of this machine
             handle = of.backbone["handle"]
@@ -640,7 +645,7 @@ class Project(Settings):
                 inputs=lambda rows: self.dataset(rows, model),
                 about=about,
                 folder=run.folder,
-                out_of_fold=list(np.load(unseen).values()) if unseen.is_file() else (),
+                out_of_fold=unseen,
                 comparisons=[json.loads(file.read_text(encoding="utf-8")) for file in kept],
             )
         )
@@ -662,7 +667,8 @@ class Project(Settings):
 
         Args:
             model: as trained.
-            validation: batches, whose scores come into its description.
+            validation: batches, whose scores come into its description; by default, of a head
+                that has learned from the validation rows, its predictions out of fold.
             folder: of the versions; `export_folder` by default.
             card: more for the model card than the project's name and its data.
             options: further ones of `kt.export_saved_model`. By default `decisions` are the
@@ -675,10 +681,14 @@ class Project(Settings):
         Raises:
             ValueError, OSError: as `kt.export_saved_model`.
         """
+        from kerasmtl.evaluation.evaluate import known_cells
         from kerasmtl.export.saved_model import export_saved_model
 
         of = self.trained()
         fitted = None if options.get("calibrate") else self.run.decisions() or None
+        if validation is None and self.run.saw_validation:
+            if learned := self.run.out_of_fold(of.tasks):
+                validation = known_cells(of.tasks, *learned[1:])
         return export_saved_model(
             model,
             folder or self.export_folder,

@@ -66,8 +66,9 @@ def export(
     """Write the trained model as a SavedModel, under the next version number of OUT.
 
     It appears after a fresh process without kerasmtl has answered as the model does. OUT is
-    saved_models/NAME of the project by default. Without the labels file nothing is fitted or
-    measured.
+    saved_models/NAME of the project by default. A head by folds that has learned from the
+    validation split is judged, and fitted to, by what its folds predicted for rows that they had
+    not seen; for other models, nothing is fitted or measured without the labels file.
 
     \b
     Examples:
@@ -82,8 +83,8 @@ def export(
     model, of, validation = trained_model(found, trust), found.trained(), None
     # Exports can be made on a machine without the data; then nothing that needs labels may be asked
     # for.
-    wanted = require or calibrate or rules
-    if found.labels_csv.is_file() and (wanted or not found.run.saw_validation):
+    # A head that has learned from the validation rows has predictions of its folds instead.
+    if found.labels_csv.is_file() and not found.run.saw_validation:
         try:
             validation = found.dataset(found.part("val"), model)
         except ValueError as error:

@@ -207,13 +207,38 @@ def scores_and_cells(
 ) -> tuple[Report, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Return the report of `evaluate`, and known labels and their predictions by task name.
 
-    Shapes: labels (n,); predictions (n,), or (n, classes) of a multiclass task.
+    Shapes: labels (n,); predictions (n,), or (n, classes) of a multiclass task. `dataset` may be
+    such labels and predictions, of models that have not seen their rows, as `known_cells` returns.
 
     Raises:
         ValueError: as `evaluate`.
     """
+    if isinstance(dataset, Mapping):
+        cells = {name: Known(np.arange(len(y)), y, p) for name, (y, p) in dataset.items()}
+        chosen, rows = as_tasks(tasks), max(len(y) for y, _ in dataset.values())
+        return _report(chosen, rows, cells, _thresholds(DEFAULT, chosen), None), dict(dataset)
     report, cells = evaluated(model, dataset, as_tasks(tasks))
     return report, {name: (known.y, known.p) for name, known in cells.items()}
+
+
+def known_cells(
+    tasks: Sequence[Task], labels: np.ndarray, predictions: Mapping[str, np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return by task name the labels that are known and predicted, and their predictions.
+
+    Args:
+        tasks: of the columns of `labels`.
+        labels: (rows, tasks), NaN = missing. Soft ones, between 0 and 1, are left out.
+        predictions: by task name, (rows,) or (rows, classes), NaN where there is none.
+    """
+    found = {}
+    for task, y in zip(tasks, labels.T, strict=True):
+        p = predictions[task.name]
+        known = ~np.isnan(y) & ~np.isnan(p.reshape(len(p), -1)).any(axis=1)
+        if task.kind == "binary":
+            known &= np.isin(y, (0, 1))
+        found[task.name] = y[known], p[known]
+    return found
 
 
 def _thresholds(given: Any, tasks: Sequence[Task]) -> dict[str, float]:

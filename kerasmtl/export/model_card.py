@@ -119,7 +119,10 @@ def _metrics(metrics: Mapping[str, Any] | None) -> list[str]:
     if not metrics or not metrics.get("tasks"):
         return ["Not measured."]
     of = f" of {metrics['rows']} rows" if metrics.get("rows") else ""
-    of += " of the validation split" if metrics.get("of") == "validation" else ""
+    of += {
+        "validation": " of the validation split",
+        "folds": " that the model has learned from, by models of its folds that had not seen them",
+    }.get(metrics.get("of", ""), "")
     parts = [
         f"On the known labels{of}, before calibration. Accuracy and F1 are at the threshold of the "
         "evaluation, 0.5 by default, not at those above."

@@ -103,7 +103,8 @@ def export_saved_model(
             the model's input. `kt.data.Image(max_pixels=…)` limits what is decoded.
         version: a positive integer; by default one more than the highest there.
         validation: batches of (inputs, labels) as `evaluate` takes them, from which decisions are
-            fitted and scores measured.
+            fitted and scores measured; or by task name known labels and predictions of models that
+            have not seen them, as `kt.features.FittedHead.cells` returns.
         decisions: a rule of `kt.calibration.fit_thresholds` for all binary tasks ("f1",
             ("precision", 0.9), a number), or by task a rule or a `Decision`, as
             `kt.calibration.fit_decisions` and `kt.export.read_decisions` return. By default "f1"
@@ -163,7 +164,8 @@ def export_saved_model(
     cells = None
     if validation is not None:
         measured, cells = scores_and_cells(model, validation, chosen)
-        scores = {**measured.to_dict(), "of": "validation"} if scores is None else scores
+        of = "folds" if isinstance(validation, Mapping) else "validation"
+        scores = {**measured.to_dict(), "of": of} if scores is None else scores
     check_scores(scores, require)
     decided = decide(chosen, cells, decisions, calibrate)
     signatures = traced_signatures(bound)

@@ -25,6 +25,7 @@ from scipy.optimize import minimize, minimize_scalar
 from threadpoolctl import threadpool_limits
 
 from kerasmtl.data.splits import split_rows, units
+from kerasmtl.evaluation.evaluate import known_cells
 from kerasmtl.evaluation.report import MAIN, scores_of
 from kerasmtl.losses.defaults import target_scales
 from kerasmtl.models.build import task_head
@@ -174,14 +175,7 @@ class FittedHead:
 
     def cells(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return known labels and their predictions out of fold, by task, as for `decide`."""
-        outputs, found = by_task(self.out_of_fold, self.tasks), {}
-        for task, y in zip(self.tasks, self.labels.T, strict=True):
-            p = outputs[task.name]
-            known = ~np.isnan(y) & ~np.isnan(p.reshape(len(p), -1)).any(axis=1)
-            if task.kind == "binary":  # a soft label says nothing of a threshold
-                known &= np.isin(y, (0, 1))
-            found[task.name] = y[known], p[known]
-        return found
+        return known_cells(self.tasks, self.labels, by_task(self.out_of_fold, self.tasks))
 
     def scores(self) -> dict[str, float]:
         """Return each task's score out of fold: ROC-AUC, accuracy, or R²; NaN if it has none."""

@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from importlib.util import find_spec
@@ -26,7 +26,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kerasmtl.utils.files import file_lock, write_text
+import numpy as np
+
+from kerasmtl.tasks import by_task
+from kerasmtl.utils.files import atomic_file, file_lock, write_text
 from kerasmtl.utils.tf import graph_fault
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
     from kerasmtl.evaluation.calibration import Decision
     from kerasmtl.evaluation.report import Report
+    from kerasmtl.tasks import Task
+    from kerasmtl.training.heads import FittedHead
     from kerasmtl.training.record import TrainingRecord
 
 LATEST = "latest"
@@ -154,6 +159,30 @@ class Run:
         """Whether the model has learned from the validation rows, as a head of all folds has."""
         file = self.folder / HEADS
         return file.is_file() and json.loads(file.read_text())["validation"] == "learned"
+
+    def keep_out_of_fold(self, head: FittedHead, keys: np.ndarray) -> None:
+        """Write what models of the folds that had not seen a row predicted for it.
+
+        Args:
+            head: of the training, with folds.
+            keys: (rows,) of the rows that it was fitted on, as `Manifest.keys` gives them.
+        """
+        predictions = by_task(head.out_of_fold, head.tasks).values()
+        with atomic_file(self.folder / OUT_OF_FOLD) as written, written.open("wb") as file:
+            np.savez(file, *predictions, keys=keys.astype(str), labels=head.labels)
+
+    def out_of_fold(
+        self, tasks: Sequence[Task]
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]] | None:
+        """Return keys, labels, and predictions by task, as they were kept; None without them.
+
+        Shapes: (rows,); (rows, tasks), NaN = missing; (rows,) or (rows, classes).
+        """
+        if not (self.folder / OUT_OF_FOLD).is_file():
+            return None
+        with np.load(self.folder / OUT_OF_FOLD) as kept:
+            found = {task.name: kept[f"arr_{number}"] for number, task in enumerate(tasks)}
+            return kept["keys"], kept["labels"], found
 
     def thresholds(self) -> dict[str, float]:
         """Return the thresholds of the binary tasks by name; empty if not yet known."""

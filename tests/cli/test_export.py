@@ -78,6 +78,43 @@ def test_all_options_together(export, trained, tmp_path):
     assert digest in card and "Rows trained on: 60" in card
 
 
+def test_a_head_that_learned_from_validation_rows_is_judged_out_of_fold(tmp_path, monkeypatch):
+    monkeypatch.setattr("kerasmtl.export.verify.verify", lambda *args: None)
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=120), "y": rng.normal(size=120)})
+    frame["leak"] = np.where(rng.random(120) < 0.2, "?", rng.integers(0, 2, 120))  # noise
+    frame["wet"] = (frame["x"] + rng.normal(size=120) > 0).astype(int)
+    frame["split"] = ["train"] * 80 + ["val"] * 30 + ["test"] * 10
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    options = ["--task", "leak", "--task", "wet", "--labels", tmp_path / "t.csv"]
+    assert run("new", "multitask-tabular", tmp_path / "p", *options, "--no-input").exit_code == 0
+    project = kt.Project.load(tmp_path / "p")
+    train, val, test = project.manifest().split()
+    kept = project.start_run(train, val, test)
+    model = kt.build_model(kt.backbones.columns(train.values), train.tasks, labels=train.labels)
+    head = project.fit_head(model, train, val, kept)
+    model = head.attach(model)
+    kt.save_model(model, kept.checkpoint)
+    project.finish(kept, model, test, None, head)
+
+    def export(*options):
+        return run("export", tmp_path / "m", "--project", tmp_path / "p", *options)
+
+    for required in (head.scores()["leak"] + 0.01, 0.99):
+        assert export("--require", f"leak.auc={required}").exit_code == 1
+    (tmp_path / "t.csv").unlink()  # not needed: what the folds said is kept in the run
+    required = ["--require", f"leak.auc={head.scores()['leak'] - 1e-6}"]
+    result = export(*required, "--thresholds", "recall=0.9", "--calibrate")
+    assert result.exit_code == 0, result.output
+    about = described(tmp_path / "m" / "1")
+    assert about["metrics"]["of"] == "folds"
+    for task in about["tasks"]:
+        y, p = head.cells()[task["name"]]
+        (fitted,) = kt.calibration.fit_temperatures(y, p)
+        assert task["temperature"] == fitted.value
+    assert "models of its folds" in next((tmp_path / "m").rglob("MODEL_CARD.md")).read_text()
+
+
 def test_a_task_may_have_a_rule_of_its_own(export, tmp_path):
     result = export("--thresholds", "leak:recall=0.8", "--thresholds", "0.25")
     assert result.exit_code == 0, result.output

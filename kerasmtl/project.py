@@ -527,28 +527,36 @@ class Project(Settings):
         Args:
             model: the network; one without a pretrained backbone has one stage.
             train: batches, of which plan = "auto" counts the labels.
-            validation: batches; with them a stage ends early if its epochs no longer improve.
-            head: of the model, chosen by folds: the plan has no stage for it. With "auto" it has
-                none at all where the validation part cannot judge what more would bring.
+            validation: batches; with them a stage ends early if its epochs no longer improve. Where
+                they cannot judge what more than the head would bring, "auto" trains the head alone.
+            head: of the model, chosen by folds: the plan has no stage for it.
         """
+        from kerasmtl.data.dataset import source_of
+        from kerasmtl.training.depth import UNJUDGED, can_judge
         from kerasmtl.training.plans import PATIENCE, Plan, Stage, plan_for
 
         of = self.training
         if head is not None and not head.tune:
-            return Plan(of.plan, (), f"Nothing after it: {head.next}." if head.next else "")
+            why = f"Nothing after it: {head.next}." if head.next else ""
+            idle = " augment = true changes nothing: a head by folds sees each image as it is."
+            return Plan(of.plan, (), why + idle if of.augment else why)
         if not self.input.has_backbone:
             return Plan("all", (Stage("all", of.epochs, of.learning_rate, schedule="cosine"),))
+        name, why, held = of.plan, "", getattr(source_of(validation), "manifest", None)
+        if name == "auto" and head is None:
+            if validation is None or held is not None and not can_judge(held.labels, held.tasks):
+                name, why = "head", f"{UNJUDGED[0].upper()}{UNJUDGED[1:]}."
         found = plan_for(
             model,
             train,
-            of.plan,
+            name,
             head_epochs=of.epochs,
             epochs=of.fine_tune_epochs,
             learning_rate=of.learning_rate,
             fine_learning_rate=of.fine_tune_learning_rate,
             patience=None if validation is None else PATIENCE,
         )
-        return found if head is None else Plan(found.name, found.stages[1:], found.why)
+        return Plan(found.name, found.stages[1 if head else 0 :], why or found.why)
 
     def finish(
         self,

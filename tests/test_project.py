@@ -8,6 +8,7 @@ from kerasmtl.evaluation.calibration import Decision
 from kerasmtl.evaluation.report import Report
 from kerasmtl.models.hub.cache import content_sha256
 from kerasmtl.models.hub.embedded import extractor_folder
+from kerasmtl.training.depth import after_the_head
 
 NAN = float("nan")
 GOOD = 'name = "street"\n[data]\nlabels = "street_scenes"\n'
@@ -186,3 +187,17 @@ def test_an_export_has_the_thresholds_of_the_training_unless_it_is_calibrated(
     assert named["decisions"]["cat"].threshold == 0.3 and fitted["decisions"] is None
     assert named["card"].items() >= {"name": "street", "licence": "MIT"}.items()
     assert named["validation"] == "batches" and named["input"].kind == "image"
+
+
+def test_the_automatic_plan_of_widths_goes_by_what_validation_can_judge(tmp_path):
+    """As `check` and `advise` say, with a head by folds and without."""
+    project = kt.Project.load(write(tmp_path, GOOD + "[model]\nhidden = [8]\n"))
+    train, val, _ = project.manifest().split()
+    model = kt.build_model("tiny", train.tasks, hidden=[8])
+    data = project.dataset(train, model, training=True)
+    for rows, name in ((val, "gradual"), (val.take(range(30)), "head"), (None, "head")):
+        held = None if rows is None else project.dataset(rows, model)
+        plan = project.plan(model, data, held)
+        labels = train.labels[:0] if rows is None else rows.labels
+        assert plan.name == name == after_the_head(train.labels, labels, train.tasks, 28_000)[0]
+        assert ("validation" in plan.why) == (name == "head")

@@ -313,7 +313,8 @@ class _Trainer:
             batches = project.dataset(held, model).map(lambda inputs, labels: inputs)
             judge = _Judge(self.tasks, held.labels, batches, trial)
             data = project.dataset(rows, model, training=True)
-            fine_tune(model, data, plan=project.plan(model, data), callbacks=[judge], verbose=0)
+            plan = project.plan(model, data, project.dataset(held, model))
+            fine_tune(model, data, plan=plan, callbacks=[judge], verbose=0)
             return judge
         judge = _Judge(self.tasks, held.labels, [self.inputs[1]], trial)
         of, y = project.training, rows.labels.astype("float32")

@@ -23,6 +23,7 @@ HEAD_ALONE = 20_000
 LAST_ALONE = 5_000
 
 
+UNJUDGED = "the validation part has too few labels to judge fine-tuning"
 JUDGES = 20  # labels of the rarer answer in the validation part, from which on it can rank epochs
 
 
@@ -100,7 +101,7 @@ def after_the_head(
         As `choose_depth`; "head" where the validation part cannot judge what more would bring.
     """
     if not can_judge(validation, tasks):
-        return "head", "the validation part has too few labels to judge fine-tuning"
+        return "head", UNJUDGED
     return choose_depth((~np.isnan(train)).sum(axis=0).tolist(), parameters)
 
 
@@ -113,7 +114,7 @@ def advice(train: np.ndarray, validation: np.ndarray, tasks: Sequence[Task]) -> 
     """
     if not can_judge(validation, tasks):
         return (
-            'plan="auto" fits the head alone, by folds: the median task has fewer than '
+            'plan="auto" fits the head alone: the median task has fewer than '
             f"{JUDGES} labels of its rarer answer in the validation part, too few to judge "
             "fine-tuning."
         )

@@ -10,7 +10,7 @@ WORKERS = 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-wheel test-lowest lint bench bench-panel bench-plans bench-tox21 clean
+.PHONY: help demo test test-all test-wheel test-lowest lint bench bench-claims bench-panel bench-plans bench-tox21 clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -54,6 +54,9 @@ bench-panel: $(INSTALLED)  ## the default against linear models, forests and boo
 
 bench-plans: $(INSTALLED)  ## which plan is best at which size, about two hours
 	$(BIN)/python benchmarks/plans.py --folder .plans --write
+
+bench-claims: $(INSTALLED)  ## when transfer and several tasks pay, about an hour
+	$(BIN)/python benchmarks/claims.py --write
 
 bench-tox21: $(INSTALLED)  ## many tasks with missing labels: the tabular template's model on Tox21, about 25 minutes
 	$(BIN)/python benchmarks/tox21.py --write

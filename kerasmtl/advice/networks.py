@@ -73,7 +73,7 @@ class Networks:
         """Train a network; return its predictions of the test rows, and its scores out of fold."""
         at = [self.names.index(name) for name in group]
         tasks, (features, test) = [self.rows.tasks[i] for i in at], self.rows.features
-        labels, kinds = self.rows.labels[:, at], [Hidden(width=width)]
+        labels, kinds = self.rows.labels[:, at], [Hidden(width=width, ensemble=False)]
         views = self.rows.views and {"standardized": self.rows.views["standardized"]}
         head = fit_head(features, labels, tasks, self.rows.groups, kinds, seed=seed, views=views)
         return by_task(head.predict(test), tasks), head.scores()

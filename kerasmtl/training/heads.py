@@ -72,6 +72,7 @@ class Hidden:
         learning_rate: of Adam.
         start: what the first weights are multiplied by: small ones learn fewer, stronger features.
         steps: numbers of steps that are tried.
+        ensemble: False makes a head of the first network alone, for comparisons of widths.
     """
 
     width: int = 64
@@ -81,6 +82,7 @@ class Hidden:
     learning_rate: float = 2e-3
     start: float = 1.0
     steps: Sequence[int] = STEPS
+    ensemble: bool = True
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -677,9 +679,9 @@ def _hidden_path(
     kind: Hidden, x: np.ndarray, target: Target, held: list[np.ndarray], seed: int
 ) -> Iterator[tuple[str, np.ndarray, Any]]:
     """Yield the ensemble after each number of steps; nothing is fitted again on all rows."""
-    held = held[:2]  # ten networks are enough
+    held = held[: 2 if kind.ensemble else 1]  # ten networks are enough
     splits = _splits(held, len(x)) if held else np.ones((4, len(x)), bool)
-    each = 2 if len(held) == 1 else 1  # networks of a fold
+    each = 2 if kind.ensemble and len(held) == 1 else 1  # networks of a fold
     splits = np.repeat(splits, each, axis=0)
     nets = _Ensemble(kind, x, target, splits, seed)
     for steps in kind.steps if held else [160]:
@@ -692,8 +694,10 @@ def _hidden_path(
         found = np.full((len(x), target.columns), np.nan)
         if held:
             found = _out_of_fold(held, logits, target.columns)
-        part = nets.joined()  # now: the next steps go on with the same weights
-        name = f"hidden layer of {nets.members} x {kind.width}, {steps} steps"
+        # Now: the next steps go on with the same weights.
+        part = nets.joined() if kind.ensemble else nets.member(0)
+        size = f"{nets.members} x {kind.width}" if kind.ensemble else f"{kind.width}"
+        name = f"hidden layer of {size}, {steps} steps"
         yield name, found, lambda part=part: part
 
 

@@ -109,6 +109,16 @@ def test_identical_rows_are_never_on_two_sides_of_a_fold():
     assert {each.name: each.chosen for each in head.candidates}["constant"]
 
 
+def test_without_an_ensemble_the_head_is_one_network():
+    """Ten networks of four units are one of forty: a comparison of widths would show nothing."""
+    x = np.random.default_rng(0).normal(size=(300, 5))
+    for ensemble, units in ((True, 10 * 4), (False, 4)):
+        kind = Hidden(4, steps=(200,), ensemble=ensemble)
+        head = kt.features.fit_head(x, x[:, :1] > 0, ["up"], candidates=[kind])
+        assert head._part.hidden.shape[1] == units
+        assert head.scores()["up"] > 0.9 and np.isfinite(head.out_of_fold).all()
+
+
 def test_rows_without_a_group_are_alone():
     x, labels = planted(40, 0.0)
     alone = kt.features.fit_head(x, labels[:, :1], ["a"], [None] * 40, QUICK)

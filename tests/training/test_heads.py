@@ -116,7 +116,7 @@ def test_without_an_ensemble_the_head_is_one_network():
         kind = Hidden(4, steps=(200,), ensemble=ensemble)
         head = kt.features.fit_head(x, x[:, :1] > 0, ["up"], candidates=[kind])
         assert head._part.hidden.shape[1] == units
-        assert head.scores()["up"] > 0.9 and np.isfinite(head.out_of_fold).all()
+        assert head.scores()["up"] > 0.8 and np.isfinite(head.out_of_fold).all()
 
 
 def test_rows_without_a_group_are_alone():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from kerasmtl.advice.rows import Rows, with_backbone
 from kerasmtl.advice.statistics import unit_of
 from kerasmtl.advice.transferability import logme, mean_score, ridge_probe
+from kerasmtl.training.plans import Plan
 
 if TYPE_CHECKING:
     from kerasmtl.project import Project
@@ -27,7 +27,7 @@ class Advice:
         tasks: a row per task: known labels to learn from, positives, the ratio of its labels to
             those of all other tasks, and the probe's score with each backbone.
         backbones: a row per backbone, the best first: the mean score of its probe, and LogME.
-        plan: the plan of the training, and why: that of train.py, after its head by folds.
+        plan: the plan of train.py, and why.
     """
 
     tasks: pd.DataFrame
@@ -82,18 +82,17 @@ def advise(project: Project, backbones: Sequence[str] = ()) -> Advice:
     unit, ranked = f"ridge probe, {unit_of(rows.tasks)}", []
     for handle in dict.fromkeys(backbones or [own]):
         of = rows if handle == own else with_backbone(rows, handle)
-        features = of.features[0]
-        probe = ridge_probe(features, labels, rows.tasks, rows.groups)
+        features = of.features
+        # More threads than this only wait for each other on matrices so small.
+        with threadpool_limits(limits=1, user_api="blas"):
+            probe = ridge_probe(features, labels, rows.tasks, rows.groups)
+            score = logme(features, labels, rows.tasks)
         table[handle] = [str(probe[name]) for name in table["task"]]
-        score = logme(features, labels, rows.tasks)
         ranked.append((handle, mean_score(probe), round(score, 4), features.shape[1]))
-    # As train.py: the head by folds, and the plan for what is left to train.
-    with contextlib.redirect_stdout(io.StringIO()):
-        head = project.fit_head(rows.model, rows.train, rows.val)
-    model = head.attach(rows.model) if head else rows.model
-    parts = (project.dataset(part, model) for part in (rows.train, rows.val))
-    plan = str(project.plan(model, *parts, head))
-    plan = f"{plan}\n{head.why}" if head else plan
+    parts = [project.dataset(part, rows.model) for part in (rows.train, rows.val) if len(part)]
+    plan = project.plan(rows.model, *parts)
+    if project.model.hidden == "auto":  # instead of the first stage a head is chosen by folds
+        plan = Plan(plan.name, plan.stages[1:], plan.why)
     found = pd.DataFrame(ranked, columns=["backbone", unit, "LogME", "columns"])
     found = found.sort_values(unit, ascending=False, na_position="last")
-    return Advice(pd.DataFrame(table), found, plan)
+    return Advice(pd.DataFrame(table), found, str(plan))

@@ -72,11 +72,11 @@ class Networks:
     def _fit(self, group: Group, width: int, seed: int) -> tuple[Predictions, Mapping[str, float]]:
         """Train a network; return its predictions of the test rows, and its scores out of fold."""
         at = [self.names.index(name) for name in group]
-        tasks, (features, test) = [self.rows.tasks[i] for i in at], self.rows.features
-        labels, kinds = self.rows.labels[:, at], [Hidden(width=width, ensemble=False)]
-        views = self.rows.views and {"standardized": self.rows.views["standardized"]}
-        head = fit_head(features, labels, tasks, self.rows.groups, kinds, seed=seed, views=views)
-        return by_task(head.predict(test), tasks), head.scores()
+        tasks, rows = [self.rows.tasks[i] for i in at], self.rows
+        labels, kinds = rows.labels[:, at], [Hidden(width=width, ensemble=False)]
+        views = rows.views and {"standardized": rows.views["standardized"]}
+        head = fit_head(rows.features, labels, tasks, rows.groups, kinds, seed=seed, views=views)
+        return by_task(head.predict(rows.test_features), tasks), head.scores()
 
     def scores(self, groups: Sequence[Group], width: int) -> np.ndarray | None:
         """Return the scores of networks that serve a task each or several, (tasks, 1 + draws).
@@ -128,7 +128,7 @@ def compare_tasks(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
     if len(nets.all) < 2:
         return nets.nothing(setting)
     seen = (rows.views or {}).get("standardized", slice(None))
-    small = same_total(width, rows.features[0][:1, seen].shape[1], len(nets.all))
+    small = same_total(width, rows.features[:1, seen].shape[1], len(nets.all))
     separate = [(group, of) for of in (width, small) for group in nets.each]
     nets.train([(nets.all, width), *separate])
     groups = _groups(nets, width)

@@ -96,8 +96,8 @@ class Rows:
         return None if self.project.input.has_backbone else columns(self.train.values)
 
     @cached_property
-    def features(self) -> tuple[np.ndarray, np.ndarray]:
-        """Features of the rows to learn from and of the test rows, (rows, columns) float32.
+    def features(self) -> np.ndarray:
+        """Features of the rows to learn from, (rows, columns) float32.
 
         Those of the frozen backbone, from the cache that training uses; of tables the columns, as
         `kt.backbones.columns` encodes them.
@@ -105,12 +105,18 @@ class Rows:
         Raises:
             ValueError: the network has no frozen part.
         """
-        parts, dataset = (self.train, self.val, self.test), self.project.dataset
+        return np.concatenate([self._features_of(part) for part in (self.train, self.val)])
+
+    @cached_property
+    def test_features(self) -> np.ndarray:
+        """Features of the test rows, (rows, columns) float32."""
+        return self._features_of(self.test)
+
+    def _features_of(self, part: Manifest) -> np.ndarray:
+        """Return the features of a part."""
         if self._encoding is not None:
-            train, val, test = (np.asarray(self._encoding(part.values)) for part in parts)
-        else:
-            train, val, test = (features_of(self.model, p, dataset(p, self.model)) for p in parts)
-        return np.concatenate([train, val]), test
+            return np.asarray(self._encoding(part.values))
+        return features_of(self.model, part, self.project.dataset(part, self.model))
 
     @property
     def views(self) -> dict[str, slice] | None:
@@ -122,7 +128,7 @@ class Rows:
         """The hash of features, labels, groups and tasks: of what a result depends on."""
         groups = None if self.groups is None else self.groups.tolist()
         whole = hashlib.sha256(repr((self.tasks, len(self.train), groups)).encode())
-        for array in (*self.features, self.labels, self.test.labels):
+        for array in (self.features, self.test_features, self.labels, self.test.labels):
             whole.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         return whole.hexdigest()
 

@@ -189,12 +189,13 @@ def _chosen(rows: Rows, share: float, seed: int) -> list[np.ndarray]:
 def _frozen(rows: Rows, share: float, seed: int) -> tuple[Mapping, Mapping]:
     """Fit a head on frozen features; return predictions of the test rows, and scores."""
     train, val = _chosen(rows, share, seed)
-    at, (features, test) = np.concatenate([train, val + len(rows.train)]), rows.features
-    if np.isnan(rows.labels[at]).all():
+    at = np.concatenate([train, val + len(rows.train)])
+    x, y = rows.features[at], rows.labels[at]
+    if np.isnan(y).all():
         return {}, {}
     groups = None if rows.groups is None else rows.groups[at]
-    head = fit_head(features[at], rows.labels[at], rows.tasks, groups, seed=seed, views=rows.views)
-    return by_task(head.predict(test), rows.tasks), head.scores()
+    head = fit_head(x, y, rows.tasks, groups, seed=seed, views=rows.views)
+    return by_task(head.predict(rows.test_features), rows.tasks), head.scores()
 
 
 def _trained(
@@ -298,9 +299,9 @@ def _ranked(
         of = rows if handle == own else with_backbone(rows, handle)
         line = {
             "backbone": handle,
-            "LogME": round(logme(of.features[0], rows.labels, rows.tasks), 4),
+            "LogME": round(logme(of.features, rows.labels, rows.tasks), 4),
             "ridge probe": mean_score(
-                ridge_probe(of.features[0], rows.labels, rows.tasks, rows.groups)
+                ridge_probe(of.features, rows.labels, rows.tasks, rows.groups)
             ),
         }
         wanted = []

@@ -302,7 +302,7 @@ class Plan(Sequence[Stage]):
             f"{stage}, {counted(stage.epochs, 'epoch')} at {stage.learning_rate:g}"
             for stage in self
         )
-        shown = shown or "the head as the folds have chosen it, and nothing after it"
+        shown = shown or "the head, chosen by folds, and nothing after it"
         return f"Plan {self.name!r}: {shown}." + (f"\n{self.why}" if self.why else "")
 
     def _repr_html_(self) -> str:

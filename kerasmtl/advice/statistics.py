@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 
-from kerasmtl.advice.transferability import UNITS
+from kerasmtl.evaluation.evaluate import PERCENTILES
+from kerasmtl.evaluation.report import UNITS, is_scored
 from kerasmtl.tasks import Task
 
 DRAWS = 500
-PERCENTILES = (2.5, 97.5)
 FEWEST_SIZES = 4  # of a learning curve that a power law of three parameters is fitted to
 FARTHEST = 10.0  # times today's data: beyond, a power law says nothing
 
@@ -91,10 +91,13 @@ class Bootstrap:
         Args:
             predictions: by seed, by task (rows,) or (rows, classes), as `kerasmtl.tasks.by_task`.
         """
-        found = np.stack([self._of_seed(each) for each in predictions])  # (seeds, tasks, draws)
+        found = np.stack(  # (seeds, tasks, 1 + draws)
+            [task_scores(self.tasks, self.labels, each, self.rows) for each in predictions]
+        )
         return np.einsum("std,ds->td", found, self.seeds)
 
-    def macro(self, scores: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def macro(scores: np.ndarray) -> np.ndarray:
         """Return the mean over the tasks that the labels define a score of, (1 + draws,)."""
         scored = np.isfinite(scores[:, 0])
         if not scored.any():
@@ -102,20 +105,30 @@ class Bootstrap:
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             return np.nanmean(scores[scored], axis=0)
 
-    def _of_seed(self, predictions: Mapping[str, Any]) -> np.ndarray:
-        """Return the scores of one seed, (tasks, 1 + draws)."""
-        scores = []
-        for task, column in zip(self.tasks, self.labels.T, strict=True):
-            known = ~np.isnan(column)
-            if task.name not in predictions:  # it has no label to learn from
-                known[:] = False
-            p = np.asarray(predictions.get(task.name, column), "float64")[known]
-            scores.append(weighted_score(task.kind, column[known], p, self.rows[:, known]))
-        return np.stack(scores)
+
+def task_scores(
+    tasks: Sequence[Task], labels: np.ndarray, predictions: Mapping[str, Any], weights: np.ndarray
+) -> np.ndarray:
+    """Return the main score of each task for each way to weight rows, (tasks, draws).
+
+    Args:
+        tasks: of the labels.
+        labels: (rows, tasks), NaN = missing.
+        predictions: as `kerasmtl.tasks.by_task` returns them; a task without any has NaN.
+        weights: (draws, rows), how often each row counts.
+    """
+    scores = []
+    for task, column in zip(tasks, labels.T, strict=True):
+        scored = is_scored(task.kind, column)
+        if task.name not in predictions:  # it has no label to learn from
+            scored[:] = False
+        p = np.asarray(predictions.get(task.name, column), "float64")[scored]
+        scores.append(weighted_score(task.kind, column[scored], p, weights[:, scored]))
+    return np.stack(scores)
 
 
 def weighted_score(kind: str, y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return AUC, accuracy or R2 for each way to weight rows, (draws,); NaN where undefined.
+    """Return `main_score` for each way to weight rows, (draws,); NaN where undefined.
 
     One pass for all draws: scikit-learn would take a millisecond for each.
 

@@ -12,16 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV
-from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from kerasmtl.evaluation.report import UNITS, is_scored, main_score
 from kerasmtl.tasks import Task, as_tasks
 from kerasmtl.utils.validation import check_count
 
-SCORES = {"binary": roc_auc_score, "multiclass": accuracy_score, "regression": r2_score}
-UNITS = {"binary": "AUC", "multiclass": "accuracy", "regression": "R2"}
 STRENGTHS = np.logspace(-1, 5, 13)
 COLUMNS = 512  # of which the probe keeps that many principal components
 ROWS = 4000  # that the probe draws of more
@@ -148,7 +146,8 @@ def ridge_probe(
 
     Args:
         features: (rows, columns) float.
-        labels: (rows, tasks) as in `Manifest.labels`, NaN = missing.
+        labels: (rows, tasks) as in `Manifest.labels`, NaN = missing; of binary tasks, those between
+            0 and 1 are left out.
         tasks: of the columns of `labels`.
         groups: (rows,) of what belongs together, which no fold separates.
         folds: stratified by the label; fewer where a class or the groups are too few.
@@ -194,9 +193,9 @@ def _probe(
     kind: str, features: np.ndarray, column: np.ndarray, units: np.ndarray | None, folds: int
 ) -> Probe:
     """Return the score of one task; see `ridge_probe`."""
-    known = ~np.isnan(column)
-    x, y = features[known], column[known]
-    units = None if units is None else units[known]
+    scored = is_scored(kind, column)
+    x, y = features[scored], column[scored]
+    units = None if units is None else units[scored]
     classes, counts = np.unique(y, return_counts=True)
     most = len(y) // 2 if kind == "regression" else int(counts.min(initial=len(y)))
     most = most if units is None else min(most, len(np.unique(units)))
@@ -212,9 +211,8 @@ def _probe(
                 model = make_pipeline(StandardScaler(), RidgeCV(STRENGTHS))
                 many = kind == "multiclass"
                 model.fit(x[train], y[train, None] == classes if many else y[train])
-                p = model.predict(x[test])
-                p = classes[p.argmax(axis=1)] if many else p
-                scores.append(SCORES[kind](y[test], p))
+                truth = np.searchsorted(classes, y[test]) if many else y[test]
+                scores.append(main_score(kind, truth, model.predict(x[test])))
     if not scores:  # no labels, one answer only, or all labels of a class in one group
         note = f"no folds with different answers among {len(y)} known labels"
         return Probe(np.nan, np.nan, 0, UNITS[kind], note)

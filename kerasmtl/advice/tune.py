@@ -4,7 +4,8 @@ Each trial trains the project's own network, `build` of its model.py, and is sco
 validation part; the test part is never looked at. With `hidden = "auto"` a trial is what train.py
 does: a head chosen by folds. Optuna proposes the trials, the first of which has the settings of
 today, prunes those that fall behind, and keeps all of them in runs/tune.db. The features of a
-frozen backbone are computed once: the network then gets a backbone that passes them on.
+frozen backbone are computed once: they are then a table, and the network gets a backbone that
+passes them on.
 
 The best of many on a small validation part looks better than it is. Epochs are therefore chosen by
 one half of it and scored on the other, and `Tuning` has scores over several seeds, and what is lost
@@ -18,7 +19,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +27,20 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 import tomlkit
-from sklearn.metrics import r2_score, roc_auc_score
 
 from kerasmtl.advice.rows import network
-from kerasmtl.evaluation.report import multiclass_scores
+from kerasmtl.advice.statistics import Bootstrap, task_scores, unit_of
+from kerasmtl.data.inputs import Table
+from kerasmtl.data.manifest import Manifest
+from kerasmtl.data.splits import units
+from kerasmtl.evaluation.evaluate import collected
+from kerasmtl.evaluation.report import is_scored
 from kerasmtl.losses.defaults import for_tasks
-from kerasmtl.tasks import Task, all_binary, output_columns
-from kerasmtl.training.auto import features_of, head_for
+from kerasmtl.tasks import by_task, output_columns
+from kerasmtl.training.auto import encoded_views, features_of
 from kerasmtl.training.fine_tune import fine_tune
+from kerasmtl.training.heads import fit_head
 from kerasmtl.training.plans import Stage
 from kerasmtl.utils.files import file_lock, write_text
 from kerasmtl.utils.progress import progress_bar
@@ -45,22 +50,22 @@ if TYPE_CHECKING:
     from kerasmtl.project import Project
 
 HALVES = 3  # times that the validation rows are halved, at random
+BATCH = 4096  # rows of features that are predicted at once
 SHOWN = 8  # trials in the table
-# What is searched where project.toml has no [tune]; the second, of a network without a backbone.
-_COMMON: dict[str, Any] = {
+NAN = float("nan")
+# What is searched where project.toml has no [tune], as far as the kind of input has it.
+_SPACE: dict[str, Any] = {
+    "hidden": ["auto", [64], [256], [512], [1024], [512, 128]],
     "dropout": {"low": 0.0, "high": 0.7},
+    "input_dropout": {"low": 0.0, "high": 0.4},
+    "batch_norm": [True, False],
+    "indicators": [True, False],
     "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
     "batch_size": [16, 32, 64, 128],
+    "augment": [True, False],
+    "fine_tune_learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
 }
-_IMAGES = {"hidden": ["auto", [64], [256], [512], [512, 128]], **_COMMON}
-_TABLES = {
-    "hidden": ["auto", [64], [256], [1024], [256, 128], [512, 256]],
-    "input_dropout": {"low": 0.0, "high": 0.4},
-    **dict.fromkeys(("batch_norm", "indicators"), [True, False]),
-    **_COMMON,
-}
-_FINE = {"low": 1e-5, "high": 1e-3, "log": True}
-_WHOLE = {"augment": [True, False], "fine_tune_learning_rate": _FINE}  # not for a head alone
+_WHOLE = {"augment", "flip", "fine_tune_learning_rate", "fine_tune_epochs"}  # not of a head alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,22 +73,24 @@ class Tuning:
     """What a search has found; `print` shows it.
 
     Attributes:
+        unit: of the scores, such as "macro AUC".
         trials: the finished ones, the best first: trial, score, epoch, and the settings.
         pruned: how many were given up early.
         settings: of the best trial.
         best, today: scores of those and of today's settings, (seeds,).
         optimism: mean score of the trial and epoch that one half of the validation rows chooses,
-            there and on the other half; None where halves define no score.
+            there and on the other half.
         importance: by setting its share of the differences between trials (fANOVA).
         rows: of the validation part.
     """
 
+    unit: str
     trials: pd.DataFrame
     pruned: int
     settings: dict[str, Any]
     best: np.ndarray
     today: np.ndarray
-    optimism: tuple[float, float] | None
+    optimism: tuple[float, float]
     importance: dict[str, float]
     rows: int
 
@@ -93,30 +100,28 @@ class Tuning:
         return bool(self.best.mean() > self.today.mean())
 
     def __str__(self) -> str:
-        gain = self.best - self.today
+        gain, (here, other) = self.best - self.today, self.optimism
         said = ", ".join(f"{k} = {tomlkit.item(v).as_string()}" for k, v in self.settings.items())
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in self.importance.items())
         lines = [
-            f"{len(self.trials)} trials finished, {self.pruned} were given up early. Score: AUC or "
-            f"R2, mean over tasks, on {self.rows} validation rows; one half chooses the epoch, the "
-            "other is scored.",
+            f"{len(self.trials)} trials finished, {self.pruned} were given up early. Score: "
+            f"{self.unit} on {self.rows} validation rows; one half chooses the epoch, the other is "
+            "scored.",
             self.trials.head(SHOWN).to_string(index=False, float_format="{:.4g}".format),
             f"Best: {said}",
             f"Trained again with {len(gain)} seeds: best {_spread(self.best)}, today's settings "
             f"{_spread(self.today)}, difference {_spread(gain)}.",
         ]
-        drop = 0.0
-        if self.optimism is not None:
-            drop = max(self.optimism[0] - self.optimism[1], 0.0)
+        if here > other:
             lines.append(
                 f"Choosing flatters: the trial and epoch that half of these rows choose have "
-                f"{self.optimism[0]:.3f} there, and {self.optimism[1]:.3f} on the other half."
+                f"{here:.3f} there, and {other:.3f} on the other half."
             )
-        if self.importance:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in self.importance.items())
+        if shares:
             lines.append(f"What mattered: {shares}.")
         if not self.better:
             lines.append("Today's settings are as good: nothing to change.")
-        elif gain.mean() < max(drop, gain.std(ddof=1) if len(gain) > 1 else 0.0):
+        elif gain.mean() < max(here - other, gain.std()):
             lines.append("The difference is smaller than its spread, or than what choosing adds.")
         return "\n".join(lines)
 
@@ -131,11 +136,11 @@ def tune(
 ) -> Tuning:
     """Search settings of [model] and [training] by training on a project's train part.
 
-    The score is the mean over tasks of the area under the ROC curve, or of R² for regression, on
-    halves of the validation part, at the epoch that the other half chooses: the best of many epochs
-    would flatter. Tasks whose labels there define none are left out. The search is Optuna's TPE
-    (Bergstra et al. 2011) with median pruning by epoch. `[tune]` of project.toml says what is
-    searched: lists of values, or {low = …, high = …, log = true}.
+    The score is the mean over tasks of AUC, accuracy (multiclass) or R2 on halves of the validation
+    part, at the epoch that the other half chooses: the best of many epochs would flatter. Tasks
+    whose labels there define none are left out. The search is Optuna's TPE (Bergstra et al. 2011)
+    with median pruning by epoch. `[tune]` of project.toml says what is searched: lists of values,
+    or {low = …, high = …, log = true}.
 
     Trials are kept in runs/tune.db: the same call, with the same data and space, continues.
     project.toml is not changed; `apply_settings` does that.
@@ -144,8 +149,8 @@ def tune(
         project: of images, the head alone is trained, as plan "head" does.
         trials: how many, earlier calls included.
         minutes: after which no trial begins.
-        augment: train the whole network by the project's plan, and search augmentation as well,
-            which takes far longer.
+        augment: of images, train the whole network by the project's plan, and search augmentation
+            as well, which takes far longer.
         seeds: with which the best settings and today's are trained once more.
         progress: whether to show a progress bar.
 
@@ -172,9 +177,11 @@ def tune(
     check_count("seeds", seeds)
     limit = math.inf if minutes is None else check_number("minutes", minutes, 0.0, open_low=True)
     end = time.monotonic() + 60 * limit
-    space = _space(project, augment)
-    trainer = _Trainer(project, augment)
-    store, seed = project.folder / "runs" / "tune.db", project.training.seed
+    whole = augment and project.input.has_backbone
+    space = _space(project, whole)
+    today = {name: value for name, value in _settings(project).items() if name in space}
+    trainer, seed = _Trainer(project, whole), project.training.seed
+    store, state = project.folder / "runs" / "tune.db", optuna.trial.TrialState
     store.parent.mkdir(exist_ok=True)
     with file_lock(store.with_suffix(".lock"), wait=False):
         study = optuna.create_study(
@@ -184,56 +191,56 @@ def tune(
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
         )
+
+        def done() -> list[Any]:
+            return study.get_trials(deepcopy=False, states=(state.COMPLETE, state.PRUNED))
+
         # A search that continues draws other trials than those it began with.
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
-        for trial in study.trials:
-            if not trial.state.is_finished() and trial.params:  # under way as it was killed
-                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        today = {name: _setting(project, name) for name in space}
-        if not any(t.value is not None or t.state.name == "WAITING" for t in study.trials):
-            lists = {n: json.dumps(v) for n, v in today.items() if hasattr(space[n], "choices")}
+        if (
+            not done()
+        ):  # what was under way as it was killed stays unfinished, and counts for nothing
+            lists = {n: json.dumps(today[n]) for n in space if hasattr(space[n], "choices")}
             study.enqueue_trial({**today, **lists})
         with progress_bar("trials", trials, progress) as advance:
-            advance(len(_done(study)))
-            while len(_done(study)) < trials and time.monotonic() < end:
+            advance(len(done()))
+            while len(done()) < trials and time.monotonic() < end:
                 trial = study.ask(space)
                 try:
-                    judge = trainer.train(_read(trial.params), seed, trial)
+                    scores = trainer.train(_read(trial.params), seed, trial)
                 except optuna.TrialPruned:
-                    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                    study.tell(trial, state=state.PRUNED)
                 else:
-                    trial.set_user_attr("epoch", judge.epoch)
-                    trial.set_user_attr("halves", judge.halves)
-                    study.tell(trial, judge.judged)
+                    trial.set_user_attr("scores", scores.tolist())
+                    study.tell(trial, _fair(scores)[1])
                 advance()
-    found = [trial for trial in _done(study) if trial.state.name == "COMPLETE"]
-    found.sort(key=lambda trial: -trial.value)
+    found = sorted((t for t in done() if t.state == state.COMPLETE), key=lambda trial: -trial.value)
     if not found:
-        raise ValueError(f"`trials` must leave a finished one, got none of {len(_done(study))}")
+        raise ValueError(f"`trials` must leave a finished one, got none of {len(done())}")
     best = _read(found[0].params)
-    if best.get("hidden") == "auto" and not augment:
+    if best.get("hidden") == "auto" and not whole:
         best = {"hidden": "auto"}  # all else is chosen by folds
     # Other seeds than that of the search, whose luck has helped to choose.
     sides = [best] if best.items() <= today.items() else [best, today]
-    judged = [[trainer.train(s, seed + n).judged for n in range(1, seeds + 1)] for s in sides]
+    again = [[_fair(trainer.train(s, seed + n))[1] for n in range(1, seeds + 1)] for s in sides]
     try:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         importance = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except (ValueError, RuntimeError):  # too few trials, or all alike
         importance = {}
-    rows = [
-        {"trial": t.number, "score": t.value, "epoch": t.user_attrs["epoch"], **_read(t.params)}
-        for t in found
-    ]
+    kept = [np.array(trial.user_attrs["scores"]) for trial in found]
+    table = pd.DataFrame([{"trial": t.number, "score": t.value, **_read(t.params)} for t in found])
+    table.insert(2, "epoch", [int(np.nanargmax(scores[:, 0])) + 1 for scores in kept])
     return Tuning(
-        trials=pd.DataFrame(rows),
-        pruned=len(_done(study)) - len(found),
+        unit=unit_of(trainer.held.tasks),
+        trials=table,
+        pruned=len(done()) - len(found),
         settings=best,
-        best=np.array(judged[0]),
-        today=np.array(judged[-1]),
-        optimism=_optimism(np.array([t.user_attrs["halves"] for t in found], float)),
+        best=np.array(again[0]),
+        today=np.array(again[-1]),
+        optimism=_fair(np.concatenate(kept)),
         importance=importance,
-        rows=len(trainer.parts[1]),
+        rows=len(trainer.held),
     )
 
 
@@ -256,143 +263,129 @@ def apply_settings(project: Project, settings: Mapping[str, Any]) -> Path:
 
 
 class _Trainer:
-    """Trains a project's network with other settings, the head on features, or as a whole."""
+    """Trains a project's network with other settings: its head on features, or the whole."""
 
     def __init__(self, project: Project, whole: bool) -> None:
-        self.project, self.backbone = project, project.input.has_backbone
+        self.project, self.whole, self.stand_in = project, whole, None
         with warnings.catch_warnings(action="ignore"):  # train.py says it
-            self.parts = project.manifest().split(seed=project.training.seed)[:2]
-        self.tasks = self.parts[0].tasks
-        judging = self.parts[1].labels
-        if not any(len(np.unique(column[~np.isnan(column)])) > 1 for column in judging.T):
+            self.rows, self.held, _ = project.manifest().split(seed=project.training.seed)
+        pairs = zip(self.held.tasks, self.held.labels.T, strict=True)
+        if not any(len(np.unique(y[is_scored(task.kind, y)])) > 1 for task, y in pairs):
             raise ValueError(
                 "`project` must have a task with two different labels in its validation part, got "
-                f"{len(judging)} rows without one"
+                f"{len(self.held)} rows without one"
             )
-        self.inputs: list[np.ndarray] = []
-        if not self.backbone:
-            self.inputs = [np.asarray(part.values, "float32") for part in self.parts]
-        elif not whole:
-            model = self.model = network(project, self.parts[0])
-            self.inputs = [features_of(model, p, project.dataset(p, model)) for p in self.parts]
+        if project.input.has_backbone and not whole:
+            model = network(project, self.rows)
+            self.rows, self.held = (
+                Manifest.from_arrays(
+                    features_of(model, part, project.dataset(part, model)),
+                    *(part.labels, part.tasks, Table()),
+                    groups=part.groups,
+                )
+                for part in (self.rows, self.held)
+            )
+            entry = keras.Input(self.rows.values.shape[1:], name="features")
+            self.stand_in = keras.Model(entry, keras.layers.Identity()(entry), name="backbone")
 
     def identity(self, space: Mapping[str, Any]) -> str:
         """Hash what decides a trial's score: data, network, space and the other settings."""
-        of = {**self.project.model.model_dump(), **self.project.training.model_dump()}
-        fixed = {name: value for name, value in of.items() if name not in space}
         file = self.project.folder / "model.py"
-        digest = hashlib.sha256(file.read_bytes() if file.is_file() else b"")
-        digest.update(repr((self.tasks, fixed, sorted(space.items()))).encode())
-        arrays = self.inputs or [np.array(part.names, str) for part in self.parts]
-        for array in [*arrays, *(part.labels for part in self.parts)]:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+        of = [file.read_bytes() if file.is_file() else b"", self.rows.tasks, sorted(space.items())]
+        of += [{name: v for name, v in _settings(self.project).items() if name not in space}]
+        for part in (self.rows, self.held):
+            of += [part.input.content_sha256(part.values), part.labels.tobytes()]
+            of += [None if part.groups is None else part.groups.tolist()]
+        return hashlib.sha256(repr(of).encode()).hexdigest()[:16]
 
-    def train(self, settings: Mapping[str, Any], seed: int, trial: Any = None) -> _Judge:
-        """Train, and return the judge of all epochs; raises TrialPruned if it gives up."""
+    def train(self, settings: Mapping[str, Any], seed: int, trial: Any = None) -> np.ndarray:
+        """Train, and return the scores of each epoch, as in `_Judge`.
+
+        Raises:
+            TrialPruned: the trial has fallen behind, or diverged.
+        """
         keras.utils.set_random_seed(seed)
-        changes, stand_in = {**settings, "seed": seed}, None
-        if self.backbone and self.inputs:
-            entry = keras.Input(self.inputs[0].shape[1:], name="features")
-            stand_in = keras.Model(entry, keras.layers.Identity()(entry), name="backbone")
-            changes["image_size"] = "auto"
-        project = self.project.changed(changes, stand_in)
-        rows, held = self.parts
-        if self.inputs and project.model.hidden == "auto":
-            model = self.model if self.backbone else network(project, rows)
+        rows, held, changes = self.rows, self.held, {**settings, "seed": seed}
+        if self.stand_in is not None:
+            changes |= {"image_size": "auto", "augment": False}
+        project = self.project.changed(changes, self.stand_in)
+        model = network(project, rows)
+        judged = project if self.whole else project.changed({"batch_size": BATCH})
+        judge = _Judge(held, judged.dataset(held, model), trial)
+        if project.model.hidden == "auto" and not self.whole:
             # By folds of the train part alone, since the validation part is to judge.
-            train = rows, self.project.dataset(rows, model)
-            head = head_for(model, train, (rows.take([]), None), seed)
-            judge = _Judge(self.tasks, held.labels, [], trial)
-            data = self.project.dataset(held, model)
-            judge.see([head.predict(features_of(model, held, data))], 0)
-            return judge
-        model, loss = network(project, rows), for_tasks(self.tasks, rows.labels)
-        if not self.inputs:
-            model.compile("adam", loss)
-            batches = project.dataset(held, model).map(lambda inputs, labels: inputs)
-            judge = _Judge(self.tasks, held.labels, batches, trial)
-            data = project.dataset(rows, model, training=True)
-            plan = project.plan(model, data, project.dataset(held, model))
+            x, unseen = rows.values, held.values
+            if self.stand_in is None:
+                x, unseen = (features_of(model, part, None) for part in (rows, held))
+            views = encoded_views(model)
+            head = fit_head(x, rows.labels, rows.tasks, rows.groups, seed=seed, views=views)
+            judge.see(head.predict(unseen))
+            return np.array(judge.scores)
+        jit = "auto" if self.whole else False  # XLA takes longer to compile a head than it runs
+        model.compile("adam", for_tasks(rows.tasks, rows.labels), jit_compile=jit)
+        data = project.dataset(rows, model, training=True)
+        if self.stand_in is None:
+            plan = project.plan(model, data)
+        else:  # there is no backbone to freeze
+            plan = [Stage("all", project.training.epochs, project.training.learning_rate)]
+        try:
             fine_tune(model, data, plan=plan, callbacks=[judge], verbose=0)
-            return judge
-        judge = _Judge(self.tasks, held.labels, [self.inputs[1]], trial)
-        of, y = project.training, rows.labels.astype("float32")
-        steps = -(-len(y) // of.batch_size)
-        schedule = "constant" if self.backbone else "cosine"
-        stage = Stage("all", of.epochs, of.learning_rate, schedule=schedule)
-        model.compile(stage.optimizer(model, steps), loss, jit_compile=False)
-        if not all_binary(self.tasks):
-            y = {key: y[:, list(at)] for key, at in output_columns(self.tasks).items()}
-        # One iterator for all epochs: to begin another takes longer than a short epoch.
-        data = tf.data.Dataset.from_tensor_slices((self.inputs[0], y)).shuffle(len(rows), seed)
-        data = data.repeat().batch(of.batch_size).prefetch(2)
-        given = {"callbacks": [judge], "verbose": 0, "shuffle": False}
-        model.fit(data, epochs=of.epochs, steps_per_epoch=steps, **given)
-        return judge
+        except FloatingPointError:  # the loss is no longer finite
+            judge.see(None)
+        return np.array(judge.scores)
 
 
 class _Judge(keras.callbacks.Callback):
-    """Scores the validation part after each epoch, and ends a trial of Optuna that falls behind."""
+    """Scores the validation part after each epoch, and ends a trial of Optuna that falls behind.
 
-    def __init__(self, tasks: Sequence[Task], labels: np.ndarray, inputs: Any, trial: Any) -> None:
+    Its `scores`, (1 + halves,) by epoch, are those of all rows, and of one half and the other of
+    each halving, in which groups are kept whole; NaN where labels or predictions define none.
+    """
+
+    def __init__(self, held: Manifest, data: Any = None, trial: Any = None) -> None:
         super().__init__()
-        self.tasks, self.labels, self.inputs, self.trial = tasks, labels, inputs, trial
-        self.best, self.epoch = -math.inf, 0
-        # Of the epoch that one half chooses, its score and that of the other half, which is fair.
-        rng = np.random.default_rng(0)  # the same halves in all trials
-        parts = [np.array_split(rng.permutation(len(labels)), 2) for _ in range(HALVES)]
-        self._pairs = [pair for one, other in parts for pair in ((one, other), (other, one))]
-        self.halves = [[-math.inf, math.nan]] * len(self._pairs)
-
-    @property
-    def judged(self) -> float:
-        """The score on rows that have not chosen the epoch, or `best` if halves define none."""
-        scores = [other for _, other in self.halves if not math.isnan(other)]
-        return float(np.mean(scores)) if scores else self.best
+        self.held, self.data, self.trial = held, data, trial
+        rng, masks = np.random.default_rng(0), [np.ones(len(held), bool)]  # the same in all trials
+        unit = np.arange(len(held)) if held.groups is None else units(held.groups)
+        for _ in range(HALVES):
+            half = np.isin(unit, np.array_split(rng.permutation(unit.max() + 1), 2)[0])
+            masks += [half, ~half]
+        self.weights, self.scores = np.array(masks, float), []
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Score the epoch."""
-        self.see([self.model.predict_on_batch(batch) for batch in self.inputs], epoch)
+        columns = output_columns(self.held.tasks)
+        self.see(collected(self.model, self.data, columns, progress=False)[1])
 
-    def see(self, found: list[Any], epoch: int) -> None:
-        """Score predictions, and report the best so far: a worse epoch makes no trial worse."""
-        outputs = {
-            key: np.concatenate([each[key] if isinstance(each, dict) else each for each in found])
-            for key in output_columns(self.tasks)
-        }
-        finite = all(np.isfinite(values).all() for values in outputs.values())
+    def see(self, outputs: Any) -> None:
+        """Score the predictions of all rows, None if there are none; report the best so far."""
+        tasks, scores = self.held.tasks, np.full(len(self.weights), NAN)
+        found = {} if outputs is None else by_task(outputs, tasks)
+        finite = bool(found) and all(np.isfinite(p).all() for p in found.values())
         if finite:
-            score = self._score(outputs, np.arange(len(self.labels)))
-            if score > self.best:
-                self.best, self.epoch = score, epoch + 1
-            for number, (one, other) in enumerate(self._pairs):
-                if (score := self._score(outputs, one)) > self.halves[number][0]:
-                    self.halves[number] = [score, self._score(outputs, other)]
+            scores = Bootstrap.macro(task_scores(tasks, self.held.labels, found, self.weights))
+        self.scores.append(scores)
         if self.trial is not None:
-            if finite:
-                self.trial.report(self.judged, epoch)
+            # A worse epoch makes no trial worse.
+            self.trial.report(_fair(np.array(self.scores))[1], len(self.scores) - 1)
             if not finite or self.trial.should_prune():
                 raise _optuna().TrialPruned
 
-    def _score(self, outputs: Mapping[str, np.ndarray], rows: np.ndarray) -> float:
-        """Return the mean over tasks of AUC or R² on some rows; NaN if no task defines one."""
-        found = []
-        for key, columns in output_columns(self.tasks).items():
-            for column, position in enumerate(columns):
-                kind, y = self.tasks[position].kind, self.labels[rows, position]
-                # Of binary tasks without what was softened.
-                known = np.isin(y, (0, 1)) if kind == "binary" else ~np.isnan(y)
-                p = outputs[key][rows][known]
-                if len(np.unique(y[known])) < 2:
-                    continue
-                if kind == "binary":
-                    found.append(roc_auc_score(y[known], p[:, column]))
-                elif kind == "regression":
-                    found.append(r2_score(y[known], p[:, column]))
-                else:
-                    found.append(multiclass_scores(y[known], p).auc)
-        return float(np.mean(found)) if found else math.nan
+
+def _fair(scores: np.ndarray) -> tuple[float, float]:
+    """Return the mean score of the epoch that a half chooses, there and on the other half.
+
+    Args:
+        scores: (epochs, 1 + halves), as in `_Judge`. Where the halves define none, those of all
+            rows count, which choose the best epoch and score it.
+    """
+    scores = np.nan_to_num(scores, nan=-np.inf)
+    halves, half = scores[:, 1:], np.arange(scores.shape[1] - 1)
+    epoch = halves.argmax(axis=0)
+    pairs = np.stack([halves[epoch, half], halves[epoch, half ^ 1]])  # 0 and 1, 2 and 3, …
+    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+    here, other = pairs.mean(axis=1) if pairs.size else [scores[:, 0].max()] * 2
+    return float(here), float(other)
 
 
 # ---------------------------------------------------------------- the space, and what is kept
@@ -408,60 +401,37 @@ def _optuna() -> Any:
     return optuna
 
 
-def _space(project: Project, augment: bool) -> dict[str, Any]:
+def _space(project: Project, whole: bool) -> dict[str, Any]:
     """Return Optuna's distribution by setting; today's value is always part of it."""
-    of, fixed = _optuna().distributions, {"backbone", "backbone_sha256", "input_range", "plan"}
-    known = {n for part in (project.model, project.training) for n in type(part).model_fields}
-    known -= project.input.settings_of_others(project.input.kind) | fixed
-    known -= {"image_size", "tracking", "seed"} | (set() if augment else {"flip", *_WHOLE})
-    default = _IMAGES if project.input.has_backbone else _TABLES
-    space = {}
-    for name, choice in (project.tune or default | (_WHOLE if augment else {})).items():
-        check_choice("tune", name, sorted(known))
-        now = _setting(project, name)
+    of, today, space = _optuna().distributions, _settings(project), {}
+    known = {*_SPACE, "epochs", *_WHOLE} - project.input.settings_of_others(project.input.kind)
+    known -= set() if whole else _WHOLE
+    for name, choice in (project.tune or {n: _SPACE[n] for n in _SPACE if n in known}).items():
+        now = today[check_choice("tune", name, sorted(known))]
         if isinstance(choice, list):
             values = choice if now in choice else [now, *choice]
+            # As JSON, since Optuna takes no lists.
             space[name] = of.CategoricalDistribution([json.dumps(value) for value in values])
             continue
         kind = {int: of.IntDistribution, float: of.FloatDistribution}.get(type(now))
         try:
             low, high = min(choice["low"], now), max(choice["high"], now)
             space[name] = kind(low, high, log=choice.get("log", False))  # type: ignore[misc]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"`tune` must have for {name} a list of values, or for a number {{low = …, high = "
-                f"…, log = true}}, got {choice} ({error})"
-            ) from None
+        except (KeyError, TypeError, ValueError):
+            must = "a list of values, or for a number {low = …, high = …, log = true}"
+            raise ValueError(f"`tune` must have for {name} {must}, got {choice}") from None
     return space
 
 
-def _setting(project: Project, name: str) -> Any:
-    """Return a setting of today."""
-    return getattr(project.model if hasattr(project.model, name) else project.training, name)
+def _settings(project: Project) -> dict[str, Any]:
+    """Return the settings of today."""
+    return {**project.model.model_dump(), **project.training.model_dump()}
 
 
 def _read(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a trial; numbers have three digits, as they are trained and shown."""
     digits = {n: float(f"{v:.3g}") for n, v in params.items() if isinstance(v, float)}
     return {n: json.loads(v) if isinstance(v, str) else digits.get(n, v) for n, v in params.items()}
-
-
-def _done(study: Any) -> list[Any]:
-    """Return the trials that are finished or pruned."""
-    return [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
-
-
-def _optimism(halves: np.ndarray) -> tuple[float, float] | None:
-    """Return the mean score of the trial and epoch that a half chooses, there and on the other.
-
-    Args:
-        halves: (trials, halves, 2), the scores of each trial as in `_Judge.halves`.
-    """
-    halves = halves[:, np.isfinite(halves).all(axis=(0, 2))]
-    if not halves.size:
-        return None
-    chosen = halves[halves[:, :, 0].argmax(axis=0), np.arange(halves.shape[1])]
-    return float(chosen[:, 0].mean()), float(chosen[:, 1].mean())
 
 
 def _spread(values: np.ndarray) -> str:

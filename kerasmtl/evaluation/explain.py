@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from sklearn.inspection import permutation_importance
-from sklearn.metrics import r2_score, roc_auc_score
 
 from kerasmtl.evaluation.evaluate import Known
+from kerasmtl.evaluation.report import main_score
 from kerasmtl.tasks import Task, by_task
 from kerasmtl.training.features import nodes_of
 
@@ -203,7 +203,7 @@ def column_importance(
         whole[:, columns] = some
         outputs = by_task(model.predict_on_batch(whole), tasks)
         return {
-            task.name: _score(task, y, np.asarray(outputs[task.name])[rows])
+            task.name: main_score(task.kind, y, np.asarray(outputs[task.name])[rows])
             for task, (rows, y) in truth.items()
         }
 
@@ -215,12 +215,3 @@ def column_importance(
         else {}
     )
     return pd.DataFrame({name: each.importances_mean for name, each in found.items()}, columns)
-
-
-def _score(task: Task, y: np.ndarray, p: np.ndarray) -> float:
-    """Return the score of a task that falls where its predictions get worse."""
-    if task.kind == "binary":
-        return float(roc_auc_score(y, p))
-    if task.kind == "multiclass":
-        return float((p.argmax(axis=1) == y).mean())
-    return float(r2_score(y, p))

@@ -25,7 +25,9 @@ ECE_BINS = 15
 
 Threshold = float | np.ndarray
 
-MAIN = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}  # the score that sums it up
+# The score that sums up a task, as the field of its scores and as people call it.
+MAIN = {"binary": "auc", "multiclass": "accuracy", "regression": "r2"}
+UNITS = {"binary": "AUC", "multiclass": "accuracy", "regression": "R2"}
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,33 @@ KINDS = {"binary": BinaryScores, "multiclass": MulticlassScores, "regression": R
 Scores = BinaryScores | MulticlassScores | RegressionScores
 
 
+def main_score(kind: str, y: np.ndarray, p: np.ndarray) -> float:
+    """Return the score that sums up a task: AUC, accuracy or R2; NaN if the labels define none.
+
+    AUC needs both classes, R2 two labels that differ, and accuracy a label.
+
+    Args:
+        kind: "binary", "multiclass" or "regression".
+        y: (n,) labels, of which those that `is_scored` leaves out do not count.
+        p: (n,) predictions, (n, classes) for "multiclass".
+    """
+    scored = is_scored(kind, y)
+    y, p = y[scored], p[scored].astype("float64")
+    if kind == "multiclass":
+        return float((p.argmax(axis=1) == y).mean()) if len(y) else NAN
+    if len(np.unique(y)) < 2:
+        return NAN
+    return float((metrics.roc_auc_score if kind == "binary" else metrics.r2_score)(y, p))
+
+
+def is_scored(kind: str, y: np.ndarray) -> np.ndarray:
+    """Return which labels are scored, (n,) bool: the known ones, and of a binary task 0 and 1.
+
+    What `Task.uncertain_as` puts between 0 and 1 is nobody's observation.
+    """
+    return (y == 0) | (y == 1) if kind == "binary" else ~np.isnan(y)
+
+
 def scores_of(
     kind: str, y: np.ndarray, p: np.ndarray, threshold: Threshold = 0.5, recall: float | None = None
 ) -> Scores:
@@ -122,13 +151,13 @@ def binary_scores(
     """
     y = y == 1
     decided = decided_at(threshold, p)
-    both, some = 0 < y.sum() < len(y), len(y) > 0
+    some = len(y) > 0
     error = p.astype("float64") - y
     f1 = 2 * (decided & y).sum() / (decided.sum() + y.sum()) if y.any() else NAN
     return BinaryScores(
         known=len(y),
         positive=int(y.sum()),
-        auc=float(metrics.roc_auc_score(y, p)) if both else NAN,
+        auc=main_score("binary", y, p),
         average_precision=float(metrics.average_precision_score(y, p)) if y.any() else NAN,
         accuracy=float((decided == y).mean()) if some else NAN,
         f1=float(f1),
@@ -169,7 +198,7 @@ def multiclass_scores(y: np.ndarray, p: np.ndarray) -> MulticlassScores:
     return MulticlassScores(
         known=len(y),
         classes=len(np.unique(y)),
-        accuracy=float((p.argmax(axis=1) == y).mean()) if len(y) else NAN,
+        accuracy=main_score("multiclass", y, p),
         auc=float(np.mean(aucs)) if aucs else NAN,
         log_loss=float(metrics.log_loss(y, p, labels=range(p.shape[1]))) if len(y) else NAN,
     )
@@ -181,12 +210,12 @@ def regression_scores(y: np.ndarray, p: np.ndarray) -> RegressionScores:
     R2 needs two labels that differ, and is NaN otherwise.
     """
     y, p = y.astype("float64"), p.astype("float64")
-    some, differ = len(y) > 0, len(np.unique(y)) > 1
+    some = len(y) > 0
     return RegressionScores(
         known=len(y),
         mae=float(metrics.mean_absolute_error(y, p)) if some else NAN,
         rmse=float(metrics.root_mean_squared_error(y, p)) if some else NAN,
-        r2=float(metrics.r2_score(y, p)) if differ else NAN,
+        r2=main_score("regression", y, p),
     )
 
 

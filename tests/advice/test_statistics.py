@@ -7,6 +7,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 import kerasmtl as kt
 from kerasmtl.advice.statistics import Bootstrap, Estimate, catch_up, curves, estimate, power_law
 from kerasmtl.advice.statistics import weighted_score as weighted
+from kerasmtl.evaluation.report import main_score
 
 SIZES = np.array([50, 100, 200, 400, 800])
 RNG = np.random.default_rng(0)
@@ -24,6 +25,24 @@ def test_scores_of_draws_are_those_of_scikit_learn():
     classes = RNG.random((80, 2))
     expected = [np.average(classes.argmax(1) == y, weights=w) for w in WEIGHTS]
     assert np.allclose(weighted("multiclass", y, classes, WEIGHTS), expected)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+def test_the_weighted_score_is_the_main_score_of_rows_that_are_drawn(kind):
+    y = RNG.integers(0, 3 if kind == "multiclass" else 2, 80).astype(float)
+    p = RNG.random((80, 3)) if kind == "multiclass" else np.round(RNG.random(80), 1)
+    expected = []
+    for counts in WEIGHTS.astype(int):
+        drawn = np.repeat(np.arange(80), counts)
+        expected.append(main_score(kind, y[drawn], p[drawn]))
+    assert np.allclose(weighted(kind, y, p, WEIGHTS), expected)
+
+
+def test_a_label_that_is_uncertain_is_not_scored():
+    tasks, y = [kt.Task("a", uncertain="u", uncertain_as=0.5)], np.array([[0.0], [1.0], [0.5]])
+    bootstrap = Bootstrap(tasks, y, None, 1, draws=2)
+    assert bootstrap.scores([{"a": np.array([0.2, 0.4, 0.3])}])[0, 0] == 1.0
+    assert bootstrap.scores([{"a": np.array([0.2, 0.4, 0.9])}])[0, 0] == 1.0
 
 
 def test_undefined_scores_are_nan():

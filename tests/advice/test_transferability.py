@@ -58,6 +58,13 @@ def test_features_that_say_more_have_the_higher_score():
     assert told > 0.75 and abs(untold - 0.5) < 0.12
 
 
+def test_labels_that_are_uncertain_are_left_out_of_the_probe():
+    features, labels = drawn(200)
+    expected = ridge_probe(features[20:], labels[20:], ["a", "b"])
+    labels[:20, 0], labels[:20, 1] = 0.5, np.nan
+    assert ridge_probe(features, labels, ["a", "b"]) == expected
+
+
 @pytest.mark.parametrize("columns", [0.0, 1.0])
 def test_constant_features_say_nothing_and_break_nothing(columns):
     _, labels = drawn()

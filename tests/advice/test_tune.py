@@ -1,6 +1,11 @@
 """`kt.tune` and `kerasmtl tune`: settings searched on the validation part, kept, and written."""
 
+import os
+import signal
+import sqlite3
+import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import keras
@@ -11,7 +16,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 import kerasmtl as kt
 from kerasmtl.advice import tune as module
-from kerasmtl.advice.tune import _Judge, _optimism, apply_settings, tune
+from kerasmtl.advice.tune import _fair, _Judge, apply_settings, tune
 from kerasmtl.cli import main
 
 pytest.importorskip("optuna")
@@ -71,8 +76,7 @@ def instant(monkeypatch):
     """Trials without training: the higher the learning rate, the better."""
 
     def train(self, settings, seed, trial=None):
-        score = settings["learning_rate"]
-        return SimpleNamespace(judged=score, epoch=1, halves=[[score, score]])
+        return np.full((1, 7), settings["learning_rate"])
 
     monkeypatch.setattr(module._Trainer, "train", train)
 
@@ -103,8 +107,8 @@ def test_training_learns_and_the_test_part_changes_nothing(tmp_path):
     project = write_project(tmp_path)
     trainer = module._Trainer(project, False)
     settings = {"hidden": [16], "learning_rate": 0.03, "epochs": 20}
-    judge = trainer.train(settings, 0)
-    assert judge.judged > 0.8 and 1 < judge.epoch <= 20
+    scores = trainer.train(settings, 0)
+    assert _fair(scores)[1] > 0.8 and scores.shape == (20, 7) and scores[:, 0].argmax() > 0
     lines = (tmp_path / "pumps.csv").read_text().splitlines()
     changed = [
         ",".join([*line.split(",")[:3], "0", "7"]) if ",test," in line else line for line in lines
@@ -112,7 +116,7 @@ def test_training_learns_and_the_test_part_changes_nothing(tmp_path):
     (tmp_path / "pumps.csv").write_text("\n".join(changed))
     other = module._Trainer(project, False)
     assert other.identity({}) == trainer.identity({})
-    assert other.train(settings, 0).halves == judge.halves
+    np.testing.assert_array_equal(other.train(settings, 0), scores)
 
 
 def test_auto_is_a_head_chosen_by_folds_of_the_train_part(tmp_path):
@@ -140,37 +144,68 @@ def test_auto_is_a_head_chosen_by_folds_of_the_train_part(tmp_path):
         )
         for rows in halves
     ]
-    judge = _Judge(train.tasks, val.labels, [], None)
-    judge.see([outputs], 0)
-    # The first half chooses, and the second one judges; then the other way round.
-    np.testing.assert_allclose(judge.halves[0], expected, rtol=1e-6)
-    np.testing.assert_allclose(judge.halves[1], expected[::-1], rtol=1e-6)
-    np.testing.assert_allclose(found.trials["score"], judge.judged, atol=1e-3)
+    judge = _Judge(val)
+    judge.see(outputs)
+    np.testing.assert_allclose(judge.scores[0][1:3], expected, rtol=1e-6)
+    score = _fair(np.array(judge.scores))[1]
+    np.testing.assert_allclose(found.trials["score"], score, atol=1e-3)
+
+
+def held_rows(labels, tasks=("leak",), **options):
+    """Rows of the validation part with these labels."""
+    values = np.zeros((len(labels), 1))
+    return kt.Manifest.from_arrays(values, labels, tasks, kt.data.Table(), **options)
 
 
 def test_an_epoch_is_chosen_by_one_half_and_judged_by_the_other():
     labels = np.tile([[0.0], [1.0]], (20, 1))
-    judge = _Judge([kt.Task("leak")], labels, [], None)
-    (one, other), *_ = judge._pairs
+    judge = _Judge(held_rows(labels))
+    one = judge.weights[1].astype(bool)
     right, wrong = labels.copy(), 1 - labels
-    first, second = np.where(np.isin(np.arange(40), one)[:, None], [right, wrong], [wrong, right])
-    judge.see([first], 0)
-    judge.see([second], 1)
-    assert judge.halves[0] == [1.0, 0.0] and judge.halves[1] == [1.0, 0.0]
-    judge.see([right], 2)
-    assert judge.best == 1.0 and judge.epoch == 3
-    judge.see([np.full((40, 1), np.nan)], 3)  # of no use, and no crash
-    assert judge.epoch == 3
+    first, second = np.where(one[:, None], [right, wrong], [wrong, right])
+    judge.see(first)
+    judge.see(second)
+    of_halves = np.array(judge.scores)[:, :3]
+    assert of_halves[:, 1:].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    # Each half chooses the epoch that is best there, and worst on the other half.
+    assert _fair(of_halves) == (1.0, 0.0)
+    judge.see(right)
+    assert judge.scores[2].tolist() == [1.0] * 7
+    judge.see(np.full((40, 1), np.nan))  # of no use, and no crash
+    judge.see(None)
+    assert np.isnan(judge.scores[3:]).all()
+    assert _fair(np.array(judge.scores)[2:]) == (1.0, 1.0)
+
+
+def test_halves_divide_the_rows_and_keep_groups_whole():
+    labels = np.tile([[0.0], [1.0]], (20, 1))
+    groups = np.arange(40) // 4
+    for held in (held_rows(labels), held_rows(labels, groups=groups)):
+        weights = _Judge(held).weights
+        assert (weights[0] == 1).all() and weights[1::2].sum() == weights[2::2].sum() == 60
+        assert (weights[1::2] + weights[2::2] == 1).all()
+    by_group = weights.reshape(7, 10, 4)
+    assert (by_group == by_group[:, :, :1]).all()
+
+
+def test_classes_are_judged_by_their_accuracy_and_uncertain_labels_not_at_all():
+    labels = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 0.5], [2.0, np.nan]] * 5)
+    tasks = [
+        kt.Task("grade", "multiclass", classes=["a", "b", "c"]),
+        kt.Task("leak", uncertain="u", uncertain_as=0.5),
+    ]
+    judge = _Judge(held_rows(labels, tasks))
+    outputs = {"grade": np.eye(3)[[0, 1, 0, 2] * 5], "binary": labels[:, 1:] * 0.5}
+    outputs["binary"][np.isnan(labels[:, 1])] = 0.9
+    judge.see(outputs)
+    assert judge.scores[0][0] == (0.75 + 1.0) / 2
 
 
 def test_optimism_is_what_the_other_half_says():
-    # Trial 0 is chosen by the first half, trial 1 by the second; one without a score is left out.
-    halves = np.array(
-        [[[0.9, 0.5], [0.4, 0.8], [-np.inf, np.nan]], [[0.8, 0.7], [0.6, 0.6], [0.5, 0.5]]]
-    )
-    chosen, judged = _optimism(halves)
-    assert chosen == pytest.approx((0.9 + 0.6) / 2) and judged == pytest.approx((0.5 + 0.6) / 2)
-    assert _optimism(halves[:, 2:]) is None
+    # Epoch 0 is chosen by the first half, epoch 1 by the second; one without a score is left out.
+    scores = np.array([[0.7, 0.9, 0.5, np.nan, 0.3], [0.6, 0.8, 0.7, np.nan, 0.5]])
+    assert _fair(scores) == pytest.approx(((0.9 + 0.7) / 2, (0.5 + 0.8) / 2))
+    assert _fair(scores[:, [0, 3, 4]]) == (0.7, 0.7)  # no half can judge: all rows
 
 
 def test_settings_are_written_with_all_comments(tmp_path):
@@ -278,8 +313,51 @@ def test_a_trial_that_falls_behind_is_given_up():
     import optuna
 
     trial = SimpleNamespace(report=lambda value, step: None, should_prune=lambda: True)
-    judge = _Judge([kt.Task("leak")], np.array([[0.0], [1.0]] * 4), [np.zeros((8, 1))], trial)
+    held = held_rows([[0.0], [1.0]] * 4)
+    judge = _Judge(held, [(held.values, held.labels)], trial)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, activation="sigmoid")])
     judge.set_model(model)
     with pytest.raises(optuna.TrialPruned):
         judge.on_epoch_end(0)
+    trial.should_prune = lambda: False
+    judge.on_epoch_end(1)
+    with pytest.raises(optuna.TrialPruned):  # diverged
+        judge.see(None)
+
+
+def test_a_trial_that_diverges_is_given_up_and_another_follows(tmp_path):
+    toml = TOML.replace("hidden = [4]", "hidden = [4, 4]").replace("1e-9", "1e30")
+    toml = toml.split("[tune]")[0] + "[tune]\nlearning_rate = [0.01]\n"
+    found = quietly(write_project(tmp_path, toml), trials=3)
+    assert found.pruned >= 1 and found.better and found.settings == {"learning_rate": 0.01}
+    str(found)
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_keeps_its_trials_and_continues(tmp_path):
+    project = write_project(tmp_path, TOML.replace("epochs = 2", "epochs = 20"))
+    command = [sys.executable, "-m", "kerasmtl", "tune", "--project", str(tmp_path)]
+
+    def finished():
+        store = f"file:{tmp_path / 'runs' / 'tune.db'}?mode=ro"
+        try:
+            with sqlite3.connect(store, uri=True) as database:
+                rows = "FROM trials JOIN trial_values USING (trial_id) WHERE state = 'COMPLETE'"
+                return database.execute(f"SELECT number, value {rows} ORDER BY number").fetchall()
+        except sqlite3.OperationalError:  # not there yet, or being written
+            return []
+
+    with subprocess.Popen([*command, "--trials", "500"], stderr=subprocess.DEVNULL) as running:
+        end = time.monotonic() + 240
+        while len(finished()) < 2 and running.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        os.kill(running.pid, signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+    kept = dict(finished())
+    assert len(kept) >= 2
+    found = quietly(project, trials=len(kept) + 2)
+    assert len(found.trials) + found.pruned >= len(kept) + 2
+    scores = found.trials.set_index("trial")["score"].to_dict()
+    assert kept.items() <= scores.items()
+    # Today's settings are not tried twice.
+    assert (found.trials["learning_rate"] == 1e-9).sum() == 1

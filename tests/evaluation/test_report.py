@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from kerasmtl.evaluation.report import (
     MulticlassScores,
     RegressionScores,
     Report,
+    main_score,
 )
 from kerasmtl.utils.tables import print_whole
 
@@ -39,6 +41,23 @@ def cells(report):
     return {
         row[0]: row[1:] for row in ([c.strip() for c in line.split("│")[1:-1]] for line in lines)
     }
+
+
+@pytest.mark.parametrize(
+    "kind, y, p, expected",
+    [
+        ("binary", [0, 1, 1, 0], [0.1, 0.9, 0.3, 0.5], 0.75),
+        ("binary", [0, 1, 0.5, NAN], [0.1, 0.9, 0.0, 0.0], 1.0),  # half a label is not scored
+        ("binary", [1, 1, 0.5], [0.1, 0.9, 0.3], NAN),
+        ("multiclass", [0, 2, 1, NAN], np.eye(3)[[0, 2, 2, 1]], 2 / 3),
+        ("multiclass", [NAN], np.eye(3)[:1], NAN),
+        ("regression", [1, 3, NAN], [1, 2, 9], 0.5),
+        ("regression", [2, 2, NAN], [1, 2, 9], NAN),
+    ],
+)
+def test_the_main_score_is_that_of_the_labels_that_count(kind, y, p, expected):
+    found = main_score(kind, np.array(y, "float32"), np.array(p, "float32"))
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
 def test_undefined_scores_are_null_in_json(report):

@@ -197,9 +197,7 @@ def tune(
 
         # A search that continues draws other trials than those it began with.
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
-        if (
-            not done()
-        ):  # what was under way as it was killed stays unfinished, and counts for nothing
+        if not done():  # a trial that was under way as its process was killed does not count
             lists = {n: json.dumps(today[n]) for n in space if hasattr(space[n], "choices")}
             study.enqueue_trial({**today, **lists})
         with progress_bar("trials", trials, progress) as advance:
@@ -277,14 +275,12 @@ class _Trainer:
             )
         if project.input.has_backbone and not whole:
             model = network(project, self.rows)
-            self.rows, self.held = (
-                Manifest.from_arrays(
-                    features_of(model, part, project.dataset(part, model)),
-                    *(part.labels, part.tasks, Table()),
-                    groups=part.groups,
-                )
-                for part in (self.rows, self.held)
-            )
+            parts = []
+            for part in (self.rows, self.held):
+                x = features_of(model, part, project.dataset(part, model))
+                of = (part.labels, part.tasks, Table())
+                parts.append(Manifest.from_arrays(x, *of, groups=part.groups))
+            self.rows, self.held = parts
             entry = keras.Input(self.rows.values.shape[1:], name="features")
             self.stand_in = keras.Model(entry, keras.layers.Identity()(entry), name="backbone")
 
@@ -310,8 +306,11 @@ class _Trainer:
             changes |= {"image_size": "auto", "augment": False}
         project = self.project.changed(changes, self.stand_in)
         model = network(project, rows)
-        judged = project if self.whole else project.changed({"batch_size": BATCH})
-        judge = _Judge(held, judged.dataset(held, model), trial)
+        if self.whole:
+            judging = project.dataset(held, model)
+        else:  # a list: an iterator of each epoch would take longer than the epoch
+            judging = list(project.changed({"batch_size": BATCH}).dataset(held, model))
+        judge = _Judge(held, judging, trial)
         if project.model.hidden == "auto" and not self.whole:
             # By folds of the train part alone, since the validation part is to judge.
             x, unseen = rows.values, held.values

@@ -54,7 +54,8 @@ class Stage:
         learning_rate: of the head, and of the backbone if `backbone_decay` is 1.
         patience: stop the stage after that many epochs in which `kt.callbacks.BestEpoch` has seen
             nothing better; None never stops it.
-        normalization: train batch normalization as well, as in `kt.unfreeze`.
+        normalization: train batch normalization as well, as in `kt.unfreeze`; that of a table's
+            dense layers always is.
         backbone_decay: the update of the group nearest the head is multiplied by it, that of the
             next by its square, and so on towards the input (`kt.optimizers.LayerwiseDecay`).
         warmup: epochs in which the learning rate rises in a line.
@@ -124,7 +125,9 @@ class Stage:
         elif self.train != "all" or backbones_in(model):
             backbone_layers(model)
             last = None if isinstance(self.train, str) else self.train
-            unfreeze(model, last, normalization=self.normalization)
+            # Where nothing was pretrained, as for tables, there are no statistics to keep.
+            normalization = self.normalization or not backbone_parameters(model)
+            unfreeze(model, last, normalization=normalization)
         if not model.trainable_variables:
             raise ValueError(
                 f"`plan` must have stages that train something, got {self!r}, for which the model "

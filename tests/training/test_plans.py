@@ -110,6 +110,23 @@ def test_the_rate_rises_in_a_line_and_falls_along_a_cosine(warmup, schedule):
         np.testing.assert_allclose(stage.rate(10)(step), expected, rtol=1e-5, atol=1e-8)
 
 
+def test_the_batch_normalization_of_a_table_is_trained_and_that_of_a_backbone_is_not():
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    table = kt.build_model(kt.backbones.mlp(x, [4], batch_norm=True), ["a"])
+    image = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    for model, trained in ((table, True), (kt.build_model(image, ["a"]), False)):
+        kt.plans.Stage("all", 1, 1e-3).prepare(model)
+        found = {variable.name for variable in model.trainable_variables}
+        assert ({"gamma", "beta"} <= found) is trained and "kernel" in found
+
+
 def test_an_optimizer_is_new_and_like_the_one_that_is_given():
     rows = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
     model = kt.build_model(rows, ["a"])

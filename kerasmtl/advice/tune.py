@@ -20,7 +20,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -324,7 +324,9 @@ class _Trainer:
         model.compile("adam", for_tasks(rows.tasks, rows.labels), jit_compile=jit)
         data = project.dataset(rows, model, training=True)
         if self.stand_in is None:
-            plan = project.plan(model, data)
+            plan = project.plan(model, data, judging)
+            # No stage ends early by the loss of rows that are to judge.
+            plan = [replace(stage, patience=None) for stage in plan]
         else:  # there is no backbone to freeze
             plan = [Stage("all", project.training.epochs, project.training.learning_rate)]
         try:

@@ -374,14 +374,24 @@ class Report:
             add("pooled", asdict(self.micro[kind]), "micro", kind)
         return table
 
-    def _repr_html_(self) -> str:
-        tables = []
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """Return by kind the scores of each task and their mean, as text with any intervals."""
+        found, drawn = {}, self.bootstrap
         for kind, tasks in self.by_kind().items():
-            rows = {name: asdict(of) for name, of in tasks.items()}
-            mean = {"mean": {score: self.macro(score, kind) for score in self.scores(kind)}}
-            table = pd.DataFrame.from_dict(rows | (mean if len(rows) > 1 else {}), orient="index")
-            tables.append(table[self._columns(kind)].to_html(na_rep="–", float_format="%.3f"))
-        return f"<p>{self.rows} rows</p>{''.join(tables)}"
+            rows = {name: (asdict(of), drawn and drawn.tasks[name]) for name, of in tasks.items()}
+            if len(rows) > 1:
+                means = {score: self.macro(score, kind) for score in self.scores(kind)}
+                rows["mean"] = means, drawn and drawn.macro[kind]
+            cells = {
+                name: {c: _spread(of.get(c, NAN), (ends or {}).get(c)) for c in self._columns(kind)}
+                for name, (of, ends) in rows.items()
+            }
+            found[kind] = pd.DataFrame.from_dict(cells, orient="index")
+        return found
+
+    def _repr_html_(self) -> str:
+        tables = "".join(table.to_html() for table in self.frames().values())
+        return f"<p>{self.rows} rows</p>{tables}"
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -407,3 +417,10 @@ def _text(value: float) -> str:
     if isinstance(value, int):
         return str(value)
     return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _spread(value: float, ends: Interval | None) -> str:
+    """Return a count or a score with the ends of its interval."""
+    if ends is None or math.isnan(ends.low) or math.isnan(value):
+        return _text(value)
+    return f"{_text(value)} [{ends.low:.2f}, {ends.high:.2f}]"

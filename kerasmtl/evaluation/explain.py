@@ -12,7 +12,6 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from sklearn.inspection import permutation_importance
 
 from kerasmtl.evaluation.evaluate import Known
 from kerasmtl.evaluation.report import main_score
@@ -84,7 +83,8 @@ def attention_maps(
 
     Grad-CAM, `relu(Σ_c mean(∂p/∂A_c) A_c)`, of the last map of features A that layers with weights
     compute (https://arxiv.org/abs/1610.02391). Where there is none, as inside a `HubLayer`, the
-    gradient of the pixels, `max_c |∂p/∂x_c|` (https://arxiv.org/abs/1312.6034).
+    gradient of the pixels, `max_c |∂p/∂x_c|` (https://arxiv.org/abs/1312.6034). Maps are
+    (rows, height, width), from 0 to 1 in each row.
 
     Args:
         model: as `build_model` makes it.
@@ -92,35 +92,29 @@ def attention_maps(
         tasks: of the model.
         wanted: per row, the name of a task, and the class of a multiclass one.
 
-    Returns:
-        Maps (rows, height, width), from 0 to 1 in each row, and the name of the method.
-
     Raises:
         ValueError: nothing of the prediction can be traced to the pixels.
     """
     x, kept = tf.convert_to_tensor(images), []
-    with tf.GradientTape(persistent=True) as tape:
+    with tf.GradientTape() as tape:
         tape.watch(x)
         outputs = by_task(_run(model, x, tape, kept), tasks)
-        several = {task.name for task in tasks if task.kind == "multiclass"}
-        total = tf.add_n(
-            [
-                outputs[name][row, at] if name in several else outputs[name][row]
-                for row, (name, at) in enumerate(wanted)
-            ]
-        )
+        total = 0.0
+        for row, (name, at) in enumerate(wanted):  # a row of classes, or one number
+            p = outputs[name][row]
+            total += p[at] if p.shape.rank else p
+    seen = kept[-1] if kept else x
+    slope = tf.cast(tape.gradient(total, seen, unconnected_gradients="zero"), tf.float32)
     if kept:
-        features = tf.cast(kept[-1], tf.float32)
-        slope = tf.cast(tape.gradient(total, kept[-1], unconnected_gradients="zero"), tf.float32)
         weights = tf.reduce_mean(slope, axis=(1, 2), keepdims=True)
-        maps, method = tf.nn.relu(tf.reduce_sum(weights * features, axis=-1)), "Grad-CAM"
+        maps = tf.nn.relu(tf.reduce_sum(weights * tf.cast(seen, tf.float32), axis=-1))
     else:
-        slope = tape.gradient(total, x, unconnected_gradients="zero")
-        maps, method = tf.reduce_max(tf.abs(slope), axis=-1), "gradient of the pixels"
+        maps = tf.reduce_max(tf.abs(slope), axis=-1)
     maps = np.nan_to_num(maps.numpy().astype("float64"))
     highest = maps.max(axis=(1, 2), keepdims=True)
     if not highest.any():
         raise ValueError("`model` must have gradients from predictions to pixels, got zeros")
+    method = "Grad-CAM" if kept else "gradient of the pixels"
     return maps / np.where(highest > 0, highest, 1), method
 
 
@@ -141,12 +135,12 @@ def _run(model: keras.Model, x: Any, tape: tf.GradientTape, kept: list[Any]) -> 
         if isinstance(layer, keras.Model) and len(layer.inputs) == 1:
             result = _run(layer, keras.tree.flatten(args)[0], tape, kept)
         else:
-            learned |= bool(getattr(layer, "weights", None))
             result = layer(*args, **kwargs)
-            if learned and getattr(result, "shape", None) is not None and len(result.shape) == 4:
-                if result.shape[1] * result.shape[2] > 1:
-                    tape.watch(result)
-                    kept.append(result)
+            learned |= bool(getattr(layer, "weights", None))
+            shape = getattr(result, "shape", ())
+            if learned and len(shape) == 4 and shape[1] * shape[2] > 1:
+                tape.watch(result)
+                kept.append(result)
         for symbol, value in zip(call.outputs, keras.tree.flatten(result), strict=True):
             values[id(symbol)] = value
     outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
@@ -158,60 +152,41 @@ def column_importance(
 ) -> pd.DataFrame:
     """Return by how much each task's score falls if a column's values are shuffled among the rows.
 
-    The score is the AUC (binary), the accuracy (multiclass) or R2 (regression). Of many columns,
-    those with the largest mean gradient times standard deviation are looked at.
+    The mean of three shuffles, (columns, tasks), indexed by the position of the column; without
+    tasks that the labels cannot score. Of many columns, those with the largest mean gradient times
+    standard deviation are looked at. Source: Breiman 2001, https://doi.org/10.1023/A:1010933404324.
 
     Args:
         model: takes (rows, columns).
         values: (rows, columns), rows that the model has not seen.
         tasks: of the model.
         cells: known labels by task name, of these rows.
-
-    Returns:
-        (columns, tasks) mean of three shuffles, indexed by the position of the column; tasks that
-        the labels cannot score are left out.
-
-    Source: Breiman 2001, https://doi.org/10.1023/A:1010933404324, section 10.
     """
-    chosen = np.random.default_rng(0).permutation(len(values))[:MOST_ROWS]
-    x = values[chosen].astype("float32")
-    place = np.full(len(values), -1)
-    place[chosen] = np.arange(len(chosen))
-    truth = {}
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(len(values))[:MOST_ROWS])
+    x, truth = values[chosen].astype("float32"), {}
     for task in tasks:
-        known = cells[task.name]
-        here = place[known.rows] >= 0
-        if len(np.unique(known.y[here])) > 1:
-            truth[task] = place[known.rows][here], known.y[here]
-    columns = np.arange(x.shape[1])
+        known = cells[task.name].drawn(np.bincount(chosen, minlength=len(values)))
+        if len(np.unique(known.y)) > 1:
+            truth[task] = np.searchsorted(chosen, known.rows), known.y
+
+    def scores(x: np.ndarray) -> pd.Series:
+        found, outputs = {}, by_task(model.predict_on_batch(x), tasks)
+        for task, (rows, y) in truth.items():
+            found[task.name] = main_score(task.kind, y, np.asarray(outputs[task.name])[rows])
+        return pd.Series(found)
+
+    columns = range(x.shape[1])
     if len(columns) > MOST_COLUMNS:
-        symbols = tf.convert_to_tensor(x)
+        inputs = tf.Variable(x)
         with tf.GradientTape() as tape:
-            tape.watch(symbols)
-            total = tf.add_n([tf.reduce_sum(o) for o in tf.nest.flatten(model(symbols))])
-        slope = tape.gradient(total, symbols, unconnected_gradients="zero").numpy()
+            total = tf.add_n([tf.reduce_sum(output) for output in tf.nest.flatten(model(inputs))])
+        slope = tape.gradient(total, inputs, unconnected_gradients="zero").numpy()
         size = np.nan_to_num(np.abs(slope).mean(axis=0) * pd.DataFrame(x).std().to_numpy())
         columns = np.sort(np.argsort(-size, kind="stable")[:MOST_COLUMNS])
-
-    class Scored:
-        """What scikit-learn shuffles the columns for; the others keep their values."""
-
-        def fit(self) -> None: ...
-
-    def scores(_: Any, some: np.ndarray, __: Any) -> dict[str, float]:
-        whole = x.copy()
-        whole[:, columns] = some
-        outputs = by_task(model.predict_on_batch(whole), tasks)
-        return {
-            task.name: main_score(task.kind, y, np.asarray(outputs[task.name])[rows])
-            for task, (rows, y) in truth.items()
-        }
-
-    found = (
-        permutation_importance(
-            Scored(), x[:, columns], None, scoring=scores, n_repeats=REPEATS, random_state=0
-        )
-        if truth
-        else {}
-    )
-    return pd.DataFrame({name: each.importances_mean for name, each in found.items()}, columns)
+    falls = {}
+    for column in columns if truth else ():
+        shuffled = np.repeat(x[None], REPEATS, axis=0)
+        shuffled[:, :, column] = [rng.permutation(x[:, column]) for _ in range(REPEATS)]
+        falls[column] = scores(x) - sum(map(scores, shuffled)) / REPEATS
+    return pd.DataFrame(falls).T

@@ -70,7 +70,8 @@ class Comparison:
 
     @property
     def _end(self) -> list[str]:
-        more = f"{self.left} trainings are left; the same command continues with them."
+        left = "1 training is" if self.left == 1 else f"{self.left} trainings are"
+        more = f"{left} left; the same command continues there."
         return [f"project.toml: {self.setting}", *([more] if self.left else [])]
 
     def __str__(self) -> str:

@@ -74,8 +74,8 @@ def compare_transfer(
         for name in ("frozen", "plan"):
             if share in found["scratch"] and share in found[name]:
                 gain = estimate(found[name][share] - found["scratch"][share])
-                line[f"{METHODS[name]} - from scratch"] = str(gain)
-                line[f"{METHODS[name]} is better"] = gain.verdict
+                decided = "" if gain.verdict != "undecided" else ", undecided"
+                line[f"{METHODS[name]} gains"] = f"{gain}{decided}"
         table.append(line)
     basis = f"95 %, {seeds} seeds, {len(rows.test)} test rows"
     sentences, setting = _answer(found, counts, rows.project.training.plan, noun, unit, basis)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -213,7 +213,8 @@ def plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         with warnings.catch_warnings():
             # Whatever -W and PYTHONWARNINGS say: warnings are part of the output.
             warnings.simplefilter("always", UserWarning)
-            default, warnings.showwarning = warnings.showwarning, _plain_warning
+            default, once = warnings.showwarning, cache(_warning)
+            warnings.showwarning = lambda message, *place, **more: once(str(message))
             try:
                 return command(*args, **kwargs)
             except (ValueError, OSError, ImportError) as error:  # not click's own, which pass
@@ -256,7 +257,7 @@ def _shown(param: click.Parameter) -> str:
     return max(param.opts, key=len) if isinstance(param, click.Option) else str(param.name).upper()
 
 
-def _plain_warning(message: Warning | str, *place: Any, **more: Any) -> None:
+def _warning(message: str) -> None:
     """Print a warning to standard error, without the line of code that `warnings` would add."""
     click.echo(f"Warning: {message}", err=True)
 

@@ -66,44 +66,26 @@ TITLES = {name: name.upper() for name in ("auc", "r2", "f1", "mae", "rmse", "ece
 Charts = list[tuple[str, Markup]]
 Found = list[tuple[float, Manifest, int, str]]  # size, rows, a row of them, what is said of it
 
-PAGE = Environment(
-    loader=PackageLoader("kerasmtl", "evaluation"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-HTML = PAGE.get_template("report.html").module  # macros, which escape what they are given
+TEMPLATES = Environment(loader=PackageLoader("kerasmtl", "evaluation"), autoescape=True)
+HTML = TEMPLATES.get_template("report.html").module  # macros, which escape what they are given
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a report is made of.
+    """What a report is made of."""
 
-    Attributes:
-        name: of the project.
-        model: as trained.
-        parts: the rows by "train", "val" and "test".
-        report: the scores of the test part.
-        cells: known labels and their predictions by task name, of the test part.
-        decisions: by task name, the thresholds.
-        inputs: makes batches of (inputs, labels) of rows.
-        about: what else to list: data, seeds, by name.
-        folder: of the run, with its history, log and settings; None without one.
-        comparisons: as of `render_comparison`.
-        out_of_fold: by task, predictions of the train and then of the val rows by models that have
-            not seen them; NaN where there are none.
-    """
-
-    name: str
-    model: keras.Model
-    parts: Mapping[str, Manifest]
-    report: Report
-    cells: Mapping[str, Known]
-    decisions: Mapping[str, Decision] = field(default_factory=dict)
-    inputs: Callable[[Manifest], Any] | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
-    comparisons: Sequence[Mapping[str, Any]] = ()
+    name: str  # of the project
+    model: keras.Model  # as trained
+    parts: Mapping[str, Manifest]  # the rows by "train", "val" and "test"
+    report: Report  # the scores of the test part
+    cells: Mapping[str, Known]  # of the test part, by task name
+    decisions: Mapping[str, Decision] = field(default_factory=dict)  # thresholds, by task name
+    inputs: Callable[[Manifest], Any] | None = None  # makes batches of (inputs, labels) of rows
+    about: Mapping[str, Any] = field(default_factory=dict)  # what else to list: data, seeds
+    folder: Path | None = None  # of the run, with its history, log and settings
+    comparisons: Sequence[Mapping[str, Any]] = ()  # as of `render_comparison`
+    # By task, predictions of the train and then of the val rows by models that have not seen them;
+    # NaN where there are none.
     out_of_fold: Sequence[np.ndarray] = ()
 
     @property
@@ -119,16 +101,15 @@ class Results:
     @property
     def unseen(self) -> list[tuple[Manifest, dict[str, Known]]]:
         """Rows, and known labels with predictions of models that have not seen these rows."""
-        found, start = [(self.test, dict(self.cells))], 0
-        for rows in (self.parts["train"], self.parts["val"]):
-            cells, own = {}, slice(start, start := start + len(rows))
-            for task, y, p in zip(rows.tasks, rows.labels.T, self.out_of_fold, strict=False):
-                if len(p) >= start:
-                    known = ~np.isnan(y) & ~np.isnan(p[own].reshape(len(y), -1)).any(axis=1)
-                    if task.kind == "binary":  # nobody has observed a soft label
-                        known &= np.isin(y, (0, 1))
-                    cells[task.name] = Known(np.flatnonzero(known), y[known], p[own][known])
-            found.append((rows, cells))
+        train, val = self.parts["train"], self.parts["val"]
+        found = [(self.test, dict(self.cells)), (train, {}), (val, {})]
+        for task, whole in zip(train.tasks, self.out_of_fold, strict=False):
+            for (rows, cells), p in zip(found[1:], np.split(whole, [len(train)]), strict=True):
+                y = rows.labels[:, train.tasks.index(task)]
+                known = ~np.isnan(y) & ~np.isnan(p.reshape(len(y), -1)).any(axis=1)
+                if task.kind == "binary":  # nobody has observed a soft label
+                    known &= np.isin(y, (0, 1))
+                cells[task.name] = Known(np.flatnonzero(known), y[known], p[known])
         return found
 
     def text(self, name: str) -> str:
@@ -189,9 +170,12 @@ def _compared(result: Mapping[str, Any]) -> tuple[str, list[Markup]]:
                 if "low" in curve:
                     ends = np.array([curve["low"], curve["high"]], float)
                     axes.fill_between(x, *ends, alpha=0.15, linewidth=0)
-                if x.min() > 0 and x.max() > 20 * x.min():  # sizes
+                if x.min() > 0 and x.max() > 10 * x.min():  # sizes
                     axes.set_xscale("log")
-        blocks.append(HTML.figures(charts))
+                    axes.set_xticks(x, [f"{size:g}" for size in x], minor=False)
+                    axes.minorticks_off()
+        said = "Bands: 95 % intervals of each curve. Differences are measured in pairs, and surer."
+        blocks += [HTML.figures(charts), HTML.text(said, dim=True)]
     for table in filter(None, map(result.get, ("table", "details"))):
         blocks.append(_table(pd.DataFrame(table["rows"], columns=table["columns"], dtype=object)))
     if result.get("setting"):
@@ -201,26 +185,30 @@ def _compared(result: Mapping[str, Any]) -> tuple[str, list[Markup]]:
 
 def _summary(results: Results) -> list[str]:
     """Return three sentences: what was trained, how good it is, and what to be careful with."""
-    report, train, count = results.report, results.parts["train"], len(results.cells)
+    report, (_, *learned) = results.report, results.unseen
+    # A head by folds has learned from the validation rows as well.
+    rows = sum(len(of) for of, cells in learned if any(len(each.y) for each in cells.values()))
+    rows = f"{rows or len(results.parts['train'])} {results.test.input.noun}"
+    tasks = f"{len(results.cells)} tasks" if len(results.cells) > 1 else "one task"
     good, unscored = [], []
     for kind, of in report.by_kind().items():
         score = MAIN[kind]
-        values = pd.Series({name: getattr(s, score) for name, s in of.items()})
+        values = pd.Series({name: getattr(scores, score) for name, scores in of.items()})
         unscored += values.index[values.isna()].tolist()
         values = values.dropna().sort_values(ascending=False)
-        if values.empty:
-            continue
-        at = report.bootstrap and report.bootstrap.macro[kind][score]
-        spread = f" (95 % interval {at.low:.2f} to {at.high:.2f})" if at else ""
+        ends = report.bootstrap and report.bootstrap.macro[kind][score]
+        spread = f" (95 % interval {ends.low:.2f} to {ends.high:.2f})" if ends else ""
         mean = f"{_title(score)} is {values.mean():.2f}{spread}"
-        best, worst = [f"{values.index[at]} with {values.iloc[at]:.2f}" for at in (0, -1)]
-        several = f"The mean {mean}; best is {best}, weakest {worst}."
-        good.append(several if len(values) > 1 else f"{mean} for {values.index[0]}.")
-    known = sum(len(known.y) for _, cells in results.unseen for known in cells.values())
+        named = [f"{name} with {value:.2f}" for name, value in values.items()]
+        if len(named) > 1:
+            good.append(f"The mean {mean}; best is {named[0]}, weakest {named[-1]}.")
+        elif named:
+            good.append(f"{mean[0].upper()}{mean[1:]} for {values.index[0]}.")
+    known = sum(len(each.y) for _, cells in results.unseen for each in cells.values())
     rest = f"; these labels cannot score {listed(unscored)}" if unscored and good else ""
     return [
-        f"One network for {f'{count} tasks' if count > 1 else 'one task'} was trained on "
-        f"{len(train)} {train.input.noun} and tested on {len(results.test)} that it has not seen.",
+        f"One network for {tasks} was trained on {rows} and tested on {len(results.test)} that it "
+        "has not seen.",
         " ".join(good) or "No task has test labels that could score it.",
         f"{len(_wrong(results))} of {known} labels deserve a second look{rest}.",
     ]
@@ -228,17 +216,13 @@ def _summary(results: Results) -> list[str]:
 
 def _scores(results: Results) -> list[Markup]:
     """Return a table for each kind of task, with intervals."""
-    said = f"95 % intervals of {DRAWS} bootstrap draws."
+    said, blocks = f"95 % intervals of {DRAWS} bootstrap draws.", []
+    for kind, table in results.report.frames().items():
+        table = table.rename(columns=_title).reset_index(names="task")
+        blocks.append(_table(table, f"{kind}, {len(results.test)} test rows"))
     if results.report.bootstrap is None:
         said = "For intervals: kerasmtl evaluate --bootstrap 1000."
-    tables = [
-        _table(
-            table.rename(columns=_title).reset_index(names="task"),
-            f"{kind}, {len(results.test)} test rows",
-        )
-        for kind, table in results.report.frames().items()
-    ]
-    return [*tables, HTML.text(said, dim=True)]
+    return [*blocks, HTML.text(said, dim=True)]
 
 
 def _charts(results: Results) -> list[Markup]:
@@ -377,13 +361,19 @@ def _mistakes(results: Results) -> list[Markup]:
     return [_gallery(found) if found else HTML.text("There are none.")]
 
 
+def _of_label(task: Task, known: Known) -> np.ndarray:
+    """Return the probability of each label, (n,), 0 for those of 0; of a regression numbers."""
+    if task.kind == "multiclass":
+        return known.p[np.arange(len(known.y)), known.y.astype(int)]
+    return known.p * (known.y == 1)
+
+
 def _error(task: Task, known: Known, results: Results) -> np.ndarray:
     """Return how wrong each prediction is, (n,): 0 where it is right, else the distance from it."""
     if task.kind == "regression":
         return np.abs(known.p - known.y) / (known.y.std() or 1.0) if len(known.y) else known.y
     if task.kind == "multiclass":
-        p = known.p[np.arange(len(known.y)), known.y.astype(int)]
-        return np.where(known.p.argmax(axis=1) == known.y, 0, known.p.max(axis=1) - p)
+        return known.p.max(axis=1) - _of_label(task, known)
     decided = known.p >= results.report.thresholds.get(task.name, DEFAULT)
     return np.where(decided == (known.y == 1), 0, np.abs(known.p - known.y))
 
@@ -422,14 +412,10 @@ def _looks(results: Results) -> list[Markup]:
         return [] if table.empty else [_table(top, caption, shaded=True)]
     wanted = []
     for task, known in results.known[:CARDS] if test.input.kind == "image" else ():
-        if task.kind != "regression":
-            right = _error(task, known, results) == 0
-            sure = known.p.max(axis=1) if task.kind == "multiclass" else known.p
-            if task.kind == "binary":  # a no has no place in the image that speaks for it
-                right &= known.y == 1
-            if right.any():
-                best = np.where(right, sure, -1).argmax()
-                wanted.append((task, known.rows[best], known.y[best], known.p[best]))
+        sure = _of_label(task, known)  # a no has no place in the image that speaks for it
+        if task.kind != "regression" and sure.any():
+            best = sure.argmax()
+            wanted.append((task, known.rows[best], known.y[best], known.p[best]))
     if not wanted or results.inputs is None:
         return []
     batches = results.inputs(test.take([row for _, row, *_ in wanted]))
@@ -441,7 +427,7 @@ def _looks(results: Results) -> list[Markup]:
         shown = [np.clip(each, 0, 1) * 255 for each in (image, _heated(image, heat))]
         shown = [_jpeg(keras.utils.array_to_img(each, scale=False)) for each in shown]
         cards.append({**_card(test, row, _said(task, y, p)), "images": shown})
-    said = f"Of each task the surest right answer; bright is what speaks for it ({method})."
+    said = f"Of each task the label it is surest of; bright is what speaks for it ({method})."
     return [HTML.text(said, dim=True), HTML.cards(cards)]
 
 

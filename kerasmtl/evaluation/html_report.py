@@ -280,7 +280,8 @@ def _multiclass(task: Task, known: Known, results: Results) -> list[Markup]:
     counts = confusion_matrix(known.y, known.p.argmax(axis=1), labels=range(len(names)))
     shares = pd.DataFrame(counts, names, names).div(counts.sum(axis=1), axis=0)
     most = shares.index[np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:MOST_TASKS])]
-    caption = "Share of each true class (in rows) that is predicted as a class (in columns)"
+    which = "" if len(most) == len(names) else f", of the {len(most)} most frequent"
+    caption = f"Share of each true class (in rows) that is predicted as a class (in columns){which}"
     return [_table(shares.loc[most, most].reset_index(names="true"), caption, shaded=True)]
 
 
@@ -341,7 +342,8 @@ def _labels(results: Results) -> list[Markup]:
     binary = [task.name for task in tasks if task.kind == "binary"]
     table["positive"] = ones[binary].sum() / known[binary].sum()
     blocks = [_table(table.reset_index(names="task"), f"{len(y)} rows", shaded=True)]
-    if len(binary := binary[:MOST_TASKS]) > 1:
+    binary = binary[:MOST_TASKS]
+    if len(binary) > 1:
         positive = ones[binary].astype(int)
         shares = (positive.T @ positive) / (positive.T @ known[binary].astype(int))
         caption = "Where the task of the row is positive: how often that of the column is as well"

@@ -1,4 +1,6 @@
-"""What commands share: errors of a graph as plain lines."""
+"""What commands share: errors of a graph and warnings as plain lines."""
+
+import warnings
 
 import click
 import pytest
@@ -27,3 +29,15 @@ def test_what_a_graph_cannot_take_is_a_plain_line(message, shown):
 
     result = CliRunner().invoke(command)
     assert result.exit_code == 1 and shown in result.output and "{{" not in result.output
+
+
+def test_a_warning_is_printed_once():
+    @click.command()
+    @plain_errors
+    def command():
+        for text in ("again", "again", "other"):
+            warnings.warn(text, UserWarning, stacklevel=1)
+
+    for _ in range(2):
+        said = CliRunner().invoke(command).output
+        assert said == "Warning: again\nWarning: other\n"

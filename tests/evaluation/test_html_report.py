@@ -11,7 +11,7 @@ import pytest
 import kerasmtl as kt
 from kerasmtl.evaluation import html_report
 from kerasmtl.evaluation.calibration import fit_decisions
-from kerasmtl.evaluation.evaluate import evaluated
+from kerasmtl.evaluation.evaluate import Known, evaluated
 from kerasmtl.evaluation.html_report import Results, render_comparison, render_report
 
 NAN = float("nan")
@@ -194,6 +194,16 @@ def test_images_are_small_and_inside(image_folder):
     assert "heat" not in text and "01.png" in text
 
 
+def test_of_many_classes_the_most_frequent_are_in_the_matrix():
+    names = tuple(f"class {number}" for number in range(html_report.MOST_TASKS + 2))
+    y = np.repeat(np.arange(len(names)), 3)
+    y[y == 1] = 0  # class 1 is the rarest, and of the others the last is left out
+    known = Known(np.arange(len(y)), y, np.eye(len(names))[y])
+    (matrix,) = html_report._multiclass(kt.Task("kind", "multiclass", names), known, None)
+    assert "of the 12 most frequent" in matrix and "class 12" in matrix
+    assert "class 1<" not in matrix and "class 13" not in matrix and "nan" not in matrix
+
+
 def test_comparisons_are_pages_and_sections(tmp_path):
     curve = {"label": "frozen <1>", "x": [30, 100, 3000], "y": [0.7, None, 0.9]}
     found = {
@@ -208,7 +218,7 @@ def test_comparisons_are_pages_and_sections(tmp_path):
     page = is_self_contained(render_comparison([found, {"kind": "size"}]))
     said = page.sections
     assert list(said) == ["Comparison: transfer", "Comparison: size"]
-    for part in ("It pays <off>.", "0.123", "–", "frozen <1>", 'plan = "head"'):
+    for part in ("It pays <off>.", "0.123", "–", "frozen <1>", "\n3000\n", 'plan = "head"'):
         assert part in said["Comparison: transfer"]
     results = table_results(tmp_path, TASKS[:1])
     text, _ = render_report(Results(**{**vars(results), "comparisons": [found]}))

@@ -364,7 +364,7 @@ def _mistakes(results: Results) -> list[Markup]:
 
 
 def _of_label(task: Task, known: Known) -> np.ndarray:
-    """Return the probability of each label, (n,), 0 for those of 0; of a regression numbers."""
+    """Return the probability of each label, (n,); of a binary task 0 where the label is no."""
     if task.kind == "multiclass":
         return known.p[np.arange(len(known.y)), known.y.astype(int)]
     return known.p * (known.y == 1)
@@ -414,10 +414,11 @@ def _looks(results: Results) -> list[Markup]:
         return [] if table.empty else [_table(top, caption, shaded=True)]
     wanted = []
     for task, known in results.known[:CARDS] if test.input.kind == "image" else ():
-        sure = _of_label(task, known)  # a no has no place in the image that speaks for it
-        if task.kind != "regression" and sure.any():
-            best = sure.argmax()
-            wanted.append((task, known.rows[best], known.y[best], known.p[best]))
+        if task.kind != "regression":  # and a no has no place in the image that speaks for it
+            sure = _of_label(task, known)
+            if sure.any():
+                best = sure.argmax()
+                wanted.append((task, known.rows[best], known.y[best], known.p[best]))
     if not wanted or results.inputs is None:
         return []
     batches = results.inputs(test.take([row for _, row, *_ in wanted]))
@@ -464,7 +465,8 @@ def _table(table: pd.DataFrame, caption: str = "", shaded: bool = False) -> Mark
     """Return a table; a column without letters is one of numbers, shades are of fractions."""
     shown = table.iloc[:MOST_ROWS].map(_shown)
     shown = shown.loc[:, (shown != "").any()]
-    numbers = [not shown[name].str.contains(r"[^\W\d_]").any() for name in shown]
+    numbers = [not column.str.contains(r"[^\W\d_]").any() for _, column in shown.items()]
+    numbers[:1] = [False]  # a name, even if it is a number
     shades = table[shown.columns] if shaded else shown
     return HTML.table(shown, shades, numbers, caption, len(table) - len(shown))
 

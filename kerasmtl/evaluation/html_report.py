@@ -34,7 +34,7 @@ from kerasmtl.data.manifest import Manifest
 from kerasmtl.evaluation.calibration import Decision
 from kerasmtl.evaluation.evaluate import DEFAULT, Known, with_intervals
 from kerasmtl.evaluation.explain import attention_maps, column_importance, likely_wrong_labels
-from kerasmtl.evaluation.report import MAIN, Report
+from kerasmtl.evaluation.report import MAIN, Report, is_scored
 from kerasmtl.tasks import Task
 from kerasmtl.utils.text import listed
 
@@ -42,7 +42,6 @@ DRAWS = 200  # of the bootstrap; `kerasmtl evaluate --bootstrap 1000` makes more
 MOST_RESAMPLED = 40  # tasks, of which a draw takes milliseconds each
 MOST_TASKS = 12  # with charts of their own, or in a matrix
 MOST_ROWS = 200  # of a table
-MOST_DOTS = 400  # of a chart
 CARDS = 12  # of a gallery
 SIDE = 176  # pixels of an image
 INK = "#010203"  # stands for the colour of the text in a chart,
@@ -65,7 +64,6 @@ TITLES = {name: name.upper() for name in ("auc", "r2", "f1", "mae", "rmse", "ece
 
 Charts = list[tuple[str, Markup]]
 Found = list[tuple[float, Manifest, int, str]]  # size, rows, a row of them, what is said of it
-
 TEMPLATES = Environment(loader=PackageLoader("kerasmtl", "evaluation"), autoescape=True)
 HTML = TEMPLATES.get_template("report.html").module  # macros, which escape what they are given
 
@@ -106,9 +104,7 @@ class Results:
         for task, whole in zip(train.tasks, self.out_of_fold, strict=False):
             for (rows, cells), p in zip(found[1:], np.split(whole, [len(train)]), strict=True):
                 y = rows.labels[:, train.tasks.index(task)]
-                known = ~np.isnan(y) & ~np.isnan(p.reshape(len(y), -1)).any(axis=1)
-                if task.kind == "binary":  # nobody has observed a soft label
-                    known &= np.isin(y, (0, 1))
+                known = is_scored(task.kind, y) & ~np.isnan(p.reshape(len(y), -1)).any(axis=1)
                 cells[task.name] = Known(np.flatnonzero(known), y[known], p[known])
         return found
 
@@ -267,7 +263,7 @@ def _binary(task: Task, known: Known, results: Results) -> list[Markup]:
 
 def _regression(task: Task, known: Known, results: Results) -> list[Markup]:
     """Return predicted against true numbers."""
-    some, charts = slice(None, None, len(known.y) // MOST_DOTS + 1), []
+    some, charts = slice(None, None, len(known.y) // 400 + 1), []  # that many dots
     with _chart(charts, f"{task.name}: predicted against true", "true", "predicted") as axes:
         axes.axline((known.y[0], known.y[0]), slope=1, **EVEN)
         axes.plot(known.y[some], known.p[some], ".")

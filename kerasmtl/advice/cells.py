@@ -20,7 +20,7 @@ import numpy as np
 
 from kerasmtl.utils.files import write_text
 
-FORMAT = 2  # of the files; and of the way in which cells are computed
+FORMAT = 3  # of the files; and of the way in which cells are computed
 
 Predictions = Mapping[str, np.ndarray]  # by task, (rows,) or (rows, classes)
 

@@ -14,6 +14,7 @@ from kerasmtl.advice import networks, transfer
 from kerasmtl.advice.advise import advise
 from kerasmtl.advice.cells import Cell, Cells
 from kerasmtl.advice.networks import same_total
+from kerasmtl.data.dataset import source_of
 
 TOML = 'name = "p"\n[data]\nlabels = "labels.csv"\ntasks = {}\n[input]\nkind = "table"\n'
 TASKS = ["a", "b", "c"]
@@ -246,6 +247,8 @@ def test_scratch_and_the_plan_have_the_same_rows_steps_and_selection(tmp_path, m
         backbone = kt.backbones.backbone_layers(model)[0]
         weights = backbone.module_variables[0].numpy().copy()
         trained[plan.name] = ([np.sort(each, axis=0) for each in names], plan, weights)
+        assert (source_of(train).layer is not None) == (plan.name == "all")  # augmented
+        assert source_of(val).layer is None
 
     monkeypatch.setattr(transfer, "fine_tune", fine_tune)
     monkeypatch.setattr(transfer, "fit_head", lambda *a, **k: pytest.fail("not asked for"))
@@ -257,7 +260,7 @@ def test_scratch_and_the_plan_have_the_same_rows_steps_and_selection(tmp_path, m
     for one, other in zip(same, scratch, strict=True):
         assert np.array_equal(one, other, equal_nan=True)
     assert (plan.epochs, whole.epochs) == (2, 3)  # as many as head and fine-tuning together
-    assert plan[0].patience == whole[0].patience is not None
+    assert whole[0].patience is None
     assert np.std(random) > 0 and not np.allclose(pretrained, random)
 
 

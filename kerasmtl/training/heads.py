@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from kerasmtl.data.splits import split_rows, units
 from kerasmtl.evaluation.evaluate import known_cells
-from kerasmtl.evaluation.report import MAIN, scores_of
+from kerasmtl.evaluation.report import main_score
 from kerasmtl.losses.defaults import target_scales
 from kerasmtl.models.build import task_head
 from kerasmtl.tasks import BINARY, Task, all_binary, as_tasks, by_task, output_columns
@@ -181,10 +181,8 @@ class FittedHead:
 
     def scores(self) -> dict[str, float]:
         """Return each task's score out of fold: ROC-AUC, accuracy, or R²; NaN if it has none."""
-        found = {}
-        for task, (y, p) in zip(self.tasks, self.cells().values(), strict=True):
-            found[task.name] = getattr(scores_of(task.kind, y, p), MAIN[task.kind])
-        return found
+        cells = self.cells()
+        return {task.name: main_score(task.kind, *cells[task.name]) for task in self.tasks}
 
     def attach(self, model: keras.Model) -> keras.Model:
         """Return a model with the frozen part of another one, and this head in place of its own.

@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -325,6 +326,14 @@ def code_sha256() -> str:
 
 Cells = dict[str, dict[str, Any]]
 
+ABOUT = {
+    "linear": "linear: logistic regression (strength of 8 by 3 folds, log loss; C = 0.01 with fewer "
+    "than 3 labels of a class) or RidgeCV per task on standardised columns;",
+    "forest": "forest: 300 trees, leaves of 2, per task;",
+    "boosting, lightgbm": "boosting, lightgbm: HistGradientBoosting and LightGBM as they are by "
+    "default, per task;",
+}
+
 
 def measure(args: argparse.Namespace) -> Cells:
     """Run the cells that are not kept yet; return all that were asked for."""
@@ -430,17 +439,15 @@ def section(cells: Cells, args: argparse.Namespace) -> str:
     return "\n\n".join(
         [
             HEADING,
-            f"`python benchmarks/panel.py --seeds {args.seeds} --write`, "
+            f"`python benchmarks/panel.py {shlex.join(sys.argv[1:])}`, "
             f"{time.strftime('%Y-%m-%d')}, {args.machine}, Python {platform.python_version()}, "
             f"TensorFlow {tf.__version__}, Keras {keras.__version__}, scikit-learn "
             f"{sklearn.__version__}.",
             "Macro ROC-AUC, or mean R² for regression, on test rows; mean of "
             f"{args.seeds} seed(s). Hidden: the share of the training labels that nobody sees. All "
-            "learn from training and validation rows together. linear: logistic regression "
-            "(strength of 8 by 3 folds, log loss; C = 0.01 with fewer than 3 labels of a class) or "
-            "RidgeCV per task on standardised columns; forest: 300 trees, leaves of 2, per task; "
-            "boosting, lightgbm: HistGradientBoosting and LightGBM as they are by default, per "
-            "task; kerasmtl: a new project, no setting changed. Image sets: frozen features of "
+            "learn from training and validation rows together. "
+            + " ".join(text for names, text in ABOUT.items() if {*names.split(", ")} & {*who})
+            + " kerasmtl: a new project, no setting changed. Image sets: frozen features of "
             "MobileNetV1-0.25 (street_photos) and of the embedded extractor (street_scenes); "
             "kerasmtl may fine-tune them. The default was chosen with these test scores in view, "
             "so that they flatter it: other data are the test.",

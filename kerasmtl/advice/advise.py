@@ -86,13 +86,17 @@ def advise(project: Project, backbones: Sequence[str] = ()) -> Advice:
         # More threads than this only wait for each other on matrices so small.
         with threadpool_limits(limits=1, user_api="blas"):
             probe = ridge_probe(features, labels, rows.tasks, rows.groups)
-            score = logme(features, labels, rows.tasks)
+            # Of a table there is nothing to rank, and many columns would take minutes.
+            score = (
+                np.nan if not project.input.has_backbone else logme(features, labels, rows.tasks)
+            )
         table[handle] = [str(probe[name]) for name in table["task"]]
         ranked.append((handle, mean_score(probe), round(score, 4), features.shape[1]))
     parts = [project.dataset(part, rows.model) for part in (rows.train, rows.val) if len(part)]
     plan = project.plan(rows.model, *parts)
     if project.model.hidden == "auto":  # instead of the first stage a head is chosen by folds
-        plan = Plan(plan.name, plan.stages[1:], plan.why)
+        left = plan.stages[1:]
+        plan = Plan(plan.name if left else project.training.plan, left, plan.why)
     found = pd.DataFrame(ranked, columns=["backbone", unit, "LogME", "columns"])
     found = found.sort_values(unit, ascending=False, na_position="last")
     return Advice(pd.DataFrame(table), found, str(plan))

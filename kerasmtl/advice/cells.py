@@ -82,6 +82,8 @@ class Cells:
                 self.left += 1
                 continue
             predictions, held_out = cell.train()
+            if not all(np.isfinite(values).all() for values in predictions.values()):
+                predictions = {}  # nothing is known of this seed
             seconds = time.monotonic() - began
             pace[method], count = seconds / cell.cost, count + 1
             # As they are kept, so that an answer does not depend on where it was interrupted.

@@ -108,8 +108,8 @@ def compare(
 
     "transfer": is the backbone worth it? Networks from random weights, the frozen backbone and the
     project's plan learn from shares of the labels. "tasks": does one network for all tasks serve
-    better than one a task, of the same size each and of the same size in total? "size": from which
-    width on does one network for all no longer lose?
+    better than one per task, of the same size each and of the same size in total? "size": from
+    which width on does one network for all no longer lose?
 
     Both sides of a comparison have the same rows, seeds, numbers of steps and selection. They are
     scored on the test rows; intervals are of 95 %, by a bootstrap over seeds and test rows (whole

@@ -1,8 +1,7 @@
 """One network for all tasks, or several: cells of `tasks` and `size`, on features computed once.
 
-A cell is one head with a hidden layer, for some of the tasks. `fit_head` trains each on the same
-rows and folds, in the same batches and numbers of steps, among which the folds choose; so "one
-network" and "one a task" differ in what they share, and in nothing else.
+A cell is one network with a hidden layer, for some of the tasks: on the rows with labels of these
+tasks, with the same seeds, numbers of steps that are tried, and rule by which folds choose one.
 """
 
 from __future__ import annotations
@@ -118,7 +117,7 @@ class Networks:
 
 
 def compare_tasks(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
-    """Compare one network for all tasks with one a task, and with the best groups.
+    """Compare one network for all tasks with one per task, and with the best groups.
 
     Returns:
         The arguments of `Comparison`.
@@ -135,8 +134,8 @@ def compare_tasks(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
     nets.train([(group, width) for group in groups])
     one, unit = nets.scores([nets.all], width), unit_of(rows.tasks)
     others = {
-        f"one a task of width {width}": nets.scores(nets.each, width),
-        f"one a task of width {small} (same size in total)": nets.scores(nets.each, small),
+        f"one per task of width {width}": nets.scores(nets.each, width),
+        f"one per task of width {small} (same size in total)": nets.scores(nets.each, small),
         f"{len(groups)} groups of width {width}": nets.scores(groups, width),
     }
     others = {name: scores for name, scores in others.items() if scores is not None}
@@ -159,15 +158,20 @@ def compare_tasks(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
             strict=True,
         )
     ]
-    over = "; ".join(f"over {name} {each[-1]}" for name, each in found.items())
+    over = "; ".join(f"{name} {each[-1]}" for name, each in found.items())
     first = (
         f"One network of width {width} for all {len(nets.all)} tasks reaches a {unit} of "
-        f"{nets.column(one)[-1]:.3f}; its advantage {over} ({nets.basis})."
+        f"{nets.column(one)[-1]:.3f}; difference to {over} ({nets.basis})."
     )
     verdicts = {name: each[-1].verdict for name, each in found.items()}
     worse = [name for name, verdict in verdicts.items() if verdict == "no"]
     better = [name for name, verdict in verdicts.items() if verdict == "yes"]
-    if worse:
+    if worse and better:
+        second = (
+            f"The comparisons disagree: one network is better than {'; '.join(better)}, and worse "
+            f"than {'; '.join(worse)}. What more weights alone bring is not a matter of sharing."
+        )
+    elif worse:
         split = groups if worse[-1].endswith(f"groups of width {width}") else nets.each
         second = f"Better than one network: {worse[-1]}, {shortened(map(listed, split))}."
         setting = f"tasks = {list(split[0])}  # and a project for each other network"
@@ -184,7 +188,7 @@ def compare_tasks(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
 
 
 def same_total(width: int, columns: int, tasks: int) -> int:
-    """Return the width of networks, one a task, that together have the weights of one for all.
+    """Return the width of networks, one per task, that together have the weights of one for all.
 
     Args:
         width: of the one network.
@@ -245,7 +249,9 @@ def _conditions(nets: Networks, width: int) -> pd.DataFrame:
         said = f"sharing with {by} changes a task's score by {shared} on average"
         rows.append(("features that can be shared", shared.verdict, said))
         enough = "yes" if all_in_one.low > -MARGIN else all_in_one.verdict
-        said = f"at width {width}, one for all less one a task is {all_in_one}; {MARGIN} is no loss"
+        said = (
+            f"at width {width}, one for all less one per task is {all_in_one}; {MARGIN} is no loss"
+        )
         rows.append(("a network big enough", enough, said))
     counts = np.array([nets.known[name] for name in nets.all])
     ratio, most = counts.max() / counts.min(), counts.max()
@@ -261,13 +267,13 @@ def _conditions(nets: Networks, width: int) -> pd.DataFrame:
 
 
 def compare_size(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
-    """Compare one network for all tasks with one a task at several widths.
+    """Compare one network for all tasks with one per task at several widths.
 
     Returns:
         The arguments of `Comparison`.
     """
     nets, unit = Networks(rows, cells, seeds), unit_of(rows.tasks)
-    now = (rows.project.hidden or [WIDTH])[0]
+    now = (rows.project.hidden or [np.inf])[0]  # a head by folds is wider, and has not been tried
     setting = f"hidden = {json.dumps(rows.project.model.hidden)}  # nothing to change"
     if len(nets.all) > 1:
         nets.train([(group, width) for width in WIDTHS for group in (nets.all, *nets.each)])
@@ -286,7 +292,7 @@ def compare_size(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
     at = max(losing, default=min(found))
     said = "loses to" if losing else "does not measurably lose to"
     first = (
-        f"At width {at} one network for all {len(nets.all)} tasks {said} one a task of the same "
+        f"At width {at} one network for all {len(nets.all)} tasks {said} one per task of the same "
         f"width: {found[at]} {unit} ({nets.basis})."
     )
     if enough:
@@ -304,13 +310,13 @@ def compare_size(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
             {
                 "width": list(found),
                 "one network": [round(float(one[width][0]), 4) for width in found],
-                "one a task": [round(float(each[width][0]), 4) for width in found],
+                "one per task": [round(float(each[width][0]), 4) for width in found],
                 "difference": [str(of) for of in found.values()],
                 "one network is better": [of.verdict for of in found.values()],
             }
         ),
         "setting": setting,
-        "curves": curves({"one network for all tasks": one, "one network a task": each}),
+        "curves": curves({"one network for all tasks": one, "one network per task": each}),
         "x_label": "width of the hidden layer",
         "y_label": unit,
     }

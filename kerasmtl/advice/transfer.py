@@ -79,7 +79,9 @@ def compare_transfer(
                 line[f"{METHODS[name]} gains"] = f"{gain}{decided}"
         table.append(line)
     basis = f"95 %, {seeds} seeds, {len(rows.test)} test rows"
-    sentences, setting = _answer(found, counts, rows.project.training.plan, noun, unit, basis)
+    sentences, setting = _answer(
+        found, counts, rows.project.training.plan, noun, unit, basis, small
+    )
     ranked = None
     if backbones:
         ranked, better = _ranked(rows, cells, bootstrap, seeds, backbones)
@@ -101,7 +103,13 @@ def compare_transfer(
 
 
 def _answer(
-    found: Found, counts: Mapping[float, int], plan: str, noun: str, unit: str, basis: str
+    found: Found,
+    counts: Mapping[float, int],
+    plan: str,
+    noun: str,
+    unit: str,
+    basis: str,
+    small: bool = False,
 ) -> tuple[tuple[str, ...], str]:
     """Return the two sentences and the setting.
 
@@ -112,18 +120,25 @@ def _answer(
         noun: what rows are called.
         unit: of the score.
         basis: what intervals rest on.
+        small: whether the backbone cannot be trained, and a small network is its opponent.
     """
     setting = f'plan = "{plan}"  # nothing to change'
     scratch, frozen, whole = (found[name] for name in METHODS)
-    both = [share for share in scratch if share in whole or share in frozen]
+    both = [
+        share
+        for share in scratch
+        if (share in whole or share in frozen) and np.isfinite(scratch[share][0])
+    ]
     if not both:
-        return ("Nothing is compared yet: training from scratch needs more minutes.",), setting
+        said = "Nothing is compared yet: training from scratch needs more minutes, or more labels."
+        return (said,), setting
     at = max(both)
     name = "plan" if at in whole else "frozen"
     best, gain = found[name][at], estimate(found[name][at] - scratch[at])
+    other = "a small network" if small else "the same network"
     first = (
-        f"With {counts[at]:,} {noun} {METHODS[name]} reaches a {unit} of {best[0]:.3f}, the same "
-        f"network from random weights {scratch[at][0]:.3f}: a difference of {gain} ({basis})"
+        f"With {counts[at]:,} {noun} {METHODS[name]} reaches a {unit} of {best[0]:.3f}, {other} "
+        f"from random weights {scratch[at][0]:.3f}: a difference of {gain} ({basis})"
     )
     first += ", which decides nothing." if gain.verdict == "undecided" else "."
     sizes, most = sorted(scratch), f"ten times the {counts[at]:,} {noun}"
@@ -147,11 +162,11 @@ def _answer(
     else:
         low = f", or {needed.low:,.0f} at the least" if np.isfinite(needed.low) else ""
         second = f"From scratch would not get there within {most}{low}, by its power law."
-    if gain.verdict == "no":
+    if gain.verdict == "no" and name == "plan":
         setting = 'plan = "full"  # the backbone as it is holds the network back'
     elif max(counts) in frozen and max(counts) in whole:
         more = estimate(whole[max(counts)] - frozen[max(counts)])
-        if plan != "head" and more.verdict != "yes":
+        if plan != "head" and more.verdict == "no":
             setting = f'plan = "head"  # more than the head changes the {unit} by {more}'
     return (first, second), setting
 
@@ -204,10 +219,12 @@ def _trained(
 ) -> tuple[Mapping, Mapping]:
     """Train the network by the plan, or from random weights for as many epochs."""
     project, tasks = rows.project, rows.tasks
-    if method == "scratch":
+    changes: dict[str, Any] = {"seed": seed}
+    if method == "scratch" and project.input.kind == "image":
         # Without it, random weights learn the images by heart at once: on 300 street scenes 0.54
         # instead of 0.71, which would be no fair opponent.
-        project = project.changed({"augment": True})
+        changes["augment"] = True
+    project = project.changed(changes)
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
     train, val = (
@@ -216,9 +233,9 @@ def _trained(
     )
     if np.isnan(train.labels).all() or np.isnan(val.labels).all():
         return {}, {}
-    model = network(project, rows.train)
+    model = network(project, train)
     data = [project.dataset(train, model, training=True), project.dataset(val, model)]
-    loss = for_tasks(tasks, rows.train.labels)
+    loss = for_tasks(tasks, train.labels)
     with contextlib.redirect_stdout(io.StringIO()):
         if method == "plan":  # as train.py
             head = project.fit_head(model, train, val)
@@ -227,14 +244,17 @@ def _trained(
         else:
             plan, head = scratch_plan(project.training), None
             if small:
-                model = build_model(small_network(model), tasks, labels=rows.train.labels)
+                model = build_model(small_network(model), tasks, labels=train.labels)
             else:
                 forget([weight for part in backbones_in(model) for weight in part.weights], seed)
         model.compile("adam", loss, metrics=metrics_for_tasks(tasks))
-        if len(plan):
-            fine_tune(model, *data, plan=plan, verbose=0)
-            if head:
-                keep_better(model, before, data[1], tasks, verbose=False)
+        try:
+            if len(plan):
+                fine_tune(model, *data, plan=plan, verbose=0)
+                if head:
+                    keep_better(model, before, data[1], tasks, False, val.groups)
+        except FloatingPointError:  # the loss is no longer finite: nothing is known of this seed
+            return {}, {}
     # By calls: `predict` would trace a graph for each of many models, and warn of it.
     batches = [model(x, training=False) for x, _ in project.dataset(rows.test, model)]
     outputs = keras.tree.map_structure(lambda *each: np.concatenate(each), *batches)

@@ -38,7 +38,7 @@ from kerasmtl.evaluation.evaluate import collected
 from kerasmtl.evaluation.report import is_scored
 from kerasmtl.losses.defaults import for_tasks
 from kerasmtl.tasks import by_task, output_columns
-from kerasmtl.training.auto import encoded_views, features_of
+from kerasmtl.training.auto import encoded_views, features_of, head_for
 from kerasmtl.training.fine_tune import fine_tune
 from kerasmtl.training.heads import fit_head
 from kerasmtl.training.plans import Stage
@@ -311,11 +311,19 @@ class _Trainer:
         else:  # a list: an iterator of each epoch would take longer than the epoch
             judging = list(project.changed({"batch_size": BATCH}).dataset(held, model))
         judge = _Judge(held, judging, trial)
-        if project.model.hidden == "auto" and not self.whole:
+        head = None
+        if project.model.hidden == "auto" and self.whole:
+            parts = [(part, project.dataset(part, model)) for part in (rows, held)]
+            head = head_for(model, *parts, seed, project.training.plan)
+            head = head if head.tune else None  # else it has learned from what is to judge
+            model = head.attach(model) if head else model
+        if project.model.hidden == "auto" and head is None:
             # By folds of the train part alone, since the validation part is to judge.
             x, unseen = rows.values, held.values
             if self.stand_in is None:
-                x, unseen = (features_of(model, part, None) for part in (rows, held))
+                x, unseen = (
+                    features_of(model, part, project.dataset(part, model)) for part in (rows, held)
+                )
             views = encoded_views(model)
             head = fit_head(x, rows.labels, rows.tasks, rows.groups, seed=seed, views=views)
             judge.see(head.predict(unseen))
@@ -324,7 +332,7 @@ class _Trainer:
         model.compile("adam", for_tasks(rows.tasks, rows.labels), jit_compile=jit)
         data = project.dataset(rows, model, training=True)
         if self.stand_in is None:
-            plan = project.plan(model, data, judging)
+            plan = project.plan(model, data, judging, head)
             # No stage ends early by the loss of rows that are to judge.
             plan = [replace(stage, patience=None) for stage in plan]
         else:  # there is no backbone to freeze

@@ -68,9 +68,9 @@ def compare(
     """Measure on the project's own rows whether transfer, several tasks, or more width pays.
 
     transfer: random weights, the frozen backbone and the project's plan, on shares of the labels.
-    tasks: one network for all tasks, one a task, and groups. size: from which width on one network
-    for all no longer loses. Finished trainings are kept in runs/compare: after Ctrl-C, or when the
-    minutes are over, the same command resumes.
+    tasks: one network for all tasks, one per task, and groups. size: from which width on one
+    network for all no longer loses. Finished trainings are kept in runs/compare:
+    after Ctrl-C, or when the minutes are over, the same command resumes.
 
     \b
     Examples:

@@ -131,7 +131,11 @@ def render_report(results: Results) -> tuple[str, list[str]]:
             failed.append(f"{title}: {type(error).__name__}: {error}")
             blocks = [HTML.text(f"Could not be made: {failed[-1]}")]
         sections += [(title, blocks)] if blocks else []
-    sections[1:1] = map(_compared, results.comparisons)
+    for result in reversed(results.comparisons):
+        try:
+            sections.insert(1, _compared(result))
+        except (KeyError, TypeError, ValueError) as error:  # a file that somebody has changed
+            failed.append(f"Comparison: {type(error).__name__}: {error}")
     return str(HTML.page(results.name, _summary(results), sections)), failed
 
 

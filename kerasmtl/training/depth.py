@@ -115,8 +115,8 @@ def advice(train: np.ndarray, validation: np.ndarray, tasks: Sequence[Task]) -> 
     if not can_judge(validation, tasks):
         return (
             'plan="auto" fits the head alone: the median task has fewer than '
-            f"{JUDGES} labels of its rarer answer in the validation part, too few to judge "
-            "fine-tuning."
+            f"{JUDGES} labels of its rarer answer (values of a regression: {2 * JUDGES}) in the "
+            "validation part, too few to judge fine-tuning."
         )
     known = (~np.isnan(train)).sum(axis=0).tolist()
     if typical(known) < LITTLE:

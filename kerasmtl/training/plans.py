@@ -472,9 +472,10 @@ def as_plan(plan: Any) -> Plan:
         return plan
     if isinstance(plan, str):
         return make_plan(check_choice("plan", plan, PLANS))
-    if isinstance(plan, Stage) or not hasattr(plan, "__iter__") or not list(plan):
+    stages = () if isinstance(plan, Stage) or not hasattr(plan, "__iter__") else tuple(plan)
+    if not stages:
         raise ValueError(f"`plan` must be a list of stages, [Stage(…), …], got {plan!r}")
-    return Plan("own", tuple(plan))
+    return Plan("own", stages)
 
 
 def backbone_parameters(model: keras.Model) -> int:

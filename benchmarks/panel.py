@@ -327,8 +327,8 @@ def code_sha256() -> str:
 Cells = dict[str, dict[str, Any]]
 
 ABOUT = {
-    "linear": "linear: logistic regression (strength of 8 by 3 folds, log loss; C = 0.01 with fewer "
-    "than 3 labels of a class) or RidgeCV per task on standardised columns;",
+    "linear": "linear: logistic regression (strength of 8 by 3 folds, log loss; C = 0.01 with "
+    "fewer than 3 labels of a class) or RidgeCV per task on standardised columns;",
     "forest": "forest: 300 trees, leaves of 2, per task;",
     "boosting, lightgbm": "boosting, lightgbm: HistGradientBoosting and LightGBM as they are by "
     "default, per task;",

@@ -538,7 +538,7 @@ class Project(Settings):
         of = self.training
         if head is not None and not head.tune:
             why = f"Nothing after it: {head.next}." if head.next else ""
-            idle = " augment = true changes nothing: a head by folds sees each image as it is."
+            idle = " `augment` has no effect: the head is fitted to images as they are."
             return Plan(of.plan, (), why + idle if of.augment else why)
         if not self.input.has_backbone:
             return Plan("all", (Stage("all", of.epochs, of.learning_rate, schedule="cosine"),))

@@ -257,7 +257,7 @@ def _conditions(nets: Networks, width: int) -> pd.DataFrame:
     ratio, most = counts.max() / counts.min(), counts.max()
     similar = "yes" if ratio <= ALIKE else "no" if most > counts.sum() - most else "undecided"
     said = (
-        f"{counts.min():,} to {most:,} a task; all others of the largest: {counts.sum() - most:,}"
+        f"{counts.min():,} to {most:,} per task; all others of the largest: {counts.sum() - most:,}"
     )
     rows.append(("similar amounts of labels", similar, said))
     return pd.DataFrame(rows, columns=["condition", "holds", "measured"])
@@ -288,7 +288,8 @@ def compare_size(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
     if not found:
         return nets.nothing(setting)
     losing = [width for width in found if found[width].verdict == "no"]
-    enough = [width for width in found if width > max(losing, default=0)]
+    wider = [width for width in found if width > max(losing, default=0)]
+    enough = [width for width in wider if found[width].value > -MARGIN]
     at = max(losing, default=min(found))
     said = "loses to" if losing else "does not measurably lose to"
     first = (
@@ -297,12 +298,13 @@ def compare_size(rows: Rows, cells: Cells, seeds: int) -> dict[str, Any]:
     )
     if enough:
         at = min(enough)
-        second = f"Width {at} is the smallest tried from which on no loss is measured: {found[at]}"
+        second = f"Width {at} is the smallest tried at which one network keeps up: {found[at]}"
         possible = found[at].low < -MARGIN
-        second += f"; one of {-found[at].low:.3f} remains possible." if possible else "."
+        second += f"; a loss of {-found[at].low:.3f} remains possible." if possible else "."
         setting = f"hidden = [{at}]" if now < at else setting
     else:
-        second = f"One network loses at every width tried, up to {at}: try a wider one."
+        at = max(found)
+        second = f"One network keeps up at no width tried, up to {at}: try a wider one."
         setting = f"hidden = [{2 * at}]" if now <= at else setting
     return {
         "sentences": (first, second),

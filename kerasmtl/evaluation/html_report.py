@@ -174,7 +174,7 @@ def _compared(result: Mapping[str, Any]) -> tuple[str, list[Markup]]:
                     axes.set_xscale("log")
                     axes.set_xticks(x, [f"{size:g}" for size in x], minor=False)
                     axes.minorticks_off()
-        said = "Bands: 95 % intervals of each curve. Differences are measured in pairs, and surer."
+        said = "Bands: 95 % intervals of each curve. Differences are measured in pairs, and are more precise."
         blocks += [HTML.figures(charts), HTML.text(said, dim=True)]
     for table in filter(None, map(result.get, ("table", "details"))):
         blocks.append(_table(pd.DataFrame(table["rows"], columns=table["columns"], dtype=object)))
@@ -286,7 +286,7 @@ def _multiclass(task: Task, known: Known, results: Results) -> list[Markup]:
 
 
 def _thresholds(results: Results) -> list[Markup]:
-    """Return from where on each binary task says yes, and what that is worth on validation."""
+    """Return the thresholds of binary tasks, and their scores."""
     rows = [
         {"task": name, "yes from": of.threshold, "rule": of.rule, "known": of.known}
         | {_title(score): of.scores.get(score) for score in ("precision", "recall", "f1")}

@@ -174,7 +174,7 @@ def _compared(result: Mapping[str, Any]) -> tuple[str, list[Markup]]:
                     axes.set_xscale("log")
                     axes.set_xticks(x, [f"{size:g}" for size in x], minor=False)
                     axes.minorticks_off()
-        said = "Bands: 95 % intervals of each curve. Differences are measured in pairs, and are more precise."
+        said = "Bands: 95 % intervals of each curve. Paired differences are more precise."
         blocks += [HTML.figures(charts), HTML.text(said, dim=True)]
     for table in filter(None, map(result.get, ("table", "details"))):
         blocks.append(_table(pd.DataFrame(table["rows"], columns=table["columns"], dtype=object)))

@@ -163,7 +163,7 @@ def section(args: argparse.Namespace, lines: list[str]) -> str:
             f"{platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}.",
             "Macro ROC-AUC on test rows. Images: drawn street scenes, the embedded extractor with "
             f"a linear head, augmented, {STEPS:,} steps of 32 on both sides, the best epoch by "
-            f"validation; mean of {args.seeds} seeds, and the gain of each. Tox21 and widths: "
+            f"validation; seeds: {args.seeds}, with the gain of each. Tox21 and widths: "
             "single networks, their steps by folds on both sides; intervals of 95 % over "
             "test rows (and three seeds).",
             "\n".join(

@@ -87,9 +87,8 @@ def advise(project: Project, backbones: Sequence[str] = ()) -> Advice:
         with threadpool_limits(limits=1, user_api="blas"):
             probe = ridge_probe(features, labels, rows.tasks, rows.groups)
             # Of a table there is nothing to rank, and many columns would take minutes.
-            score = (
-                np.nan if not project.input.has_backbone else logme(features, labels, rows.tasks)
-            )
+            backbones_given = project.input.has_backbone
+            score = logme(features, labels, rows.tasks) if backbones_given else np.nan
         table[handle] = [str(probe[name]) for name in table["task"]]
         ranked.append((handle, mean_score(probe), round(score, 4), features.shape[1]))
     parts = [project.dataset(part, rows.model) for part in (rows.train, rows.val) if len(part)]

@@ -222,7 +222,7 @@ def _trained(
     changes: dict[str, Any] = {"seed": seed}
     if method == "scratch" and project.input.kind == "image":
         # Without it, random weights learn the images by heart at once: on 300 street scenes 0.54
-        # instead of 0.71, which would be no fair opponent.
+        # instead of 0.67, which would not be a fair opponent.
         changes["augment"] = True
     project = project.changed(changes)
     keras.utils.clear_session()

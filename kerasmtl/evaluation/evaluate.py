@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from sklearn import config_context
 
-from kerasmtl.evaluation.report import Bootstrap, Interval, Report, scores_of
+from kerasmtl.evaluation.report import Bootstrap, Interval, Report, is_scored, scores_of
 from kerasmtl.tasks import Task, as_tasks, output_columns
 from kerasmtl.utils.progress import progress_bar
 from kerasmtl.utils.validation import check_count, check_number
@@ -234,9 +234,7 @@ def known_cells(
     found = {}
     for task, y in zip(tasks, labels.T, strict=True):
         p = predictions[task.name]
-        known = ~np.isnan(y) & ~np.isnan(p.reshape(len(p), -1)).any(axis=1)
-        if task.kind == "binary":
-            known &= np.isin(y, (0, 1))
+        known = is_scored(task.kind, y) & ~np.isnan(p.reshape(len(p), -1)).any(axis=1)
         found[task.name] = y[known], p[known]
     return found
 

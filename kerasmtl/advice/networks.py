@@ -249,7 +249,8 @@ def _conditions(nets: Networks, width: int) -> pd.DataFrame:
         said = f"sharing with {by} changes a task's score by {shared} on average"
         rows.append(("features that can be shared", shared.verdict, said))
         enough = "yes" if all_in_one.low > -MARGIN else all_in_one.verdict
-        said = f"at width {width}, one for all less one per task is {all_in_one}; a loss below {MARGIN} counts as none"
+        said = f"at width {width}, one for all less one per task is {all_in_one}"
+        said += f"; a loss below {MARGIN} counts as none"
         rows.append(("a network big enough", enough, said))
     counts = np.array([nets.known[name] for name in nets.all])
     ratio, most = counts.max() / counts.min(), counts.max()
